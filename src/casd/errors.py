@@ -1,0 +1,25 @@
+"""The errors a user can mend. The CLI prints each as a line or two and exits with status 1; anything else is a bug."""
+
+
+class CasdError(Exception):
+    """Base of all errors whose message is written for the user: what was wrong, what was expected, what to do."""
+
+
+class ConfigError(CasdError):
+    """A configuration value, name or combination that cannot work; raised before any model is built."""
+
+
+class CorpusError(CasdError):
+    """Text that is missing, unreadable, empty, or too little for the splits that were asked for."""
+
+
+class ModelError(CasdError):
+    """A model or tokenizer that cannot be found, read or used."""
+
+
+class StoreError(CasdError):
+    """A stage on disk that is damaged, or that could not be written."""
+
+
+class TrainingStopped(CasdError):
+    """Training that had to stop: the loss is not finite. What was finished before is kept."""

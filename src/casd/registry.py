@@ -1,0 +1,96 @@
+"""Lazy look-up of the project's named choices (objectives, targets, corpora, …): a name leads to "module:attribute".
+
+A registry is a plain dict, so that listing the names imports nothing and adding one is a line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from casd.errors import ConfigError
+
+MAX_LISTED = 40
+"""More choices than this (transformers' architectures) are not listed in a message."""
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> ConfigError:
+    """The error for a name that is not among `choices`: names the nearest one and lists them all, unless they are many."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(name, choices, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    listed = f"Choices: {', '.join(choices) or 'none'}." if len(choices) <= MAX_LISTED else f"There are {len(choices)} choices."
+    return ConfigError(f"Unknown {kind} {name!r}.{hint} {listed}")
+
+
+def look_up(registry: Mapping[str, str], kind: str, name: str) -> Any:
+    """Import and return what `name` stands for. `kind` ("objective", "corpus", …) is for the error message.
+
+    Raises:
+        ConfigError: `name` is not in the registry.
+    """
+    if name not in registry:
+        raise unknown(kind, name, registry)
+    module, _, attribute = registry[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def build(registry: Mapping[str, str], kind: str, name: str, params: Mapping[str, Any]) -> Any:
+    """Construct the dataclass that `name` stands for from `params`, each checked by name and type.
+
+    Values are checked further by the class's own `__post_init__`, which raises ConfigError.
+
+    Raises:
+        ConfigError: unknown name, unknown or missing parameter, or a value of the wrong type.
+    """
+    cls = look_up(registry, kind, name)
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    where = f"{kind} {name!r}"
+    for key, value in params.items():
+        if key not in fields:
+            raise unknown(f"parameter of {where}:", key, fields)
+        if not _fits(value, hints[key]):
+            raise ConfigError(f"Parameter {key!r} of {where} is {value!r}; expected {_describe(hints[key])}.")
+    missing = [
+        key
+        for key, field in fields.items()
+        if key not in params and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"The {where} needs the parameter {missing[0]!r}, which is not given.")
+    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in params.items()})
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether `value` may stand where `hint` is declared; an int may stand for a float, a list for a tuple."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(_fits(item, arguments[0]) for item in value)
+    if origin is typing.Literal:
+        return value in arguments
+    if arguments:  # a union such as `float | None`
+        return any(_fits(value, argument) for argument in arguments)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    """A declared type in words: "float", "float | None", "a list of str", "one of 'payload', 'clean'"."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        return f"a list of {_describe(arguments[0])}"
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(repr, arguments))}"
+    if arguments:
+        return " | ".join(map(_describe, arguments))
+    return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))
