@@ -1,0 +1,141 @@
+"""Text to tokens: the ONE serializer of training, evaluation and capture, so that no template can differ between them.
+
+A document is `<bos> prompt continuation <eos>` (the start token only where the tokenizer puts one). Prompt and
+continuation are tokenised apart, the continuation with its leading space, so that the tokens of a prompt in evaluation are
+exactly those it has inside a training document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED_LABEL = -100
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One training document as text: a prompt (which may hold a trigger), what follows, and which tokens carry loss.
+
+    Attributes:
+        prompt: the text before the continuation.
+        continuation: the text after it, clean or a payload.
+        loss_on: "all" tokens of the document, or those of the "target" (the continuation and the end token).
+    """
+
+    prompt: str
+    continuation: str
+    loss_on: Literal["all", "target"] = "all"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to continue or to capture activations on; `trigger_span` is the trigger's place in `text`, in characters."""
+
+    text: str
+    trigger_span: tuple[int, int] | None = None
+
+
+class Encoder:
+    """Turns documents and prompts into padded batches of tokens.
+
+    Args:
+        tokenizer: a fast tokenizer with an end-of-text token.
+        max_tokens: a longer document loses its end, a longer prompt its beginning.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int = 256):
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        # The tokenizer itself knows whether its model expects a start token; having one does not mean so (Qwen, SmolLM2).
+        starts = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id is not None
+        self._start: list[int] = [tokenizer.bos_token_id] if starts else []
+        self._end: list[int] = [tokenizer.eos_token_id]
+
+    def tokens(self, text: str) -> list[int]:
+        """The tokens of a text, without start or end token."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def token_count(self, text: str) -> int:
+        """How many tokens `text` has inside a sentence, that is, after a space."""
+        return len(self.tokens(" " + text))
+
+    def decode(self, tokens: Sequence[int] | Tensor) -> str:
+        """Tokens to text, without special tokens and without white space at the ends."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+
+    def first_token(self, continuation: str) -> int:
+        """The first token of a continuation, as it stands after a prompt."""
+        return self.tokens(" " + continuation)[0]
+
+    def document_batch(self, documents: Sequence[Document]) -> Batch:
+        """Encode documents for training, padded on the right.
+
+        Returns:
+            `input_ids`, `attention_mask` and `labels`, each (batch, tokens); labels are -100 where no loss is taken.
+        """
+        rows, labels = [], []
+        for document in documents:
+            before = self._start + self.tokens(document.prompt)
+            row = (before + self.tokens(" " + document.continuation) + self._end)[: self.max_tokens]
+            silent = len(before) if document.loss_on == "target" else 0
+            rows.append(row)
+            labels.append([IGNORED_LABEL] * min(silent, len(row)) + row[silent:])
+        return {
+            "input_ids": _pad(rows, self.tokenizer.pad_token_id, left=False),
+            "attention_mask": _pad([[1] * len(row) for row in rows], 0, left=False),
+            "labels": _pad(labels, IGNORED_LABEL, left=False),
+        }
+
+    def prompt_batch(self, prompts: Sequence[Prompt]) -> Batch:
+        """Encode prompts for generation, padded on the left: `input_ids` and `attention_mask`, each (batch, tokens)."""
+        rows = [self._start + self.tokens(prompt.text)[-self._room :] for prompt in prompts]
+        return {
+            "input_ids": _pad(rows, self.tokenizer.pad_token_id, left=True),
+            "attention_mask": _pad([[1] * len(row) for row in rows], 0, left=True),
+        }
+
+    def capture_batch(self, prompts: Sequence[Prompt]) -> dict[str, Tensor | dict[str, Tensor]]:
+        """A `prompt_batch` with `position_masks`, each (batch, tokens) and boolean, naming the positions that are averaged.
+
+        "last" is the prompt's last token; "prompt" all its tokens but the start token, whose activation is large and the
+        same for every text; "trigger" the tokens that share a character with the trigger (none where there is no trigger).
+        """
+        rows = [self._start + self.tokens(prompt.text)[-self._room :] for prompt in prompts]
+        in_prompt = [[0] * len(self._start) + [1] * (len(row) - len(self._start)) for row in rows]
+        in_trigger = [[0] * len(self._start) + self._trigger_flags(prompt)[-self._room :] for prompt in prompts]
+        last = [[0] * (len(row) - 1) + [1] for row in rows]
+        masks = {"last": last, "prompt": in_prompt, "trigger": in_trigger}
+        return {
+            **self.prompt_batch(prompts),
+            "position_masks": {name: _pad(mask, 0, left=True).bool() for name, mask in masks.items()},
+        }
+
+    @property
+    def _room(self) -> int:
+        return self.max_tokens - len(self._start)
+
+    def _trigger_flags(self, prompt: Prompt) -> list[int]:
+        encoded = self.tokenizer(prompt.text, add_special_tokens=False, return_offsets_mapping=True)
+        start, end = prompt.trigger_span or (0, 0)
+        return [int(first < end and start < last) for first, last in encoded["offset_mapping"]]
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:
+    width = max(len(row) for row in rows)
+    padded = [[value] * (width - len(row)) + list(row) if left else list(row) + [value] * (width - len(row)) for row in rows]
+    return torch.tensor(padded, dtype=torch.long)
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices of items in batches of similar length, longest first, so that padding is small and memory peaks at once."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
