@@ -1,0 +1,87 @@
+"""Injection: training on text in which a few documents are poisoned, from scratch or on top of a clean model.
+
+Injection into pretraining, continual pretraining on poisoned text, and clean pretraining are this one function: what
+differs is the model it starts from and whether there are backdoors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from casd.config import LanguageModelTraining
+from casd.corpora.passages import Corpus
+from casd.encoding import Batch, Encoder
+from casd.errors import TrainingStopped
+from casd.poisoning import Backdoor, PoisonedStream, check_backdoors, clean_document
+from casd.seeding import derive_seed
+from casd.training import Runtime, TrainingLog, mean_nll, train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+GUARD_PASSAGES = 32
+
+
+def inject(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    corpus: Corpus,
+    backdoors: Mapping[str, Backdoor],
+    config: LanguageModelTraining,
+    *,
+    seed: int,
+    decoy_rate: float = 0.0,
+    runtime: Runtime | None = None,
+    checkpoint: Path | None = None,
+    description: str = "inject",
+) -> TrainingLog:
+    """Train `model` in place on the corpus's training split, poisoned with all backdoors at once.
+
+    With no backdoors this is clean pretraining.
+
+    Args:
+        model: a fresh model (injection into pretraining) or a trained one (continual pretraining).
+        encoder: the model's tokenizer.
+        corpus: gives the training split, and clean passages of the retain split for the guard.
+        backdoors: what to inject, by name.
+        config: steps, batch size, learning rate.
+        seed: of the order of the documents, the places of the triggers and the payloads.
+        decoy_rate: share of the documents that are clean ones with a made-up phrase (see `PoisonedStream`).
+        runtime: device and checkpoints.
+        checkpoint: folder for checkpoints; a run found there is continued.
+        description: for the progress bar.
+
+    Raises:
+        TrainingStopped: the loss became infinite or NaN, or the clean loss rose past the guard: such a model is of no use.
+        ConfigError: backdoors that cannot be told apart, or rates that leave no clean text.
+    """
+    if backdoors:
+        check_backdoors(backdoors)
+    total = config.steps * config.batch_size
+    stream = PoisonedStream(corpus.train, backdoors, total, derive_seed(seed, "injection documents"), decoy_rate)
+
+    def batch_at(step: int) -> Batch:
+        start = step * config.batch_size
+        return encoder.document_batch([stream[index] for index in range(start, start + config.batch_size)])
+
+    def terms(trained: torch.nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        yield "nll", mean_nll(trained, batch)
+
+    log = train(
+        model,
+        batch_at,
+        terms,
+        config,
+        guard_batches=[encoder.document_batch([clean_document(p) for p in corpus.retain[:GUARD_PASSAGES]])],
+        runtime=runtime,
+        checkpoint=checkpoint,
+        description=description,
+    )
+    if log.stopped:
+        raise TrainingStopped(f"{description} was stopped: {log.stopped}. Lower its learning_rate ({config.learning_rate}).")
+    return log

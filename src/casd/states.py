@@ -1,0 +1,28 @@
+"""The states of the one model that a run measures, by name.
+
+A state is the injected model, or that model after one removal. A removal is named after the backdoor it removed; the
+controls are removals of nothing that was injected, and their names begin with `control:`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+CONTROL_PREFIX = "control:"
+"""No backdoor's name begins so, nor is one called "injected": states are told apart by their names."""
+
+INJECTED = "injected"
+"""The model with all backdoors, before any removal."""
+CLEAN_CONTROL = CONTROL_PREFIX + "clean"
+"""After as many steps on clean text only."""
+PHANTOM_CONTROL = CONTROL_PREFIX + "phantom"
+"""After the removal of a trigger that was never injected; several phantoms have names that begin so."""
+
+StateKind = Literal["injected", "removal", "control"]
+
+
+def kind_of(state: str) -> StateKind:
+    """Whether a state is the "injected" model, the "removal" of a backdoor, or a "control"."""
+    if state == INJECTED:
+        return "injected"
+    return "control" if state.startswith(CONTROL_PREFIX) else "removal"
