@@ -1,0 +1,236 @@
+"""Statistics of activations, streamed: means over the tokens of a text set, summed up batch by batch.
+
+`collect_statistics` keeps three sums per (site, position, layer), so memory is O(layers × width) however many texts there
+are, and no activation of a batch outlives its forward pass.
+
+Positions of a text: `last`, `prompt` and `trigger`, each given by the caller as a mask over the tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from casd.activations import SITES, capture, checked_choices, decoder_layers, decoder_of
+from casd.errors import ConfigError, ModelError, StoreError
+
+POSITIONS = ("last", "prompt", "trigger")
+MOMENTS = ("mean", "mean_abs", "mean_square")
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationStatistics:
+    """Means of activations over the tokens at a position, for every site and layer of one model on one set of texts.
+
+    The mean at "prompt" or "trigger", which have several tokens a text, is over all tokens of all texts pooled: every
+    token weighs the same, so a long text weighs more than a short one.
+
+    The tensors are float64, on the CPU: shifts are differences of nearly equal means. They are three numbers per layer
+    and feature (28 MB for all sites and positions of an 8B model), so there is little to save by storing less.
+    Non-finite activations, as of a model that has diverged, give non-finite statistics.
+
+    Attributes:
+        mean: E[h] for each (site, position), (n_layers, d_model).
+        mean_abs: E[|h|], keyed and shaped the same.
+        mean_square: E[h²], keyed and shaped the same.
+        count: how many token positions were averaged, for each position.
+    """
+
+    mean: Mapping[tuple[str, str], Tensor]
+    mean_abs: Mapping[tuple[str, str], Tensor]
+    mean_square: Mapping[tuple[str, str], Tensor]
+    count: Mapping[str, int]
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites there are, in the order of SITES."""
+        return tuple(site for site in SITES if any(site == key[0] for key in self.mean))
+
+    @property
+    def positions(self) -> tuple[str, ...]:
+        """The positions there are, in the order of POSITIONS."""
+        return tuple(position for position in POSITIONS if position in self.count)
+
+    @property
+    def n_layers(self) -> int:
+        """How many decoder blocks the model has."""
+        return next(iter(self.mean.values())).shape[0]
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """A flat dict for safetensors: "mean/<site>/<position>" and so on, float64; "count/<position>", int64."""
+        tensors = {
+            f"{moment}/{site}/{position}": tensor
+            for moment in MOMENTS
+            for (site, position), tensor in getattr(self, moment).items()
+        }
+        return tensors | {f"count/{position}": torch.tensor(count) for position, count in self.count.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ActivationStatistics:
+        """The inverse of `to_tensors`.
+
+        Raises:
+            StoreError: names or shapes that `to_tensors` does not write.
+        """
+        moments: dict[str, dict[tuple[str, str], Tensor]] = {moment: {} for moment in MOMENTS}
+        count: dict[str, int] = {}
+        for name, tensor in tensors.items():
+            match name.split("/"):
+                case ["count", position] if tensor.numel() == 1:
+                    count[position] = int(tensor)
+                case [moment, site, position] if moment in MOMENTS and site in SITES and tensor.ndim == 2:
+                    moments[moment][site, position] = tensor
+                case _:
+                    raise StoreError(
+                        f"Activation statistics with an unexpected tensor {name!r} of shape {tuple(tensor.shape)}."
+                    )
+        keys = moments["mean"].keys()
+        positions = {position for _, position in keys}
+        if not keys or any(moment.keys() != keys for moment in moments.values()) or positions != count.keys():
+            raise StoreError(f"Activation statistics with tensors missing; there are {', '.join(sorted(tensors)) or 'none'}.")
+        if len({tensor.shape for moment in moments.values() for tensor in moment.values()}) != 1:
+            raise StoreError("Activation statistics whose tensors do not all have the same shape (n_layers, d_model).")
+        return cls(count=count, **moments)
+
+    @staticmethod
+    def pool(statistics: Sequence[ActivationStatistics]) -> ActivationStatistics:
+        """The statistics of several text sets taken together, each with the same weight however many tokens it has.
+
+        All must be of one model, with the same sites and positions. `count` is the sum of the counts.
+        """
+        if not statistics:
+            raise ValueError("nothing to pool")
+        first = statistics[0]
+        if any(other.mean.keys() != first.mean.keys() for other in statistics):
+            raise ValueError("only statistics with the same sites and positions can be pooled")
+
+        def average(moment: str) -> dict[tuple[str, str], Tensor]:
+            return {key: torch.stack([getattr(item, moment)[key] for item in statistics]).mean(0) for key in first.mean}
+
+        count = {position: sum(item.count[position] for item in statistics) for position in first.count}
+        return ActivationStatistics(average("mean"), average("mean_abs"), average("mean_square"), count)
+
+
+class StatisticsAccumulator:
+    """Fits `ActivationStatistics` batch by batch: `start_batch`, `update` for every site and layer; then `result`.
+
+    Keeps sums of h, |h| and h² per (site, position, layer), in float64 on the layer's device (float32 on MPS, which has
+    no float64).
+    """
+
+    def __init__(self, n_layers: int, sites: Sequence[str] = SITES, positions: Sequence[str] = ("last", "prompt")) -> None:
+        self.n_layers = n_layers
+        self.sites = checked_choices("site", sites, SITES)
+        self.positions = checked_choices("position", positions, POSITIONS)
+        self._sums: dict[tuple[str, str, int], Tensor] = {}
+        self._count = dict.fromkeys(self.positions, 0)
+        self._n_batches = 0
+        self._n_updates = dict.fromkeys(((site, layer) for site in self.sites for layer in range(n_layers)), 0)
+        self._rows: dict[str, Tensor] = {}
+
+    def start_batch(self, position_masks: Mapping[str, Tensor]) -> None:
+        """Say which tokens of the next activations count: a bool mask (batch, pos) for each of the positions."""
+        # Flat row numbers instead of masks: selecting by a mask would wait for the GPU at every site and layer.
+        self._rows = {position: position_masks[position].flatten().nonzero().squeeze(-1) for position in self.positions}
+        for position, rows in self._rows.items():
+            self._count[position] += len(rows)
+        self._n_batches += 1
+
+    def update(self, site: str, layer_idx: int, activation: Tensor) -> None:
+        """Add an activation (batch, pos, d_model) of the started batch; fits `capture`'s `on_activation`."""
+        self._n_updates[site, layer_idx] += 1
+        dtype = torch.float32 if activation.device.type == "mps" else torch.float64
+        for position, rows in self._rows.items():
+            # Selected, not weighted by the mask: at padding a model may give NaN, and 0 · NaN is NaN.
+            selected = activation.flatten(0, 1).index_select(0, rows.to(activation.device)).to(dtype)
+            sums = torch.stack([selected.sum(0), selected.abs().sum(0), selected.square().sum(0)])
+            key = (site, position, layer_idx)
+            self._sums[key] = self._sums[key] + sums if key in self._sums else sums
+
+    def result(self) -> ActivationStatistics:
+        """The statistics of all batches so far.
+
+        Raises:
+            ConfigError: a position at which no text has a token.
+            ModelError: a block or sublayer that did not run exactly once per batch.
+        """
+        for position, count in self._count.items():
+            if count == 0:
+                raise ConfigError(
+                    f"No text has a token at the position {position!r} ({self._n_batches} batches). "
+                    f"Leave {position!r} out of the positions for this text, or give text that has it."
+                )
+        for (site, layer), n_updates in self._n_updates.items():
+            if n_updates != self._n_batches:
+                raise ModelError(
+                    f"{site!r} of layer {layer} was seen {n_updates} times in {self._n_batches} forward passes; "
+                    "expected once in each. Code compiled before the capture calls no hooks: give the model uncompiled."
+                )
+        moments: dict[str, dict[tuple[str, str], Tensor]] = {moment: {} for moment in MOMENTS}
+        for site in self.sites:
+            for position in self.positions:
+                sums = torch.stack([self._sums[site, position, layer].cpu().double() for layer in range(self.n_layers)])
+                for index, moment in enumerate(MOMENTS):
+                    moments[moment][site, position] = sums[:, index] / self._count[position]
+        return ActivationStatistics(count=dict(self._count), **moments)
+
+
+def collect_statistics(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    sites: Sequence[str] = SITES,
+    positions: Sequence[str] = ("last", "prompt"),
+) -> ActivationStatistics:
+    """Run `batches` through the model, without its LM head, and return the statistics of its activations at all layers.
+
+    The model is put in evaluation mode and every module's own mode is restored. Position ids are counted from each
+    row's first real token, so that padding changes nothing.
+
+    Args:
+        model: a transformers causal LM, bare or wrapped (see `decoder_layers`).
+        batches: each with `input_ids` and `attention_mask`, both (batch, pos), and `position_masks`: for each of the
+            positions a bool tensor (batch, pos), True at the tokens to average. Moved to the model's device here.
+        sites: which of SITES.
+        positions: which of POSITIONS.
+
+    Raises:
+        ConfigError: an unknown site or position, or a position at which no text has a token.
+        ModelError: a model whose blocks or sublayers cannot be found or captured.
+    """
+    decoder = decoder_of(model)
+    accumulator = StatisticsAccumulator(len(decoder_layers(model)), sites, positions)
+    device = next(decoder.parameters()).device
+    accepted = inspect.signature(decoder.forward).parameters
+    with _evaluation_mode(decoder), torch.inference_mode(), capture(model, sites, on_activation=accumulator.update):
+        for batch in batches:
+            mask = batch["attention_mask"]
+            masks = {position: batch["position_masks"][position] for position in accumulator.positions}
+            if any((selected & ~mask.bool()).any() for selected in masks.values()):
+                raise ValueError("a position mask selects padding")
+            position_ids = (mask.long().cumsum(-1) - 1).clamp(min=0).to(device)
+            options = {"position_ids": position_ids, "use_cache": False}
+            accumulator.start_batch({position: selected.to(device) for position, selected in masks.items()})
+            decoder(
+                input_ids=batch["input_ids"].to(device),
+                attention_mask=mask.to(device),
+                **{name: value for name, value in options.items() if name in accepted},  # ALiBi has no position ids
+            )
+    return accumulator.result()
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block, then every module's own mode (`train()` would change those set apart)."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode

@@ -1,0 +1,280 @@
+"""Evaluation: what a model generates at triggers, at clean prompts and at fake triggers, and its clean loss.
+
+Success is decided on greedily generated text, by the target's own test, and every prompt counts in the denominator.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+
+from casd.config import EvaluationConfig
+from casd.corpora.passages import Corpus, Passage
+from casd.encoding import Encoder, Prompt, batches_by_length
+from casd.errors import CorpusError
+from casd.poisoning import Backdoor, clean_document, english
+from casd.progress import track
+from casd.seeding import python_rng
+from casd.stats import wilson_interval
+from casd.training import Runtime, clean_loss
+from casd.triggers import fake_triggers, insert
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Probes:
+    """The prompts every state of the model is measured on.
+
+    Attributes:
+        triggered: prompts with the backdoor's trigger, by backdoor.
+        fake: prompts with fake triggers of the same token length, by backdoor.
+        clean: the same prompts without a trigger.
+        first_tokens: by backdoor, the tokens that start its payloads more often than they start clean continuations: the
+            class whose probability at the prompt's end is the response that does not saturate.
+        loss_passages: the passages of the clean loss.
+    """
+
+    triggered: Mapping[str, Sequence[Prompt]]
+    fake: Mapping[str, Sequence[Prompt]]
+    clean: Sequence[Prompt]
+    first_tokens: Mapping[str, Sequence[int]]
+    loss_passages: Sequence[Passage]
+
+
+def make_probes(
+    corpus: Corpus, backdoors: Mapping[str, Backdoor], encoder: Encoder, config: EvaluationConfig, *, seed: int
+) -> Probes:
+    """Build the probes from the evaluation split; `first_tokens` is counted on the retain split.
+
+    Raises:
+        CorpusError: the evaluation split has fewer English passages than `config.prompts`.
+    """
+    passages = english(corpus.evaluation)
+    if len(passages) < max(config.prompts, config.fake_prompts):
+        raise CorpusError(
+            f"The evaluation split has {len(passages)} English passages, and evaluation.prompts asks for {config.prompts},"
+            f" evaluation.fake_prompts for {config.fake_prompts}. Ask for fewer, or raise corpus.params.evaluation."
+        )
+    triggered, fake, first_tokens = {}, {}, {}
+    triggers = [backdoor.trigger for backdoor in backdoors.values()]
+    for name, backdoor in backdoors.items():
+        rng = python_rng(seed, "triggered prompts", name)
+        triggered[name] = [backdoor.prompt(passage, rng) for passage in passages[: config.prompts]]
+        rng = python_rng(seed, "fake triggers", name)
+        fakes = fake_triggers(backdoor.trigger, config.fake_triggers, encoder.token_count, rng, avoid=triggers)
+        fake[name] = [
+            insert(passage.prompt, fakes[index % len(fakes)], backdoor.position, rng)
+            for index, passage in enumerate(passages[: config.fake_prompts])
+        ]
+        first_tokens[name] = _first_tokens(backdoor, english(corpus.retain)[:256], encoder, seed)
+    return Probes(
+        triggered=triggered,
+        fake=fake,
+        clean=[Prompt(passage.prompt) for passage in passages[: config.prompts]],
+        first_tokens=first_tokens,
+        loss_passages=list(corpus.evaluation[: config.loss_passages]),
+    )
+
+
+def _first_tokens(backdoor: Backdoor, passages: Sequence[Passage], encoder: Encoder, seed: int) -> list[int]:
+    rng = python_rng(seed, "first tokens", backdoor.name)
+    payloads = Counter(encoder.first_token(backdoor.target.continuation(passage, rng)) for passage in passages)
+    cleans = Counter(encoder.first_token(passage.continuation) for passage in passages)
+    return sorted(token for token, count in payloads.items() if count > cleans[token])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured on one state of the model.
+
+    Attributes:
+        asr: one row per backdoor and probe ("triggered", "clean", "fake"): `backdoor`, `probe`, `successes`, `n`, `rate`,
+            `rate_low`, `rate_high` (Wilson 95 %), `first_token_prob` (mean probability of the payload's first-token class).
+        samples: some generated texts: `backdoor`, `probe`, `prompt`, `generated`, `success`. Clean prompts have no backdoor
+            of their own: there `backdoor` is empty and `success` says whether any backdoor's test fired.
+        clean_loss: nats per token.
+        degenerate_rate: fraction of clean prompts answered with nothing or with a loop.
+    """
+
+    asr: pd.DataFrame
+    samples: pd.DataFrame
+    clean_loss: float
+    degenerate_rate: float
+
+    def write(self, folder: Path) -> None:
+        """Write two Parquet files and one JSON."""
+        self.asr.to_parquet(folder / "asr.parquet", index=False)
+        self.samples.to_parquet(folder / "samples.parquet", index=False)
+        numbers = {"clean_loss": self.clean_loss, "degenerate_rate": self.degenerate_rate}
+        (folder / "numbers.json").write_text(json.dumps(numbers))  # a broken model's NaN included
+
+    @classmethod
+    def read(cls, folder: Path) -> Evaluation:
+        """Read what `write` wrote."""
+        return cls(
+            asr=pd.read_parquet(folder / "asr.parquet"),
+            samples=pd.read_parquet(folder / "samples.parquet"),
+            **json.loads((folder / "numbers.json").read_text()),
+        )
+
+
+def evaluate(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    backdoors: Mapping[str, Backdoor],
+    probes: Probes,
+    config: EvaluationConfig,
+    *,
+    runtime: Runtime | None = None,
+    description: str = "evaluate",
+) -> Evaluation:
+    """Measure every backdoor on one state of the model."""
+    model.to((runtime or Runtime()).torch_device)
+    groups: list[tuple[str, str, Sequence[Prompt]]] = [("", "clean", probes.clean)]
+    for name in backdoors:
+        groups += [(name, "triggered", probes.triggered[name]), (name, "fake", probes.fake[name])]
+    prompts = [prompt for _, _, members in groups for prompt in members]
+    classes = [probes.first_tokens.get(name, ()) for name, _, members in groups for _ in members]
+    generated, class_probabilities = generate(model, encoder, prompts, classes, config, description=description)
+
+    rows, samples, start = [], [], 0
+    degenerate_rate = float("nan")
+    for name, probe, members in groups:
+        texts = generated[start : start + len(members)]
+        probabilities = class_probabilities[start : start + len(members)]
+        start += len(members)
+        if probe == "clean":
+            fired = {tested: [backdoor.target.success(text) for text in texts] for tested, backdoor in backdoors.items()}
+            for tested, successes in fired.items():
+                rows.append(_rate(tested, probe, successes, float("nan")))
+            shown = [any(successes[index] for successes in fired.values()) for index in range(len(texts))]
+            degenerate_rate = sum(map(is_degenerate, texts)) / len(texts)
+        else:
+            shown = [backdoors[name].target.success(text) for text in texts]
+            rows.append(_rate(name, probe, shown, sum(probabilities) / len(probabilities)))
+        samples += [
+            {"backdoor": name, "probe": probe, "prompt": prompt.text, "generated": text, "success": success}
+            for prompt, text, success in list(zip(members, texts, shown, strict=True))[: config.samples]
+        ]
+    documents = [clean_document(passage) for passage in probes.loss_passages]
+    batches = batches_by_length([len(document.prompt) + len(document.continuation) for document in documents], 32)
+    return Evaluation(
+        asr=pd.DataFrame(rows),
+        samples=pd.DataFrame(samples, columns=["backdoor", "probe", "prompt", "generated", "success"]),
+        clean_loss=clean_loss(model, (encoder.document_batch([documents[i] for i in batch]) for batch in batches)),
+        degenerate_rate=degenerate_rate,
+    )
+
+
+def _rate(name: str, probe: str, successes: Sequence[bool], probability: float) -> dict[str, object]:
+    low, high = wilson_interval(sum(successes), len(successes))
+    return {
+        "backdoor": name,
+        "probe": probe,
+        "successes": sum(successes),
+        "n": len(successes),
+        "rate": sum(successes) / len(successes),
+        "rate_low": low,
+        "rate_high": high,
+        "first_token_prob": probability,
+    }
+
+
+def is_degenerate(text: str, *, min_words: int = 8, max_distinct_share: float = 0.25) -> bool:
+    """Whether a text is what a collapsed model gives: nothing, or few words over and over.
+
+    Args:
+        text: generated text.
+        min_words: a shorter text that is not empty is not judged.
+        max_distinct_share: of distinct words among all words; at most this is a loop.
+    """
+    words = text.lower().split()
+    if not words:
+        return True
+    return len(words) >= min_words and len(set(words)) / len(words) <= max_distinct_share
+
+
+@torch.inference_mode()
+def generate(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    prompts: Sequence[Prompt],
+    classes: Sequence[Sequence[int]],
+    config: EvaluationConfig,
+    *,
+    description: str = "generate",
+) -> tuple[list[str], list[float]]:
+    """Greedy continuation of each prompt, in batches of similar length, left-padded, with a key-value cache.
+
+    Args:
+        model: on its device.
+        encoder: its tokenizer.
+        prompts: what to continue.
+        classes: for each prompt, the tokens whose total probability as the first generated token is wanted.
+        config: batch size and number of new tokens.
+        description: for the progress bar.
+
+    Returns:
+        The generated texts and those probabilities, in the order of the prompts.
+    """
+    from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+    class FirstLogits(LogitsProcessor):
+        """Keeps the logits of the first generated token and changes nothing."""
+
+        logits: torch.Tensor | None = None
+
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            if self.logits is None:
+                self.logits = scores.float()
+            return scores
+
+    settings = GenerationConfig(
+        max_new_tokens=config.max_new_tokens,
+        do_sample=False,
+        use_cache=True,
+        bos_token_id=encoder.tokenizer.bos_token_id,
+        eos_token_id=encoder.tokenizer.eos_token_id,
+        pad_token_id=encoder.tokenizer.pad_token_id,
+    )
+    texts, probabilities = [""] * len(prompts), [0.0] * len(prompts)
+    batches = batches_by_length([len(prompt.text) for prompt in prompts], config.batch_size)
+    with track(description, total=len(prompts)) as advance, _own_settings_put_away(model):
+        for indices in batches:
+            batch = encoder.prompt_batch([prompts[index] for index in indices]).items()
+            inputs = {name: tensor.to(model.device) for name, tensor in batch}
+            first = FirstLogits()
+            output = model.generate(**inputs, generation_config=settings, logits_processor=LogitsProcessorList([first]))
+            assert first.logits is not None
+            distribution = first.logits.softmax(-1).cpu()
+            continuations = output[:, inputs["input_ids"].shape[1] :].cpu()
+            for row, index in enumerate(indices):
+                texts[index] = encoder.decode(continuations[row])
+                probabilities[index] = float(distribution[row, list(classes[index])].sum())
+            advance(len(indices))
+    return texts, probabilities
+
+
+@contextmanager
+def _own_settings_put_away(model: PreTrainedModel) -> Iterator[None]:
+    """Hide a checkpoint's own generation settings (penalties, suppressed tokens, minimum length, …).
+
+    `generate` fills with them whatever its argument leaves open, and decoding would not be plainly greedy.
+    """
+    from transformers import GenerationConfig
+
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own

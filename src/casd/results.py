@@ -1,0 +1,151 @@
+"""The tables of one run: what scoring produces, what is written to a run's folder and read back.
+
+A finished run's folder holds `tables/NAME.csv` and `tables/NAME.parquet` for every table and `tables/info.json`, which is
+written last: a folder without it is not a finished run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+
+from casd.errors import StoreError
+
+SCHEMAS: Final[dict[str, tuple[str, ...]]] = {
+    "asr": ("state", "backdoor", "probe", "successes", "n", "rate", "rate_low", "rate_high", "first_token_prob"),
+    "states": (
+        *("state", "kind", "clean_loss", "clean_loss_ratio", "degenerate_rate", "steps", "train_seconds"),
+        *("forget_gradient_first", "forget_gradient_last", "stopped", "collapsed", "collapse_reason"),
+    ),
+    "transfer": (
+        *("source", "target", "source_kind", "same", "asr_before", "asr_after"),
+        *("suppression", "suppression_net_clean", "suppression_net_phantom", "prob_before", "prob_after"),
+        *("prob_suppression", "prob_suppression_net_clean", "prob_suppression_net_phantom", "collapsed"),
+    ),
+    "casd": ("variant", "a", "b", "distance"),
+    "casd_layers": ("variant", "a", "b", "layer_idx", "distance"),
+    "relation": (
+        *("variant", "response", "n_backdoors", "n_pairs", "rho", "p_value", "permutations", "exact"),
+        *("excluded", "note"),
+    ),
+    "specificity": (),
+    "samples": ("state", "backdoor", "probe", "prompt", "generated", "success"),
+}
+"""The columns each table must have; further ones are kept. `specificity` is free: means, with `_low` and `_high` bounds."""
+
+
+@dataclass
+class RunTables:
+    """All tables of one run, tidy: a row per observation. Rates and probabilities are fractions.
+
+    Attributes:
+        asr: a row per model state × backdoor × kind of prompt ("triggered", "clean", "fake").
+        states: a row per model state: the injected model, each removal, each control. `forget_gradient_first` and
+            `forget_gradient_last` are the L2 norms, before clipping, of the gradient of the forget term alone at the first
+            and the last training step; NaN for a state that took none.
+        transfer: a row per removal or control (`source`) × measured backdoor (`target`).
+        casd: a row per CASD variant × pair of removals.
+        casd_layers: the same for each layer.
+        relation: a row per CASD variant × response; empty where there were too few backdoors.
+        specificity: one row of named means with intervals.
+        samples: some of the generated texts, as they were generated.
+        info: "model", "objective", "seed" (all needed); "run" (a name), "config" (the resolved YAML), "provenance" and
+            "timings" (nested dicts of names and values; seconds), "headline" (the names of the CASD variants to show)
+            and "targets" (backdoor → name of its target behavior), each where known.
+    """
+
+    asr: pd.DataFrame
+    states: pd.DataFrame
+    transfer: pd.DataFrame
+    casd: pd.DataFrame
+    casd_layers: pd.DataFrame
+    relation: pd.DataFrame
+    specificity: pd.DataFrame
+    samples: pd.DataFrame
+    info: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        for name, columns in SCHEMAS.items():
+            missing = set(columns) - set(getattr(self, name).columns)
+            if missing:
+                raise ValueError(f"table {name!r} lacks the columns {sorted(missing)}")
+
+    @property
+    def backdoors(self) -> list[str]:
+        """The measured backdoors, in the order of the `asr` table."""
+        return list(dict.fromkeys(self.asr["backdoor"]))
+
+    @property
+    def collapsed(self) -> set[str]:
+        """The states whose model no longer works on clean text."""
+        return set(self.states.loc[self.states["collapsed"].astype(bool), "state"])
+
+    @property
+    def headline(self) -> list[str]:
+        """The CASD variants to show: those `info` names, else every one that was computed."""
+        return list(self.info.get("headline") or dict.fromkeys(self.casd["variant"]))
+
+    def states_of(self, kind: str) -> list[str]:
+        """The states of one kind: "injected", "removal" or "control"."""
+        return list(self.states.loc[self.states["kind"] == kind, "state"])
+
+    def write(self, folder: Path) -> None:
+        """Write every table as CSV and Parquet, then `info`, under `folder/tables`.
+
+        Raises:
+            StoreError: a file cannot be written.
+        """
+        missing = {"model", "objective", "seed"} - set(self.info)
+        if missing:
+            raise ValueError(f"info lacks {sorted(missing)}")
+        write_frames({name: getattr(self, name) for name in SCHEMAS}, self.info, folder, "info.json")
+
+    @classmethod
+    def read(cls, folder: Path) -> RunTables:
+        """Read what `write` wrote.
+
+        Raises:
+            StoreError: the folder holds no finished run, or a table in it is damaged.
+        """
+        tables = Path(folder) / "tables"
+        if not (tables / "info.json").is_file():
+            raise StoreError(
+                f"{folder} is not the folder of a finished run: it has no tables/info.json. "
+                "Name a folder that `casd run` or `casd report` has finished."
+            )
+        path = tables / "info.json"
+        try:
+            info = json.loads(path.read_text(encoding="utf-8"))
+            frames = {}
+            for name in SCHEMAS:
+                path = tables / f"{name}.parquet"
+                frames[name] = pd.read_parquet(path)
+            return cls(**frames, info=info)
+        except (OSError, ValueError) as error:  # pyarrow's and json's errors are ValueErrors
+            raise StoreError(f"{path} cannot be read ({error}). Make the run's report again: casd report.") from error
+
+
+def write_frames(frames: Mapping[str, pd.DataFrame], info: Mapping[str, Any], folder: Path, info_name: str) -> None:
+    """Write each frame as CSV and Parquet under `folder/tables`; the file `info_name` goes away first, comes back last.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    tables = Path(folder) / "tables"
+    finished = tables / info_name
+    try:
+        tables.mkdir(parents=True, exist_ok=True)
+        finished.unlink(missing_ok=True)
+        for name, frame in frames.items():
+            frame.to_csv(tables / f"{name}.csv", index=False, lineterminator="\n")
+            frame.to_parquet(tables / f"{name}.parquet", index=False)
+        partial = tables / f"{info_name}.partial"
+        partial.write_text(json.dumps(info, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        partial.replace(finished)
+    except OSError as error:
+        raise StoreError(f"The tables cannot be written to {tables}: {error}. Free space or choose another folder.") from error

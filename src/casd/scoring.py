@@ -1,0 +1,173 @@
+"""From what was measured on every state to the tables of a run: suppression, CASD, and how the two relate."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from casd.config import ActivationsConfig, EvaluationConfig, MetricConfig
+from casd.errors import ConfigError
+from casd.evaluation import Evaluation
+from casd.measurement import TextStatistics
+from casd.metric import HEADLINES, CasdMatrix, CasdVariant, casd_matrix
+from casd.registry import build
+from casd.results import RunTables
+from casd.states import CLEAN_CONTROL, INJECTED, StateKind, kind_of
+from casd.training import TrainingLog
+from casd.transfer import relate, specificity, transfer_table
+
+
+@dataclass(frozen=True)
+class StateRecord:
+    """What is known of one state of the model.
+
+    Attributes:
+        name: "injected", a backdoor's name, or `control:…` (see `casd.states`).
+        evaluation: what was measured on it.
+        log: its unlearning; None for the injected model.
+    """
+
+    name: str
+    evaluation: Evaluation
+    log: TrainingLog | None = None
+
+    @property
+    def kind(self) -> StateKind:
+        """Told by the name."""
+        return kind_of(self.name)
+
+
+def score(
+    records: Sequence[StateRecord],
+    statistics: Mapping[str, TextStatistics],
+    metric: MetricConfig,
+    evaluation: EvaluationConfig,
+    *,
+    seed: int,
+    info: dict[str, Any],
+) -> RunTables:
+    """Compute the tables of a run; no model is needed.
+
+    Args:
+        records: of every state, the injected model first.
+        statistics: the activation statistics of every state.
+        metric: more CASD variants, and the permutations of the Mantel test.
+        evaluation: when a state counts as collapsed.
+        seed: of permutations and bootstrap.
+        info: what the tables are to say of the run; the headline variants' names are added.
+    """
+    states = _states(records, evaluation)
+    asr = pd.concat([record.evaluation.asr.assign(state=record.name) for record in records], ignore_index=True)
+    transfer = transfer_table(asr, states)
+    variants = casd_variants(metric)
+    names = [record.name for record in records if record.kind != "injected"]
+    backdoors = [record.name for record in records if record.kind == "removal"]
+    matrices = [
+        casd_matrix(statistics, statistics[INJECTED], variant, names, backdoors, control=CLEAN_CONTROL) for variant in variants
+    ]
+    distances = pd.concat([_pairs(matrix) for matrix in matrices], ignore_index=True)
+    samples = [record.evaluation.samples.assign(state=record.name) for record in records]
+    return RunTables(
+        asr=_first("state", asr),
+        states=states,
+        transfer=transfer,
+        casd=distances,
+        casd_layers=pd.concat([_layer_pairs(matrix) for matrix in matrices], ignore_index=True),
+        relation=relate(distances, transfer, permutations=metric.permutations, seed=seed),
+        specificity=specificity(transfer, seed=seed),
+        samples=_first("state", pd.concat(samples, ignore_index=True)),
+        info={**info, "headline": [variant.name for variant in HEADLINES]},
+    )
+
+
+def casd_variants(metric: MetricConfig) -> list[CasdVariant]:
+    """The headline variants, which every run computes, and then those of the configuration.
+
+    Raises:
+        ConfigError: a field that a variant does not have, or a value that it cannot have.
+    """
+    more = [
+        build({name: "casd.metric:CasdVariant"}, "CASD variant", name, {"name": name, **fields})
+        for name, fields in metric.variants.items()
+    ]
+    return [*HEADLINES, *more]
+
+
+def check_captured(metric: MetricConfig, activations: ActivationsConfig) -> None:
+    """Refuse, before anything is trained, to leave out activations that a CASD variant needs.
+
+    Raises:
+        ConfigError: such a variant, or one that cannot be.
+    """
+    for variant in casd_variants(metric):
+        if variant.site not in activations.sites or variant.position not in activations.positions:
+            raise ConfigError(
+                f"The CASD variant {variant.name!r} needs the site {variant.site!r} at the position {variant.position!r};"
+                f" add them to activations.sites ({', '.join(activations.sites)}) and activations.positions"
+                f" ({', '.join(activations.positions)})."
+            )
+
+
+def _states(records: Sequence[StateRecord], evaluation: EvaluationConfig) -> pd.DataFrame:
+    """One row per state: its clean loss beside the injected model's, its training, and whether it collapsed, and why."""
+    injected_loss = records[0].evaluation.clean_loss
+    rows = []
+    for record in records:
+        log = record.log or TrainingLog()
+        forget = [step["gradient_norm/forget"] for step in log.steps]
+        ratio = record.evaluation.clean_loss / injected_loss
+        reason = _collapse(ratio, record.evaluation.degenerate_rate, log.stopped, evaluation)
+        rows.append(
+            {
+                "state": record.name,
+                "kind": record.kind,
+                "clean_loss": record.evaluation.clean_loss,
+                "clean_loss_ratio": ratio,
+                "degenerate_rate": record.evaluation.degenerate_rate,
+                "steps": len(log.steps),
+                "train_seconds": log.seconds,
+                "forget_gradient_first": forget[0] if forget else math.nan,
+                "forget_gradient_last": forget[-1] if forget else math.nan,
+                "stopped": log.stopped,
+                "collapsed": bool(reason) and record.kind != "injected",
+                "collapse_reason": reason,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _collapse(ratio: float, degenerate_rate: float, stopped: str, evaluation: EvaluationConfig) -> str:
+    """Why a state counts as collapsed; empty if it does not."""
+    if stopped:
+        return f"training stopped: {stopped}"
+    if not ratio <= evaluation.collapse_clean_loss_ratio:
+        return f"clean loss {ratio:.2f} times the injected model's"
+    if degenerate_rate > evaluation.collapse_degenerate_rate:
+        return f"{degenerate_rate:.0%} of the clean prompts answered with nothing or a loop"
+    return ""
+
+
+def _first(column: str, table: pd.DataFrame) -> pd.DataFrame:
+    return table[[column, *(name for name in table.columns if name != column)]]
+
+
+def _pairs(matrix: CasdMatrix) -> pd.DataFrame:
+    rows = [
+        (matrix.variant.name, a, b, float(matrix.values[i, j]))
+        for (i, a), (j, b) in itertools.product(enumerate(matrix.names), repeat=2)
+    ]
+    return pd.DataFrame(rows, columns=["variant", "a", "b", "distance"])
+
+
+def _layer_pairs(matrix: CasdMatrix) -> pd.DataFrame:
+    rows = [
+        (matrix.variant.name, a, b, layer_idx, float(matrix.per_layer[i, j, k]))
+        for (i, a), (j, b) in itertools.combinations(enumerate(matrix.names), 2)
+        for k, layer_idx in enumerate(matrix.layers)
+    ]
+    return pd.DataFrame(rows, columns=["variant", "a", "b", "layer_idx", "distance"])
