@@ -1,0 +1,131 @@
+"""The command line: verbs to Hydra overrides, errors to a line, and nothing else.
+
+Nothing heavy is imported before it is known that it is needed: `casd --help` and `casd list` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import casd
+from casd.errors import CasdError
+
+EPILOG = """\
+OVERRIDE is Hydra's: group=option (model=qwen3_tiny), key=value (seed=1), backdoor=[french_a,refusal], +new.key=value.
+sweep takes lists: seed=0,1,2 model=qwen3_tiny,llama3_tiny.
+
+examples:
+  casd sweep experiment=demo                       eight backdoors, two objectives, all controls, a report; minutes
+  casd run unlearning=clean_target seed=1          one run
+  casd sweep experiment=demo model=qwen3_tiny,llama3_tiny,gaperon_tiny
+  casd list model                                  the options of a group
+"""
+
+RUN_VERBS = {
+    "run": ("report", "everything: inject, unlearn, measure, score, report"),
+    "inject": ("inject", "up to the injected model"),
+    "unlearn": ("unlearn", "up to the removed models, whose weights are then kept"),
+    "activations": ("activations", "up to the activation statistics of every state"),
+    "evaluate": ("evaluate", "up to the attack success rates of every state"),
+    "score": ("score", "up to transfer, CASD and their relation"),
+    "report": ("report", "the same as run: tables, figures and report.html"),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the verbs; overrides are left to Hydra."""
+    parser = argparse.ArgumentParser(
+        prog="casd", description=casd.__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"casd {casd.__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb, (_, text) in RUN_VERBS.items():
+        verbs.add_parser(verb, help=text).add_argument("overrides", nargs="*", metavar="OVERRIDE")
+    sweep = verbs.add_parser("sweep", help="every combination of lists of overrides, and one report over all")
+    sweep.add_argument("overrides", nargs="*", metavar="OVERRIDE")
+    reproduce = verbs.add_parser("reproduce", help="a sweep of configs/experiment/NAME as it is; only runtime.* may be set")
+    reproduce.add_argument("name", metavar="NAME")
+    reproduce.add_argument("overrides", nargs="*", metavar="runtime.KEY=VALUE")
+    listing = verbs.add_parser("list", help="the configuration groups and their options")
+    listing.add_argument("group", nargs="?", metavar="GROUP")
+    status = verbs.add_parser("status", help="the finished and interrupted stages of a store")
+    status.add_argument("store", nargs="?", default="outputs/store", metavar="STORE")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with 1 after an error of the user's, with 130 after Ctrl-C."""
+    options = build_parser().parse_args(arguments)
+    try:
+        if options.verb == "list":
+            _list(options.group)
+        elif options.verb == "status":
+            _status(Path(options.store))
+        elif options.verb == "sweep":
+            _sweep(options.overrides)
+        elif options.verb == "reproduce":
+            _reproduce(options.name, options.overrides)
+        else:
+            _run(RUN_VERBS[options.verb][0], options.overrides)
+    except CasdError as error:
+        print(f"casd: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("casd: interrupted; finished stages are kept, and the same command goes on from there.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `casd list | head`
+        sys.stderr.close()
+
+
+def _run(end: str, overrides: Sequence[str]) -> None:
+    from casd.compose import load_config
+    from casd.session import run
+
+    run(load_config(overrides), end)
+
+
+def _sweep(overrides: Sequence[str]) -> None:
+    from casd.compose import sweep
+    from casd.session import finish_sweep, run
+
+    sweep(overrides, lambda config: run(config, quiet=True), finish_sweep)
+
+
+def _reproduce(name: str, overrides: Sequence[str]) -> None:
+    from casd.compose import groups
+    from casd.errors import ConfigError
+    from casd.registry import unknown
+
+    if name not in groups()["experiment"]:
+        raise unknown("experiment", name, groups()["experiment"])
+    for override in overrides:
+        if not override.lstrip("+").startswith(("runtime.", "runtime=")):
+            raise ConfigError(f"reproduce takes an experiment as it is; {override!r} would change it. Use casd sweep for that.")
+    _sweep([f"experiment={name}", *overrides])
+
+
+def _list(group: str | None) -> None:
+    from casd.compose import groups
+    from casd.registry import unknown
+
+    every = groups()
+    if group is not None and group not in every:
+        raise unknown("group", group, every)
+    for name in [group] if group else every:
+        print(name)
+        width = max(map(len, every[name]), default=0)
+        for option, description in every[name].items():
+            print(f"  {option:<{width}}  {description}".rstrip())
+
+
+def _status(root: Path) -> None:
+    from casd.stages import status
+
+    print(status(root))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Which stages a configuration means, and what each depends on; nothing is run here."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from casd import models
+from casd.config import Config
+from casd.corpora import CORPORA
+from casd.registry import build
+from casd.stages import Stage
+from casd.states import INJECTED
+from casd.unlearning.removal import removal_names
+
+
+@dataclass(frozen=True)
+class StageGraph:
+    """The stages of one run. `states` are the injected model, then each removal, then the controls."""
+
+    corpus: Stage
+    base: Stage
+    inject: Stage
+    unlearn: dict[str, Stage]
+    weights: dict[str, Stage]
+    activations: dict[str, Stage]
+    evaluate: dict[str, Stage]
+    score: Stage
+    report: Stage
+
+    @property
+    def states(self) -> list[str]:
+        """The states of the model that are measured."""
+        return list(self.evaluate)
+
+
+def stage_graph(config: Config) -> StageGraph:
+    """Which stages a configuration means. Raise a stage's version here when its code comes to give another result.
+
+    Raises:
+        ConfigError: an unknown corpus, or a parameter that it does not have.
+        ModelError: a model file that is not there.
+    """
+    source = build(CORPORA, "corpus", config.corpus.name, config.corpus.params)
+    backdoors = {name: dataclasses.asdict(section) for name, section in config.backdoor.items()}
+    model = {key: value for key, value in dataclasses.asdict(config.model).items() if key != "name"}
+    seed = config.seed
+
+    corpus = Stage(
+        "corpus",
+        1,
+        {"source": config.corpus.name, **dataclasses.asdict(source), "fingerprint": source.fingerprint(), "seed": seed},
+        label=config.corpus.name,
+    )
+    base_config = {"model": model, "files": models.fingerprint(config.model), "seed": seed}
+    if config.base_pretraining:
+        base_config["pretraining"] = dataclasses.asdict(config.base_pretraining)
+    base = Stage("base", 3, base_config, (corpus,) if config.model.source == "scratch" else (), config.model.name)
+    training = dataclasses.asdict(config.injection.training)
+    inject_config = {"backdoors": backdoors, "training": training, "decoy_rate": config.injection.decoy_rate, "seed": seed}
+    injected = Stage("inject", 1, inject_config, (base, corpus), config.model.name)
+
+    removal_config = dataclasses.asdict(config.unlearning)
+    unlearn_stages = {
+        name: Stage("unlearn", 1, {**removal_config, "removal": name, "seed": seed}, (injected,), name)
+        for name in removal_names(backdoors)
+    }
+    measured = {INJECTED: injected, **unlearn_stages}
+    # Batch sizes and thresholds change no measurement; thresholds belong to the scoring.
+    evaluation = _without(config.evaluation, "batch_size", "collapse_clean_loss_ratio", "collapse_degenerate_rate")
+    probes = {name: evaluation[name] for name in ("prompts", "fake_prompts", "fake_triggers")}
+    capture = {**_without(config.activations, "batch_size"), "probes": probes}
+    evaluate_stages = {name: Stage("evaluate", 1, evaluation, (stage,), name) for name, stage in measured.items()}
+    activations = {name: Stage("activations", 1, capture, (stage,), name) for name, stage in measured.items()}
+    scoring = {
+        "metric": dataclasses.asdict(config.metric),
+        "collapse_clean_loss_ratio": config.evaluation.collapse_clean_loss_ratio,
+        "collapse_degenerate_rate": config.evaluation.collapse_degenerate_rate,
+        "seed": seed,
+    }
+    label = f"{config.model.name}, {config.unlearning.objective.name}"
+    scored = Stage("score", 1, scoring, (*evaluate_stages.values(), *activations.values()), label)
+    return StageGraph(
+        corpus=corpus,
+        base=base,
+        inject=injected,
+        unlearn=unlearn_stages,
+        weights={name: Stage("weights", 1, {}, (stage,), name) for name, stage in unlearn_stages.items()},
+        activations=activations,
+        evaluate=evaluate_stages,
+        score=scored,
+        report=Stage("report", 3, {"name": config.name, "model": config.model.name}, (scored,), label),
+    )
+
+
+def _without(section: Any, *names: str) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(section).items() if key not in names}

@@ -1,0 +1,334 @@
+"""The main path. One model is given several backdoors; each is removed from a copy; what became of the others is measured.
+
+    corpus → base model → injected model → one removal for each backdoor, and the controls
+                                         → attack success and activation statistics of every state
+                                         → transfer, CASD, their relation → report
+
+`casd.graph` says which stages a configuration means. `Run` makes those that are not in the store, with one model in memory:
+every removal starts from the injected weights, restored in place.
+"""
+
+from __future__ import annotations
+
+import shutil
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from casd import models
+from casd.compose import to_yaml
+from casd.config import BackdoorConfig, Config
+from casd.corpora import CORPORA
+from casd.corpora.passages import Corpus, read_corpus, write_corpus
+from casd.disk import explaining_disk_errors
+from casd.encoding import Encoder
+from casd.errors import ConfigError
+from casd.evaluation import Evaluation, Probes, evaluate, make_probes
+from casd.graph import stage_graph
+from casd.injection import inject
+from casd.measurement import TextStatistics, measure_activations, read_statistics, write_statistics
+from casd.poisoning import Backdoor, check_backdoors
+from casd.progress import say, track
+from casd.registry import build
+from casd.results import RunTables
+from casd.scoring import StateRecord, check_captured, score
+from casd.seeding import derive_seed
+from casd.stages import MANIFEST, StageStore
+from casd.states import INJECTED
+from casd.targets import TARGETS
+from casd.training import Runtime, TrainingLog
+from casd.transfer import relation_points
+from casd.triggers import TriggerPosition
+from casd.unlearning import OBJECTIVES
+from casd.unlearning.removal import Removal, removals, unlearn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+UNTIL = ("inject", "unlearn", "activations", "evaluate", "score", "report")
+"""What a run can end with, in the order of work; "activations" and "evaluate" are independent of each other."""
+
+
+def build_backdoors(config: Config) -> dict[str, Backdoor]:
+    """The backdoors of a configuration, checked together.
+
+    Raises:
+        ConfigError: an unknown target or parameter, or backdoors that cannot be told apart or mixed.
+    """
+
+    def one(name: str, section: BackdoorConfig) -> Backdoor:
+        target = build(TARGETS, "target", section.target.name, section.target.params)
+        position: TriggerPosition = section.position  # type: ignore[assignment]  # checked by BackdoorConfig
+        return Backdoor(name, section.trigger, target, position, section.poison_rate, section.loss_on)  # type: ignore[arg-type]
+
+    backdoors = {name: one(name, section) for name, section in config.backdoor.items()}
+    check_backdoors(backdoors)
+    return backdoors
+
+
+class Run:
+    """One run of the main path over a store of finished stages.
+
+    Args:
+        config: what to run.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.backdoors = build_backdoors(config)
+        self.objective = build(OBJECTIVES, "objective", config.unlearning.objective.name, config.unlearning.objective.params)
+        check_captured(config.metric, config.activations)
+        self.runtime = Runtime(config.runtime.device, config.runtime.checkpoint_seconds)
+        self.graph = stage_graph(config)
+        self.store = StageStore(Path(config.runtime.store))
+        if config.runtime.threads:
+            torch.set_num_threads(config.runtime.threads)
+        self._injected_weights: dict[str, torch.Tensor] | None = None
+        self._in_memory: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the report goes: named by what was run, so that no run overwrites another."""
+        parts = (self.config.model.name, self.config.unlearning.objective.name, f"seed{self.config.seed}")
+        return Path(self.config.runtime.output) / self.config.name / "-".join((*parts, self.graph.score.key[:8]))
+
+    def until(self, end: str) -> None:
+        """Make everything up to `end` (one of UNTIL) that is not in the store yet.
+
+        Raises:
+            ConfigError: an unknown end.
+            CasdError: whatever stopped a stage, in a line for the user; finished stages stay.
+        """
+        if end not in UNTIL:
+            raise ConfigError(f"Cannot run until {end!r}; choices: {', '.join(UNTIL)}.")
+        graph = self.graph
+        self.store.run(graph.corpus, self._make_corpus)
+        self.store.run(graph.base, self._make_base)
+        self.store.run(graph.inject, self._make_injected)
+        if end == "inject":
+            return
+        with track(f"{self.config.model.name}, {self.config.unlearning.objective.name}", len(graph.states)) as advance:
+            for state in graph.states:
+                if state in graph.unlearn:
+                    self.store.run(graph.unlearn[state], partial(self._make_removed, state))
+                    if "removed" in self.config.runtime.keep_models or end == "unlearn":
+                        self.store.run(graph.weights[state], partial(self._write_weights, state))
+                if end in ("evaluate", "score", "report"):
+                    self.store.run(graph.evaluate[state], partial(self._evaluate, state))
+                if end in ("activations", "score", "report"):
+                    self.store.run(graph.activations[state], partial(self._capture, state))
+                advance()
+        if end in ("score", "report"):
+            self.store.run(graph.score, self._score)
+        if end == "report":
+            self.store.run(graph.report, self._report)
+            self._publish()
+
+    # --- corpus, base model, injected model ---
+
+    def _make_corpus(self, folder: Path) -> None:
+        source = build(CORPORA, "corpus", self.config.corpus.name, self.config.corpus.params)
+        write_corpus(source.load(derive_seed(self.config.seed, "corpus")), folder)
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The three splits."""
+        return read_corpus(self.store.folder(self.graph.corpus, verify=True))
+
+    def _make_base(self, folder: Path) -> None:
+        model, tokenizer = models.create(self.config.model, self.corpus, seed=derive_seed(self.config.seed, "weights"))
+        if self.config.base_pretraining:
+            log = inject(
+                model,
+                Encoder(tokenizer, self.config.model.max_tokens),
+                self.corpus,
+                {},
+                self.config.base_pretraining,
+                seed=self.config.seed,
+                runtime=self.runtime,
+                checkpoint=self.store.checkpoint_folder(self.graph.base),
+                description="pretrain",
+            )
+            log.write(folder / "log.json")
+        models.save(model, tokenizer, folder / "model")
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The model's tokenizer."""
+        folder = self.store.folder(self.graph.base, verify=True) / "model"
+        return Encoder(models.load_tokenizer(folder), self.config.model.max_tokens)
+
+    def _make_injected(self, folder: Path) -> None:
+        model = models.load(self.store.folder(self.graph.base, verify=True) / "model", dtype=self.config.model.dtype)
+        log = inject(
+            model,
+            self.encoder,
+            self.corpus,
+            self.backdoors,
+            self.config.injection.training,
+            seed=self.config.seed,
+            decoy_rate=self.config.injection.decoy_rate,
+            runtime=self.runtime,
+            checkpoint=self.store.checkpoint_folder(self.graph.inject),
+        )
+        log.write(folder / "log.json")
+        models.save(model, self.encoder.tokenizer, folder / "model")
+
+    # --- the states of the one model in memory ---
+
+    @cached_property
+    def _model(self) -> PreTrainedModel:
+        folder = self.store.folder(self.graph.inject, verify=True) / "model"
+        model = models.load(folder, dtype=self.config.model.dtype).to(self.runtime.torch_device)
+        self._injected_weights = models.copy_weights(model)
+        self._in_memory = INJECTED
+        return model
+
+    def _restore_injected(self) -> PreTrainedModel:
+        model = self._model
+        if self._in_memory != INJECTED:
+            assert self._injected_weights is not None
+            models.restore_weights(model, self._injected_weights)
+            self._in_memory = INJECTED
+        return model
+
+    def _state(self, state: str) -> PreTrainedModel:
+        """The model in that state: as it is in memory, from kept weights, or by training it again, which gives the same."""
+        if state == INJECTED:
+            return self._restore_injected()
+        if self._in_memory != state:
+            if self.store.is_done(self.graph.weights[state]):
+                file = self.store.file(self.graph.weights[state], "weights.safetensors")
+                models.restore_weights(self._model, load_file(file))
+                self._in_memory = state
+            else:
+                say(f"The removed model {state} was not kept (runtime.keep_models); training it again.")
+                self._unlearn(state)
+        return self._model
+
+    @cached_property
+    def _removals(self) -> dict[str, Removal]:
+        return {removal.name: removal for removal in removals(self.backdoors, self.encoder, seed=self.config.seed)}
+
+    def _unlearn(self, state: str, checkpoint: Path | None = None) -> TrainingLog:
+        model = self._restore_injected()
+        self._in_memory = None
+        log = unlearn(
+            model,
+            self.encoder,
+            self.corpus,
+            self._removals[state],
+            self.objective,
+            self.config.unlearning.training,
+            seed=self.config.seed,
+            runtime=self.runtime,
+            checkpoint=checkpoint,
+        )
+        self._in_memory = state
+        return log
+
+    def _make_removed(self, state: str, folder: Path) -> None:
+        self._unlearn(state, self.store.checkpoint_folder(self.graph.unlearn[state])).write(folder / "log.json")
+
+    def _write_weights(self, state: str, folder: Path) -> None:
+        weights = {name: parameter.detach() for name, parameter in self._state(state).named_parameters()}
+        save_file(weights, folder / "weights.safetensors")
+
+    # --- measurements ---
+
+    @cached_property
+    def _probes(self) -> Probes:
+        return make_probes(self.corpus, self.backdoors, self.encoder, self.config.evaluation, seed=self.config.seed)
+
+    def _evaluate(self, state: str, folder: Path) -> None:
+        evaluate(
+            self._state(state),
+            self.encoder,
+            self.backdoors,
+            self._probes,
+            self.config.evaluation,
+            runtime=self.runtime,
+            description=f"evaluate {state}",
+        ).write(folder)
+
+    def _capture(self, state: str, folder: Path) -> None:
+        statistics = measure_activations(self._state(state), self.encoder, self._probes, self.config.activations)
+        write_statistics(statistics, folder)
+
+    def _statistics(self, state: str) -> TextStatistics:
+        return read_statistics(self.store.file(self.graph.activations[state], "statistics.safetensors"))
+
+    def _record(self, state: str) -> StateRecord:
+        evaluation = Evaluation.read(self.store.folder(self.graph.evaluate[state], verify=True))
+        if state == INJECTED:
+            return StateRecord(state, evaluation)
+        log = TrainingLog.read(self.store.file(self.graph.unlearn[state], "log.json"))
+        return StateRecord(state, evaluation, log)
+
+    def _score(self, folder: Path) -> None:
+        tables = score(
+            [self._record(state) for state in self.graph.states],
+            {state: self._statistics(state) for state in self.graph.states},
+            self.config.metric,
+            self.config.evaluation,
+            seed=self.config.seed,
+            info=self._identity,
+        )
+        tables.write(folder)
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "model": self.config.model.name,
+            "objective": self.config.unlearning.objective.name,
+            "seed": self.config.seed,
+            "targets": {name: _target_label(section) for name, section in self.config.backdoor.items()},
+        }
+
+    def _origin(self) -> dict[str, Any]:
+        """Where the numbers come from: the whole configuration, versions, stages and the time they took, in seconds."""
+        stages = (self.graph.corpus, self.graph.base, self.graph.inject, *self.graph.unlearn.values())
+        measured = (*self.graph.evaluate.values(), *self.graph.activations.values())
+        manifests = [self.store.manifest(stage) for stage in (*stages, *measured)]
+        timings: dict[str, float] = {}
+        for manifest in manifests:
+            timings[manifest["stage"]] = round(timings.get(manifest["stage"], 0.0) + manifest["seconds"], 3)
+        return {
+            "run": self.folder.name,
+            "config": to_yaml(self.config),
+            "timings": timings,
+            "provenance": {
+                **manifests[-1]["made_with"],
+                "stages": {"inject": self.graph.inject.key, "score": self.graph.score.key},
+            },
+        }
+
+    # --- report ---
+
+    def _report(self, folder: Path) -> None:
+        from casd.report import write_report
+
+        tables = RunTables.read(self.store.folder(self.graph.score, verify=True))
+        tables.info |= self._origin()
+        write_report(tables, folder, relation_points(tables.casd, tables.transfer))
+
+    def _publish(self) -> None:
+        """Copy the report from the store to its folder, beside the configuration."""
+        report = self.store.folder(self.graph.report, verify=True)
+        with explaining_disk_errors("the report", self.folder):
+            begun = self.folder.with_name(f".{self.folder.name}.partial")
+            shutil.rmtree(begun, ignore_errors=True)
+            try:
+                shutil.copytree(report, begun, ignore=shutil.ignore_patterns(MANIFEST))
+                (begun / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+                shutil.rmtree(self.folder, ignore_errors=True)
+                begun.rename(self.folder)
+            finally:
+                shutil.rmtree(begun, ignore_errors=True)
+
+
+def _target_label(section: BackdoorConfig) -> str:
+    return " ".join([section.target.name, *map(str, section.target.params.values())])

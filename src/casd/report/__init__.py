@@ -1,0 +1,64 @@
+"""Reports: the tables of runs as files, figures, one HTML page, and on the terminal.
+
+A run's folder afterwards holds `report.html`, `tables/` (CSV and Parquet, Markdown and LaTeX, `info.json`) and
+`figures/` (PNG and PDF); so does a sweep's, over all its runs (with `sweep.json` in the place of `info.json`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from casd.report.collect import collect, combine, read_runs, summary
+from casd.report.drawing import Drawing, save
+from casd.report.figures import run_drawings, sweep_drawings
+from casd.report.html import run_html, sweep_html, write_html
+from casd.report.markup import write_tables
+from casd.report.tables import relation_table, run_tables, specificity_table, summary_table
+from casd.report.terminal import print_run, print_sweep
+from casd.results import SCHEMAS, RunTables, write_frames
+
+__all__ = ["collect", "print_run", "print_sweep", "read_runs", "write_report", "write_sweep_report"]
+
+
+def write_report(tables: RunTables, folder: Path, scatter: pd.DataFrame) -> Path:
+    """Write a run's tables, figures and HTML page into `folder`; returns the page's path.
+
+    Args:
+        tables: the run's results.
+        folder: the run's folder; its name names the run unless `tables.info["run"]` does.
+        scatter: the points behind the relation: variant | a | b | distance | response_value, and optionally response
+            (see `figures.relation_scatter`). May be empty.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    folder = Path(folder)
+    named = RunTables(**{name: getattr(tables, name) for name in SCHEMAS}, info={"run": folder.resolve().name} | tables.info)
+    named.write(folder)
+    write_tables(run_tables(named), folder / "tables")
+    drawings = run_drawings(named, scatter)
+    return write_html(run_html(named, drawings, _save_all(drawings, folder)), folder / "report.html")
+
+
+def write_sweep_report(folders: Iterable[Path], folder: Path) -> Path:
+    """Write the tables, figures and HTML page of a sweep over the finished runs in `folders`; returns the page's path.
+
+    Raises:
+        StoreError: one of `folders` is no finished run, or a file cannot be written.
+    """
+    folder = Path(folder)
+    runs = read_runs(folders)
+    combined = combine(runs)
+    frames = {name: getattr(combined, name) for name in SCHEMAS}
+    write_frames(frames | {"summary": summary(runs)}, combined.info, folder, "sweep.json")
+    shown = [summary_table(runs), specificity_table(runs), relation_table(runs)]
+    write_tables([table for table in shown if table.rows], folder / "tables")
+    drawings = sweep_drawings(runs)
+    return write_html(sweep_html(runs, drawings, _save_all(drawings, folder), folder), folder / "report.html")
+
+
+def _save_all(drawings: Sequence[Drawing], folder: Path) -> dict[str, Path]:
+    return {drawing.name: save(drawing.figure, folder / "figures" / drawing.name) for drawing in drawings}

@@ -1,0 +1,86 @@
+"""What all figures share: colors, names, and writing them. Figures are made without pyplot, so nothing global is touched.
+
+Sequential maps are viridis and cividis, categories come from Okabe and Ito's palette: both can be told apart with any
+color vision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from casd.errors import StoreError
+from casd.report.wording import short_run_name
+from casd.results import RunTables
+
+BLUE, VERMILLION = "#0072B2", "#D55E00"
+LONGEST_NAME: Final = 24
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with the stem of its files, a title, and a text for those who cannot see it."""
+
+    name: str
+    title: str
+    alt: str
+    figure: Figure
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write `path`.png and `path`.pdf, the same bytes for the same figure; returns the PNG's path.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    png = path.with_name(path.name + ".png")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(png, dpi=150, metadata={"Software": None})
+        # The layout was solved for the PNG; solving it again for the PDF would take as long and change nothing.
+        engine = figure.get_layout_engine()
+        figure.set_layout_engine("none")
+        with mpl.rc_context({"pdf.fonttype": 42}):  # TrueType: what publishers ask for
+            figure.savefig(path.with_name(path.name + ".pdf"), metadata={"CreationDate": None, "Producer": None})
+        figure.set_layout_engine(engine)
+    except OSError as error:
+        raise StoreError(f"The figure {png} cannot be written: {error}. Free space or choose another folder.") from error
+    return png
+
+
+def text_color(rgb: Sequence[float]) -> str:
+    """Black or white, whichever has the higher contrast (WCAG 2) on a background of `rgb` in [0, 1]."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if luminance > 0.179 else "white"
+
+
+def without_frame(axes: Axes) -> None:
+    """Leave a panel its two axes, without the lines at the top and on the right."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(labelsize=8.5)
+
+
+def figure_title(text: str, tables: RunTables) -> str:
+    """What a figure shows, and of which run."""
+    return f"{text}\n{short_run_name(tables.info)}"
+
+
+def short_name(name: str) -> str:
+    """A long name with its middle left out: its two ends tell names apart."""
+    if len(name) <= LONGEST_NAME:
+        return name
+    half = (LONGEST_NAME - 1) // 2
+    return f"{name[:half]}…{name[-half:]}"
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib does not read as mathematics."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,166 @@
+"""The figures of a report: the heatmaps, CASD over the layers, and CASD against suppression."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from casd.report.drawing import BLUE, VERMILLION, Drawing, figure_title, plain, short_name, without_frame
+from casd.report.heatmaps import asr_heatmap, asr_heatmaps, casd_heatmaps
+from casd.report.wording import RESPONSES, fraction, p_text, run_name
+from casd.results import RunTables
+
+
+def casd_by_layer(tables: RunTables) -> Figure:
+    """Each headline CASD over the layers: every pair a thin line, their mean, and the band of the middle 80 %."""
+    variants = [v for v in tables.headline if v in set(tables.casd_layers["variant"])]
+    figure = Figure(figsize=(4.3 * max(len(variants), 1), 3.3), layout="constrained")
+    panels = figure.subplots(1, max(len(variants), 1), squeeze=False)[0]
+    targets = tables.info.get("targets") or {}
+    for axes, variant in zip(panels, variants, strict=False):
+        layers = tables.casd_layers[tables.casd_layers["variant"] == variant]
+        wide = layers.pivot(index="layer_idx", columns=["a", "b"], values="distance").sort_index()
+        same = [pair for pair in wide.columns if _same_target(pair, targets)]
+        axes.plot(wide.index, wide.to_numpy(), color="#b8b8b8", linewidth=0.6, zorder=1)
+        low, high = wide.quantile(0.1, axis=1), wide.quantile(0.9, axis=1)
+        axes.fill_between(wide.index, low, high, color=BLUE, alpha=0.18, linewidth=0, label="middle 80 % of pairs")
+        axes.plot(wide.index, wide.mean(axis=1), color=BLUE, marker="o", markersize=4, label="mean of pairs")
+        for number, pair in enumerate(same):
+            label = plain(f"same target: {short_name(pair[0])}, {short_name(pair[1])}" if number == 0 else "")
+            axes.plot(wide.index, wide[pair], color=VERMILLION, marker="s", markersize=3.5, label=label or None)
+        axes.set_xlabel("layer index (0 = first decoder block)")
+        axes.set_ylabel("distance between shifts, per pair")
+        axes.set_title(variant, fontsize=10, parse_math=False)
+        axes.set_ylim(bottom=0)
+        if len(wide.index) <= 12:
+            axes.set_xticks(list(wide.index))
+        without_frame(axes)
+        axes.legend(fontsize=7.5, frameon=False)
+    figure.suptitle(figure_title("CASD by layer", tables), fontsize=10.5, parse_math=False)
+    return figure
+
+
+def relation_scatter(scatter: pd.DataFrame, tables: RunTables) -> Figure:
+    """CASD against suppression, a point per pair of removals; ρ and p from the `relation` table stand in the titles.
+
+    Args:
+        scatter: variant | a | b | distance | response_value, the latter symmetrized and centered by column; with a column
+            `response` as well there is a row of panels for each response, without it the response is "suppression".
+        tables: the run, for its `relation`, `headline` and `info["targets"]`.
+    """
+    if "response" not in scatter.columns:
+        scatter = scatter.assign(response="suppression")
+    responses = list(dict.fromkeys(scatter["response"])) or ["suppression"]
+    variants = [v for v in tables.headline if v in set(scatter["variant"])] or ["–"]
+    size = (4.1 * len(variants), 3.3 * len(responses) + 0.3)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(responses), len(variants), squeeze=False)
+    for i, response in enumerate(responses):
+        for j, variant in enumerate(variants):
+            points = scatter[(scatter["variant"] == variant) & (scatter["response"] == response)]
+            _draw_scatter(panels[i][j], points, tables, variant, response)
+    marks = panels[0][0].get_legend_handles_labels()
+    if len(marks[0]) > 1:  # below all panels, where it covers no point
+        figure.legend(*marks, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.suptitle(figure_title("CASD and suppression, pair by pair", tables), fontsize=10.5, parse_math=False)
+    return figure
+
+
+def run_drawings(tables: RunTables, scatter: pd.DataFrame) -> list[Drawing]:
+    """The figures of one run; a figure without data is left out."""
+    n_removals, n_backdoors = len(tables.states_of("removal")), len(tables.backdoors)
+    drawings = [
+        Drawing(
+            "asr_heatmap",
+            "Attack success rate after each removal",
+            f"Heatmap of the attack success rate of {n_backdoors} backdoors after {n_removals} removals and under the "
+            "controls. All its numbers are in the table of the same title.",
+            asr_heatmap(tables),
+        )
+    ]
+    if len(tables.casd):
+        drawings.append(
+            Drawing(
+                "casd_heatmap",
+                "Cross Activation Shift Distance between removals",
+                f"Heatmaps of {', '.join(tables.headline)} between removals. All their numbers are in the CASD tables.",
+                casd_heatmaps(tables),
+            )
+        )
+    if len(tables.casd_layers):
+        drawings.append(
+            Drawing(
+                "casd_by_layer",
+                "CASD by layer",
+                "Line plots of the distance of each pair of removals over the layers, with mean and middle 80 %.",
+                casd_by_layer(tables),
+            )
+        )
+    if len(scatter):
+        drawings.append(
+            Drawing(
+                "casd_scatter",
+                "CASD and suppression, pair by pair",
+                "Scatter plots of the distance of each pair of removals against their mutual suppression; the rank "
+                "correlations are in the relation table.",
+                relation_scatter(scatter, tables),
+            )
+        )
+    return drawings
+
+
+def sweep_drawings(runs: Sequence[RunTables]) -> list[Drawing]:
+    """The figures of a sweep."""
+    names = "; ".join(run_name(tables.info) for tables in runs)
+    alt = f"Heatmaps of the attack success rate after each removal, one per run ({names}). The tables hold the numbers."
+    return [Drawing("asr_heatmaps", "Attack success rate after each removal, all runs", alt, asr_heatmaps(runs))]
+
+
+def _draw_scatter(axes: Axes, points: pd.DataFrame, tables: RunTables, variant: str, response: str) -> None:
+    targets = tables.info.get("targets") or {}
+    same = np.array([_same_target(pair, targets) for pair in zip(points["a"], points["b"], strict=True)], dtype=bool)
+    named = points[same][["a", "b"]].to_numpy().tolist()
+    same_label = plain(f"same target: {', '.join(map(short_name, named[0]))}") if len(named) == 1 else "same target"
+    axes.axhline(0, color="#b8b8b8", linewidth=0.8, zorder=0)
+    for mask, color, marker, label in ((~same, BLUE, "o", "pair of removals"), (same, VERMILLION, "s", same_label)):
+        if mask.any():
+            chosen = points[mask]
+            x, y = chosen["distance"], chosen["response_value"]
+            axes.scatter(x, y, s=26, color=color, marker=marker, alpha=0.8, linewidths=0, label=label)
+    # With few points each has its names beside it; among many the names would hide other points.
+    for a, b, x, y in zip(*(points[c] for c in ("a", "b", "distance", "response_value")), strict=True):
+        if len(points) > 6:
+            break
+        right = x < points["distance"].quantile(0.6)
+        axes.annotate(
+            plain(f"{short_name(a)}, {short_name(b)}"),
+            (x, y),
+            xytext=(5 if right else -5, 4),
+            textcoords="offset points",
+            ha="left" if right else "right",
+            fontsize=7,
+            color="#333333",
+        )
+    relation = tables.relation
+    found = relation[(relation["variant"] == variant) & (relation["response"] == response)]
+    numbers = "no test"
+    if len(found) and not pd.isna(found["rho"].iloc[0]):
+        p = p_text(found["p_value"].iloc[0])
+        numbers = f"ρ = {fraction(found['rho'].iloc[0])}, p {p if p.startswith('<') else '= ' + p} (Mantel)"
+    axes.set_title(f"{variant}: {numbers}", fontsize=9.5, parse_math=False)
+    axes.set_xlabel(f"distance {plain(variant)}")
+    axes.set_ylabel(f"{RESPONSES.get(response, response)}\n(fraction, centered)", fontsize=9)
+    axes.margins(0.08)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    without_frame(axes)
+
+
+def _same_target(pair: Any, targets: Mapping[str, str]) -> bool:
+    a, b = pair
+    return targets.get(a) is not None and targets.get(a) == targets.get(b)

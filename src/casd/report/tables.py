@@ -1,0 +1,316 @@
+"""The tables people read: built once as `Table`s, then written as Markdown, LaTeX, HTML or to the terminal.
+
+Rates are fractions with two decimals. "–" stands for a missing value. The row of a collapsed model says so, and its
+numbers stand in parentheses: a model that no longer works also has an attack success rate of zero.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from casd.report.collect import RUN_COLUMNS, asr_matrix, casd_matrix, has_pairs, summary
+from casd.report.markup import Cell, Row, Table
+from casd.report.wording import (
+    MISSING,
+    NO_PAIRS,
+    RESPONSES,
+    decimals_for,
+    fraction,
+    mean_with_interval,
+    p_text,
+    percent,
+    prompts_per_cell,
+    run_name,
+    sentence,
+    short_run_name,
+    significant,
+)
+from casd.results import RunTables
+from casd.states import CLEAN_CONTROL, kind_of
+from casd.transfer import transfer_matrix
+
+_SHORT: Final = {"suppression": "ASR", "prob_suppression": "prob."}
+
+
+def asr_table(tables: RunTables) -> Table:
+    """The ASR matrix: rows are what was removed, columns what was measured, cells the attack success rate that is left."""
+    return Table(
+        name="asr_matrix",
+        title="Attack success rate after each removal",
+        caption=f"{sentence(run_name(tables.info))}. Row: the backdoor that was removed; column: the backdoor that was "
+        f"measured; cell: attack success rate on triggered prompts (fraction, n = {prompts_per_cell(tables)} per cell). "
+        "The removed backdoor itself is emphasized. Numbers of a collapsed model stand in parentheses: they are no success."
+        + ("" if has_pairs(tables) else f" {NO_PAIRS}"),
+        corner="removed",
+        columns=tuple(tables.backdoors),
+        groups=_state_groups(tables, asr_matrix(tables)),
+    )
+
+
+def suppression_table(tables: RunTables, value: str) -> Table:
+    """One of `transfer`'s suppression columns as a matrix, such as "suppression_net_clean"."""
+    kind = "first-token probability" if value.startswith("prob_") else "attack success rate"
+    net = re.search(r"_net_(\w+)$", value)
+    words = f"net of the {net[1]} control" if net else "raw"
+    return Table(
+        name=f"{value}_matrix",
+        title=f"Suppression of {kind}, {words}",
+        caption=f"{sentence(run_name(tables.info))}. Row: removed; column: measured; cell: {kind} before − after"
+        + (f", minus the same difference under the {net[1]} control" if net else "")
+        + f" (fraction, n = {prompts_per_cell(tables)} prompts per cell). Zero or less: no suppression.",
+        corner="removed",
+        columns=tuple(tables.backdoors),
+        groups=_state_groups(tables, transfer_matrix(tables.transfer, value)),
+    )
+
+
+def asr_long_table(tables: RunTables) -> Table:
+    """Each cell of the ASR matrix with its Wilson 95 % interval, counts, false fires and fake triggers."""
+    rows: dict[str, list[Row]] = {}
+    kinds = dict(zip(tables.states["state"], tables.states["kind"], strict=True))
+    indexed = {(r["state"], r["backdoor"], r["probe"]): r for r in tables.asr.to_dict("records")}
+    for state in tables.states["state"]:
+        for backdoor in tables.backdoors:
+            record = indexed.get((state, backdoor, "triggered"))
+            if record is None:
+                continue
+            others = [indexed.get((state, backdoor, probe), {}).get("rate") for probe in ("clean", "fake")]
+            texts = [
+                backdoor,
+                fraction(record["rate"]),
+                f"{fraction(record['rate_low'])} to {fraction(record['rate_high'])}",
+                f"{record['successes']}/{record['n']}",
+                *map(fraction, others),
+                fraction(record["first_token_prob"]),
+            ]
+            row = _row(state, texts, collapsed=state in tables.collapsed, own=state == backdoor)
+            rows.setdefault(str(kinds[state]), []).append(row)
+    return Table(
+        name="asr_intervals",
+        title="Attack success rates with intervals",
+        caption=f"{sentence(run_name(tables.info))}. Interval: Wilson, 95 %, over prompts. Clean: the same test fires on "
+        "prompts without a trigger; fake: on prompts with a fake trigger of the same token length. P(first token): mean "
+        "probability of the target's first-token class after a triggered prompt. All but counts are fractions.",
+        corner="removed",
+        columns=("measured", "ASR", "95 % interval", "successes/n", "clean", "fake", "P(first token)"),
+        groups=_by_kind(rows),
+    )
+
+
+def states_table(tables: RunTables) -> Table:
+    """Every model state: clean loss, training, and whether it collapsed."""
+    rows: dict[str, list[Row]] = {}
+    for record in tables.states.to_dict("records"):
+        verdict = f"collapsed: {record['collapse_reason']}" if record["collapsed"] else "no"
+        texts = [
+            fraction(record["clean_loss"]),
+            fraction(record["clean_loss_ratio"]),
+            MISSING if pd.isna(record["steps"]) else f"{int(record['steps'])}",
+            fraction(record["train_seconds"], 1),
+            significant(record["forget_gradient_first"]),
+            significant(record["forget_gradient_last"]),
+            record["stopped"] or MISSING,
+            verdict,
+        ]
+        row = _row(record["state"], texts, collapsed=bool(record["collapsed"]), parentheses=False)
+        rows.setdefault(str(record["kind"]), []).append(row)
+    return Table(
+        name="states",
+        title="Model states",
+        caption=f"{sentence(run_name(tables.info))}. Clean loss in nats per token on evaluation text; ratio: to the injected "
+        "model's. Gradient: L2 norm before clipping of the gradient of the forget term alone, at the first and at the last "
+        f"training step; for {CLEAN_CONTROL} that term is the loss of clean text. Stopped: why training ended before its last "
+        "step.",
+        corner="state",
+        columns=("clean loss", "ratio", "steps", "seconds", "gradient, first", "gradient, last", "stopped", "collapsed"),
+        groups=_by_kind(rows),
+    )
+
+
+def casd_table(tables: RunTables, variant: str) -> Table:
+    """The matrix of one CASD variant between removals."""
+    matrix = casd_matrix(tables, variant)
+    largest = float(np.nanmax(matrix.to_numpy(), initial=0.0))
+    digits = decimals_for(largest)
+    # Controls as rows only: the matrix is symmetric, and so it is as wide as the ASR matrix beside it.
+    columns = [name for name in matrix.columns if kind_of(str(name)) == "removal"]
+    rows: dict[str, list[Row]] = {}
+    for a in matrix.index:
+        cells = tuple(
+            Cell(
+                MISSING if a == b else fraction(matrix.loc[a, b], digits), None if a == b else _shade(matrix.loc[a, b], largest)
+            )
+            for b in columns
+        )
+        rows.setdefault(kind_of(str(a)), []).append(Row(label=str(a), cells=cells, collapsed=a in tables.collapsed))
+    return Table(
+        name=f"casd_matrix_{variant}",
+        title=f"Cross Activation Shift Distance: {variant}",
+        caption=f"{sentence(run_name(tables.info))}. Cell: distance between the activation shifts of two removals (variant "
+        f"{variant}; symmetric); small: the two removals changed the model alike.",
+        corner="removed",
+        columns=tuple(map(str, columns)),
+        groups=_by_kind(rows),
+    )
+
+
+def relation_table(runs: Sequence[RunTables]) -> Table:
+    """Each CASD variant's rank correlation with each response, with its permutation p-value; a group for each run."""
+    groups = []
+    for tables in runs:
+        rows = []
+        for record in tables.relation.to_dict("records"):
+            texts = [
+                RESPONSES.get(record["response"], str(record["response"])),
+                fraction(record["rho"]),
+                p_text(record["p_value"]),
+                f"{record['n_backdoors']}",
+                f"{record['n_pairs']}",
+                _permutations(record),
+                record["excluded"] or MISSING,
+                record["note"] or MISSING,
+            ]
+            rows.append(_row(record["variant"], texts))
+        if rows:
+            groups.append((short_run_name(tables.info) if len(runs) > 1 else "", tuple(rows)))
+    return Table(
+        name="relation",
+        title="Relation of CASD and suppression",
+        caption=f"{_whose(runs)}. Spearman's ρ over pairs of removals between the distance and the suppression (symmetrized, "
+        "centered by column); p: two-sided Mantel permutation test, not corrected for the number of rows. Excluded: "
+        "collapsed removals.",
+        corner="variant",
+        columns=("response", "ρ", "p", "backdoors", "pairs", "permutations", "excluded", "note"),
+        groups=tuple(groups),
+    )
+
+
+def specificity_table(runs: Sequence[RunTables]) -> Table:
+    """The named means of each run; a column with `_low` and `_high` beside it is shown with its interval."""
+    columns = list(dict.fromkeys(column for tables in runs for column in tables.specificity.columns))
+    bounds = {f"{column}{end}" for column in columns for end in ("_low", "_high")}
+    shown = [column for column in columns if column not in bounds and column not in (*RUN_COLUMNS, "response")]
+    groups = []
+    for tables in runs:
+        rows = []
+        for record in tables.specificity.to_dict("records"):
+            response = str(record.get("response", "mean"))
+            rows.append(_row(RESPONSES.get(response, response), [mean_with_interval(record, column) for column in shown]))
+        if rows:
+            groups.append((short_run_name(tables.info) if len(runs) > 1 else "", tuple(rows)))
+    return Table(
+        name="specificity",
+        title="How specific the removals are",
+        caption=f"{_whose(runs)}. Mean suppression (fraction) of the removed backdoors themselves (own), of the others (off "
+        "diagonal), under the controls, and of the others net of each control; without collapsed removals. Intervals: 95 % "
+        "bootstrap over the measured backdoors, not over seeds.",
+        corner="response",
+        columns=tuple(column.replace("_", " ") for column in shown),
+        groups=tuple(groups),
+    )
+
+
+def summary_table(runs: Sequence[RunTables]) -> Table:
+    """The runs of a sweep, a row each."""
+    frame = summary(runs)
+    relations = [name.removeprefix("rho:") for name in frame.columns if name.startswith("rho:")]
+    seeds = frame["seed"].nunique() > 1
+    rows = []
+    for record in frame.to_dict("records"):
+        rates = [record[name] for name in ("own_asr", "others_asr", "clean_asr", "phantom_asr")]
+        cells = [
+            Cell(str(record["objective"])),
+            *([Cell(str(record["seed"]))] if seeds else []),
+            *(Cell(fraction(rate), _shade(rate, 1.0)) for rate in rates),
+            Cell(percent(record["clean_loss_change"])),
+            *(Cell(_rho_p(record.get(f"rho:{name}"), record.get(f"p:{name}"))) for name in relations),
+            Cell(f"{record['collapsed']} of {record['removals']}"),
+        ]
+        rows.append(Row(str(record["model"]), tuple(cells)))
+    headings = [f"ρ (p): {variant} × {_SHORT.get(r, r)}" for variant, r in (name.split(":", 1) for name in relations)]
+    return Table(
+        name="summary",
+        title="All runs",
+        caption=f"Runs: {len(runs)}; seeds {', '.join(map(str, dict.fromkeys(frame['seed'])))}; n = "
+        f"{', '.join(dict.fromkeys(map(prompts_per_cell, runs)))} prompts per cell. Mean attack success rate (fraction) of "
+        "the removed backdoor itself, of the others, and of all under each control, without collapsed models; mean change of "
+        "the clean loss; Spearman's ρ (Mantel p) of a CASD and the suppression of ASR or of the first-token probability.",
+        corner="model",
+        columns=(
+            "objective",
+            *(["seed"] if seeds else []),
+            *("own ASR", "others' ASR", "under clean control", "under phantom", "clean loss"),
+            *headings,
+            "collapsed",
+        ),
+        groups=(("", tuple(rows)),),
+    )
+
+
+def run_tables(tables: RunTables) -> list[Table]:
+    """Every table of a run's report, in order; those without a row are left out."""
+    shown = [asr_table(tables)]
+    if len(tables.transfer):
+        shown += [suppression_table(tables, f"suppression_net_{control}") for control in ("clean", "phantom")]
+        shown += [suppression_table(tables, "suppression")]
+    shown += [casd_table(tables, variant) for variant in tables.headline]
+    shown += [relation_table([tables]), specificity_table([tables]), states_table(tables), asr_long_table(tables)]
+    return [table for table in shown if table.rows]
+
+
+def _row(label: Any, texts: Iterable[str], *, collapsed: bool = False, own: bool = False, parentheses: bool = True) -> Row:
+    """A row of plain texts; the numbers of a collapsed model go in parentheses."""
+    cells = tuple(
+        Cell(f"({text})" if collapsed and parentheses and text[:1].isdigit() else text, own=own and not collapsed)
+        for text in texts
+    )
+    return Row(str(label), cells, collapsed)
+
+
+def _state_groups(tables: RunTables, matrix: pd.DataFrame) -> tuple[tuple[str, tuple[Row, ...]], ...]:
+    """A matrix of fractions over states × backdoors, in the groups of `_by_kind`."""
+    rows: dict[str, list[Row]] = {}
+    for kind in ("injected", "removal", "control"):
+        for state in tables.states_of(kind):
+            if state not in matrix.index:
+                continue
+            collapsed = state in tables.collapsed
+            cells = []
+            for backdoor, value in matrix.loc[state].items():
+                text = fraction(value)
+                if collapsed:
+                    cells.append(Cell(text if text == MISSING else f"({text})"))
+                else:
+                    cells.append(Cell(text, _shade(value, 1.0), state == backdoor))
+            rows.setdefault(kind, []).append(Row(str(state), tuple(cells), collapsed))
+    return _by_kind(rows)
+
+
+def _by_kind(rows: dict[str, list[Row]]) -> tuple[tuple[str, tuple[Row, ...]], ...]:
+    """The rows in groups: the injected model, the removals, the controls."""
+    names = {"injected": "", "removal": "removals", "control": "controls"}
+    return tuple((names[kind], tuple(rows[kind])) for kind in names if kind in rows)
+
+
+def _permutations(record: Mapping[Any, Any]) -> str:
+    if pd.isna(record["permutations"]):
+        return MISSING
+    return f"{int(record['permutations'])}{' (all)' if record['exact'] else ''}"
+
+
+def _rho_p(rho: Any, p: Any) -> str:
+    return MISSING if rho is None or pd.isna(rho) else f"{fraction(rho)} ({p_text(p)})"
+
+
+def _shade(value: Any, largest: float) -> float | None:
+    return None if pd.isna(value) or largest <= 0 else min(max(float(value) / largest, 0.0), 1.0)
+
+
+def _whose(runs: Sequence[RunTables]) -> str:
+    """The run a caption is about, or how many they are."""
+    return sentence(run_name(runs[0].info)) if len(runs) == 1 else f"{len(runs)} runs"

@@ -1,0 +1,209 @@
+"""The results on the terminal, at the end of a run or a sweep. Everything can be read without color."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import matplotlib as mpl
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.style import Style
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from casd.report.drawing import text_color
+from casd.report.markup import Cell, Table, numeric_columns
+from casd.report.statements import statements
+from casd.report.tables import asr_table, casd_table, relation_table, summary_table
+from casd.report.wording import MISSING, run_name
+from casd.results import RunTables
+
+PLAIN_WIDTH = 120
+"""Columns when the output is no terminal."""
+MATRICES = 6
+"""Runs of a sweep up to which the matrices of each are printed."""
+ASR_NOTE = "Cells: attack success rate that is left (fraction). Rows: removed; columns: measured; * the removed one itself."
+
+
+def output_console() -> Console:
+    """A console on stdout: as wide as the terminal, or PLAIN_WIDTH and without color where there is none."""
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    if encoding != "utf8" and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a ρ must not end a run that took hours
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+
+
+def print_run(tables: RunTables, console: Console | None = None) -> None:
+    """Print a run: the ASR matrix, each headline CASD matrix, the relation, and what they show in sentences."""
+    console = console or output_console()
+    _heading(console, f"Results: {run_name(tables.info)}")
+    _print_matrix(console, asr_table(tables))
+    _asr_note(console, [tables])
+    for variant in tables.headline:
+        table = casd_table(tables, variant)
+        if table.rows:
+            _print_matrix(console, table, colors="cividis")
+    relation = relation_table([tables])
+    if relation.rows:
+        _print_table(console, relation, leave_out={"permutations", "excluded", "note"})
+    for text in statements(tables):
+        console.print(_beside([Text("-"), Text(text)], gap=1))
+    console.print()
+
+
+def print_sweep(runs: Sequence[RunTables], console: Console | None = None) -> None:
+    """Print a sweep: the runs' ASR matrices side by side, likewise each headline CASD, then every run's summary.
+
+    A sweep of more than MATRICES runs shows the summary only; the matrices are in its report.
+    """
+    console = console or output_console()
+    if len(runs) <= MATRICES:
+        _heading(console, f"Results of {len(runs)} runs: attack success rate after each removal")
+        _print_matrices(console, runs, [asr_table(tables) for tables in runs], "viridis")
+        _asr_note(console, runs)
+        for variant in dict.fromkeys(name for tables in runs for name in tables.headline):
+            distances = [casd_table(tables, variant) for tables in runs]
+            if any(table.rows for table in distances):
+                _heading(console, f"{variant}: distance between the activation shifts of two removals")
+                _print_matrices(console, runs, distances, "cividis")
+    _print_side_by_side(console, summary_table(runs), [_run_heading(tables) for tables in runs])
+
+
+def _print_matrices(console: Console, runs: Sequence[RunTables], matrices: Sequence[Table], colors: str) -> None:
+    """Print one matrix of every run, as many beside each other as fit, and what the columns' numbers stand for."""
+    numbers: dict[str, int] = {}
+    for column in (column for table in matrices for column in table.columns):
+        numbers.setdefault(column, len(numbers) + 1)
+    line: list[RichTable] = []
+    above: list[str] = []
+    for tables, table in zip(runs, matrices, strict=True):
+        labels = [row.label for row in table.rows]
+        part = _matrix(table, colors, numbers, labels=not line or labels != above, title=_run_heading(tables))
+        if line and sum(_width(console, other) + 2 for other in line) + _width(console, part) > console.width:
+            console.print(_beside(line))
+            line, part = [], _matrix(table, colors, numbers, labels=True, title=_run_heading(tables))
+        line.append(part)
+        above = labels
+    console.print(_beside(line))
+    _legend(console, numbers)
+
+
+def _print_matrix(console: Console, table: Table, colors: str = "viridis") -> None:
+    """Print one matrix, its columns headed by names where they fit and by numbers where they do not."""
+    console.print(Text(table.title, "bold"))
+    matrix = _matrix(table, colors, {}, labels=True)
+    if _width(console, matrix) <= console.width:
+        console.print(matrix)
+        return
+    numbers = {column: i for i, column in enumerate(table.columns, 1)}
+    console.print(_matrix(table, colors, numbers, labels=True))
+    _legend(console, numbers)
+
+
+def _matrix(table: Table, colors: str, numbers: Mapping[str, int], *, labels: bool, title: str | None = None) -> RichTable:
+    """A matrix of shaded numbers; columns are headed by their `numbers`, or by their names where there are none."""
+    rich = _frame(title, pad=0)  # the place of the marks sets the columns apart
+    if labels:
+        rich.add_column(table.corner, no_wrap=True)
+    for column in table.columns:
+        rich.add_column(Text(str(numbers.get(column, column))), justify="right", no_wrap=True)
+    for _, rows in table.groups:
+        for row in rows:
+            number = f"{numbers[row.label]} " if row.label in numbers else ""
+            # A title spans matrices that share their labels; which of them collapsed is then told below them.
+            label = [Text(number + (row.label if title else row.title))] if labels else []
+            rich.add_row(*label, *(_shaded(cell, row.collapsed, colors) for cell in row.cells))
+        rich.add_section()
+    return rich
+
+
+def _shaded(cell: Cell, collapsed: bool, colors: str) -> Text:
+    """A number on its color of the map, after a mark: * the removed backdoor itself, x a collapsed model."""
+    if cell.shade is None:
+        return Text(f"x{cell.text.strip('()')}" if collapsed and cell.text != MISSING else cell.text, "dim")
+    rgb = mpl.colormaps[colors](cell.shade)[:3]
+    background = "#" + "".join(f"{round(255 * channel):02x}" for channel in rgb)
+    foreground = {"black": "#000000", "white": "#ffffff"}[text_color(rgb)]
+    return Text(f"{'*' if cell.own else ' '}{cell.text}", Style(color=foreground, bgcolor=background, bold=cell.own))
+
+
+def _print_table(console: Console, table: Table, leave_out: Collection[str]) -> None:
+    """Print a table of texts; what does not fit is folded."""
+    console.print(Text(table.title, "bold"))
+    rich = _frame()
+    kept = [i for i, heading in enumerate(table.columns) if heading not in leave_out]
+    numeric = numeric_columns(table)
+    rich.add_column(table.corner, overflow="fold")
+    for i in kept:
+        rich.add_column(Text(table.columns[i]), justify="right" if numeric[i] else "left", overflow="fold")
+    for _, rows in table.groups:
+        for row in rows:
+            rich.add_row(Text(row.title), *(Text(row.cells[i].text) for i in kept))
+        rich.add_section()
+    console.print(rich)
+
+
+def _print_side_by_side(console: Console, table: Table, headings: Sequence[str]) -> None:
+    """Print a table with its rows as columns under `headings`, as many beside each other as fit."""
+    console.print(Text(table.title, "bold"))
+    named_above = {"objective", "seed"}
+    shown = [(i, column) for i, column in enumerate(table.columns) if column not in named_above]
+    pending = list(zip(headings, table.rows, strict=True))
+    while pending:
+        for count in range(len(pending), 0, -1):
+            rich = _frame()
+            rich.add_column("", overflow="fold")
+            for heading, _ in pending[:count]:
+                rich.add_column(Text(heading), justify="right", overflow="fold")
+            for i, column in shown:
+                rich.add_row(Text(column), *(Text(row.cells[i].text) for _, row in pending[:count]))
+            if count == 1 or _width(console, rich) <= console.width:
+                break
+        console.print(rich)
+        pending = pending[count:]
+
+
+def _run_heading(tables: RunTables) -> str:
+    return f"{tables.info['model']}, seed {tables.info['seed']}\n{tables.info['objective']}"
+
+
+def _frame(title: str | None = None, pad: int = 1) -> RichTable:
+    rich = RichTable(box=SIMPLE_HEAD, padding=(0, pad, 0, 0), pad_edge=False, header_style="bold", title_justify="left")
+    if title:
+        rich.title, rich.title_style = Text(title), "bold"
+    return rich
+
+
+def _beside(parts: Iterable[RenderableType], gap: int = 2) -> RichTable:
+    grid = RichTable.grid(padding=(0, gap, 0, 0))
+    grid.add_row(*parts)
+    return grid
+
+
+def _width(console: Console, table: RichTable) -> int:
+    """Columns the table needs for nothing in it to be cut."""
+    return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print()
+    console.print(Text(text, "bold"))
+    console.rule(style="dim")
+
+
+def _legend(console: Console, numbers: Mapping[str, int]) -> None:
+    console.print(Text("Columns: " + ", ".join(f"{number} {name}" for name, number in numbers.items())))
+
+
+def _asr_note(console: Console, runs: Sequence[RunTables]) -> None:
+    """How to read the ASR matrices above, and which of their rows are of collapsed models."""
+    console.print(Text(ASR_NOTE, "dim"))
+    for tables in runs:
+        if tables.collapsed:
+            run = f" ({tables.info['model']}, {tables.info['objective']}, seed {tables.info['seed']})"
+            names = ", ".join(state for state in tables.states["state"] if state in tables.collapsed)
+            text = f"x collapsed{run if len(runs) > 1 else ''}: {names}. These rates are no success of the removal."
+            console.print(Text(text, "bold"))
+    console.print()

@@ -1,0 +1,88 @@
+"""Numbers and names in words, the same in every table, figure and sentence of a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import pandas as pd
+
+from casd.results import RunTables
+
+MISSING: Final = "–"
+"""Stands for a value that is missing or undefined."""
+NO_PAIRS: Final = "One backdoor was measured: there is no off-diagonal pair, so nothing can be said of transfer or of CASD."
+RESPONSES: Final = {"suppression": "ASR suppression", "prob_suppression": "probability suppression"}
+
+
+def fraction(value: Any, digits: int = 2) -> str:
+    """A number with fixed decimals, "–" where it is missing, never "-0.00"."""
+    if value is None or pd.isna(value):
+        return MISSING
+    text = f"{float(value):.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def significant(value: Any, digits: int = 3) -> str:
+    """A number of any size with some significant digits ("0.832", "1.2e-05"), "–" where it is missing."""
+    return MISSING if value is None or pd.isna(value) else f"{float(value):.{digits}g}"
+
+
+def p_text(value: Any) -> str:
+    """A p-value: two decimals, three below 0.01, "<0.001" at the least."""
+    if value is None or pd.isna(value):
+        return MISSING
+    if value < 0.001:
+        return "<0.001"
+    return f"{value:.3f}" if value < 0.01 else f"{value:.2f}"
+
+
+def decimals_for(largest: float) -> int:
+    """Decimals that leave two significant digits of the largest value: at least 2, at most 8."""
+    if not largest > 0 or math.isinf(largest):
+        return 2
+    return min(max(1 - math.floor(math.log10(largest)), 2), 8)
+
+
+def run_name(info: dict[str, Any]) -> str:
+    """A run in words: model, objective, seed, and the folder's name where it has one."""
+    parts = [f"model {info['model']}", f"objective {info['objective']}", f"seed {info['seed']}"]
+    if info.get("run"):
+        parts.insert(0, f"run {info['run']}")
+    return ", ".join(parts)
+
+
+def prompts_per_cell(tables: RunTables) -> str:
+    """The number of triggered prompts behind a cell: "64", or "60–64" where it differs, "–" without any."""
+    counts = tables.asr.loc[tables.asr["probe"] == "triggered", "n"]
+    if counts.empty:
+        return MISSING
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low}" if low == high else f"{low}–{high}"
+
+
+def percent(value: Any) -> str:
+    """A relative change in percent, with its sign."""
+    return MISSING if pd.isna(value) else f"{100 * value:+.1f}%"
+
+
+def mean_with_interval(record: Mapping[Any, Any], name: str) -> str:
+    """The entry `name` of a record; with its interval where the record has `name_low` and `name_high`."""
+    value = record.get(name)
+    if isinstance(value, str):
+        return value or MISSING
+    low, high = record.get(f"{name}_low"), record.get(f"{name}_high")
+    if isinstance(value, int):
+        return str(value)
+    return fraction(value) if low is None or pd.isna(low) else f"{fraction(value)} [{fraction(low)}, {fraction(high)}]"
+
+
+def short_run_name(info: dict[str, Any]) -> str:
+    """A run in as few words as tell it from the others of a sweep."""
+    return f"{info['model']}, {info['objective']}, seed {info['seed']}"
+
+
+def sentence(text: str) -> str:
+    """The text with a capital at its start."""
+    return text[:1].upper() + text[1:]
