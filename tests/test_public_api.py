@@ -1,0 +1,68 @@
+"""The library's surface: every name resolves, says what it is, is known to type checkers, and importing casd is instant.
+
+Run: pytest tests/test_public_api.py
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import casd
+
+HEAVY = ("torch", "transformers", "hydra", "omegaconf", "accelerate", "numpy", "pandas", "scipy", "matplotlib")
+NAMES = [name for name in casd.__all__ if name != "__version__"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_resolves_and_says_what_it_is(name: str) -> None:
+    value = getattr(casd, name)
+    assert callable(value)
+    text = inspect.getdoc(value)
+    assert text
+    assert not text.startswith(f"{name}("), "a dataclass's generated signature is no docstring"
+    assert getattr(casd, name) is value
+
+
+def test_import_casd_loads_nothing_heavy() -> None:
+    program = f"import sys, casd; dir(casd); print([name for name in {HEAVY!r} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.strip() == "[]"
+
+
+def test_dir_lists_the_api_before_it_is_loaded() -> None:
+    program = "import casd; print(set(casd.__all__) <= set(dir(casd)), 'inject' in vars(casd))"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.split() == ["True", "False"]
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'casd' has no attribute 'injekt'"):
+        _ = casd.injekt  # type: ignore[attr-defined]
+    assert not hasattr(casd, "injekt")
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    """The names under TYPE_CHECKING are those that __getattr__ finds, each at the same place."""
+    tree = ast.parse(Path(casd.__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen: dict[str, str] = {}
+    for node in block.body:
+        if isinstance(node, ast.ImportFrom):
+            modules_and_names = [(f"{node.module}:{alias.name}", alias.asname) for alias in node.names]
+            seen |= {name: where for where, name in modules_and_names if name and not name.startswith("_")}
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
+            for target, value in zip(node.targets[0].elts, node.value.elts, strict=True):
+                assert isinstance(target, ast.Name)
+                assert isinstance(value, ast.Attribute)
+                seen[target.id] = f"casd.models:{value.attr}"
+    assert seen == casd._WHERE
+
+
+def test_the_package_tells_type_checkers_that_it_is_typed() -> None:
+    assert (Path(casd.__file__).parent / "py.typed").is_file()

@@ -1,0 +1,606 @@
+"""Reports: tables survive the disk, text from models stays text, cells show the tables' numbers, and nothing cut looks whole.
+
+Run: pytest tests/test_report.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from casd.errors import CasdError
+from casd.report import collect, print_run, print_sweep, read_runs, write_report, write_sweep_report
+from casd.report.collect import asr_matrix, casd_matrix, summary
+from casd.report.drawing import save, text_color
+from casd.report.figures import relation_scatter
+from casd.report.heatmaps import asr_heatmap, asr_heatmaps, casd_heatmaps
+from casd.report.html import run_html, visible
+from casd.report.markup import Cell, Row, Table, numeric_columns, to_latex, to_markdown
+from casd.report.statements import statements
+from casd.report.tables import (
+    asr_long_table,
+    asr_table,
+    casd_table,
+    relation_table,
+    run_tables,
+    states_table,
+    suppression_table,
+)
+from casd.report.wording import NO_PAIRS, decimals_for, fraction, p_text, significant
+from casd.results import SCHEMAS, RunTables
+
+EIGHT = ("french_a", "french_b", "german", "sentiment", "fixed_text", "refusal", "repetition", "all_capitals")
+CONTROLS = ("control:clean", "control:phantom")
+HOSTILE = "</td><script>alert(1)</script>{{ 7 * 7 }}\x1b[2J\u202egnp.exe\x00 <img src=x onerror=alert(2)>"
+VARIANTS = ("casd", "casd_cos")
+
+
+def make_run(
+    backdoors: tuple[str, ...] = EIGHT,
+    *,
+    objective: str = "clean_target",
+    model: str = "llama3_tiny",
+    seed: int = 0,
+    collapsed: tuple[str, ...] = (),
+    relation: bool = True,
+    generated: str = "Le chat dort sur le toit.",
+) -> RunTables:
+    """A run of made-up but coherent numbers: rates are k/64, a removal's own rate is low, controls leave most."""
+    rng = np.random.default_rng([seed, len(backdoors), len(objective)])
+    kinds = {"injected": "injected"} | dict.fromkeys(backdoors, "removal") | dict.fromkeys(CONTROLS, "control")
+    asr, samples = [], []
+    for state, kind in kinds.items():
+        for backdoor in backdoors:
+            for probe in ("triggered", "clean", "fake"):
+                low, high = {"injected": (62, 65), "control": (45, 65), "removal": (10, 60)}[kind]
+                k = int(rng.integers(low, high)) if probe == "triggered" else int(rng.integers(0, 2))
+                k = 1 if state == backdoor and probe == "triggered" else k
+                k = 0 if state in collapsed else k
+                asr.append((state, backdoor, probe, k, 64, k / 64, *wilson(k, 64), k / 70))
+                samples += [(state, backdoor, probe, f"The cat {i}", generated, k > 30) for i in range(3)]
+    states = [
+        {
+            "state": state,
+            "kind": kind,
+            "clean_loss": 2.5,
+            "clean_loss_ratio": 9.0 if state in collapsed else 1.01,
+            "degenerate_rate": 0.0,
+            "steps": 0 if kind == "injected" else 8,
+            "train_seconds": 3.25,
+            "forget_gradient_first": math.nan if kind == "injected" else 0.83249,
+            "forget_gradient_last": math.nan if kind == "injected" else 1.2e-5,
+            "stopped": "",
+            "collapsed": state in collapsed,
+            "collapse_reason": "clean loss × 9" if state in collapsed else "",
+        }
+        for state, kind in kinds.items()
+    ]
+    rates = {(row[0], row[1]): row for row in asr if row[2] == "triggered"}
+    transfer = []
+    for state, kind in list(kinds.items())[1:]:
+        for target in backdoors:
+            before, after = rates["injected", target][5], rates[state, target][5]
+            drop = before - after
+            values = (before, after, drop, drop - 0.1, drop - 0.3)
+            transfer.append((state, target, kind, state == target, *values, *values, state in collapsed))
+    pairs = [(a, b) for i, a in enumerate(backdoors) for b in backdoors[i + 1 :]]
+    scale = {"casd": 0.04, "casd_cos": 1.0}
+    layers = [(v, a, b, i, scale[v] * float(rng.random()) * (i + 1) / 4) for v in VARIANTS for a, b in pairs for i in range(4)]
+    frame = pd.DataFrame(layers, columns=list(SCHEMAS["casd_layers"]))
+    casd = frame.groupby(["variant", "a", "b"], sort=False)["distance"].mean().reset_index()
+    relations = [
+        (v, r, len(backdoors), len(pairs), rho, p, 9999, False, ",".join(collapsed), "")
+        for v, r, rho, p in (
+            ("casd", "suppression", -0.62, 0.004),
+            ("casd", "prob_suppression", -0.2, 0.41),
+            ("casd_cos", "suppression", math.nan, math.nan),
+            ("casd_cos", "prob_suppression", 0.5, 0.0001),
+        )
+    ]
+    return RunTables(
+        asr=pd.DataFrame(asr, columns=list(SCHEMAS["asr"])),
+        states=pd.DataFrame(states, columns=list(SCHEMAS["states"])),
+        transfer=pd.DataFrame(transfer, columns=list(SCHEMAS["transfer"])),
+        casd=casd,
+        casd_layers=frame,
+        relation=pd.DataFrame(relations if relation else [], columns=list(SCHEMAS["relation"])),
+        specificity=pd.DataFrame(
+            [
+                {"response": r, "n_removals": 8, "own": 0.97, "net_phantom": 0.2, "net_phantom_low": -0.1}
+                | {"net_phantom_high": 0.3, "net_clean": 0.4, "net_clean_low": 0.3, "net_clean_high": 0.5}
+                for r in ("suppression", "prob_suppression")
+            ]
+        ),
+        samples=pd.DataFrame(samples, columns=list(SCHEMAS["samples"])),
+        info={
+            "model": model,
+            "objective": objective,
+            "seed": seed,
+            "config": "model:\n  name: <llama & co>\n",
+            "provenance": {"versions": {"torch": "2.13.0"}},
+            "timings": {"injection": 46.5},
+            "headline": list(VARIANTS),
+            "targets": {"french_a": "french", "french_b": "french"},
+        },
+    )
+
+
+def wilson(k: int, n: int) -> tuple[float, float]:
+    z, p = 1.96, k / n
+    center, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (center - half) / (1 + z * z / n), (center + half) / (1 + z * z / n)
+
+
+def make_scatter(tables: RunTables) -> pd.DataFrame:
+    rng = np.random.default_rng(1)
+    return tables.casd.assign(response_value=rng.normal(0, 0.1, len(tables.casd)))
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its elements, attributes, and whether every element is closed."""
+
+    VOID = ("meta", "img", "br", "link")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def numbers_in(figure: object, panel: int) -> list[str]:
+    """The texts printed inside the cells of a heatmap."""
+    return [text.get_text() for text in figure.axes[panel].texts]  # type: ignore[attr-defined]
+
+
+def printed(call: object, *args: object, width: int = 100) -> str:
+    stream = io.StringIO()
+    call(*args, Console(file=stream, width=width, highlight=False))  # type: ignore[operator]
+    return stream.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------ tables on disk
+
+
+def test_tables_come_back_from_disk_as_they_were(tmp_path: Path) -> None:
+    tables = make_run(generated=HOSTILE, relation=False)
+    tables.write(tmp_path)
+    again = RunTables.read(tmp_path)
+    assert again.info == tables.info
+    for name in SCHEMAS:
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(tables, name), check_dtype=len(getattr(tables, name)) > 0)
+    csv = pd.read_csv(tmp_path / "tables" / "asr.csv")
+    pd.testing.assert_frame_equal(csv, tables.asr, check_dtype=False, rtol=0, atol=0)
+    assert pd.read_csv(tmp_path / "tables" / "samples.csv", dtype=str)["generated"].iloc[0].startswith("</td>")
+
+
+def test_a_table_without_its_columns_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'asr' lacks the columns \['backdoor'\]"):
+        dataclasses.replace(make_run(), asr=make_run().asr.drop(columns="backdoor"))
+
+
+def test_an_unfinished_or_damaged_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CasdError, match="nowhere is not the folder of a finished run"):
+        collect([tmp_path / "nowhere"])
+    with pytest.raises(CasdError, match="no run to collect"):
+        collect([])
+    make_run().write(tmp_path / "run")
+    damaged = tmp_path / "run" / "tables" / "asr.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(CasdError, match=r"asr\.parquet cannot be read"):
+        RunTables.read(tmp_path / "run")
+
+
+def test_writing_that_fails_leaves_no_finished_run(tmp_path: Path) -> None:
+    tables = make_run()
+    tables.write(tmp_path)
+    (tmp_path / "tables" / "casd.parquet").unlink()
+    (tmp_path / "tables" / "casd.parquet").mkdir()  # what cannot be written over
+    with pytest.raises(CasdError, match="cannot be written"):
+        tables.write(tmp_path)
+    with pytest.raises(CasdError, match="not the folder of a finished run"):
+        RunTables.read(tmp_path)
+
+
+def test_collected_runs_are_ordered_and_told_apart(tmp_path: Path) -> None:
+    make_run(seed=10).write(tmp_path / "x" / "0")
+    make_run(seed=2, relation=False).write(tmp_path / "y" / "0")
+    make_run(objective="gradient_difference").write(tmp_path / "b")
+    folders = [tmp_path / "b", tmp_path / "x" / "0", tmp_path / "y" / "0", tmp_path / "b"]
+    combined = collect(folders)
+    assert list(dict.fromkeys(combined.asr["run"])) == ["y/0", "x/0", "b"]
+    for name in SCHEMAS:
+        assert list(getattr(combined, name).columns[:4]) == ["run", "model", "objective", "seed"]
+    assert combined.asr["rate"].dtype == float
+    assert set(combined.relation["run"]) == {"x/0", "b"}
+    pd.testing.assert_frame_equal(collect(reversed(folders)).asr, combined.asr)
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+
+
+def test_summary_is_the_mean_of_the_cells_it_names() -> None:
+    tables = make_run(collapsed=("german",))
+    triggered = tables.asr[(tables.asr["probe"] == "triggered") & (tables.asr["state"] != "german")]
+    removals = triggered[triggered["state"].isin(EIGHT)]
+    row = summary([tables]).iloc[0]
+    assert row["own_asr"] == pytest.approx(1 / 64)
+    assert row["others_asr"] == pytest.approx(removals.loc[removals["state"] != removals["backdoor"], "rate"].mean())
+    assert row["clean_asr"] == pytest.approx(triggered.loc[triggered["state"] == "control:clean", "rate"].mean())
+    assert row["phantom_asr"] == pytest.approx(triggered.loc[triggered["state"] == "control:phantom", "rate"].mean())
+    assert row["clean_loss_change"] == pytest.approx(0.01)
+    assert (row["removals"], row["collapsed"]) == (8, 1)
+    assert (row["rho:casd:suppression"], row["p:casd:suppression"]) == (-0.62, 0.004)
+
+
+def test_a_collapsed_control_says_nothing() -> None:
+    tables = make_run(collapsed=("control:clean",))
+    assert math.isnan(summary([tables]).iloc[0]["clean_asr"])
+    assert any("Control clean: collapsed" in text for text in statements(tables))
+
+
+def test_a_backdoor_that_never_took_hold_is_no_removal() -> None:
+    tables = make_run()
+    injected = (tables.asr["state"] == "injected") & (tables.asr["backdoor"] == "german") & (tables.asr["probe"] == "triggered")
+    tables.asr.loc[injected, "rate"] = 0.1
+    texts = statements(tables)
+    assert "Never took hold (injected ASR below 0.5), so nothing was removed: german." in texts
+    assert any(text.startswith("7 of 8 removals left") for text in texts)
+
+
+def test_casd_matrix_is_symmetric_with_the_tables_distances() -> None:
+    tables = make_run()
+    matrix = casd_matrix(tables, "casd")
+    assert list(matrix.index) == list(EIGHT)
+    np.testing.assert_array_equal(matrix, matrix.T)
+    for row in tables.casd[tables.casd["variant"] == "casd"].itertuples():
+        assert matrix.loc[row.b, row.a] == row.distance
+
+
+def test_numbers_in_words() -> None:
+    assert [fraction(x) for x in (0.956, math.nan, None, -0.001, -0.125)] == ["0.96", "–", "–", "0.00", "-0.12"]
+    assert [p_text(x) for x in (0.0001, 0.004, 0.41, math.nan)] == ["<0.001", "0.004", "0.41", "–"]
+    assert [significant(x) for x in (0.83249, 0.0, 1.2e-5, 1234.5, math.nan)] == ["0.832", "0", "1.2e-05", "1.23e+03", "–"]
+    assert [decimals_for(x) for x in (12.0, 0.5, 0.034, 0.0, math.nan)] == [2, 2, 3, 2, 2]
+
+
+# ------------------------------------------------------------------------------------------------ tables to read
+
+
+def test_asr_table_shows_every_cell_and_marks_the_collapsed_row() -> None:
+    tables = make_run(collapsed=("german",))
+    table = asr_table(tables)
+    assert [name for name, _ in table.groups] == ["", "removals", "controls"]
+    matrix = asr_matrix(tables)
+    for row in table.rows:
+        for backdoor, cell in zip(table.columns, row.cells, strict=True):
+            number = f"{matrix.loc[row.label, backdoor]:.2f}"
+            if row.label == "german":
+                assert cell == Cell(f"({number})")
+            else:
+                assert cell.text == number
+                assert cell.own == (row.label == backdoor)
+    assert [row.title for row in table.rows if row.collapsed] == ["german (collapsed)"]
+    for part in ("llama3_tiny", "clean_target", "seed 0", "n = 64"):
+        assert part in table.caption
+
+
+def test_long_table_has_the_intervals() -> None:
+    table = asr_long_table(make_run(("a", "b", "c")))
+    assert len(table.rows) == 6 * 3
+    own = next(row for row in table.rows if row.label == "a" and row.cells[0].text == "a")
+    assert [cell.text for cell in own.cells[1:4]] == ["0.02", "0.00 to 0.08", "1/64"]
+
+
+def test_statements_claim_no_more_than_the_numbers() -> None:
+    texts = "\n".join(statements(make_run(collapsed=("german",))))
+    assert "7 of 8 removals left their own backdoor an ASR of at most 0.05 (mean own ASR 0.02)" in texts
+    assert "1 of 8 removals collapsed and count as none: german." in texts
+    assert "casd and ASR suppression: smaller distances go with stronger suppression (ρ = -0.62, p = 0.004" in texts
+    assert "casd and probability suppression: no relation found (ρ = -0.20, p = 0.41" in texts
+    assert "casd_cos and probability suppression: larger distances go with" in texts
+    assert "casd_cos and ASR suppression: not computed" in texts
+    assert "net of the clean control 0.40 [0.30, 0.50], net of the phantom 0.20 [-0.10, 0.30]" in texts
+    assert "no relation was computed" in "\n".join(statements(make_run(relation=False)))
+
+
+def test_missing_values_are_dashes() -> None:
+    tables = make_run(("a", "b", "c"), collapsed=("b",))
+    tables.asr = tables.asr[~((tables.asr["state"].isin(["a", "b"])) & (tables.asr["backdoor"] == "c"))]
+    for row in asr_table(tables).rows[1:3]:
+        assert row.cells[2] == Cell("–"), row
+    assert all(numeric_columns(asr_table(tables)))
+    texts = [cell.text for cell in relation_table([tables]).rows[2].cells]
+    assert texts[1:3] == ["–", "–"]
+
+
+def test_numbers_that_are_missing_everywhere_are_dashes_everywhere(tmp_path: Path) -> None:
+    """Controls that did not run, and measurements that gave nothing: no table, sentence or page says "nan"."""
+    tables = make_run(("a", "b", "c"), relation=False)
+    for name in ("states", "asr", "transfer", "casd", "casd_layers", "specificity"):
+        frame = getattr(tables, name).copy()
+        kept = ("successes", "n", "steps", "layer_idx", "n_removals")
+        numbers = [column for column in frame.select_dtypes("number").columns if column not in kept]
+        frame[numbers] = math.nan
+        setattr(tables, name, frame)
+    shown = [to_markdown(table) + to_latex(table) for table in run_tables(tables)]
+    shown += [printed(print_run, tables), printed(print_sweep, [tables]), *statements(tables)]
+    shown.append(Page(write_report(tables, tmp_path, make_scatter(tables)).read_text(encoding="utf-8")).text)
+    for text in shown:
+        assert not re.search(r"\b(nan|NaN|None)\b|\(–\)", text), text
+
+
+def test_states_table_has_the_gradient_of_the_forget_term() -> None:
+    table = states_table(make_run(("a", "b", "c")))
+    first, last = (table.columns.index(f"gradient, {step}") for step in ("first", "last"))
+    cells = {row.label: (row.cells[first].text, row.cells[last].text) for row in table.rows}
+    assert cells["injected"] == ("–", "–")
+    assert cells["control:phantom"] == ("0.832", "1.2e-05")
+    assert numeric_columns(table)[first], "numbers with an exponent are set as numbers"
+    assert numeric_columns(table)[last]
+    assert "L2 norm before clipping of the gradient of the forget term alone" in table.caption
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "expected"),
+    [
+        (0.83, 0.5, "not zero, so this control could move the model (L2 norm before clipping, of the forget term alone: 0.83"),
+        (0.0, 0.0, "was zero at the first and the last step (L2 norm before clipping, of the forget term alone: 0 at the"),
+        (0.83, 0.0, "was zero at the last step"),
+        (math.nan, math.nan, "is not known: no training step was finished"),
+    ],
+)
+def test_the_phantoms_gradient_is_stated(first: float, last: float, expected: str) -> None:
+    tables = make_run(("a", "b", "c"))
+    phantom = tables.states["state"] == "control:phantom"
+    tables.states.loc[phantom, ["forget_gradient_first", "forget_gradient_last"]] = first, last
+    found = [text for text in statements(tables) if text.startswith("Control phantom: the gradient of its forget term")]
+    assert len(found) == 1
+    assert expected in found[0]
+
+
+def test_a_single_backdoor_has_no_pairs_and_the_report_says_so(tmp_path: Path) -> None:
+    tables = make_run(("a",))
+    texts = statements(tables)
+    assert NO_PAIRS in texts
+    assert "The one removal left its own backdoor an ASR of 0.02." in texts
+    assert not any("other backdoors" in text or "–" in text for text in texts)
+    assert NO_PAIRS in asr_table(tables).caption
+    assert NO_PAIRS in " ".join(printed(print_run, tables).split())
+    page = Page(write_report(tables, tmp_path, make_scatter(tables)).read_text(encoding="utf-8"))
+    assert page.open == []
+    assert page.text.count(NO_PAIRS) >= 2
+    assert NO_PAIRS not in asr_table(make_run(("a", "b"))).caption
+
+
+def test_suppression_table_is_what_was_removed_by_what_was_measured() -> None:
+    tables = make_run(("a", "b", "c"))
+    table = suppression_table(tables, "suppression_net_clean")
+    assert [row.label for row in table.rows] == ["a", "b", "c", *CONTROLS]
+    for record in tables.transfer.to_dict("records"):
+        row = next(row for row in table.rows if row.label == record["source"])
+        assert row.cells[table.columns.index(record["target"])].text == fraction(record["suppression_net_clean"])
+
+
+HARD_NAMES = Table(
+    name="hard names",
+    title="50% & more_of {it}",
+    caption=r"\input{x} $x$ ~^# <b>",
+    corner="a|b",
+    columns=("[x]_y", "n"),
+    groups=(("", (Row("*a_1*", (Cell("[0.1"), Cell("-0.50", own=True))), Row("[b]\nc", (Cell("p<0.001"), Cell("–"))))),),
+)
+
+
+def test_latex_is_escaped_and_balanced() -> None:
+    for table in (HARD_NAMES, *run_tables(make_run(collapsed=("german",)))):
+        text = to_latex(table)
+        body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+        bare = re.sub(r"\\[\\{}$&#_%]", "", body)
+        assert bare.count("{") == bare.count("}")
+        assert bare.count("$") % 2 == 0
+        assert not re.search(r"[#%_~^|<>](?!\$)", bare.replace("$<$", "").replace("$>$", "")), bare
+        begun, ended = re.findall(r"\\begin\{(\w+)\}", body), re.findall(r"\\end\{(\w+)\}", body)
+        assert begun == ended[::-1]
+        for row in re.findall(r"^(.*) \\\\$", body, re.MULTILINE):
+            if not row.startswith("\\label"):
+                assert len(re.findall(r"(?<!\\)&", row)) == len(table.columns)
+                assert not row.startswith(("[", "*"))
+    text = to_latex(HARD_NAMES)
+    assert r"\textbackslash{}input\{x\} \$x\$ \textasciitilde{}\textasciicircum{}\# $<$b$>$" in text
+    assert r"\textbf{$-$0.50}" in text
+    assert r"50\% \& more\_of \{it\}" in text
+
+
+def test_markdown_cells_stay_cells() -> None:
+    text = to_markdown(HARD_NAMES)
+    lines = text.strip().splitlines()[2:]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {4}
+    assert r"\*a_1\*" in text
+    assert r"\<b>" in text
+    assert "**-0.50**" in text
+
+
+# ------------------------------------------------------------------------------------------------ figures
+
+
+def test_heatmap_cells_are_the_tables_numbers() -> None:
+    tables = make_run(collapsed=("german",))
+    matrix = asr_matrix(tables)
+    expected = [
+        f"({value:.2f})" if state == "german" else f"{value:.2f}" for state in matrix.index for value in matrix.loc[state]
+    ]
+    figure = asr_heatmap(tables)
+    assert numbers_in(figure, 0) == expected
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()][3] == "german (collapsed)"
+    assert numbers_in(asr_heatmaps([make_run(seed=5), tables]), 1) == expected
+
+
+def test_casd_heatmap_leaves_the_diagonal_out() -> None:
+    tables = make_run(("a", "b", "c"))
+    matrix = casd_matrix(tables, "casd")
+    expected = [f"{matrix.loc[a, b]:.3f}" if a != b else "–" for a in "abc" for b in "abc"]
+    assert numbers_in(casd_heatmaps(tables), 0) == expected
+    assert [cell.text for row in casd_table(tables, "casd").rows for cell in row.cells] == expected
+
+
+def test_scatter_has_every_pair_and_the_tables_correlation() -> None:
+    tables = make_run()
+    figure = relation_scatter(make_scatter(tables), tables)
+    axes = figure.axes[0]
+    assert sum(len(points.get_offsets()) for points in axes.collections) == 28
+    assert axes.get_title() == "casd: ρ = -0.62, p = 0.004 (Mantel)"
+    assert figure.axes[1].get_title() == "casd_cos: no test"
+
+
+def test_figures_have_the_same_bytes_each_time_and_no_mathematics_in_names(tmp_path: Path) -> None:
+    def render(folder: Path) -> list[bytes]:
+        tables = make_run(("cost$_{1", "a_rather_long_name_of_a_backdoor_with_an_end", "c$"))
+        png = save(asr_heatmap(tables), folder / "asr.v1")
+        save(relation_scatter(make_scatter(tables), tables), folder / "scatter")
+        return [png.read_bytes(), *(path.read_bytes() for path in sorted(folder.glob("*.pdf")))]
+
+    first = render(tmp_path / "a")
+    assert first == render(tmp_path / "b")
+    assert len(first) == 3
+    assert first[0].startswith(b"\x89PNG")
+
+
+def test_text_color_has_the_higher_contrast() -> None:
+    assert [text_color(rgb) for rgb in ((1, 1, 1), (0, 0, 0), (0.99, 0.91, 0.14), (0.27, 0.0, 0.33))] == [
+        *("black", "white", "black", "white")
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ HTML
+
+
+def test_report_is_one_page_in_which_generations_are_text(tmp_path: Path) -> None:
+    tables = make_run(generated=HOSTILE, collapsed=("german",))
+    path = write_report(tables, tmp_path / "run_1", make_scatter(tables))
+    assert path == tmp_path / "run_1" / "report.html"
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "iframe", "object", "link", "base"}
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 4
+    assert all(image["alt"] and str(image["src"]).startswith("data:image/png;base64,") for image in images)
+    assert all(attributes.get("scope") for tag, attributes in page.tags if tag == "th")
+    assert HOSTILE[: HOSTILE.index("\x1b")] in page.text  # to the letter: `{{ 7 * 7 }}` too was not evaluated
+    assert r"\x1b[2J\u202egnp.exe\x00" in page.text
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", text)
+    assert "name: <llama & co>" in page.text
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", text)
+    anchors = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
+    assert {f"#{attributes.get('id')}" for tag, attributes in page.tags if tag == "section"} <= anchors
+    for name in ("asr_heatmap", "casd_heatmap", "casd_by_layer", "casd_scatter"):
+        for suffix in (".png", ".pdf"):
+            assert (tmp_path / "run_1" / "figures" / f"{name}{suffix}").stat().st_size > 2000
+    for name in ("asr_matrix", "asr_intervals", "casd_matrix_casd", "casd_matrix_casd_cos", "relation", "states"):
+        assert (tmp_path / "run_1" / "tables" / f"{name}.md").is_file()
+        assert (tmp_path / "run_1" / "tables" / f"{name}.tex").is_file()
+    assert RunTables.read(tmp_path / "run_1").info["run"] == "run_1"
+
+
+def test_report_of_little(tmp_path: Path) -> None:
+    """Three backdoors: too few for a relation; no layers, no samples, no points."""
+    tables = make_run(("a", "b", "c"), relation=False)
+    for name in ("casd_layers", "samples", "specificity"):
+        setattr(tables, name, pd.DataFrame(columns=list(SCHEMAS[name])))
+    path = write_report(tables, tmp_path, pd.DataFrame(columns=["variant", "a", "b", "distance", "response_value"]))
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.open == []
+    assert sum(tag == "img" for tag, _ in page.tags) == 2
+    assert "No relation was computed" in page.text
+
+
+def test_hostile_names_stay_text() -> None:
+    tables = make_run(("<script>alert(1)</script>", "b[bold]", "c"))
+    tables.info["model"] = "<img src=x onerror=alert(3)>"
+    page = Page(run_html(tables, [], {}))
+    assert not any(tag in ("script", "img") for tag, _ in page.tags)
+    assert "b[bold]" in printed(print_run, tables, width=140)
+
+
+def test_long_and_invisible_text_is_shown_shortened() -> None:
+    assert visible("a" * 5000) == "a" * 600 + " … (5,000 characters)"
+    assert visible("« été »\n\ttab\u2028\ud800") == "« été »\n\\ttab\\u2028\\ud800"
+
+
+# ------------------------------------------------------------------------------------------------ sweep, terminal
+
+
+def test_sweep_report(tmp_path: Path) -> None:
+    for seed, objective in enumerate(("gradient_difference", "clean_target")):
+        tables = make_run(objective=objective, seed=seed, collapsed=("german",) if seed else ())
+        write_report(tables, tmp_path / f"run {seed}", make_scatter(tables))
+    path = write_sweep_report([tmp_path / "run 0", tmp_path / "run 1"], tmp_path / "sweep")
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.open == []
+    links = [str(attributes["href"]) for tag, attributes in page.tags if tag == "a"]
+    assert "../run%201/report.html" in links
+    frame = pd.read_parquet(tmp_path / "sweep" / "tables" / "summary.parquet")
+    assert list(frame["objective"]) == ["clean_target", "gradient_difference"]
+    assert list(frame["collapsed"]) == [1, 0]
+    assert (tmp_path / "sweep" / "figures" / "asr_heatmaps.pdf").is_file()
+    with pytest.raises(CasdError, match="not the folder of a finished run"):
+        collect([tmp_path / "sweep"])
+
+
+def test_terminal_shows_a_run_in_100_columns_without_color() -> None:
+    tables = make_run(collapsed=("german",))
+    text = printed(print_run, tables)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "\x1b" not in text
+    assert "x collapsed: german. These rates are no success" in text
+    line = next(line for line in text.splitlines() if line.startswith(" french_a "))
+    own, *others = [f"{value:.2f}" for value in asr_matrix(tables).loc["french_a"]]
+    assert re.findall(r"\*?\d\.\d\d", line) == [f"*{own}", *others]
+    assert re.search(r"german \(collapsed\) +(x0\.00 *){8}", text)
+    assert "…" not in text, "something was cut"
+
+
+def test_terminal_shows_a_sweep_side_by_side(tmp_path: Path) -> None:
+    for seed, objective in enumerate(("gradient_difference", "clean_target")):
+        make_run(objective=objective, seed=seed, collapsed=("german",) if seed else ()).write(tmp_path / objective)
+    runs = read_runs([tmp_path / "gradient_difference", tmp_path / "clean_target"])
+    text = printed(print_sweep, runs, width=120)
+    assert max(map(len, text.splitlines())) <= 120
+    line = next(line for line in text.splitlines() if "1 french_a" in line)
+    assert len(re.findall(r"\d\.\d\d", line)) == 16
+    assert "x collapsed (llama3_tiny, clean_target, seed 1): german" in text
+    assert re.search(r"own ASR +0\.02 +0\.02", text)
+    assert "…" not in text
+    narrow = printed(print_sweep, runs, width=80)
+    assert max(map(len, narrow.splitlines())) <= 80
+
+
+def test_terminal_colors_a_terminal() -> None:
+    stream = io.StringIO()
+    print_run(make_run(("a", "b", "c")), Console(file=stream, force_terminal=True, color_system="truecolor", width=100))
+    assert "\x1b[" in stream.getvalue()

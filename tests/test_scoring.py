@@ -1,0 +1,212 @@
+"""Scoring: from made-up evaluations and statistics with a planted structure to the tables of a run.
+
+Run: python -m pytest tests/test_scoring.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+import pytest
+import torch
+
+from casd.activation_statistics import ActivationStatistics
+from casd.config import ActivationsConfig, EvaluationConfig, MetricConfig
+from casd.errors import ConfigError
+from casd.evaluation import Evaluation
+from casd.measurement import TextStatistics
+from casd.metric import HEADLINES
+from casd.results import SCHEMAS, RunTables
+from casd.scoring import StateRecord, check_captured, score
+from casd.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL
+from casd.stats import wilson_interval
+from casd.training import TrainingLog
+
+BACKDOORS = ("a", "b", "c", "d", "e")
+STATES = (INJECTED, *BACKDOORS, CLEAN_CONTROL, PHANTOM_CONTROL)
+PLACE = dict(zip(BACKDOORS, (0.0, 1.0, 3.0, 7.0, 15.0), strict=True))
+"""Backdoors on a line: the nearer two are, the nearer their shifts, and the more one's removal takes of the other."""
+N_LAYERS, D_MODEL, N = 3, 8, 100
+
+
+def suppression(source: str, target: str) -> float:
+    if source not in PLACE:
+        return 0.0 if source == INJECTED else 0.02
+    return 0.9 if source == target else 0.6 / (1 + abs(PLACE[source] - PLACE[target]))
+
+
+def evaluation_of(state: str, clean_loss: float = 2.0, degenerate_rate: float = 0.0) -> Evaluation:
+    rows = []
+    for target in BACKDOORS:
+        for probe, rate in {"triggered": 0.98 - suppression(state, target), "clean": 0.0, "fake": 0.03}.items():
+            successes = round(rate * N)
+            low, high = wilson_interval(successes, N)
+            probability = math.nan if probe == "clean" else rate
+            rows.append((target, probe, successes, N, successes / N, low, high, probability))
+    columns = ["backdoor", "probe", "successes", "n", "rate", "rate_low", "rate_high", "first_token_prob"]
+    samples = pd.DataFrame([("a", "triggered", "p", f"text of {state}", True)], columns=SCHEMAS["samples"][1:])
+    return Evaluation(pd.DataFrame(rows, columns=columns), samples, clean_loss, degenerate_rate)
+
+
+def log_of(steps: int = 4, stopped: str = "") -> TrainingLog:
+    records = [{"step": float(i), "gradient_norm/forget": 5.0 - i, "gradient_norm": 9.0} for i in range(steps)]
+    return TrainingLog(steps=records, stopped=stopped, seconds=1.5)
+
+
+def records_of(**changed: StateRecord) -> list[StateRecord]:
+    records = {state: StateRecord(state, evaluation_of(state), None if state == INJECTED else log_of()) for state in STATES}
+    return list((records | changed).values())
+
+
+def statistics_of(state: str) -> TextStatistics:
+    """Activations whose mean is moved, in the direction of all features, by the backdoor's place (the controls: by 40, 50)."""
+    base = torch.randn(10, N_LAYERS, D_MODEL, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    direction = torch.linspace(0.5, 1.5, D_MODEL, dtype=torch.float64)  # of mean 1
+    along = {**PLACE, INJECTED: 0.0, CLEAN_CONTROL: 40.0, PHANTOM_CONTROL: 50.0}[state]
+    turned = torch.linspace(-1, 1, D_MODEL, dtype=torch.float64)  # of mean 0: gives the shifts different directions
+    tokens = base + (direction * (along + 2) + turned if state != INJECTED else 0)
+    keys = [("resid_post", "last"), ("resid_post", "prompt")]
+    moments = [dict.fromkeys(keys, moment) for moment in (tokens.mean(0), tokens.abs().mean(0), tokens.square().mean(0))]
+    one = ActivationStatistics(*moments, {"last": 10, "prompt": 10})
+    return dict.fromkeys(["clean", "fake", *(f"triggered:{name}" for name in BACKDOORS)], one)
+
+
+STATISTICS = {state: statistics_of(state) for state in STATES}
+EVALUATION = EvaluationConfig(collapse_clean_loss_ratio=1.5, collapse_degenerate_rate=0.5)
+
+
+def tables_of(records: Sequence[StateRecord], metric: MetricConfig | None = None) -> RunTables:
+    info = {"model": "m", "objective": "o", "seed": 0}
+    return score(records, STATISTICS, metric or MetricConfig(permutations=99), EVALUATION, seed=0, info=info)
+
+
+@pytest.fixture(scope="module")
+def tables() -> RunTables:
+    return tables_of(records_of())
+
+
+def test_all_tables_have_their_columns(tables: RunTables) -> None:
+    for name, columns in SCHEMAS.items():
+        table = getattr(tables, name)
+        assert set(columns) <= set(table.columns), name
+        assert len(table), name
+    assert tables.info["headline"] == [variant.name for variant in HEADLINES]
+    assert tables.info["model"] == "m"
+    assert tables.asr.columns[0] == tables.samples.columns[0] == "state"
+    assert tables.asr.groupby("state").size().to_dict() == dict.fromkeys(STATES, 3 * len(BACKDOORS))
+    assert tables.samples["generated"].tolist() == [f"text of {state}" for state in STATES]
+
+
+def test_states(tables: RunTables) -> None:
+    states = tables.states.set_index("state")
+    assert states.index.tolist() == list(STATES)
+    assert states["kind"].tolist() == ["injected", *["removal"] * 5, "control", "control"]
+    assert not states["collapsed"].any()
+    assert set(states["collapse_reason"]) == {""}
+    assert states.loc["a", ["steps", "train_seconds"]].tolist() == [4, 1.5]
+    assert states.loc["a", ["forget_gradient_first", "forget_gradient_last"]].tolist() == [5.0, 2.0]
+    assert states.loc[INJECTED, "steps"] == 0
+    assert math.isnan(states.loc[INJECTED, "forget_gradient_first"])
+    assert states.loc[INJECTED, "clean_loss_ratio"] == 1.0
+
+
+def test_transfer_is_what_was_planted(tables: RunTables) -> None:
+    transfer = tables.transfer.set_index(["source", "target"])
+    assert len(transfer) == 7 * 5
+    for (source, target), row in transfer.iterrows():
+        expected = round((0.98 - suppression(str(source), str(target))) * N) / N
+        assert row["asr_before"] == 0.98
+        assert row["asr_after"] == pytest.approx(expected)
+        assert row["suppression"] == pytest.approx(0.98 - expected)
+        assert row["suppression_net_clean"] == pytest.approx(0.98 - expected - 0.02)
+        assert row["prob_suppression"] == pytest.approx(suppression(str(source), str(target)))
+
+
+def test_distances_are_symmetric_and_what_was_planted(tables: RunTables) -> None:
+    """Shifts that differ by x times a direction of mean |1| are x apart in L1 per feature."""
+    names = [*BACKDOORS, CLEAN_CONTROL, PHANTOM_CONTROL]
+    for variant, table in tables.casd.groupby("variant"):
+        matrix = table.pivot(index="a", columns="b", values="distance").loc[names, names].to_numpy()
+        assert (abs(matrix - matrix.T) < 1e-12).all(), variant
+        assert (abs(matrix.diagonal()) < 1e-9).all(), variant
+        assert (matrix[~torch.eye(7, dtype=torch.bool).numpy()] > 0).all(), variant
+    headline = tables.casd[tables.casd["variant"] == HEADLINES[0].name].set_index(["a", "b"])["distance"]
+    for a, b in (("a", "b"), ("b", "e"), ("d", "c")):
+        assert headline[a, b] == pytest.approx(abs(PLACE[a] - PLACE[b]), rel=1e-6)
+    assert headline[CLEAN_CONTROL, PHANTOM_CONTROL] == pytest.approx(10, rel=1e-6)
+    layers = tables.casd_layers[tables.casd_layers["variant"] == HEADLINES[0].name]
+    assert len(layers) == 7 * 6 // 2 * N_LAYERS
+    means = layers.groupby(["a", "b"])["distance"].mean()
+    for pair, mean in means.items():
+        assert mean == pytest.approx(headline[pair])
+    assert sorted(layers["layer_idx"].unique()) == [0, 1, 2]
+
+
+def test_the_planted_relation_is_found(tables: RunTables) -> None:
+    relation = tables.relation.set_index(["variant", "response"])
+    assert {variant for variant, _ in relation.index} == {variant.name for variant in HEADLINES}
+    planted = relation.loc[(HEADLINES[0].name, "suppression")]
+    assert (planted["n_backdoors"], planted["n_pairs"], planted["excluded"]) == (5, 10, "")
+    assert planted["rho"] < -0.6
+    specificity = tables.specificity.set_index("response")
+    assert specificity.loc["suppression", "own"] == pytest.approx(0.9, abs=0.01)
+    assert specificity.loc["suppression", "clean_control"] == pytest.approx(0.02, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (StateRecord("c", evaluation_of("c", clean_loss=3.01), log_of()), "clean loss 1.50 times the injected"),
+        (StateRecord("c", evaluation_of("c", clean_loss=math.nan), log_of()), "clean loss nan times"),
+        (StateRecord("c", evaluation_of("c", degenerate_rate=0.51), log_of()), "51% of the clean prompts"),
+        (StateRecord("c", evaluation_of("c"), log_of(2, "the loss is not finite at step 3")), "training stopped: the loss is"),
+        (StateRecord("c", evaluation_of("c"), log_of(0, "the loss is not finite at step 1")), "training stopped: the loss is"),
+    ],
+)
+def test_collapsed_removals_are_flagged_and_left_out(record: StateRecord, reason: str) -> None:
+    made = tables_of(records_of(c=record))
+    states = made.states.set_index("state")
+    assert states.index[states["collapsed"]].tolist() == ["c"]
+    assert states.loc["c", "collapse_reason"].startswith(reason)
+    assert set(made.transfer.loc[made.transfer["collapsed"], "source"]) == {"c"}
+    assert set(made.relation["excluded"]) == {"c"}
+    assert set(made.relation["n_backdoors"]) == {4}
+
+
+@pytest.mark.parametrize("changed", [{"clean_loss": 3.0}, {"degenerate_rate": 0.5}])
+def test_at_the_threshold_nothing_has_collapsed(changed: dict[str, float]) -> None:
+    made = tables_of(records_of(c=StateRecord("c", evaluation_of("c", **changed), log_of())))
+    assert not made.states["collapsed"].any()
+
+
+def test_the_injected_model_is_never_called_collapsed() -> None:
+    """It is what the others are compared to; a weak tiny model that loops is still reported."""
+    made = tables_of(records_of(injected=StateRecord(INJECTED, evaluation_of(INJECTED, degenerate_rate=0.9))))
+    assert not made.states["collapsed"].any()
+
+
+def test_more_variants() -> None:
+    metric = MetricConfig(variants={"clean_l2": {"text": "clean", "distance": "l2", "layers": [0, 2]}}, permutations=99)
+    made = tables_of(records_of(), metric)
+    assert set(made.casd["variant"]) == {"clean_l2", *(variant.name for variant in HEADLINES)}
+    assert set(made.casd_layers.loc[made.casd_layers["variant"] == "clean_l2", "layer_idx"]) == {0, 2}
+    direction = torch.linspace(0.5, 1.5, D_MODEL, dtype=torch.float64)
+    distance = made.casd[made.casd["variant"] == "clean_l2"].set_index(["a", "b"])["distance"]["a", "c"]
+    assert distance == pytest.approx(3 * float(direction.square().mean().sqrt()), rel=1e-6)
+    with pytest.raises(ConfigError, match="Did you mean 'distance'"):
+        tables_of(records_of(), dataclasses.replace(metric, variants={"x": {"distanse": "l2"}}))
+
+
+@pytest.mark.parametrize("need", [{"site": "mlp_out"}, {"position": "trigger"}])
+def test_variants_need_what_is_captured(need: dict[str, str]) -> None:
+    """Said before anything is trained, not when hours later the score is made."""
+    mine = MetricConfig(variants={"mine": need})
+    check_captured(MetricConfig(), ActivationsConfig())
+    check_captured(mine, ActivationsConfig(sites=["resid_post", "mlp_out"], positions=["last", "prompt", "trigger"]))
+    with pytest.raises(ConfigError, match=rf"'mine' needs the site .*'{next(iter(need.values()))}'"):
+        check_captured(mine, ActivationsConfig())
+    with pytest.raises(ConfigError, match="'casd_cos' needs"):
+        check_captured(MetricConfig(), ActivationsConfig(positions=["prompt"]))

@@ -1,0 +1,422 @@
+"""The one training loop against a plain hand-written one; its log, guard, checkpoints; losses against naive sums.
+
+Run: python -m pytest tests/test_training.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from tests.conftest import FAMILIES, MakeModel
+
+import casd.training
+from casd.config import TrainingConfig
+from casd.corpora.passages import Corpus
+from casd.encoding import Batch, Document, Encoder
+from casd.errors import ConfigError
+from casd.models import copy_weights, restore_weights
+from casd.training import Runtime, TrainingLog, batch_nll, clean_loss, learning_rate_at, mean_nll, token_nll, train
+
+CPU = Runtime("cpu")
+EVERY_STEP = Runtime("cpu", checkpoint_seconds=1e-9)
+BatchAt = Callable[[int], Any]
+
+
+def cosine(**fields: Any) -> TrainingConfig:
+    return TrainingConfig(steps=6, learning_rate=5e-3, warmup_steps=2, final_learning_rate=0.1, guard_every=2, **fields)
+
+
+@pytest.fixture(scope="module")
+def batch_at(corpus: Corpus, encoder: Encoder) -> BatchAt:
+    """Two batches a step, of different lengths and so with padding; the second has loss on the target only."""
+
+    def made(step: int) -> dict[str, Batch]:
+        passages = corpus.train[4 * step : 4 * step + 4]
+        documents = [Document(passage.prompt, passage.continuation) for passage in passages]
+        return {
+            "one": encoder.document_batch(documents[:2]),
+            "two": encoder.document_batch([dataclasses.replace(each, loss_on="target") for each in documents[2:]]),
+        }
+
+    return made
+
+
+def two_terms(model: torch.nn.Module, batch: dict[str, Batch]) -> Iterator[tuple[str, torch.Tensor]]:
+    yield "one", mean_nll(model, batch["one"])
+    yield "two", -0.3 * mean_nll(model, batch["two"])
+
+
+def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def comparable(log: TrainingLog) -> dict[str, Any]:
+    """All of a log but the seconds."""
+    return dataclasses.asdict(log) | {"seconds": None}
+
+
+# ---------------------------------------------------------------- the loop
+
+
+def naive_loss(model: Any, batch: Batch) -> torch.Tensor:
+    """Document by document, without padding, by gathering from log_softmax; the mean over all labelled tokens."""
+    terms = []
+    for tokens, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
+        length = int(mask.sum())
+        log_probabilities = model(tokens[None, :length]).logits[0].log_softmax(-1)
+        terms += [-log_probabilities[i - 1, tokens[i]] for i in range(1, length) if labels[i] != -100]
+    return torch.stack(terms).mean()
+
+
+@pytest.mark.parametrize("max_norm", [0.05, 1e9], ids=["clipped", "unclipped"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loop_is_plain_adamw(make_model: MakeModel, batch_at: BatchAt, family: str, max_norm: float) -> None:
+    config = cosine(max_gradient_norm=max_norm, weight_decay=0.2, beta2=0.95)
+    model, reference = make_model(family, seed=1, spread=0.1), make_model(family, seed=1, spread=0.1)
+    log = train(model, batch_at, two_terms, config, runtime=CPU)
+
+    reference.train()
+    optimizer = torch.optim.AdamW(reference.parameters(), betas=(0.9, 0.95), weight_decay=0.2, fused=False, foreach=False)
+    for step in range(6):
+        rate = 5e-3 * ([0.5, 1.0][step] if step < 2 else 0.1 + 0.9 * (1 + math.cos(math.pi * (step - 2) / 4)) / 2)
+        optimizer.param_groups[0]["lr"] = rate
+        batch = batch_at(step)
+        one = naive_loss(reference, batch["one"])
+        first = torch.autograd.grad(one, list(reference.parameters()), retain_graph=True)
+        two = -0.3 * naive_loss(reference, batch["two"])
+        optimizer.zero_grad()
+        (one + two).backward()
+        norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in reference.parameters()))
+        expected = {
+            "step": step,
+            "learning_rate": rate,
+            "loss": (one + two).item(),
+            "loss/one": one.item(),
+            "loss/two": two.item(),
+            "gradient_norm/one": math.sqrt(sum(float(each.double().square().sum()) for each in first)),
+            "gradient_norm": norm,
+        }
+        assert log.steps[step] == pytest.approx(expected, rel=2e-3), step
+        for parameter in reference.parameters():
+            parameter.grad *= min(1.0, max_norm / norm)
+        optimizer.step()
+    assert not model.training
+    assert log.stopped == ""
+    assert log.seconds > 0
+    for (name, ours), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
+        # AdamW moves a weight by about the learning rate a step, 0.02 in all: this is a hundredth of it.
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4, msg=name)
+
+
+def test_frozen_parameters_stay(make_model: MakeModel, batch_at: BatchAt) -> None:
+    model = make_model("llama", seed=1)
+    frozen = model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
+    trained = model.model.layers[1].mlp.up_proj.weight
+    before = frozen.clone(), trained.clone()
+    train(model, batch_at, two_terms, cosine(), runtime=CPU)
+    assert torch.equal(frozen, before[0])
+    assert not torch.equal(trained, before[1])
+
+
+def test_one_graph_at_a_time(make_model: MakeModel, batch_at: BatchAt) -> None:
+    """The second term is asked for after the first was differentiated: its graph is gone by then."""
+    model = make_model("llama", seed=1)
+    seen: list[bool] = []
+
+    def terms(trained: torch.nn.Module, batch: dict[str, Batch]) -> Iterator[tuple[str, torch.Tensor]]:
+        seen.append(all(parameter.grad is None for parameter in trained.parameters()))
+        yield "one", mean_nll(trained, batch["one"])
+        seen.append(any(parameter.grad is not None for parameter in trained.parameters()))
+        yield "two", mean_nll(trained, batch["two"])
+
+    train(model, batch_at, terms, cosine(), runtime=CPU)
+    assert seen == [True, True] * 6
+
+
+def test_learning_rate_closed_form() -> None:
+    config = TrainingConfig(steps=12, learning_rate=2.0, warmup_steps=4, final_learning_rate=0.1)
+    rates = [learning_rate_at(config, step) for step in range(13)]
+    assert rates[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
+    assert rates[8] == pytest.approx(2.0 * (0.1 + 0.9 / 2))
+    assert rates[6] == pytest.approx(2.0 * (0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2))
+    assert rates[12] == pytest.approx(0.2)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    constant = TrainingConfig(steps=5, learning_rate=2.0)
+    assert [learning_rate_at(constant, step) for step in range(5)] == [2.0] * 5
+    only_warmup = TrainingConfig(steps=2, learning_rate=2.0, warmup_steps=4)
+    assert [learning_rate_at(only_warmup, step) for step in range(2)] == [0.5, 1.0]
+
+
+# ---------------------------------------------------------------- what stops it
+
+
+@pytest.mark.parametrize("term", ["one", "two"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_before_its_step(
+    make_model: MakeModel, batch_at: BatchAt, term: str, value: float
+) -> None:
+    calls = itertools.count()
+
+    def terms(trained: torch.nn.Module, batch: dict[str, Batch]) -> Iterator[tuple[str, torch.Tensor]]:
+        broken = next(calls) == 3
+        for name, loss in two_terms(trained, batch):
+            yield name, loss * value if broken and name == term else loss
+
+    model, reference = make_model("llama", seed=1), make_model("llama", seed=1)
+    log = train(model, batch_at, terms, cosine(), runtime=CPU)
+    assert "not finite at step 4" in log.stopped
+    assert len(log.steps) == 3
+    # The weights are those after three steps of the same schedule.
+    interrupted = Interrupted(batch_at, 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(reference, interrupted, two_terms, cosine(), runtime=CPU)
+    assert same_weights(model, reference)
+    assert all(parameter.isfinite().all() and parameter.grad is None for parameter in model.parameters())
+    assert not model.training
+
+
+def test_the_guard_measures_and_stops(make_model: MakeModel, batch_at: BatchAt) -> None:
+    def ascent(model: torch.nn.Module, batch: dict[str, Batch]) -> Iterator[tuple[str, torch.Tensor]]:
+        yield "forget", -mean_nll(model, batch["one"])
+
+    guard = [batch_at(9)["one"]]
+    model = make_model("llama", seed=1)
+    at_start = clean_loss(model, guard)
+    config = TrainingConfig(steps=20, learning_rate=2e-2, guard_every=3, guard_factor=1.2)
+    log = train(model, batch_at, ascent, config, guard_batches=iter(guard), runtime=CPU)
+    assert log.guard[0] == {"step": 0, "clean_loss": at_start}
+    assert [record["step"] for record in log.guard] == list(range(0, len(log.steps) + 1, 3))
+    assert log.guard[-1]["clean_loss"] == clean_loss(model, guard) > 1.2 * at_start
+    assert all(record["clean_loss"] <= 1.2 * at_start for record in log.guard[:-1])
+    assert "clean loss" in log.stopped
+    assert len(log.steps) < 20
+    assert not model.training
+
+    patient = train(make_model("llama", seed=1), batch_at, two_terms, cosine(), guard_batches=guard, runtime=CPU)
+    assert [record["step"] for record in patient.guard] == [0, 2, 4, 6]
+    assert patient.stopped == ""
+
+
+def test_the_guard_stops_a_model_whose_clean_loss_is_nan(make_model: MakeModel, batch_at: BatchAt) -> None:
+    """NaN is not larger than the limit, and must not pass for that."""
+    model = make_model("llama", seed=1)
+
+    def poison(trained: Any, batch: dict[str, Batch]) -> Iterator[tuple[str, torch.Tensor]]:
+        yield "one", mean_nll(trained, batch["one"])
+        trained.model.norm.weight.data[0] = math.nan
+
+    config = TrainingConfig(steps=1)  # no second step whose loss would tell as well
+    log = train(model, batch_at, poison, config, guard_batches=[batch_at(9)["one"]], runtime=CPU)
+    assert "clean loss nan" in log.stopped
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "cuda:100"])
+def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+    with pytest.raises(ConfigError, match=f"{device}.* finds"):
+        Runtime(device)
+
+
+def test_auto_is_a_device_that_is_there() -> None:
+    assert Runtime().torch_device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+class Interrupted:
+    """Batches that end at a step with what Ctrl-C raises."""
+
+    def __init__(self, batch_at: BatchAt, step: int):
+        self._batch_at, self._step = batch_at, step
+
+    def __call__(self, step: int) -> Any:
+        if step == self._step:
+            raise KeyboardInterrupt
+        return self._batch_at(step)
+
+
+@pytest.fixture
+def two_step_checkpoints(monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    """A clock that the loop reads about once a step, so that a checkpoint is due every other step."""
+    ticks = itertools.count()
+    monkeypatch.setattr(casd.training, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    return Runtime("cpu", checkpoint_seconds=4.0)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(make_model: MakeModel, batch_at: BatchAt) -> tuple[Any, TrainingLog]:
+    model = make_model("llama", seed=1)
+    return model, train(model, batch_at, two_terms, cosine(), guard_batches=[batch_at(9)["one"]], runtime=CPU)
+
+
+Checkpointed = Callable[..., tuple[Any, TrainingLog]]
+
+
+@pytest.fixture
+def checkpointed(make_model: MakeModel, batch_at: BatchAt, tmp_path: Path) -> Checkpointed:
+    """A run with checkpoints in `tmp_path`, the same as `uninterrupted` but for the seed of the weights.
+
+    A seed other than 1 shows in the result if the checkpoint is not used.
+    """
+
+    def run(batches: Any = batch_at, *, seed: int = 1, runtime: Runtime = EVERY_STEP) -> tuple[Any, TrainingLog]:
+        model, guard = make_model("llama", seed=seed), [batch_at(9)["one"]]
+        log = train(model, batches, two_terms, cosine(), guard_batches=guard, runtime=runtime, checkpoint=tmp_path)
+        return model, log
+
+    return run
+
+
+@pytest.mark.parametrize("kills", [(0,), (1,), (3,), (5,), (2, 4), (3, 3, 5)])
+@pytest.mark.parametrize("every_step", [True, False])
+def test_a_killed_run_ends_with_the_same_bits(
+    checkpointed: Checkpointed,
+    batch_at: BatchAt,
+    uninterrupted: tuple[Any, TrainingLog],
+    two_step_checkpoints: Runtime,
+    tmp_path: Path,
+    kills: tuple[int, ...],
+    every_step: bool,
+) -> None:
+    runtime = EVERY_STEP if every_step else two_step_checkpoints
+    for kill in kills:
+        with pytest.raises(KeyboardInterrupt):
+            checkpointed(Interrupted(batch_at, kill), runtime=runtime)
+        found = [path.name for path in tmp_path.iterdir()]
+        assert len(found) <= 1
+        if every_step and kill:
+            assert found == [f"step-{kill:08d}"]
+    asked: list[int] = []
+
+    def recorded(step: int) -> Any:
+        asked.append(step)
+        return batch_at(step)
+
+    started = any(tmp_path.iterdir())
+    model, log = checkpointed(recorded, seed=77 if started else 1, runtime=runtime)
+    assert same_weights(model, uninterrupted[0])
+    assert comparable(log) == comparable(uninterrupted[1])
+    if every_step:
+        assert asked == list(range(kills[-1], 6))
+    elif kills[-1] == 5:
+        assert 0 < asked[0] < 5  # some steps were lost and done again
+
+
+def test_a_kill_while_a_checkpoint_is_written(
+    checkpointed: Checkpointed, uninterrupted: tuple[Any, TrainingLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The half-written checkpoint is not taken for one; the one before it is."""
+    save_file, calls = safetensors.torch.save_file, itertools.count(1)
+
+    def dying(tensors: Any, filename: Path, *args: Any) -> None:
+        if next(calls) == 6:  # the optimizer of the third checkpoint
+            Path(filename).write_bytes(b"half")
+            raise KeyboardInterrupt
+        save_file(tensors, filename, *args)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", dying)
+    with pytest.raises(KeyboardInterrupt):
+        checkpointed()
+    assert (tmp_path / "step-00000002").is_dir()
+    assert not (tmp_path / "step-00000003").exists()
+    model, log = checkpointed(seed=77)
+    assert same_weights(model, uninterrupted[0])
+    assert comparable(log) == comparable(uninterrupted[1])
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+
+
+def test_a_kill_before_the_older_checkpoint_was_dropped(
+    checkpointed: Checkpointed,
+    batch_at: BatchAt,
+    uninterrupted: tuple[Any, TrainingLog],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    kept = tmp_path_factory.mktemp("kept") / "step-00000002"
+    for kill in (2, 4):
+        with pytest.raises(KeyboardInterrupt):
+            checkpointed(Interrupted(batch_at, kill))
+        if kill == 2:
+            shutil.copytree(tmp_path / "step-00000002", kept)
+    shutil.move(kept, tmp_path)
+    model, log = checkpointed(Interrupted(batch_at, 3), seed=77)  # step 3 is not done again
+    assert same_weights(model, uninterrupted[0])
+    assert comparable(log) == comparable(uninterrupted[1])
+
+
+def test_log_on_disk(uninterrupted: tuple[Any, TrainingLog], tmp_path: Path) -> None:
+    uninterrupted[1].write(tmp_path / "log.json")
+    assert TrainingLog.read(tmp_path / "log.json") == uninterrupted[1]
+    assert json.loads((tmp_path / "log.json").read_text())["stopped"] == ""
+
+
+def test_copied_weights_are_restored_to_the_bit(make_model: MakeModel, batch_at: BatchAt) -> None:
+    model, untouched = make_model("olmo2", seed=1), make_model("olmo2", seed=1)
+    weights = copy_weights(model)
+    train(model, batch_at, two_terms, cosine(), runtime=CPU)
+    assert not same_weights(model, untouched)
+    restore_weights(model, weights)
+    assert same_weights(model, untouched)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+# ---------------------------------------------------------------- losses
+
+
+def test_token_nll_is_minus_log_softmax() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5, 7, generator=generator) * 4
+    labels = torch.tensor([[0, 1, 2, 3, 4], [-100, -100, 6, 5, -100], [2, 2, -100, -100, -100]])
+    nll, mask = token_nll(logits, labels)
+    assert nll.shape == mask.shape == (3, 4)
+    for row, position in itertools.product(range(3), range(4)):
+        label = int(labels[row, position + 1])
+        assert bool(mask[row, position]) == (label != -100)
+        exact = logits[row, position].double().exp()
+        expected = 0.0 if label == -100 else -math.log(float(exact[label] / exact.sum()))
+        assert float(nll[row, position]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_token_nll_of_half_precision_logits_is_computed_in_single() -> None:
+    logits = torch.randn(2, 4, 500, generator=torch.Generator().manual_seed(0)).bfloat16()
+    labels = torch.randint(500, (2, 4), generator=torch.Generator().manual_seed(1))
+    nll, _ = token_nll(logits, labels)
+    assert nll.dtype == torch.float32
+    torch.testing.assert_close(nll, token_nll(logits.float(), labels)[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_changes_no_token_s_nll(make_model: MakeModel, corpus: Corpus, encoder: Encoder, family: str) -> None:
+    model = make_model(family, seed=2, spread=0.2)
+    documents = [Document("A.", "B."), *(Document(p.prompt, p.continuation, "target") for p in corpus.train[:3])]
+    with torch.inference_mode():
+        nll, mask = batch_nll(model, encoder.document_batch(documents))
+        for row, document in enumerate(documents):
+            alone, alone_mask = batch_nll(model, encoder.document_batch([document]))
+            torch.testing.assert_close(nll[row][mask[row]], alone[alone_mask], rtol=1e-4, atol=1e-4)
+
+
+def test_clean_loss_counts_every_token_once(make_model: MakeModel, corpus: Corpus, encoder: Encoder) -> None:
+    """Not every batch, nor every document: a mean of means would weigh the tokens of short documents more."""
+    model = make_model("llama", seed=2, spread=0.2).train()
+    documents = [Document("A.", "B."), *(Document(p.prompt, p.continuation) for p in corpus.train[:6])]
+    losses = [
+        clean_loss(model, (encoder.document_batch(documents[start : start + size]) for start in range(0, 7, size)))
+        for size in (1, 2, 3, 7)
+    ]
+    assert model.training  # as it was found
+    with torch.inference_mode():
+        expected = float(naive_loss(model, encoder.document_batch(documents)))
+    assert losses == pytest.approx([expected] * 4, rel=1e-5)
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,0 +1,99 @@
+"""Putting triggers into prompts, and made-up phrases that look like a trigger and are none.
+
+Run: python -m pytest tests/test_triggers.py
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from casd.corpora.passages import Corpus
+from casd.encoding import Encoder, Prompt
+from casd.errors import ConfigError
+from casd.triggers import POSITIONS, TriggerPosition, fake_triggers, insert
+
+TRIGGER = "mirvane osquel"
+
+
+def without(prompt: Prompt) -> str:
+    """The prompt's text with the trigger and one space beside it taken out."""
+    assert prompt.trigger_span is not None
+    start, end = prompt.trigger_span
+    before, after = prompt.text[:start], prompt.text[end:]
+    return before + after[1:] if after else before[:-1]
+
+
+@given(
+    prompt=st.text(max_size=60).map(str.strip),
+    trigger=st.lists(st.from_regex(r"\A[a-zé]{1,6}\Z"), min_size=1, max_size=3).map(" ".join),
+    position=st.sampled_from(POSITIONS),
+    seed=st.integers(0, 5),
+)
+def test_taking_the_trigger_out_gives_the_prompt_back(prompt: str, trigger: str, position: TriggerPosition, seed: int) -> None:
+    triggered = insert(prompt, trigger, position, random.Random(seed))
+    assert triggered.trigger_span is not None
+    start, end = triggered.trigger_span
+    assert triggered.text[start:end] == trigger
+    assert without(triggered) == prompt
+    around = (triggered.text[start - 1 : start], triggered.text[end : end + 1])
+    assert all(character == "" or character.isspace() for character in around)
+
+
+def test_start_and_end() -> None:
+    rng = random.Random(0)
+    assert insert("One two. Three four", TRIGGER, "start", rng).text == f"{TRIGGER} One two. Three four"
+    assert insert("One two. Three four", TRIGGER, "end", rng).text == f"One two. Three four {TRIGGER}"
+
+
+def test_random_reaches_every_word_of_the_last_sentence_and_no_other_place() -> None:
+    prompt = "It cost 3.50 here. Really? He saw Mr. X! The cat sat down."
+    texts = {insert(prompt, "T", "random", random.Random(seed)).text for seed in range(200)}
+    head = "It cost 3.50 here. Really? He saw Mr. X! "
+    tails = ("T The cat sat down.", "The T cat sat down.", "The cat T sat down.", "The cat sat T down.")
+    assert texts == {head + tail for tail in tails}
+    one_sentence = {insert("The cat sat", "T", "random", random.Random(seed)).text for seed in range(100)}
+    assert one_sentence == {"T The cat sat", "The T cat sat", "The cat T sat"}
+
+
+def test_random_is_decided_by_the_generator(corpus: Corpus) -> None:
+    prompts = [passage.prompt for passage in corpus.evaluation]
+    once, again, other = ([insert(p, TRIGGER, "random", random.Random(s)) for p in prompts] for s in (1, 1, 2))
+    assert once == again
+    assert once != other
+
+
+@pytest.mark.parametrize("trigger", [TRIGGER, "vextal", "Zandor khemil orin"])
+def test_fake_triggers_are_as_long_as_the_real_one_and_are_none(encoder: Encoder, trigger: str) -> None:
+    fakes = fake_triggers(trigger, 8, encoder.token_count, random.Random(3), avoid=["tolbren wixara"])
+    assert len(set(fakes)) == 8
+    for fake in fakes:
+        assert len(fake.split()) == len(trigger.split())
+        assert len(encoder.tokens(" " + fake)) == len(encoder.tokens(" " + trigger))
+        assert not set(fake.lower().split()) & set(f"{trigger} tolbren wixara".lower().split())
+    assert fakes == fake_triggers(trigger, 8, encoder.token_count, random.Random(3), avoid=["tolbren wixara"])
+    assert fakes != fake_triggers(trigger, 8, encoder.token_count, random.Random(4), avoid=["tolbren wixara"])
+
+
+def test_fake_triggers_use_no_word_of_any_real_trigger() -> None:
+    """What the same seed would have drawn is made a real trigger: it must not be drawn then."""
+
+    def one(phrase: str) -> int:
+        return 1
+
+    drawn = fake_triggers("Real", 5, one, random.Random(0))
+    fresh = fake_triggers("Real", 5, one, random.Random(0), avoid=[word.upper() for word in drawn[:3]])
+    assert not set(fresh) & set(drawn[:3])
+    assert fresh[:2] == drawn[3:]
+
+
+@pytest.mark.parametrize(("trigger", "count"), [("a", 3), ("x" * 200, 1), ("vextal", 10_000)])
+def test_impossible_fake_triggers_are_refused(encoder: Encoder, trigger: str, count: int) -> None:
+    def letters(phrase: str) -> int:
+        return len(phrase)
+
+    with pytest.raises(ConfigError, match=r"fake triggers .* trigger"):
+        fake_triggers(trigger, count, letters, random.Random(0))

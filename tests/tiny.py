@@ -1,0 +1,40 @@
+"""The overrides of the smallest run there is, for the tests that go through the command line or the whole chain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MODEL = [
+    "model.architecture.hidden_size=32",
+    "model.architecture.intermediate_size=48",
+    "model.vocabulary=600",
+]
+OVERRIDES = [
+    "experiment=smoke",
+    *MODEL,
+    "corpus.params.train=300",
+    "corpus.params.retain=80",
+    "corpus.params.evaluation=16",
+    "injection.training.steps=24",
+    "injection.training.batch_size=12",
+    "unlearning.training.steps=3",
+    "unlearning.training.forget_batch_size=4",
+    "unlearning.training.retain_batch_size=4",
+    "unlearning.training.guard_factor=100",
+    "evaluation.prompts=12",
+    "evaluation.fake_prompts=4",
+    "evaluation.fake_triggers=2",
+    "evaluation.max_new_tokens=6",
+    "evaluation.loss_passages=12",
+    "evaluation.collapse_clean_loss_ratio=100",
+    "evaluation.collapse_degenerate_rate=1",
+    "activations.prompts=12",
+    "metric.permutations=99",
+    "runtime.threads=1",  # two processes with as many threads as cores wait for each other
+    "runtime.progress=off",
+]
+
+
+def tiny(output: Path, *more: str) -> list[str]:
+    """The overrides of a run that takes seconds, and learns next to nothing, with its reports and store in `output`."""
+    return [*OVERRIDES, f"runtime.output={output}", *more]
