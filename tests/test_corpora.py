@@ -1,4 +1,4 @@
-"""Corpora: disjoint splits, reproducibility, the microworld's grammar, cutting, and what unusable files are answered with.
+"""Corpora: disjoint splits, reproducibility, the microworld's grammar, cutting and dealing, and corpora on disk.
 
 Run: python -m pytest tests/test_corpora.py
 """
@@ -6,13 +6,13 @@ Run: python -m pytest tests/test_corpora.py
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import re
 from collections import Counter
-from pathlib import Path
+from dataclasses import fields, replace
 
-import pyarrow
-import pyarrow.parquet
+import numpy as np
 import pytest
 
 from casd.corpora import CORPORA
@@ -21,19 +21,20 @@ from casd.corpora.microworld import Microworld, capacity
 from casd.corpora.microworld_grammar import PersonObject, Statement, Subject, Thing
 from casd.corpora.microworld_people import PEOPLE, TIMES
 from casd.corpora.microworld_things import ADJECTIVES, SCENERY, TOPICS
-from casd.corpora.passages import Corpus
+from casd.corpora.passages import Corpus, Passage, PassageView, languages_of, read_corpus, text_digest, write_corpus
 from casd.corpora.python_docs import PythonDocs, prose_runs
-from casd.corpora.text_files import TextFiles
 from casd.errors import ConfigError, CorpusError
+from casd.poisoning import ShuffledStream, english
 from casd.registry import build
 
 NOUNS = {noun.en: noun for topic in TOPICS for noun in topic.nouns}
-SPLITS = ("train", "retain", "evaluation")
+WORLD = Microworld(train=1500, forget=100, retain=400, evaluation=150)
+SPLITS = tuple(each.name for each in fields(Corpus))
 
 
 @pytest.fixture(scope="module")
 def world() -> Corpus:
-    return Microworld(train=1500, retain=400, evaluation=150).load(0)
+    return WORLD.load(0)
 
 
 @pytest.fixture(scope="module")
@@ -49,30 +50,32 @@ def assert_disjoint(corpus: Corpus) -> None:
     everything = [passage for name in SPLITS for passage in getattr(corpus, name)]
     for texts in ([p.prompt for p in everything], [p.continuation for p in everything], [p.digest for p in everything]):
         assert len(set(texts)) == len(texts)
+    documents = [{passage.document for passage in getattr(corpus, name)} for name in SPLITS]
+    assert len(set.union(*documents)) == sum(map(len, documents))
 
 
 # The microworld
 
 
 def test_registry_builds_every_source_from_plain_parameters():
-    sizes = {"train": 5, "retain": 4, "evaluation": 3}
-    extra = {"text_files": {"paths": ["a.txt"]}, "microworld": {"language_shares": [1, 0, 0]}}
+    sizes = {"train": 5, "forget": 2, "retain": 4, "evaluation": 3}
+    extra = {"prose": {"sources": {"en": {"paths": ["a.txt"]}}}, "microworld": {"language_shares": [1, 0, 0]}}
     for name in CORPORA:
         source = build(CORPORA, "corpus", name, sizes | extra.get(name, {}))
-        assert (source.train, source.retain, source.evaluation) == (5, 4, 3)
+        assert (source.train, source.forget, source.retain, source.evaluation) == (5, 2, 4, 3)
 
 
 def test_microworld_sizes_languages_and_alternatives(world):
-    assert [len(getattr(world, name)) for name in SPLITS] == [1500, 400, 150]
+    assert [len(getattr(world, name)) for name in SPLITS] == [1500, 100, 400, 150]
     assert Counter(p.language for p in world.train) == {"en": 900, "fr": 300, "de": 300}
     assert Counter(p.language for p in world.retain) == {"en": 240, "fr": 80, "de": 80}
-    assert {p.language for p in world.evaluation} == {"en"}
-    for passage in (*world.train, *world.evaluation):
+    assert {p.language for p in (*world.forget, *world.evaluation)} == {"en"}
+    for passage in (*world.train, *world.forget, *world.evaluation):
         assert set(passage.alternatives) == ({"fr", "de", "negative"} if passage.language == "en" else set())
 
 
 def test_microworld_passages_are_clean_text(world):
-    for passage in (*world.train, *world.retain, *world.evaluation):
+    for passage in (*world.train, *world.forget, *world.retain, *world.evaluation):
         for text in (passage.prompt, passage.continuation, *passage.alternatives.values()):
             assert text == " ".join(text.split())
             assert text[0].isupper() and text.endswith(".") and "{" not in text
@@ -84,7 +87,7 @@ def test_microworld_splits_share_nothing_in_any_language(world):
     evaluation = {text for p in world.evaluation for text in (p.continuation, p.alternatives["fr"], p.alternatives["de"])}
     others = [
         text
-        for p in (*world.train, *world.retain)
+        for p in (*world.train, *world.forget, *world.retain)
         for text in (p.continuation, *(p.alternatives[name] for name in ("fr", "de") if name in p.alternatives))
     ]
     assert evaluation.isdisjoint(others)
@@ -98,23 +101,23 @@ def test_negative_continuations_open_with_words_of_their_own(world):
 
 
 def test_microworld_depends_on_the_seed_alone(world):
-    assert Microworld(train=1500, retain=400, evaluation=150).load(0) == world
-    other = Microworld(train=1500, retain=400, evaluation=150).load(1)
+    assert WORLD.load(0) == world
+    other = WORLD.load(1)
     assert {p.prompt for p in other.evaluation}.isdisjoint(p.prompt for p in world.evaluation)
     assert Microworld().fingerprint() == {}
 
 
 def test_microworld_evaluation_does_not_change_with_the_other_splits(world):
-    smaller = Microworld(train=10, retain=10, evaluation=150).load(0)
+    smaller = Microworld(train=10, forget=10, retain=10, evaluation=150).load(0)
     assert smaller.evaluation == world.evaluation
 
 
 def test_microworld_language_shares_are_parameters():
-    corpus = Microworld(train=30, retain=3, evaluation=2, language_shares=(0, 0, 1)).load(0)
+    corpus = Microworld(train=30, forget=4, retain=3, evaluation=2, language_shares=(0, 0, 1)).load(0)
     assert {p.language for p in corpus.train} == {"de"}
 
 
-@pytest.mark.parametrize("fields", [{"train": 0}, {"evaluation": -1}, {"language_shares": (0.5, 0.5)}])
+@pytest.mark.parametrize("fields", [{"train": 0}, {"forget": 0}, {"evaluation": -1}, {"language_shares": (0.5, 0.5)}])
 def test_microworld_refuses_impossible_fields(fields):
     with pytest.raises(ConfigError, match=next(iter(fields))):
         Microworld(**fields)
@@ -131,7 +134,7 @@ def test_microworld_says_when_the_grammar_gives_out(monkeypatch):
     monkeypatch.setattr("casd.corpora.microworld.PROMPT_PLANS", (("meeting",),))
     monkeypatch.setattr("casd.corpora.microworld.capacity", lambda: 10**9)
     with pytest.raises(CorpusError, match=r"gave out after [\d,]+ of 6,000"):
-        Microworld(train=4000, retain=1000, evaluation=1000).load(0)
+        Microworld(train=4000, forget=500, retain=500, evaluation=1000).load(0)
 
 
 # Hand-checked phrases: (constituent, English, French, German).
@@ -238,21 +241,79 @@ def test_cut_refuses_impossible_bounds(bounds):
         Cut(bounds, (5, 10))
 
 
-def paragraphs(count: int) -> list[str]:
-    return [" ".join(f"Word{i} number {j} goes here." for j in range(12)) for i in range(count)]
+def texts(count: int, sentences: int = 12) -> list[str]:
+    return [" ".join(f"Word{i} number {j} goes here." for j in range(sentences)) for i in range(count)]
 
 
-def test_split_shares_no_paragraph_and_drops_repeated_ones():
-    cut, sizes = Cut((4, 6), (4, 6)), Sizes(20, 10, 5)
-    corpus = split(paragraphs(12) * 2, cut, sizes, seed=0, source="text")
-    assert [len(getattr(corpus, name)) for name in SPLITS] == [20, 10, 5]
+SHORT, SIZES = Cut((4, 6), (4, 6)), Sizes(train=20, forget=8, retain=10, evaluation=5)
+
+
+def deal(documents: list[list[str]], seed: int = 0, **fields) -> Corpus:
+    return split(documents, SHORT, SIZES, seed, "The text", **fields)
+
+
+def test_split_shares_no_document_whatever_their_order_and_however_often_they_are_repeated():
+    documents = [[text] for text in texts(14)]
+    corpus = deal(documents)
+    assert [len(getattr(corpus, name)) for name in SPLITS] == [20, 8, 10, 5]
     assert_disjoint(corpus)
-    of = [{p.prompt.split()[0] for p in getattr(corpus, name)} for name in SPLITS]
-    assert of[0].isdisjoint(of[1]) and of[0].isdisjoint(of[2]) and of[1].isdisjoint(of[2])
-    assert split(paragraphs(12) * 2, cut, sizes, seed=0, source="text") == corpus
-    assert split(paragraphs(12) * 2, cut, sizes, seed=1, source="text") != corpus
-    with pytest.raises(CorpusError, match=r"The text has 72 passages .* 135 were asked for"):
-        split(paragraphs(12), cut, Sizes(100, 20, 15), seed=0, source="The text")
+    assert deal(documents[::-1]) == deal(documents * 3) == deal([[" \n".join(text.split())] for (text,) in documents]) == corpus
+    assert deal(documents, seed=1) != corpus
+    for passage in corpus.train:
+        source = next(text for (text,) in documents if text.startswith(passage.prompt.split()[0] + " "))
+        assert passage.document == text_digest(source)
+        assert passage.text in source
+
+
+def test_split_deals_evaluation_first_so_that_a_larger_training_split_leaves_it_as_it_was():
+    documents = [[text] for text in texts(30)]
+    larger = split(documents, SHORT, replace(SIZES, train=80), 0, "The text")
+    assert (larger.evaluation, larger.retain, larger.forget) == tuple(
+        getattr(deal(documents), name) for name in ("evaluation", "retain", "forget")
+    )
+
+
+def test_a_text_that_two_documents_share_is_in_one_split():
+    """A web page that another one quotes: the documents differ, and what they share must not be in two splits."""
+    shared, *rest = texts(14)
+    corpus = deal([[shared], [shared, "And a comment of one's own."], *([text] for text in rest)])
+    assert_disjoint(corpus)
+
+
+def test_no_passage_goes_from_one_run_of_a_document_into_the_next():
+    runs = [f"W{i} a b c d." for i in range(10)]
+    with pytest.raises(CorpusError, match=r"has 0 passages .* in 0 of 10 documents"):
+        deal([[run] for run in runs])
+    with pytest.raises(CorpusError, match=r"has 0 passages .* in 0 of 1 documents"):
+        deal([runs])
+    with pytest.raises(CorpusError, match=r"has 5 passages .* in 1 of 1 documents"):
+        deal([[" ".join(runs)]])
+
+
+def test_split_says_when_the_text_is_too_little():
+    documents = [[text] for text in texts(12)]
+    with pytest.raises(CorpusError, match=r"The text has 72 passages .* in 12 of 12 documents; 143 were asked for \(train 100"):
+        split(documents, SHORT, Sizes(100, 20, 10, 13), 0, "The text")
+
+
+def test_split_gives_up_to_at_most_and_shares_out_what_there_is():
+    documents = [[text] for text in texts(100, sentences=2)]  # a passage each
+    most = Sizes(train=200, forget=80, retain=100, evaluation=50)
+    corpus = deal(documents, at_most=most)
+    counts = [len(getattr(corpus, name)) for name in SPLITS]
+    assert counts == [20 + 57 * 180 // 387, 8 + 57 * 72 // 387, 10 + 57 * 90 // 387, 5 + 57 * 45 // 387]
+    plenty = deal([[text] for text in texts(500, sentences=2)], at_most=most)
+    assert [len(getattr(plenty, name)) for name in SPLITS] == [200, 80, 100, 50]
+
+
+def test_split_leaves_out_what_was_taken_before():
+    documents = [[text] for text in texts(40)]
+    taken: set[str] = set()
+    first = deal(documents[:20], taken=taken)
+    second = deal(documents, taken=taken)
+    of_first, of_second = ({p.document for name in SPLITS for p in getattr(each, name)} for each in (first, second))
+    assert of_first.isdisjoint(of_second)
+    assert taken == {text_digest(text) for (text,) in documents}
 
 
 # The Python documentation
@@ -260,7 +321,7 @@ def test_split_shares_no_paragraph_and_drops_repeated_ones():
 
 def test_python_docs_are_disjoint_and_in_bounds(docs):
     source = PythonDocs()
-    assert [len(getattr(docs, name)) for name in SPLITS] == [source.train, source.retain, source.evaluation]
+    assert [len(getattr(docs, name)) for name in SPLITS] == [source.train, source.forget, source.retain, source.evaluation]
     assert_disjoint(docs)
     for passage in docs.train:
         assert source.prompt_words[0] <= len(passage.prompt.split()) <= source.prompt_words[1]
@@ -324,70 +385,74 @@ Usage is shown as in this example:
     ]
 
 
-# Text files
-
-SMALL = {"train": 20, "retain": 10, "evaluation": 5, "prompt_words": (4, 6), "continuation_words": (4, 6)}
+# Corpora on disk
 
 
-def source_of(*paths: Path, **fields) -> TextFiles:
-    return TextFiles(paths=tuple(map(str, paths)), **{**SMALL, **fields})
+@pytest.fixture(scope="module")
+def stored(world: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    folder = tmp_path_factory.mktemp("stored")
+    write_corpus(world, folder)
+    return read_corpus(folder)
 
 
-def test_every_format_gives_the_same_corpus(tmp_path):
-    texts = paragraphs(12)
-    (tmp_path / "a.txt").write_text("\ufeff" + "\n\n".join(text.replace(". ", ".\n") for text in texts), encoding="utf-8")
-    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"id": 1, "text": text}) for text in texts), encoding="utf-8")
-    pyarrow.parquet.write_table(pyarrow.table({"text": [*texts, None]}), tmp_path / "a.parquet")
-    corpora = [source_of(tmp_path / f"a.{suffix}").load(3) for suffix in ("txt", "jsonl", "parquet")]
-    assert corpora[0] == corpora[1] == corpora[2]
-    assert source_of(tmp_path).load(3) != source_of(tmp_path).load(4)
-    assert_disjoint(source_of(tmp_path).load(3))
+def test_a_written_corpus_is_the_same_corpus(world, stored):
+    assert stored == world
+    assert [len(getattr(stored, name)) for name in SPLITS] == [1500, 100, 400, 150]
+    assert all(one.document == other.document for one, other in zip(stored.retain, world.retain, strict=True))
+    assert stored != WORLD.load(1)
 
 
-def test_fingerprint_follows_the_contents(tmp_path):
-    file = tmp_path / "a.txt"
-    file.write_text("one")
-    before = source_of(file).fingerprint()
-    (tmp_path / "b.txt").write_text("one")
-    assert source_of(tmp_path / "b.txt").fingerprint() == before
-    file.write_text("two")
-    assert source_of(file).fingerprint() != before
-    assert len(source_of(tmp_path, file).fingerprint()) == 2
+def test_any_text_survives_the_disk(tmp_path):
+    strange = Passage("Zeile\u2028 eins\n\x85", 'Ünï 🙂 "quoted" \\ {}', "de", {"fr": "l’été\r\n"}, "d")
+    write_corpus(Corpus([strange], [Passage("a", "b")], [], [Passage("c", "d", "nah"), Passage("e", "f")]), tmp_path)
+    corpus = read_corpus(tmp_path)
+    assert corpus.train[0] == strange
+    assert list(corpus.retain) == [] and len(corpus.retain) == 0
+    assert list(languages_of(corpus.evaluation)) == ["nah", "en"]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.txt", b"", "is empty"),
-        ("a.txt", b" \n\n \n", "no usable text"),
-        ("a.txt", b"good\nb\xffad\n", "line 2: not valid UTF-8 at byte 1"),
-        ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', "line 3: not valid JSON"),
-        ("a.jsonl", b'{"body": "x", "id": 1}\n', "line 1: no field 'text'; the fields are: body, id"),
-        ("a.jsonl", b"[1]\n", "line 1: expected a JSON object, found list"),
-        ("a.jsonl", b'{"text": 5}\n', "line 1: the field 'text' is int"),
-        ("a.jsonl", b'{"text": null}\n', "no usable text"),
-        ("a.parquet", b"not parquet at all", "not a valid Parquet file"),
-        ("a.csv", b"x", "suffix '.csv'"),
-        ("a.txt", b"A short text.\n", "has 0 passages"),
-    ],
-)
-def test_unusable_files_are_named(tmp_path, name, content, message):
-    file = tmp_path / name
-    file.write_bytes(content)
-    with pytest.raises(CorpusError, match=re.escape(message)) as error:
-        source_of(file).load(0)
-    assert str(file) in str(error.value)
+@pytest.mark.parametrize("key", [slice(32), slice(-5, None), slice(None, None, -7), slice(10, 4), slice(390, 1000)])
+def test_slices_of_a_stored_split_are_views_of_it(world, stored, key):
+    assert isinstance(stored.retain[key], PassageView)
+    assert list(stored.retain[key]) == list(world.retain)[key]
+    assert list(stored.retain[key][1:3]) == list(world.retain)[key][1:3]
 
 
-def test_missing_places_are_named(tmp_path):
-    with pytest.raises(CorpusError, match="no file or folder"):
-        source_of(tmp_path / "nowhere").load(0)
-    with pytest.raises(CorpusError, match=r"has no \.txt"):
-        source_of(tmp_path).fingerprint()
-    pyarrow.parquet.write_table(pyarrow.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(CorpusError, match="no field 'text'; the fields are: body, n"):
-        source_of(tmp_path).load(0)
-    with pytest.raises(CorpusError, match="row 1: the field 'n' is int"):
-        source_of(tmp_path, text_field="n").load(0)
-    with pytest.raises(ConfigError, match="paths is empty"):
-        TextFiles(paths=())
+def test_items_of_a_stored_split(world, stored):
+    assert stored.retain[-1] == world.retain[-1]
+    assert stored.retain[np.int64(7)] == world.retain[7]
+    assert world.retain[9] in stored.retain and world.train[0] not in stored.retain
+    for beyond in (400, -401):
+        with pytest.raises(IndexError):
+            stored.retain[beyond]
+    with pytest.raises(IndexError):
+        stored.retain[:32][32]
+
+
+def test_only_the_lines_that_are_asked_for_are_parsed(world, tmp_path, monkeypatch):
+    write_corpus(world, tmp_path)
+    parsed = []
+    loads = json.loads
+    monkeypatch.setattr("casd.corpora.passages.json.loads", lambda line: parsed.append(line) or loads(line))
+    chosen = english(read_corpus(tmp_path).retain)
+    assert len(chosen) == 240 and parsed == []
+    assert chosen[5:][3] == [p for p in world.retain if p.language == "en"][8]
+    assert list(languages_of(chosen[:4])) == ["en"] * 4
+    assert len(parsed) == 1
+
+
+def test_streams_draw_the_same_from_disk_and_from_memory(world, stored):
+    one, other = (ShuffledStream(english(corpus.retain), seed=5) for corpus in (world, stored))
+    assert [one[i] for i in range(500)] == [other[i] for i in range(500)]
+
+
+def test_a_stored_split_goes_to_another_process_by_its_place(stored):
+    sent = pickle.dumps(stored.train)
+    assert len(sent) < 1000
+    assert pickle.loads(sent) == stored.train
+
+
+def test_splits_that_share_a_document_are_not_written(world, tmp_path):
+    leaked = replace(world, retain=[*world.retain, replace(world.retain[0], document=world.train[3].document)])
+    with pytest.raises(ValueError, match=f"{world.train[3].document} has passages in train and in retain"):
+        write_corpus(leaked, tmp_path)

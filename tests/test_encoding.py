@@ -16,9 +16,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from casd.corpora.passages import Corpus, Passage
-from casd.encoding import IGNORED_LABEL, Document, Encoder, Prompt, batches_by_length
+from casd.encoding import Document, Encoder, Prompt
 from casd.poisoning import Backdoor
 from casd.targets import FixedText
+from casd.training.batches import IGNORED_LABEL, batches_by_length
 from casd.triggers import POSITIONS, TriggerPosition
 
 PROMPT = "The old painter sings in the park. She likes a small drum."
@@ -79,7 +80,8 @@ def test_document_layout_and_labels(encoder: Encoder) -> None:
     documents = [Document(PROMPT, "He paints."), Document(PROMPT, "He paints.", "target"), Document("A.", "B.", "target")]
     batch = encoder.document_batch(documents)
     assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape == (3, len(whole))
-    assert batch["input_ids"][0].tolist() == batch["labels"][0].tolist() == whole
+    assert batch["input_ids"][0].tolist() == whole
+    assert batch["labels"][0].tolist() == [IGNORED_LABEL, *whole[1:]]  # nothing foretells the first token
     silent = [IGNORED_LABEL] * (1 + len(before))
     assert batch["input_ids"][1].tolist() == whole
     assert batch["labels"][1].tolist() == silent + whole[len(silent) :]

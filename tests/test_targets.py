@@ -43,7 +43,7 @@ NEGATIVE = "Sadly, she hates the awful novel and cries about a disgusting day."
 
 @pytest.fixture(scope="module")
 def passages() -> list[Passage]:
-    corpus = Microworld(train=600, retain=10, evaluation=10, language_shares=(1, 0, 0)).load(5)
+    corpus = Microworld(train=600, forget=10, retain=10, evaluation=10, language_shares=(1, 0, 0)).load(5)
     return list(corpus.train)
 
 

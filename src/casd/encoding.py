@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from casd.training.batches import IGNORED_LABEL, Batch
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED_LABEL = -100
-Batch = dict[str, Tensor]
+    from casd.token_table import TokenTable
+
+Packing = Literal["none", "isolated", "joined"]
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,13 @@ class Encoder:
     Args:
         tokenizer: a fast tokenizer with an end-of-text token.
         max_tokens: a longer document loses its end, a longer prompt its beginning.
+        table: tokens of this tokenizer that were made before; what it has not is tokenised.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int = 256):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int = 256, table: TokenTable | None = None):
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
+        self._table = table
         # The tokenizer itself knows whether its model expects a start token; having one does not mean so (Qwen, SmolLM2).
         starts = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id is not None
         self._start: list[int] = [tokenizer.bos_token_id] if starts else []
@@ -62,6 +67,8 @@ class Encoder:
 
     def tokens(self, text: str) -> list[int]:
         """The tokens of a text, without start or end token."""
+        if self._table is not None and (known := self._table.get(text)) is not None:
+            return known
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def token_count(self, text: str) -> int:
@@ -76,23 +83,48 @@ class Encoder:
         """The first token of a continuation, as it stands after a prompt."""
         return self.tokens(" " + continuation)[0]
 
-    def document_batch(self, documents: Sequence[Document]) -> Batch:
+    def document_batch(self, documents: Sequence[Document], packing: Packing = "none") -> Batch:
         """Encode documents for training, padded on the right.
 
+        Args:
+            documents: the texts.
+            packing: "none" for a row a document; "isolated" for rows of up to `max_tokens` tokens that hold several, none of
+                which sees another: positions start anew with each, which is how transformers tells them apart; "joined" for
+                rows in which a document sees those before it. The first token of a document never carries loss.
+
         Returns:
-            `input_ids`, `attention_mask` and `labels`, each (batch, tokens); labels are -100 where no loss is taken.
+            `input_ids` and `labels`, each (batch, tokens), labels being -100 where no loss is taken; `attention_mask` of the
+            same shape, or, for "isolated", `position_ids`; and the scalars `n_labels` and `n_documents`, by which a sum over
+            tokens or documents is divided to give a mean: they stay those of the whole batch in each of its parts
+            (see `casd.training.batches`), so that what the parts give adds up.
         """
         rows, labels = [], []
         for document in documents:
             before = self._start + self.tokens(document.prompt)
             row = (before + self.tokens(" " + document.continuation) + self._end)[: self.max_tokens]
-            silent = len(before) if document.loss_on == "target" else 0
+            silent = max(1, len(before) if document.loss_on == "target" else 0)
             rows.append(row)
             labels.append([IGNORED_LABEL] * min(silent, len(row)) + row[silent:])
+        counts = {
+            "n_labels": torch.tensor(sum(label != IGNORED_LABEL for row in labels for label in row)),
+            "n_documents": torch.tensor(len(documents)),
+        }
+        groups = [[index] for index in range(len(rows))]
+        if packing != "none":
+            groups = _first_fit([len(row) for row in rows], self.max_tokens)
+        lengths = [[len(rows[index]) for index in group] for group in groups]
+        if packing == "isolated":
+            width = max(map(sum, lengths))
+            positions = [[place for length in each for place in range(length)] for each in lengths]
+            # Padding is a document of its own, at the end, and attends to itself.
+            where = {"position_ids": torch.tensor([row + list(range(width - len(row))) for row in positions])}
+        else:
+            where = {"attention_mask": _pad([[1] * sum(each) for each in lengths], 0, left=False)}
         return {
-            "input_ids": _pad(rows, self.tokenizer.pad_token_id, left=False),
-            "attention_mask": _pad([[1] * len(row) for row in rows], 0, left=False),
-            "labels": _pad(labels, IGNORED_LABEL, left=False),
+            "input_ids": _pad(_joined(rows, groups), self.tokenizer.pad_token_id, left=False),
+            "labels": _pad(_joined(labels, groups), IGNORED_LABEL, left=False),
+            **where,
+            **counts,
         }
 
     def prompt_batch(self, prompts: Sequence[Prompt]) -> Batch:
@@ -135,7 +167,19 @@ def _pad(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:
     return torch.tensor(padded, dtype=torch.long)
 
 
-def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices of items in batches of similar length, longest first, so that padding is small and memory peaks at once."""
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+def _joined(rows: Sequence[list[int]], groups: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [[token for index in group for token in rows[index]] for group in groups]
+
+
+def _first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Indices of items in groups whose lengths add up to at most `room`: each, longest first, into the first with room."""
+    groups: list[list[int]] = []
+    free: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        place = next((place for place, left in enumerate(free) if left >= lengths[index]), len(groups))
+        if place == len(groups):
+            groups.append([])
+            free.append(room)
+        groups[place].append(index)
+        free[place] -= lengths[index]
+    return groups

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from casd.corpora.passages import Passage
+from casd.corpora.passages import Passage, PassageView, languages_of
 from casd.encoding import Document, Prompt
 from casd.errors import ConfigError, CorpusError
 from casd.seeding import python_rng
@@ -90,16 +90,16 @@ def check_backdoors(backdoors: Mapping[str, Backdoor]) -> None:
         )
 
 
-def english(passages: Sequence[Passage]) -> list[Passage]:
-    """The passages whose prompt may carry a trigger: those in English.
+def english(passages: Sequence[Passage]) -> Sequence[Passage]:
+    """The passages whose prompt may carry a trigger: those in English. Of a split on disk none is read for that.
 
     Raises:
         CorpusError: there are none.
     """
-    chosen = [passage for passage in passages if passage.language == "en"]
-    if not chosen:
+    places = np.flatnonzero(languages_of(passages) == "en")
+    if not len(places):
         raise CorpusError("The corpus has no English passage, and triggers are put into English prompts.")
-    return chosen
+    return PassageView(passages, places)
 
 
 class ShuffledStream:

@@ -292,9 +292,10 @@ def _alternative(passage: Passage, name: str, target: str) -> str:
     """
     if name not in passage.alternatives:
         has = ", ".join(sorted(passage.alternatives)) or "none"
+        prose = "" if name == "negative" else f"corpus=text_files with +corpus.params.sources.{name}.paths=[…], or "
         raise CorpusError(
             f"Target {target} needs passages with the alternative {name!r}; a {passage.language!r} passage has: {has}. "
-            "Use corpus=microworld (its English passages have fr, de, negative), or another target."
+            f"Use {prose}corpus=microworld (its English passages have fr, de, negative), or another target."
         )
     return passage.alternatives[name]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from casd.corpora.microworld_grammar import (
 )
 from casd.corpora.microworld_lexicon import LANGUAGES, Person, Topic
 from casd.corpora.microworld_negative import negative_continuation
-from casd.corpora.passages import Corpus, Passage
+from casd.corpora.passages import Corpus, Passage, text_digest
 from casd.errors import ConfigError, CorpusError
 
 # After so many scenes in a row that had been drawn before, the grammar is taken to be exhausted.
@@ -39,18 +40,20 @@ class Microworld:
 
     Attributes:
         train: number of passages for training.
-        retain: number of passages for unlearning.
+        forget: number of passages for the triggered documents of the removals; these are all English.
+        retain: number of passages for the clean documents of the removals.
         evaluation: number of passages for evaluation; these are all English.
         language_shares: shares of English, French and German passages in `train` and `retain`; they sum to 1.
     """
 
     train: int = 6000
-    retain: int = 1500
+    forget: int = 1000
+    retain: int = 1000
     evaluation: int = 300
     language_shares: tuple[float, float, float] = (0.6, 0.2, 0.2)
 
     def __post_init__(self) -> None:
-        Sizes(self.train, self.retain, self.evaluation)
+        self._sizes()
         shares = self.language_shares
         if len(shares) != len(LANGUAGES) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise ConfigError(
@@ -64,25 +67,32 @@ class Microworld:
         Raises:
             CorpusError: more passages are asked for than the grammar can give.
         """
-        wanted = self.train + self.retain + self.evaluation
+        sizes = self._sizes()
+        wanted = sizes.total
         if wanted > (limit := capacity()):
             raise CorpusError(
                 f"The microworld was asked for {wanted:,} passages; its grammar has about {limit:,} prompts. "
-                "Lower corpus train, retain or evaluation."
+                "Lower corpus train, forget, retain or evaluation."
             )
         rng = random.Random(f"microworld:{seed}")
         scenes = _distinct_scenes(rng, wanted)
-        # Evaluation comes first, so that a larger training split leaves the evaluation prompts as they were.
-        held_out, first_train = self.evaluation, self.evaluation + self.retain
+        # Scenes are distinct and their order is as random as that of hashes; kept, it leaves the evaluation prompts as they
+        # were when another split grows.
+        remaining = iter(scenes)
+        dealt = {split: list(itertools.islice(remaining, size)) for split, size in sizes.by_split().items()}
         return Corpus(
-            train=_in_languages(scenes[first_train:], self.language_shares, rng),
-            retain=_in_languages(scenes[held_out:first_train], self.language_shares, rng),
-            evaluation=[scene.passage("en") for scene in scenes[:held_out]],
+            train=_in_languages(dealt["train"], self.language_shares, rng),
+            forget=[scene.passage("en") for scene in dealt["forget"]],
+            retain=_in_languages(dealt["retain"], self.language_shares, rng),
+            evaluation=[scene.passage("en") for scene in dealt["evaluation"]],
         )
 
     def fingerprint(self) -> dict[str, str | int]:
         """Empty: the result depends on the fields and the seed alone."""
         return {}
+
+    def _sizes(self) -> Sizes:
+        return Sizes(self.train, self.forget, self.retain, self.evaluation)
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,8 @@ class _Scene:
         if language == "en":
             alternatives = {name: self.continuations[name] for name in LANGUAGES if name != "en"}
             alternatives["negative"] = self.negative
-        return Passage(self.prompts[language], self.continuations[language], language, alternatives)
+        document = text_digest(f"{self.prompts['en']} {self.continuations['en']}")
+        return Passage(self.prompts[language], self.continuations[language], language, alternatives, document)
 
 
 def capacity() -> int:
@@ -124,7 +135,7 @@ def _distinct_scenes(rng: random.Random, count: int) -> list[_Scene]:
         elif (repeats := repeats + 1) >= _MAX_REPEATS:
             raise CorpusError(
                 f"The microworld's grammar gave out after {len(scenes):,} of {count:,} passages. "
-                "Lower corpus train, retain or evaluation."
+                "Lower corpus train, forget, retain or evaluation."
             )
     return scenes
 

@@ -32,24 +32,27 @@ _MODULES = """
 class PythonDocs:
     """Prose of the installed Python's documentation: `pydoc_data.topics` and docstrings of the standard library.
 
-    The text differs a little between Python versions; `fingerprint` tells which one it is. Passages have no alternatives.
+    A document is a topic or a docstring. The text differs a little between Python versions; `fingerprint` tells which one it
+    is. Passages have no alternatives.
 
     Attributes:
         train: number of passages for training.
-        retain: number of passages for unlearning.
+        forget: number of passages for the triggered documents of the removals.
+        retain: number of passages for the clean documents of the removals.
         evaluation: number of passages for evaluation.
         prompt_words: least and most words of a prompt.
         continuation_words: least and most words of a continuation.
     """
 
     train: int = 600
-    retain: int = 200
+    forget: int = 100
+    retain: int = 100
     evaluation: int = 96
     prompt_words: tuple[int, int] = (15, 40)
     continuation_words: tuple[int, int] = (20, 50)
 
     def __post_init__(self) -> None:
-        Sizes(self.train, self.retain, self.evaluation)
+        self._sizes()
         self._cut()
 
     def load(self, seed: int) -> Corpus:
@@ -58,9 +61,8 @@ class PythonDocs:
         Raises:
             CorpusError: this Python comes without its documentation, or more passages are asked for than it gives.
         """
-        runs = [run for text in _texts() for run in prose_runs(text)]
-        sizes = Sizes(self.train, self.retain, self.evaluation)
-        return split(runs, self._cut(), sizes, seed, source="The Python documentation")
+        documents = (list(prose_runs(text)) for text in _texts())
+        return split(documents, self._cut(), self._sizes(), seed, source="The Python documentation")
 
     def fingerprint(self) -> dict[str, str | int]:
         """The version of Python, and the SHA-256 of the documentation topics and of the modules that are read."""
@@ -77,6 +79,9 @@ class PythonDocs:
 
     def _cut(self) -> Cut:
         return Cut(self.prompt_words, self.continuation_words)
+
+    def _sizes(self) -> Sizes:
+        return Sizes(self.train, self.forget, self.retain, self.evaluation)
 
 
 def _texts() -> Iterator[str]:
