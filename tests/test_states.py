@@ -10,10 +10,10 @@ import torch
 import transformers
 
 from casd.errors import ConfigError
-from casd.models import copy_weights, restore_weights
 from casd.poisoning import Backdoor, check_backdoors
 from casd.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL, kind_of
 from casd.targets import Capitals
+from casd.weights import copy_weights, restore_weights
 
 
 def test_kinds_are_told_by_names() -> None:

