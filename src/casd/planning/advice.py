@@ -1,0 +1,122 @@
+"""Which settings would make a run fit into memory: tried one after another, the mildest first, as an estimate says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from casd.config import Config, LoraConfig
+from casd.planning.machine import Machine
+from casd.planning.phases import Devices, Phase, PhaseName, Phases
+
+BATCH_SIZES: dict[str, tuple[PhaseName, ...]] = {
+    "runtime.micro_batch_size": ("pretrain", "inject", "unlearn"),
+    "evaluation.batch_size": ("evaluate",),
+    "activations.batch_size": ("capture",),
+}
+"""The settings of how much goes through a model at once, none of which changes a result, and the phases that they are of."""
+MOST_DEVICES = 64
+"""Devices up to which a division over them is tried."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Settings that could make a run fit, beside smaller batches.
+
+    Attributes:
+        words: as they are written on the command line.
+        phases: of the run with them.
+    """
+
+    words: tuple[str, ...]
+    phases: Phases
+
+
+def fits(phase: Phase, here: Machine) -> bool:
+    """Whether a phase fits into a device's memory, if that is known, and into the CPU's.
+
+    A measurement whose batch is halved by itself fits on CUDA if its weights do.
+    """
+    if here.memory is not None:
+        needed = phase.on_device(here)
+        if phase.halves and here.device == "cuda":
+            needed -= phase.need.activations
+        if needed > here.memory:
+            return False
+    return here.shared or phase.host + here.process <= here.host
+
+
+def first_that_fits(phases: Phases, here: Machine, names: Sequence[PhaseName]) -> str:
+    """The first change with which all named phases fit, with the largest batches that do, as overrides; empty if there is none.
+
+    Tried are smaller batches; then gradient checkpointing; then, where a package for it can be used, 8-bit AdamW; then an
+    adapter; then more devices that share the model.
+    """
+    for change in _changes(phases, here):
+        words = list(change.words)
+        for key, members in BATCH_SIZES.items():
+            size = _largest(change.phases, key, [name for name in members if name in names], here)
+            if size is None:
+                break
+            words += [f"{key}={size}"] if size else []
+        else:
+            return " ".join(words)
+    return ""
+
+
+def _changes(phases: Phases, here: Machine) -> Iterator[Change]:
+    config, devices = phases.config, phases.devices
+
+    def change(changed: Config, *words: str, on: Devices = devices) -> Change:
+        return Change(words, Phases(changed, phases.blueprint, phases.texts, on))
+
+    saving = _with(config, "runtime", gradient_checkpointing=True)
+    words = () if config.runtime.gradient_checkpointing else ("runtime.gradient_checkpointing=true",)
+    yield Change((), phases)
+    if words:
+        yield change(saving, *words)
+    if here.device == "cuda" and not devices.sharded:
+        keys = [f"{section}.training.optimizer=adamw_8bit" for section in ("injection", "unlearning")]
+        yield change(_trained(saving, optimizer="adamw_8bit"), *words, *keys)
+    if config.injection.mode == "continual" and not (config.injection.training.lora and config.unlearning.training.lora):
+        yield change(_trained(config, lora=LoraConfig()), "weights=lora")
+        if words:
+            yield change(_trained(saving, lora=LoraConfig()), "weights=lora", *words)
+    number = 2 * devices.number
+    while here.device == "cuda" and number <= MOST_DEVICES:
+        division = f"{number} devices that share the model (accelerate launch --use_fsdp --num_processes={number} -m casd)"
+        yield change(saving, *words, division, on=Devices(number, sharded=True))
+        number *= 2
+
+
+def _largest(phases: Phases, key: str, names: Sequence[PhaseName], here: Machine) -> int | None:
+    """The largest batch, halved as often as need be, with which the phases fit; 0 for that which is set, None for none."""
+    if all(fits(phases.phase(name), here) for name in names):
+        return 0
+    size = max(phases.phase(name).rows for name in names)
+    section, _, field = key.partition(".")
+
+    def fit(rows: int) -> bool:
+        changed = _with(phases.config, section, **{field: rows})
+        smaller = Phases(changed, phases.blueprint, phases.texts, phases.devices)
+        return all(fits(smaller.phase(name), here) for name in names)
+
+    if not fit(1):
+        return None
+    while (size := size // 2) > 1:
+        if fit(size):
+            return size
+    return 1
+
+
+def _with(config: Config, section: str, **values: Any) -> Config:
+    changed: Any = replace(getattr(config, section), **values)
+    return replace(config, **{section: changed})
+
+
+def _trained(config: Config, **values: Any) -> Config:
+    """With these values in the trainings of injection and removals."""
+    for section in ("injection", "unlearning"):
+        config = _with(config, section, training=replace(getattr(config, section).training, **values))
+    return config

@@ -1,0 +1,240 @@
+"""A model before it is built: its parameters and shape, from a configuration alone. No weights are made, none downloaded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from casd.activations import decoder_layers
+from casd.config import LoraConfig, ModelConfig
+from casd.errors import ModelError
+from casd.model_files import find_gguf, first_line
+from casd.models import DTYPES, fetch, origin, transformers_config
+from casd.weights import AdapterName, attach_lora
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+Adapters = Sequence[tuple[LoraConfig, AdapterName]]
+"""Adapters on a model, the innermost first; the last one is trained."""
+
+
+@dataclass(frozen=True, eq=False)
+class Blueprint:
+    """A causal LM by its transformers configuration.
+
+    Attributes:
+        config: transformers' configuration.
+        dtype: precision of the weights: "float32", "bfloat16" or "float16".
+    """
+
+    config: PreTrainedConfig
+    dtype: str
+
+    def build(self, layers: int | None = None, adapters: Adapters = ()) -> PreTrainedModel:
+        """The model on torch's meta device, where tensors have shapes and no memory.
+
+        Args:
+            layers: decoder blocks, if not as many as the configuration says; the first ones of it.
+            adapters: put into it in that order; only the last one's parameters then require a gradient.
+
+        Raises:
+            ModelError: the architecture cannot be built.
+            ConfigError: the model has no matrix that an adapter names.
+        """
+        from transformers import AutoModelForCausalLM
+
+        config = self.config if layers is None else _with_layers(self.config, layers)
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype])
+        except Exception as error:  # transformers raises many kinds here; all of them are about the architecture's fields
+            raise ModelError(f"A {self.config.model_type} of this architecture is not possible: {first_line(error)}") from error
+        with torch.device("meta"):
+            for lora, name in adapters:
+                attach_lora(model, lora, name, seed=0)
+        return model
+
+    @cached_property
+    def _model(self) -> PreTrainedModel:
+        return self.build()
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many parameters it has; tied ones count once."""
+        return sum(parameter.numel() for parameter in self._model.parameters())
+
+    @property
+    def element_size(self) -> int:
+        """Bytes of a weight."""
+        return DTYPES[self.dtype].itemsize
+
+    def weight_bytes(self, adapters: Adapters = ()) -> int:
+        """Bytes of the weights and buffers as they are loaded; adapters are float32."""
+        buffers = sum(buffer.nbytes for buffer in self._model.buffers())
+        return self.element_size * self.parameters + buffers + sum(4 * self.trained_parameters([each]) for each in adapters)
+
+    @cached_property
+    def layers(self) -> int:
+        """Decoder blocks."""
+        return len(decoder_layers(self._model))
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether all decoder blocks are alike, so that what one more costs is known from two of them."""
+        blocks = decoder_layers(self._model)
+        shapes = {tuple((name, tuple(each.shape)) for name, each in block.named_parameters()) for block in blocks}
+        kinds = {tuple(type(module) for module in block.modules()) for block in blocks}
+        types = set(getattr(self._text, "layer_types", None) or ())
+        return len(shapes) == len(kinds) == 1 and len(types) <= 1
+
+    @cached_property
+    def block_parameters(self) -> int:
+        """Parameters of the largest decoder block."""
+        return max(sum(parameter.numel() for parameter in block.parameters()) for block in decoder_layers(self._model))
+
+    @cached_property
+    def features(self) -> int:
+        """What goes into and comes out of all matrices, embedding and head among them, summed up."""
+        return sum(sum(each.shape) for each in self._model.parameters() if each.ndim == 2)
+
+    @cached_property
+    def block_features(self) -> int:
+        """The same of the largest decoder block."""
+        blocks = decoder_layers(self._model)
+        return max(sum(sum(each.shape) for each in block.parameters() if each.ndim == 2) for block in blocks)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it has neither experts nor an attention that keeps a matrix of tokens × tokens."""
+        return not self.mixture and bool(getattr(self._model, "_supports_sdpa", False))
+
+    @property
+    def width(self) -> int:
+        """Size of the residual stream."""
+        return int(self._text.hidden_size)
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding."""
+        return int(self._text.vocab_size)
+
+    @property
+    def attention_width(self) -> int:
+        """Attention heads × the size of one."""
+        heads = int(self._text.num_attention_heads)
+        return heads * int(getattr(self._text, "head_dim", None) or self.width // heads)
+
+    @cached_property
+    def head_parameters(self) -> int:
+        """Parameters of the matrix from the residual stream to the logits."""
+        head = self._model.get_output_embeddings()
+        return head.weight.numel() if head is not None else 0
+
+    @cached_property
+    def active_parameters(self) -> int:
+        """Parameters that a token is multiplied with: without an embedding of their own that only looks it up, and of a mixture
+        of experts those that one token goes through."""
+        model = self._model
+        active = 0.0
+        embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+        for name, parameter in model.named_parameters():
+            if parameter is embedding and (head is None or head.weight is not embedding):
+                continue
+            active += parameter.numel() * (self._expert_share if ".experts." in name else 1.0)
+        return round(active)
+
+    @property
+    def mixture(self) -> bool:
+        """Whether it is a mixture of experts."""
+        return any(".experts." in name for name, _ in self._model.named_parameters())
+
+    @property
+    def _expert_share(self) -> float:
+        experts = next((n for key in ("num_experts", "num_local_experts", "n_routed_experts") if (n := self._field(key))), 1)
+        return (self._field("num_experts_per_tok") or experts) / experts
+
+    def _field(self, name: str) -> Any:
+        return getattr(self._text, name, None)
+
+    @property
+    def _text(self) -> PreTrainedConfig:
+        return self.config.get_text_config(decoder=True)
+
+    def trained_parameters(self, adapters: Adapters = ()) -> int:
+        """How many parameters a training changes: all, or those of the last adapter."""
+        if not adapters:
+            return self.parameters
+        if not self.alike or self.layers <= 2:
+            return _trained(self.build(adapters=adapters))
+        one, two = (_trained(self.build(layers, adapters)) for layers in (1, 2))
+        return one + (self.layers - 1) * (two - one)
+
+
+def blueprint(config: ModelConfig, built: Path | None = None) -> Blueprint:
+    """The model that a configuration means, as far as it is known before anything is downloaded.
+
+    Args:
+        config: a model from scratch; a folder; a GGUF file; or an id of the hub, by `model_type` and `architecture`, or by the
+            config.json that is fetched or in the hub's cache where these are not given.
+        built: the folder of the model, if it was made or downloaded before; then nothing else is looked at.
+
+    Raises:
+        ConfigError: an unknown architecture or field.
+        ModelError: there is no configuration to be found; says what to set.
+    """
+    if built:
+        return Blueprint(_read(str(built)), config.dtype)
+    where = origin(config)
+    if where == "scratch":
+        special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        fields = {**config.architecture, "vocab_size": config.vocabulary, **special}
+        return Blueprint(transformers_config(str(config.model_type), fields), config.dtype)
+    if config.model_type:
+        return Blueprint(transformers_config(config.model_type, config.architecture), config.dtype)
+    if where == "gguf":
+        file = find_gguf(str(config.path))
+        return Blueprint(_read(str(file.parent), gguf_file=file.name), config.dtype)
+    if where == "folder":
+        return Blueprint(_read(str(fetch(config))), config.dtype)
+    try:
+        return Blueprint(_read(str(config.path), revision=config.revision), config.dtype)
+    except ModelError as error:
+        raise ModelError(
+            f"The shape of {config.path} is not known: it is not downloaded, and the hub was not reached. Set model.model_type"
+            " and model.architecture, as configs/model/qwen3_8b.yaml does."
+        ) from error
+
+
+def _read(path: str, **options: Any) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, **options)
+    except Exception as error:  # transformers and the GGUF reader raise many kinds; all of them are about the files
+        raise ModelError(f"The configuration of the model in {path} cannot be read: {first_line(error)}") from error
+    if hasattr(config, "quantization_config"):  # of a GGUF file, whose weights are dequantized once
+        del config.quantization_config
+    return config
+
+
+def _with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """The configuration with that many decoder blocks; lists with an entry for each block are cut too."""
+    changed = copy.deepcopy(config)
+    text = changed.get_text_config(decoder=True)
+    before = text.num_hidden_layers
+    for name, value in vars(text).items():
+        if isinstance(value, list) and len(value) == before:
+            setattr(text, name, value[:layers])
+    text.num_hidden_layers = layers
+    return changed
+
+
+def _trained(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,0 +1,214 @@
+"""The memory of each phase of a run on one device: pretraining, injection, removal, evaluation, capture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+from casd.config import Config, LanguageModelTraining, TrainingConfig
+from casd.evaluation import LOSS_BATCH_SIZE
+from casd.injection import GUARD_PASSAGES as GUARD_OF_INJECTION
+from casd.planning.blueprint import Adapters, Blueprint
+from casd.planning.machine import Machine
+from casd.planning.memory import EIGHT_BIT_STATE, Need, Rows, Terms, capture_need, generation_need, loss_need, training_need
+from casd.planning.workload import TextLengths
+from casd.registry import build
+from casd.training.losses import mean_nll
+from casd.unlearning import OBJECTIVES
+from casd.unlearning.clean_target import CleanTarget
+from casd.unlearning.removal import GUARD_PASSAGES as GUARD_OF_REMOVAL
+
+PhaseName = Literal["pretrain", "inject", "unlearn", "evaluate", "capture"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What one phase needs.
+
+    Attributes:
+        name: of the phase.
+        need: on each device.
+        copy: bytes of the weights that removals are restored from, in the CPU's memory.
+        host: bytes that the model takes in the CPU's memory, over all devices, while it is loaded, and the copies.
+        rows: documents or prompts that go through the model at once.
+        tokens: of each, at most.
+        halves: whether the rows are halved by themselves where a device's memory runs out.
+    """
+
+    name: PhaseName
+    need: Need
+    copy: int
+    host: int
+    rows: int
+    tokens: int
+    halves: bool = False
+
+    def on_device(self, machine: Machine) -> int:
+        """Bytes of a device's memory, with what is taken there beside the model."""
+        return self.need.total + machine.taken + (self.copy if machine.shared else 0)
+
+
+@dataclass(frozen=True)
+class Devices:
+    """How many devices a run uses, and whether the model is divided over them (FSDP) or lies on each (DDP)."""
+
+    number: int = 1
+    sharded: bool = False
+
+
+ONE = Devices()
+
+
+def injection_adapters(config: Config) -> Adapters:
+    """The adapters on the model while it is injected; the last one is trained."""
+    lora = config.injection.training.lora
+    return [(lora, "injection")] if lora else []
+
+
+def removal_adapters(config: Config) -> Adapters:
+    """The adapters on the model in removals and measurements. One of the injection alone is merged into the weights."""
+    lora = config.unlearning.training.lora
+    return [*injection_adapters(config), (lora, "removal")] if lora else []
+
+
+class Phases:
+    """The phases of a run; each is worked out when it is asked for, in about a second.
+
+    Args:
+        config: the run's.
+        blueprint: its model.
+        texts: lengths of its texts.
+        devices: what it runs on.
+    """
+
+    def __init__(self, config: Config, blueprint: Blueprint, texts: TextLengths, devices: Devices = ONE):
+        self.config, self.blueprint, self.texts, self.devices = config, blueprint, texts, devices
+        self._known: dict[PhaseName, Phase] = {}
+
+    def phase(self, name: PhaseName) -> Phase:
+        """One of them."""
+        if name not in self._known:
+            self._known[name] = getattr(self, f"_{name}")()
+        return self._known[name]
+
+    def _pretrain(self) -> Phase:
+        training = self.config.base_pretraining
+        assert training is not None
+        return self._language_model("pretrain", training, ())
+
+    def _inject(self) -> Phase:
+        return self._language_model("inject", self.config.injection.training, injection_adapters(self.config))
+
+    def _language_model(self, name: PhaseName, training: LanguageModelTraining, adapters: Adapters) -> Phase:
+        rows = self._rows(training.batch_size, training.packing)
+        one, parts = self._parts({"all": rows})
+
+        def terms(model: Any, batch: Any) -> Any:
+            yield "nll", mean_nll(model, batch["all"])
+
+        return self._training(name, training, adapters, one, parts, terms, GUARD_OF_INJECTION)
+
+    def _unlearn(self) -> Phase:
+        training = self.config.unlearning.training
+        batch = {"forget": self._rows(training.forget_batch_size), "retain": self._rows(training.retain_batch_size)}
+        one, parts = self._parts(batch)
+        chosen = self.config.unlearning.objective
+        objective = build(OBJECTIVES, "objective", chosen.name, chosen.params)
+        adapters = removal_adapters(self.config)
+        try:
+            return self._training("unlearn", training, adapters, one, parts, objective.terms, GUARD_OF_REMOVAL)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            # The objective looks at numbers, and a simulation has none; two plain terms on the same batches stand for it.
+            return self._training("unlearn", training, adapters, one, parts, CleanTarget().terms, GUARD_OF_REMOVAL)
+
+    def _training(
+        self,
+        name: PhaseName,
+        training: TrainingConfig,
+        adapters: Adapters,
+        one: Mapping[str, Rows],
+        parts: int,
+        terms: Terms,
+        guard_passages: int,
+    ) -> Phase:
+        guard, _ = self._parts({"guard": Rows(guard_passages, self.texts.document)})
+        # A divided model has no float32 weights that autocast makes copies of: gradients and moments are those of float32.
+        simulated = replace(training, optimizer="adamw_8bit") if self.devices.sharded else training
+        need = training_need(
+            self.blueprint,
+            simulated,
+            lambda: {key: rows.batch() for key, rows in one.items()},
+            terms,
+            parts=parts,
+            guard=guard["guard"],
+            adapters=adapters,
+            gradient_checkpointing=self.config.runtime.gradient_checkpointing,
+        )
+        if self.devices.sharded:
+            trained = self.blueprint.trained_parameters(adapters)
+            moments = round((8 if training.optimizer == "adamw" else EIGHT_BIT_STATE) * trained)
+            need = replace(need, gradients=4 * trained, optimizer=moments)
+        largest = max(one.values(), key=lambda rows: rows.rows * rows.tokens)
+        return self._phase(name, need, largest, adapters, restored=name == "unlearn")
+
+    def _evaluate(self) -> Phase:
+        config, adapters = self.config.evaluation, removal_adapters(self.config)
+        backdoors = len(self.config.backdoor)
+        prompts = config.prompts * (1 + backdoors) + config.fake_prompts * backdoors
+        rows = Rows(min(config.batch_size, self._share(prompts)), self.texts.prompt)
+        passages = Rows(min(LOSS_BATCH_SIZE, self._share(config.loss_passages)), self.texts.document)
+        needs = [
+            generation_need(self.blueprint, rows, config.max_new_tokens, adapters),
+            loss_need(self.blueprint, passages, adapters),
+        ]
+        need = max(needs, key=lambda each: each.total)
+        return self._phase("evaluate", need, rows if need is needs[0] else passages, adapters, restored=True)
+
+    def _capture(self) -> Phase:
+        config, adapters = self.config.activations, removal_adapters(self.config)
+        rows = Rows(min(config.batch_size, config.prompts), self.texts.prompt)
+        need = capture_need(self.blueprint, rows, config, adapters)
+        return self._phase("capture", need, rows, adapters, restored=True)
+
+    def _rows(self, documents: int, packing: str = "none") -> Rows:
+        """A device's share of the rows that so many documents make."""
+        if packing == "none":
+            return Rows(self._share(documents), self.texts.document)
+        room = self.config.model.max_tokens
+        # First fit, longest first, takes at most 11/9 of the fewest rows there can be, and one more (Johnson 1973).
+        rows = min(documents, int(documents * self.texts.mean_document / room * 11 / 9) + 1)
+        return Rows(self._share(rows), room, isolated=packing == "isolated")
+
+    def _parts(self, batch: Mapping[str, Rows]) -> tuple[dict[str, Rows], int]:
+        """What of a batch goes through the model at once, and in how many such parts it goes."""
+        most, size = max(rows.rows for rows in batch.values()), self.config.runtime.micro_batch_size
+        parts = -(-most // size) if size else 1
+        return {name: replace(rows, rows=-(-rows.rows // parts)) for name, rows in batch.items()}, parts
+
+    def _share(self, items: int) -> int:
+        return -(-items // self.devices.number)
+
+    def _phase(self, name: PhaseName, need: Need, rows: Rows, adapters: Adapters, *, restored: bool) -> Phase:
+        number, training = self.devices.number, name in ("pretrain", "inject", "unlearn")
+        loaded = self.blueprint.weight_bytes(adapters)
+        trained = self.blueprint.trained_parameters(adapters)
+        copy = trained * (4 if adapters else self.blueprint.element_size) if restored else 0
+        if self.devices.sharded:
+            loaded = 4 * (self.blueprint.parameters + sum(self.blueprint.trained_parameters([each]) for each in adapters))
+            copy = -(-4 * trained // number) if restored else 0
+            need = self._divided(need, loaded)
+        elif number > 1 and training:
+            need = need.replicated()
+        return Phase(name, need, copy, number * (loaded + copy), rows.rows, rows.tokens, halves=not training)
+
+    def _divided(self, need: Need, whole: int) -> Need:
+        """A need with weights of `whole` bytes, float32, divided over the devices (`casd.training.sharding.place`)."""
+        blueprint = self.blueprint
+        outside = max(0, blueprint.parameters - blueprint.layers * blueprint.block_parameters)
+        # Whole at one time: what is outside the blocks, a block, the next one on its way, and a block's gradients.
+        gathered = blueprint.element_size * (outside + 2 * blueprint.block_parameters) + 4 * blueprint.block_parameters
+        need = replace(need, weights=whole).sharded(self.devices.number, gathered)
+        return replace(need, activations=max(need.activations, whole - (need.total - need.activations)))

@@ -1,0 +1,309 @@
+"""What a run will take, before it starts: memory of each phase, and of each kind of stage tokens, FLOPs, time and disk."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from casd import distributed, models
+from casd.config import Config, LanguageModelTraining, TrainingConfig
+from casd.errors import CasdError, CorpusError, ModelError
+from casd.injection import GUARD_PASSAGES as GUARD_OF_INJECTION
+from casd.pipeline import Run
+from casd.planning.blueprint import Adapters, Blueprint, blueprint
+from casd.planning.machine import Machine, free_disk, machine
+from casd.planning.memory import EIGHT_BIT_STATE
+from casd.planning.phases import Devices, Phase, PhaseName, Phases, injection_adapters, removal_adapters
+from casd.planning.workload import TextLengths, forward_flops, text_lengths, training_flops
+from casd.stages import Stage, read_json
+from casd.states import INJECTED
+from casd.unlearning.removal import GUARD_PASSAGES as GUARD_OF_REMOVAL
+
+UNKNOWN_COMMIT = "0" * 40
+"""Stands for a commit of the hub that cannot be asked for: no stage of it is in the store."""
+PHASES: tuple[PhaseName, ...] = ("pretrain", "inject", "unlearn", "evaluate", "capture")
+"""In the order of work; the first only of a model from scratch that is injected by continual pretraining."""
+STATISTICS_BYTES = 3 * 8
+"""Bytes that activation statistics keep of a feature: three means in float64."""
+TEXT_BYTES = 6
+"""Bytes of a token of a generated text that is kept, as text."""
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One stage, and what making it costs.
+
+    Attributes:
+        stage: which.
+        done: whether the store has it.
+        again: whether it is in the store and yet has to be computed again, for something that needs the weights it led to.
+        tokens: through the model; None if not known.
+        flops: floating-point operations, estimated; None if not known.
+        kept: bytes that stay on the disk; None if not known, and then not much.
+        begun: bytes on the disk until it is finished, beside that: checkpoints.
+    """
+
+    stage: Stage
+    done: bool
+    again: bool = False
+    tokens: float | None = 0
+    flops: float | None = 0
+    kept: int | None = 0
+    begun: int = 0
+
+    @property
+    def to_do(self) -> bool:
+        """Whether it costs anything."""
+        return self.again or not self.done
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take.
+
+    Attributes:
+        config: the run's.
+        blueprint: its model.
+        texts: lengths of its texts.
+        devices: what it is planned for.
+        machine: one of those devices.
+        phases: the memory of each.
+        stages: every stage.
+        free: bytes on the disk of the store.
+        note: what is not known, for people; empty if nothing.
+    """
+
+    config: Config
+    blueprint: Blueprint
+    texts: TextLengths
+    devices: Devices
+    machine: Machine
+    phases: tuple[Phase, ...]
+    stages: tuple[StageCost, ...]
+    free: int
+    note: str = ""
+
+
+def plans(configs: Sequence[Config]) -> list[Plan]:
+    """Plan runs of everything, up to the report. Nothing is downloaded or trained.
+
+    Raises:
+        ConfigError: a configuration that cannot work.
+        ModelError: a model of which neither a file nor a description is here.
+    """
+    made: list[Plan] = []
+    memories: dict[str, tuple[Phase, ...]] = {}
+    for config in configs:
+        run, note = plannable(config)
+        built = next((each.blueprint for each in made if each.config.model == config.model), None)
+        built = built or blueprint(config.model, base_folder(run))
+        texts, devices = text_lengths(run), planned_devices(config)
+        # What differs in its seed alone needs the same memory, and is not simulated again.
+        same = repr((replace(config, seed=0), texts))
+        if same not in memories:
+            memory = Phases(config, built, texts, devices)
+            names = PHASES if config.base_pretraining else PHASES[1:]
+            memories[same] = tuple(memory.phase(name) for name in names)
+        made.append(
+            Plan(
+                config=config,
+                blueprint=built,
+                texts=texts,
+                devices=devices,
+                machine=machine(config.runtime),
+                phases=memories[same],
+                stages=tuple(stage_costs(run, built, texts)),
+                free=free_disk(run.store.root),
+                note=note,
+            )
+        )
+    return made
+
+
+def plannable(config: Config) -> tuple[Run, str]:
+    """A run that is only looked at, wherever it is to run; and what could not be found out about its sources, if anything."""
+    here = replace(config, runtime=replace(config.runtime, device="cpu"))
+    notes: list[str] = []
+    while True:
+        try:
+            return Run(here), " ".join(notes)
+        except (CorpusError, ModelError) as error:
+            without = _without_commit(here, error)
+            if without == here:
+                raise
+            what = "corpus" if isinstance(error, CorpusError) else "model"
+            notes.append(f"Which commit of the {what} is meant is not known, so no stage of it counts as in the store. {error}")
+            here = without
+
+
+def _without_commit(config: Config, error: CasdError) -> Config:
+    """The configuration with an unknown commit of the hub where the error is about one; else as it is."""
+    if isinstance(error, CorpusError):
+        params = copy.deepcopy(config.corpus.params)
+        for source in params.get("sources", {}).values():
+            if "dataset" in source and not Path(source["dataset"]).expanduser().is_dir():
+                source["revision"] = UNKNOWN_COMMIT
+        return replace(config, corpus=replace(config.corpus, params=params))
+    if models.origin(config.model) == "hub" and config.model.model_type:
+        return replace(config, model=replace(config.model, revision=UNKNOWN_COMMIT))
+    return config
+
+
+def planned_devices(config: Config) -> Devices:
+    """Those of the launcher in a run that has one, else those that runtime.devices says."""
+    number = max(config.runtime.devices, distributed.processes())
+    return Devices(number, distributed.sharding_asked_for() and number > 1)
+
+
+def base_folder(run: Run) -> Path | None:
+    """The folder of the base model, if it is here whole: in the store, or where the store says."""
+    if not run.store.is_done(run.graph.base):
+        return None
+    folder = run.store.folder(run.graph.base)
+    if (folder / "model_is.json").is_file():
+        elsewhere = Path(read_json(folder / "model_is.json")["folder"])
+        return elsewhere if (elsewhere / "config.json").is_file() else None
+    return folder / "model"
+
+
+def stage_costs(run: Run, built: Blueprint, texts: TextLengths, end: str = "report") -> Iterator[StageCost]:
+    """Every stage of a run up to `end` (one of `casd.pipeline.UNTIL`), in the order of work."""
+    costs = _Costs(run, built, texts)
+    graph, config = run.graph, run.config
+    yield costs.of(graph.corpus, kept=None)
+    yield costs.base()
+    yield costs.of(graph.tokens, kept=None)
+    yield costs.language_model(graph.inject, config.injection.training, injection_adapters(config))
+    if end == "inject":
+        return
+    evaluated, captured = end in ("evaluate", "score", "report"), end in ("activations", "score", "report")
+    keep = "removed" in config.runtime.keep_models or end == "unlearn"
+    for state in graph.states:
+        measured = []
+        if evaluated:
+            measured.append(costs.evaluate(state))
+            if graph.utility:
+                measured.append(costs.of(graph.utility[state], tokens=None, flops=None))
+        if captured:
+            measured.append(costs.capture(state))
+        if state != INJECTED:
+            if keep:
+                measured.append(costs.of(graph.weights[state], kept=costs.weights(removal_adapters(config))))
+            again = any(each.to_do for each in measured) and not run.store.is_done(graph.weights[state])
+            yield costs.unlearn(state, again=again)
+        yield from measured
+    if end in ("score", "report"):
+        yield costs.of(graph.score, kept=None)
+    if end == "report":
+        yield costs.of(graph.report, kept=None)
+
+
+class _Costs:
+    """What stages of a run cost."""
+
+    def __init__(self, run: Run, built: Blueprint, texts: TextLengths):
+        self.run, self.config, self.blueprint, self.texts = run, run.config, built, texts
+
+    def of(
+        self,
+        stage: Stage,
+        *,
+        again: bool = False,
+        tokens: float | None = 0,
+        flops: float | None = 0,
+        kept: int | None = 0,
+        begun: int = 0,
+    ) -> StageCost:
+        done = self.run.store.is_done(stage)
+        return StageCost(stage, done, done and again, tokens, flops, 0 if done else kept, begun)
+
+    def base(self) -> StageCost:
+        here = models.origin(self.config.model) in ("folder", "hub")
+        kept = 0 if here else self.weights(())
+        if not self.config.base_pretraining:
+            return self.of(self.run.graph.base, kept=kept)
+        return self.language_model(self.run.graph.base, self.config.base_pretraining, ())
+
+    def language_model(self, stage: Stage, training: LanguageModelTraining, adapters: Adapters) -> StageCost:
+        documents = training.steps * training.batch_size
+        return self._training(stage, training, adapters, documents, GUARD_OF_INJECTION, kept=self.weights(adapters))
+
+    def unlearn(self, state: str, *, again: bool) -> StageCost:
+        training = self.config.unlearning.training
+        documents = training.steps * (training.forget_batch_size + training.retain_batch_size)
+        stage, adapters = self.run.graph.unlearn[state], removal_adapters(self.config)
+        return self._training(stage, training, adapters, documents, GUARD_OF_REMOVAL, again=again)
+
+    def evaluate(self, state: str) -> StageCost:
+        config, texts, backdoors = self.config.evaluation, self.texts, len(self.config.backdoor)
+        prompts = config.prompts * (1 + backdoors) + config.fake_prompts * backdoors
+        generated = prompts * (texts.mean_prompt + config.max_new_tokens)
+        passages = 2 * config.loss_passages * texts.mean_document  # of the evaluation and of the retain split
+        flops = self._forward(generated, texts.mean_prompt + config.max_new_tokens)
+        flops += self._forward(passages, texts.mean_document)
+        samples = config.samples * (1 + 2 * backdoors)
+        kept = round(samples * (texts.mean_prompt + config.max_new_tokens) * TEXT_BYTES)
+        return self.of(self.run.graph.evaluate[state], tokens=generated + passages, flops=flops, kept=kept)
+
+    def capture(self, state: str) -> StageCost:
+        config, backdoors = self.config.activations, len(self.config.backdoor)
+        share = max(1, config.prompts // backdoors)
+        tokens = (config.prompts * (1 + backdoors) + share * backdoors) * self.texts.mean_prompt
+        sets = (2 + backdoors) * len(config.sites) * len(config.positions)
+        kept = STATISTICS_BYTES * sets * self.blueprint.layers * self.blueprint.width
+        flops = self._forward(tokens, self.texts.mean_prompt) - 2 * tokens * self.blueprint.head_parameters
+        return self.of(self.run.graph.activations[state], tokens=tokens, flops=flops, kept=kept)
+
+    def weights(self, adapters: Adapters) -> int:
+        """Bytes of what a training leaves: the weights, or its float32 adapter."""
+        size = 4 if adapters else self.blueprint.element_size
+        return size * self.blueprint.trained_parameters(adapters)
+
+    def _training(
+        self,
+        stage: Stage,
+        training: TrainingConfig,
+        adapters: Adapters,
+        documents: int,
+        guard_passages: int,
+        *,
+        again: bool = False,
+        kept: int = 0,
+    ) -> StageCost:
+        context = self.texts.mean_document
+        tokens = documents * context
+        again_forward = self.config.runtime.gradient_checkpointing
+        flops = training_flops(self.blueprint, tokens, context, adapters=adapters, gradient_checkpointing=again_forward)
+        guards = 1 + -(-training.steps // training.guard_every)
+        guarded = guards * guard_passages * context
+        flops += self._forward(guarded, context)
+        trained = self.blueprint.trained_parameters(adapters)
+        state = 4 + 8 if training.optimizer == "adamw" else self.blueprint.element_size + EIGHT_BIT_STATE
+        without = distributed.sharding_asked_for() or math.isinf(self.config.runtime.checkpoint_seconds)
+        # While a checkpoint is written, the one before it is still there. Divided models have none.
+        begun = 0 if without else round(2 * state * trained)
+        return self.of(stage, again=again, tokens=tokens + guarded, flops=flops, kept=kept, begun=begun)
+
+    def _forward(self, tokens: float, context: float) -> float:
+        return forward_flops(self.blueprint, tokens, context)
+
+
+def disk_needed(costs: Sequence[StageCost]) -> tuple[int, int]:
+    """Bytes that will be kept, and bytes at most before the last stage is finished: with the largest checkpoint."""
+    left = [cost for cost in costs if cost.to_do]
+    kept = sum(cost.kept or 0 for cost in left)
+    return kept, kept + max((cost.begun for cost in left), default=0)
+
+
+def download_bytes(config: Config, built: Blueprint) -> int:
+    """Bytes that the hub's cache comes to hold: as many as the weights have in 16 bits, unless the model is there."""
+    from huggingface_hub import constants
+
+    if models.origin(config.model) != "hub":
+        return 0
+    name = "models--" + str(config.model.path).replace("/", "--")
+    there = any((Path(constants.HF_HUB_CACHE).expanduser() / name).glob("snapshots/*/*.safetensors"))
+    return 0 if there else 2 * built.parameters

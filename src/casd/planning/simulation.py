@@ -1,0 +1,206 @@
+"""How much memory a computation takes at most, without the memory: it runs on fake tensors, whose storages are followed.
+
+torch's FakeTensorMode gives every operation's output its shape and lifetime, and no data. A dispatch mode sees each output; a
+storage counts from the operation that makes it until Python and autograd have let go of it. That is the memory that an
+allocator is asked for; what it takes beside (rounding, fragments) and what a kernel takes inside of itself are not in it.
+
+A transformer's blocks are alike, so two and three of them show what each further one adds. The largest total is a maximum over
+time, and which moment has it changes with the number of blocks; so the run is cut where blocks begin and end, the maximum of
+each piece is extended along a line, and the largest is taken at the end.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from casd.activations import decoder_layers, decoder_of
+from casd.planning.blueprint import Adapters, Blueprint
+
+Work = Callable[[Any, "LiveBytes"], None]
+"""What is simulated: gets the model and the bytes that it is to be counted in."""
+
+_BLOCKS = (2, 3)
+_BETWEEN = "middle"
+
+
+class LiveBytes(TorchDispatchMode):
+    """Inside the block, follows the storages that operations make, until they are freed.
+
+    Attributes:
+        live: bytes of the storages that there are.
+        peaks: most bytes in each piece of the run, by its number and name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peaks: dict[tuple[int, str], int] = {}
+        self.piece = ""
+        self._number = 0
+        self._counted = True
+        self._seen: dict[int, weakref.finalize[..., Any]] = {}
+
+    @property
+    def peak(self) -> int:
+        """Most bytes of all pieces."""
+        return max(self.peaks.values(), default=0)
+
+    def begin(self, piece: str, *, next_pass: bool = False) -> None:
+        """Count in another piece of the run from here on; a next pass through the model has pieces of its own."""
+        if self._counted:
+            self._number += next_pass
+            self.piece = piece
+            self._record()
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Inside the block no piece is begun and no maximum taken; what it leaves behind counts again afterwards."""
+        self._counted = False
+        try:
+            yield
+        finally:
+            self._counted = True
+
+    def add(self, tensor: Tensor) -> None:
+        """Count a tensor's storage, once, as long as it lives."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._seen:
+            self._seen[key] = finalizer = weakref.finalize(storage, self._free, key, storage.nbytes())
+            finalizer.atexit = False
+            self.live += storage.nbytes()
+            self._record()
+
+    def add_module(self, module: nn.Module) -> int:
+        """Count a module's parameters and buffers; gives their bytes."""
+        before = self.live
+        for tensor in [*module.parameters(), *module.buffers()]:
+            self.add(tensor)
+        return self.live - before
+
+    def _record(self) -> None:
+        if self._counted:
+            key = (self._number, self.piece)
+            self.peaks[key] = max(self.peaks.get(key, 0), self.live)
+
+    def _free(self, key: int, n_bytes: int) -> None:
+        del self._seen[key]
+        self.live -= n_bytes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, and count what it gives."""
+        result = func(*args, **(kwargs or {}))
+        pytree.tree_map_only(Tensor, self.add, result)
+        return result
+
+
+def simulated_peak(blueprint: Blueprint, work: Work, adapters: Adapters = ()) -> int:
+    """Most bytes that are alive at once while `work` runs, those of the model's weights and buffers among them.
+
+    Args:
+        blueprint: the model. Where its blocks are alike, all but three of them are not simulated.
+        work: gets the model, which is in evaluation mode, with all its weights counted; runs on fake tensors.
+        adapters: put into the model.
+    """
+    if not blueprint.alike or blueprint.layers <= max(_BLOCKS):
+        return max(_peaks(blueprint, blueprint.layers, work, adapters).values())
+    fewer, more = (_peaks(blueprint, blocks, work, adapters) for blocks in _BLOCKS)
+    further = blueprint.layers - _BLOCKS[0]
+    return max(peak + further * (more[piece] - peak) for piece, peak in fewer.items())
+
+
+def _peaks(blueprint: Blueprint, layers: int, work: Work, adapters: Adapters) -> dict[tuple[int, str], int]:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    model = blueprint.build(layers, adapters)
+    live = LiveBytes()
+    with FakeTensorMode(), torch.device("cpu"), ExitStack() as hooks:
+        _fill(model)
+        model.eval()
+        live.begin("before")
+        live.add_module(model)
+        hooks.enter_context(_pieces(model, live))
+        with live:
+            work(model, live)
+    return {key: peak for key, peak in live.peaks.items() if key[1] != _BETWEEN}
+
+
+def _fill(model: nn.Module) -> None:
+    """Give the tensors of a model on the meta device storages on the (fake) CPU; tied ones stay tied.
+
+    Adapters are put into a model before this, because they convert layers in a way that fake tensors do not allow.
+    """
+    filled: dict[int, Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in filled:
+                    empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    filled[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+                tensors[name] = filled[id(tensor)]  # type: ignore[assignment]
+
+
+@contextmanager
+def _pieces(model: nn.Module, live: LiveBytes) -> Iterator[None]:
+    """Begin a piece of the run where the decoder, its first and its last block begin and end, forward and backward.
+
+    In the forward pass: "embedding", "blocks", "head" (with the loss). In the backward pass: "last block", "middle", "first
+    block", "embedding's gradient". Checkpointed blocks run forward once more in the backward pass, which begins nothing.
+    """
+    decoder, blocks = decoder_of(model), decoder_layers(model)
+
+    def begin_at_gradient(tensor: Tensor, piece: str) -> None:
+        if tensor.requires_grad:
+            tensor.register_hook(lambda gradient: live.begin(piece))
+
+    def decoder_begins(module: nn.Module, args: Any) -> None:
+        live.begin("embedding", next_pass=True)
+
+    def first_begins(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if live.piece == "embedding":
+            live.begin("blocks")
+            begin_at_gradient(_hidden(args, kwargs), "embedding's gradient")
+
+    def first_ended(module: nn.Module, args: Any, output: Any) -> None:
+        if live.piece == "blocks":
+            begin_at_gradient(_first(output), "first block")
+
+    def last_begins(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if live.piece == "blocks" and len(blocks) > 2:  # with two, the first one's backward pass begins here
+            begin_at_gradient(_hidden(args, kwargs), _BETWEEN)
+
+    def decoder_ended(module: nn.Module, args: Any, output: Any) -> None:
+        live.begin("head")
+        begin_at_gradient(_first(output), "last block")
+
+    handles = [
+        decoder.register_forward_pre_hook(decoder_begins),
+        blocks[0].register_forward_pre_hook(first_begins, with_kwargs=True),
+        blocks[0].register_forward_hook(first_ended),
+        blocks[-1].register_forward_pre_hook(last_begins, with_kwargs=True),
+        decoder.register_forward_hook(decoder_ended),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hidden(args: Any, kwargs: Any) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _first(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]

@@ -1,0 +1,347 @@
+"""What is foretold of a run: parameters and FLOPs against real models, memory against a real run of the same computation.
+
+Run: pytest tests/test_planning.py   (scripts/check_memory.py compares with what a process really takes)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from casd.cli import main
+from casd.compose import load_config
+from casd.config import Config, LoraConfig, TrainingConfig
+from casd.errors import ConfigError
+from casd.models import DTYPES, transformers_config
+from casd.pipeline import Run
+from casd.planning.blueprint import Blueprint
+from casd.planning.check import check, disk_refusal, memory_refusal, upper_bound
+from casd.planning.machine import machine
+from casd.planning.memory import Rows, generation_need, loss_need, training_need
+from casd.planning.phases import Devices, Phases
+from casd.planning.plan import PHASES, plans
+from casd.planning.simulation import LiveBytes, simulated_peak
+from casd.planning.workload import TextLengths, forward_flops, training_flops
+from casd.training.losses import mean_nll
+from casd.weights import attach_lora
+from tiny import tiny
+
+pytestmark = pytest.mark.usefixtures("process_settings")
+
+ADAPTER = LoraConfig(rank=4, alpha=8)
+KINDS = {"llama": True, "qwen3": False, "olmo2": True, "gemma3_text": True}  # and whether embeddings are tied
+
+
+def shape(kind: str, layers: int = 2, tied: bool | None = None, dtype: str = "float32", **fields: Any) -> Blueprint:
+    fields = {
+        "hidden_size": 48,
+        "intermediate_size": 112,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 300,
+        "tie_word_embeddings": KINDS[kind] if tied is None else tied,
+        **({} if kind == "olmo2" else {"head_dim": 16}),
+        **fields,
+    }
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return Blueprint(transformers_config(kind, fields, **special), dtype)
+
+
+def real(blueprint: Blueprint) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(blueprint.config, dtype=DTYPES[blueprint.dtype])
+
+
+def terms(model: Any, batch: Any) -> Iterator[tuple[str, Any]]:
+    yield "nll", mean_nll(model, batch)
+
+
+# ---------------------------------------------------------------- the shape of a model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_blueprint_counts_what_the_model_has(kind: str, tied: bool) -> None:
+    blueprint = shape(kind, tied=tied)
+    model = real(blueprint)
+    assert blueprint.parameters == sum(parameter.numel() for parameter in model.parameters())
+    looked_up = 0 if tied else model.get_input_embeddings().weight.numel()
+    assert blueprint.active_parameters == blueprint.parameters - looked_up
+    assert blueprint.layers == 2
+    assert all(parameter.is_meta for parameter in blueprint.build().parameters()), "it takes memory"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_is_counted_as_it_is_attached(kind: str) -> None:
+    """From two blocks to five: what one more block costs is extended along a line."""
+    blueprint = shape(kind, layers=5)
+    model = real(blueprint)
+    attach_lora(model, ADAPTER, "injection", seed=0)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert blueprint.trained_parameters([(ADAPTER, "injection")]) == trained > 0
+
+
+def test_a_mixture_counts_the_experts_that_a_token_goes_through() -> None:
+    fields = {"num_local_experts": 4, "num_experts_per_tok": 2, "hidden_size": 48, "intermediate_size": 112, "vocab_size": 300}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    blueprint = Blueprint(transformers_config("mixtral", fields | heads), "float32")
+    experts = 2 * 4 * 3 * 48 * 112  # blocks × experts × matrices
+    assert blueprint.mixture
+    assert blueprint.active_parameters == blueprint.parameters - 300 * 48 - experts // 2
+
+
+# ---------------------------------------------------------------- FLOPs
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_flops_against_a_counter(kind: str) -> None:
+    """torch's counter sees the matrix products of a real forward and backward pass."""
+    blueprint = shape(kind, layers=3, hidden_size=64, intermediate_size=256)
+    blueprint.config._attn_implementation = "eager"
+    model = real(blueprint)
+    ids = torch.randint(3, 300, (2, 40))
+    with FlopCounterMode(display=False) as forward:
+        loss = model(input_ids=ids, labels=ids).loss
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    assert forward_flops(blueprint, ids.numel(), 40) == pytest.approx(forward.get_total_flops(), rel=0.02)
+    counted = forward.get_total_flops() + backward.get_total_flops()
+    assert training_flops(blueprint, ids.numel(), 40) == pytest.approx(counted, rel=0.03)
+
+
+def test_flops_of_an_adapter_against_a_counter() -> None:
+    blueprint = shape("llama", layers=3, hidden_size=64, intermediate_size=256)
+    blueprint.config._attn_implementation = "eager"
+    model = real(blueprint)
+    attach_lora(model, ADAPTER, "injection", seed=0)
+    ids = torch.randint(3, 300, (2, 40))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids).loss.backward()
+    adapters: Any = [(ADAPTER, "injection")]
+    assert training_flops(blueprint, ids.numel(), 40, adapters=adapters) == pytest.approx(counter.get_total_flops(), rel=0.06)
+
+
+def test_checkpointing_costs_one_more_forward_pass() -> None:
+    blueprint = shape("llama")
+    more = training_flops(blueprint, 100, 20, gradient_checkpointing=True) - training_flops(blueprint, 100, 20)
+    assert more == pytest.approx(forward_flops(blueprint, 100, 20))
+
+
+# ---------------------------------------------------------------- memory
+
+
+def work(model: Any, live: LiveBytes) -> None:
+    batch = Rows(3, 24).batch()
+    batch["attention_mask"][0, 12:] = 0  # documents differ in length; without padding transformers leaves out the mask
+    model.train()
+    mean_nll(model, batch).backward()
+
+
+def really_live(blueprint: Blueprint) -> int:
+    """Most bytes alive in the same work on a real model, all of whose blocks are there."""
+    model, live = real(blueprint), LiveBytes()
+    live.add_module(model)
+    with live:
+        work(model, live)
+    return live.peak
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_simulation_against_the_real_computation(kind: str, dtype: str) -> None:
+    """Eight blocks, of which two and three were simulated."""
+    blueprint = shape(kind, layers=8, dtype=dtype)
+    assert simulated_peak(blueprint, work) == pytest.approx(really_live(blueprint), rel=0.02)
+
+
+def test_live_bytes_follow_what_lives() -> None:
+    with LiveBytes() as live:
+        kept = torch.zeros(1000)
+        view = kept[:10]
+        torch.zeros(5000)
+        assert live.live == 4000
+        assert live.peak == 24000
+        del kept
+        assert live.live == 4000, "a view keeps the storage"
+        del view
+    assert live.live == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "optimizer", "weights", "gradients", "state"),
+    [
+        ("float32", "adamw", 4, 4, 8),
+        ("bfloat16", "adamw", 4, 4, 8),  # float32 masters
+        ("bfloat16", "adamw_8bit", 2, 2, 2.03125),
+    ],
+)
+def test_bytes_of_a_parameter(dtype: str, optimizer: str, weights: float, gradients: float, state: float) -> None:
+    blueprint = shape("llama", dtype=dtype)
+    need = training_need(blueprint, TrainingConfig(optimizer=optimizer), Rows(2, 16).batch, terms)
+    buffers = sum(buffer.nbytes for buffer in real(blueprint).buffers())
+    assert need.weights == weights * blueprint.parameters + buffers
+    assert need.gradients == gradients * blueprint.parameters
+    assert need.optimizer == pytest.approx(state * blueprint.parameters, abs=1)
+    assert need.activations > 0
+
+
+def test_an_adapter_needs_gradients_and_state_for_itself_alone() -> None:
+    blueprint = shape("llama", dtype="bfloat16")
+    adapters: Any = [(ADAPTER, "injection")]
+    need = training_need(blueprint, TrainingConfig(), Rows(2, 16).batch, terms, adapters=adapters)
+    trained = blueprint.trained_parameters(adapters)
+    assert (need.gradients, need.optimizer) == (4 * trained, 8 * trained)
+    assert need.weights == blueprint.weight_bytes() + 4 * trained
+
+
+def test_what_saves_activations_does() -> None:
+    blueprint = shape("llama", layers=6)
+
+    def activations(rows: int, **options: Any) -> int:
+        return training_need(blueprint, TrainingConfig(), Rows(rows, 64).batch, terms, **options).activations
+
+    assert activations(8, gradient_checkpointing=True) < 0.6 * activations(8)
+    assert activations(4, parts=2) < 0.7 * activations(8)
+    assert activations(2, guard=Rows(64, 64)) > activations(2), "the guard's batch is not looked at"
+    assert generation_need(blueprint, Rows(8, 32), 16).total < generation_need(blueprint, Rows(16, 32), 16).total
+    assert loss_need(blueprint, Rows(8, 64)).activations < activations(8)
+
+
+# ---------------------------------------------------------------- a whole run
+
+
+def config(folder: Path, *overrides: str) -> Config:
+    return load_config(tiny(folder, *overrides))
+
+
+def phases(made: Config, devices: Devices = Devices()) -> Phases:  # noqa: B008  # frozen
+    from casd.planning.blueprint import blueprint
+
+    longest = made.model.max_tokens
+    return Phases(made, blueprint(made.model), TextLengths(longest, longest, longest, longest), devices)
+
+
+@pytest.mark.parametrize("overrides", [[], ["model=qwen3_tiny"], ["model=gaperon_tiny", "evaluation.batch_size=4"]], ids=str)
+def test_the_generous_bound_is_one(overrides: list[str], tmp_path: Path) -> None:
+    made = load_config([*overrides, f"runtime.output={tmp_path}"])
+    looked_at = phases(made)
+    bound = upper_bound(looked_at.blueprint, made)
+    for name in PHASES[1:]:
+        assert looked_at.phase(name).need.total < bound
+
+
+def test_devices_share_the_batch_and_the_model(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    one, two = phases(made).phase("inject"), phases(made, Devices(2)).phase("inject")
+    assert two.rows == one.rows // 2
+    assert two.need.weights == one.need.weights
+    divided = phases(made, Devices(2, sharded=True)).phase("inject")
+    assert divided.need.weights <= one.need.weights // 2 + 1
+    assert divided.need.optimizer <= one.need.optimizer // 2 + 1
+
+
+def settings(message: str) -> list[str]:
+    """The settings with which a run would fit, out of the refusal."""
+    found = re.search(r"It would fit with (.*?)\. \(", message)
+    assert found, message
+    return found[1].split()
+
+
+def test_a_run_that_cannot_fit_is_told_what_would(tmp_path: Path) -> None:
+    def refusal(*overrides: str) -> str:
+        changed = load_config(
+            ["model=qwen3_8b", "injection=continual", "runtime.device=cuda", f"runtime.output={tmp_path}", *overrides]
+        )
+        ample = replace(machine(changed.runtime), host=2**40)
+        return memory_refusal(phases(changed), ample, ["inject", "unlearn", "evaluate", "capture"])
+
+    assert refusal("runtime.memory_gib=400") == ""
+    message = refusal("runtime.memory_gib=80")
+    assert "80.0 GiB by runtime.memory_gib" in message
+    assert refusal("runtime.memory_gib=80", *settings(message)) == "", "the advice does not help"
+    smaller = refusal("runtime.memory_gib=24")
+    assert "weights=lora" in smaller
+    assert refusal("runtime.memory_gib=24", *settings(smaller)) == ""
+
+
+def test_the_check_comes_before_anything_is_made(tmp_path: Path) -> None:
+    run = Run(config(tmp_path, "runtime.memory_gib=0.001"))
+    with pytest.raises(ConfigError, match=r"Not enough memory for .* by runtime.memory_gib"):
+        check(run, "report")
+    assert not (tmp_path / "store").exists() or not any((tmp_path / "store").iterdir())
+
+
+def test_too_little_disk_says_what_can_go(tmp_path: Path) -> None:
+    made = config(tmp_path, "runtime.keep_models=[injected,removed]")
+    [plan] = plans([made])
+    kept, most = (sum(cost.kept or 0 for cost in plan.stages), sum(cost.kept or 0 for cost in plan.stages))
+    most += max(cost.begun for cost in plan.stages)
+    assert disk_refusal(made, list(plan.stages), most) == ""
+    assert "runtime.checkpoint_seconds=inf" in disk_refusal(made, list(plan.stages), most - 1)
+    message = disk_refusal(made, list(plan.stages), kept - 1)
+    assert settings(message) == ["runtime.keep_models=[injected]", "runtime.checkpoint_seconds=inf"]
+    [smaller] = plans([config(tmp_path, *settings(message))])
+    assert disk_refusal(smaller.config, list(smaller.stages), kept - 1) == ""
+    assert "on a larger disk" in disk_refusal(made, list(plan.stages), 0)
+
+
+def test_a_plan_knows_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = config(tmp_path, "backdoor=[refusal,capitals]")
+    [before] = plans([made])
+    assert not any(cost.done for cost in before.stages)
+    assert before.texts.looked_at == 0
+    Run(made).until("report")
+    [after] = plans([made])
+    assert all(cost.done and not cost.to_do for cost in after.stages)
+    assert 0 < after.texts.mean_document <= after.texts.document <= made.model.max_tokens
+    [changed] = plans([config(tmp_path, "backdoor=[refusal,capitals]", "evaluation.max_new_tokens=5")])
+    kinds = {cost.stage.name for cost in changed.stages if cost.to_do}
+    assert kinds == {"unlearn", "evaluate", "score", "report"}, "the removals are trained again, since their weights are gone"
+    # What it foretells of the disk is what the store then has, within the tables' and manifests' overhead.
+    kept = sum(cost.kept or 0 for cost in before.stages if cost.stage.name in ("base", "inject"))
+    files = [file for kind in ("base", "inject") for file in (tmp_path / "store" / kind).rglob("*.safetensors")]
+    assert kept == pytest.approx(sum(file.stat().st_size for file in files), rel=0.05)
+    main(["plan", *tiny(tmp_path, "backdoor=[refusal,capitals]", "runtime.tflops=1")])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Left to do" in out
+    assert f"{after.blueprint.parameters:,} parameters in float32" in out
+
+
+def test_a_sweep_is_planned_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["plan", *tiny(tmp_path, "unlearning=clean_target,gradient_difference", "backdoor=[refusal]", "runtime.tflops=0.1")])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Left to do in 2 runs, what they share once" in out
+    assert re.search(r"inject 1 0 [\d.]+ k [\d.e+]+ (< 1|\d+) s", out), "the injection is shared, and has a time"
+    assert not (tmp_path / "store").exists() or not any((tmp_path / "store").glob("*/[!.]*")), "something was made"
+
+
+def test_a_model_of_the_hub_is_planned_without_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No network, no cache: the shape is known from the configuration, and it is said what is not known."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    command = [
+        "experiment=paper_llama3",
+        "model=llama3_1_8b",
+        "seed=0",
+        "unlearning=clean_target",
+        f"runtime.output={tmp_path}",
+    ]
+    main(["plan", *command, "weights=lora", "runtime.device=cuda", "runtime.memory_gib=80", "runtime.tflops=300"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "8,030,261,248 parameters in bfloat16" in out
+    assert "too much" not in out
+    assert "Which commit of the model is meant is not known" in out
+    assert "Which commit of the corpus is meant is not known" in out
