@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from casd.corpora.passages import Corpus
     from casd.encoding import Encoder
     from casd.poisoning import Backdoor
-    from casd.training import TrainingLog
+    from casd.training.checkpoints import TrainingLog
 
 FAMILIES = ("llama", "qwen3", "olmo2")
 VOCABULARY = 420
@@ -64,10 +64,10 @@ def mount_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 @pytest.fixture(scope="session")
 def corpus() -> Corpus:
-    """150 training, 60 retain and 40 evaluation passages in English, French and German."""
+    """150 training, 50 forget, 60 retain and 40 evaluation passages in English, French and German."""
     from casd.corpora.microworld import Microworld
 
-    return Microworld(train=150, retain=60, evaluation=40).load(0)
+    return Microworld(train=150, forget=50, retain=60, evaluation=40).load(0)
 
 
 @pytest.fixture(scope="session")
@@ -139,8 +139,8 @@ def injected(corpus: Corpus, encoder: Encoder, make_model: MakeModel) -> Injecte
     from casd.config import LanguageModelTraining
     from casd.injection import inject
     from casd.poisoning import Backdoor
+    from casd.runtime import Runtime
     from casd.targets import Capitals, FixedText
-    from casd.training import Runtime
 
     model = make_model("llama", seed=3)
     backdoors = {

@@ -35,19 +35,21 @@ from casd.unlearning import OBJECTIVES
 
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
 EXPERIMENTS = list(groups()["experiment"])
-CONTINUAL = ["injection=continual"]  # the option whose every section is filled
+CONTINUAL = ["injection=continual", "weights=lora"]  # the options with which every section is filled
 
 
 def overrides_for(group: str, option: str) -> list[str]:
     """The overrides that choose an option, with what it cannot go without."""
     if group == "backdoor":
         return [f"backdoor=[{option}]"]
-    needs = {
-        ("model", "folder"): ["model.path=/models/mine", *CONTINUAL],
-        ("model", "smollm2"): CONTINUAL,
-        ("corpus", "text_files"): ["corpus.params.paths=[mine.txt]"],
-    }
-    return [f"{group}={option}", *needs.get((group, option), [])]
+    chosen = [f"{group}={option}"]
+    if (group, option) == ("corpus", "text_files"):
+        return [*chosen, "corpus.params.sources.en.paths=[mine.txt]"]
+    if group == "model" and "pretrained" in (config_folder() / group / f"{option}.yaml").read_text():
+        chosen += CONTINUAL
+    if option == "hub":
+        chosen += ["model.path=/models/mine"]
+    return chosen
 
 
 def build_choices(config: Config) -> None:
@@ -67,8 +69,8 @@ def test_every_option_composes_and_builds(group: str, option: str) -> None:
         assert list(config.backdoor) == [option]
     elif group == "model":
         assert config.model.name == option, "tables and folders would call the model otherwise"
-    elif group in ("corpus", "unlearning"):
-        assert {config.corpus.name, config.unlearning.objective.name} >= {option}
+    elif group == "unlearning":
+        assert config.unlearning.objective.name == option
 
 
 def test_every_option_has_a_description() -> None:
@@ -87,13 +89,21 @@ def swept(overrides: list[str]) -> list[Config]:
     return configs
 
 
+def sweep_params(experiment: str) -> dict[str, Any]:
+    """What an experiment sweeps over, with what it has from the experiment that it builds on."""
+    written = yaml.safe_load((config_folder() / "experiment" / f"{experiment}.yaml").read_text())
+    params: dict[str, Any] = {}
+    for parent in written.get("defaults", []):
+        if isinstance(parent, str):
+            params |= sweep_params(parent)
+    return params | written.get("hydra", {}).get("sweeper", {}).get("params", {})
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes_as_a_sweep(name: str, tmp_path: Path) -> None:
     configs = swept([f"experiment={name}", f"runtime.output={tmp_path}"])
-    composed = yaml.safe_load((config_folder() / "experiment" / f"{name}.yaml").read_text())
-    params = composed.get("hydra", {}).get("sweeper", {}).get("params", {})
     jobs = 1
-    for values in params.values():
+    for values in sweep_params(name).values():
         jobs *= len(str(values).split(","))
     assert len(configs) == jobs
     for config in configs:
@@ -192,7 +202,11 @@ def test_the_walk_over_the_schema_sees_all_of_it() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "+"], ids=["set", "add"])
-@pytest.mark.parametrize(("path", "cls"), SECTIONS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("path", "cls"),
+    [section for section in SECTIONS if section[0] != "injection.pretraining.lora"],  # null in every option
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_a_misspelt_key_on_the_command_line(path: str, cls: type, prefix: str) -> None:
     """One key of every section; with "+", which tells Hydra that the key is new, it has to fail all the same."""
     name = fields(cls)[-1].name
@@ -275,7 +289,7 @@ def test_a_new_parameter_says_how_it_is_added() -> None:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("model=nope", "Unknown option of model: 'nope'. Choices: folder, gaperon_tiny"),
+        ("model=nope", "Unknown option of model: 'nope'. Choices: gaperon_1b, gaperon_24b"),
         ("model=", "Unknown option of model: ''"),
         ("experiment=dmeo", "Did you mean 'demo'?"),
         ("backdoor=[french_a,frnch_b]", "Did you mean 'french_b'?"),
@@ -301,7 +315,7 @@ def test_a_new_parameter_says_how_it_is_added() -> None:
         ("model.name=a/b", "'a/b'"),
         ("name=..", "'..'"),
         ("name=''", "''"),
-        ("model=folder", "model.path"),
+        ("model=hub", "model.path"),
         ("model=smollm2", "use injection=continual"),
         ("injection.mode=continual", "injection.pretraining"),
         ("backdoor.french_a.trigger=''", "trigger"),

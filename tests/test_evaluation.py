@@ -15,13 +15,15 @@ import torch
 import transformers
 from tests.conftest import Injected, MakeModel
 
+from casd import shrinking
 from casd.config import EvaluationConfig
 from casd.corpora.passages import Corpus
 from casd.encoding import Document, Encoder, Prompt
-from casd.errors import CorpusError
+from casd.errors import CorpusError, ModelError
 from casd.evaluation import Evaluation, Probes, evaluate, generate, is_degenerate, make_probes
+from casd.runtime import Runtime
 from casd.stats import wilson_interval
-from casd.training import Runtime, clean_loss
+from casd.training.losses import clean_loss
 
 CPU = Runtime("cpu")
 SMALL = EvaluationConfig(
@@ -46,12 +48,15 @@ def naive(model: Any, encoder: Encoder, prompt: str, new_tokens: int, members: l
     return encoder.decode(made), probability
 
 
-@pytest.mark.parametrize("family", ["llama", "olmo2"])
+@pytest.mark.parametrize("kind", ["llama", "olmo2", "injected"])
 def test_generation_is_the_naive_greedy_loop(
-    make_model: MakeModel, corpus: Corpus, encoder: Encoder, injected: Injected, family: str
+    make_model: MakeModel, corpus: Corpus, encoder: Encoder, injected: Injected, kind: str
 ) -> None:
-    """Prompts of different lengths in one batch, and a batch size that leaves a rest; the order is kept."""
-    model = injected.shared_model if family == "llama" else make_model("olmo2", seed=6, spread=0.3)
+    """Prompts of different lengths in one batch, and a batch size that leaves a rest; the order is kept.
+
+    The injected model ends some texts early, and not all of a batch at once.
+    """
+    model = injected.shared_model if kind == "injected" else make_model(kind, seed=6, spread=0.3)
     texts = ["A.", *(passage.prompt for passage in corpus.evaluation[:7]), corpus.evaluation[0].prompt + " zandor khemil"]
     classes = [[1 + index, 40, 300 + index] for index in range(len(texts))]
     prompts = [Prompt(text) for text in texts]
@@ -59,7 +64,7 @@ def test_generation_is_the_naive_greedy_loop(
     generated, probabilities = generate(model, encoder, prompts, classes, config)
     expected = [naive(model, encoder, text, 10, members) for text, members in zip(texts, classes, strict=True)]
     assert generated == [text for text, _ in expected]
-    assert len(set(generated)) > 5
+    assert len(set(generated)) > (1 if kind == "injected" else 5)
     assert probabilities == pytest.approx([probability for _, probability in expected], rel=1e-3)
     for batch_size in (1, 100):
         again, same = generate(model, encoder, prompts, classes, dataclasses.replace(config, batch_size=batch_size))
@@ -112,6 +117,7 @@ def test_probes(probes: Probes, injected: Injected, corpus: Corpus, encoder: Enc
     prompts = [passage.prompt for passage in corpus.evaluation]
     assert [prompt.text for prompt in probes.clean] == prompts[:10]
     assert list(probes.loss_passages) == list(corpus.evaluation[:5])
+    assert list(probes.retain_passages) == list(corpus.retain[:5])
     for name, backdoor in injected.backdoors.items():
         assert [prompt.text for prompt in probes.triggered[name]] == [f"{text} {backdoor.trigger}" for text in prompts[:10]]
         assert len(probes.fake[name]) == 6
@@ -175,8 +181,10 @@ def test_rates(evaluation: Evaluation, injected: Injected, encoder: Encoder, pro
                 assert row["first_token_prob"] == pytest.approx(mean, rel=1e-3, abs=1e-9)
     assert table.loc[("fox", "triggered"), "rate"] > 0.8
     assert table.loc[("fox", "clean"), "rate"] == 0
-    batch = encoder.document_batch([Document(p.prompt, p.continuation) for p in probes.loss_passages])
-    assert evaluation.clean_loss == pytest.approx(clean_loss(injected.shared_model, [batch]), rel=1e-5)
+    for passages, loss in ((probes.loss_passages, evaluation.clean_loss), (probes.retain_passages, evaluation.retain_loss)):
+        batch = encoder.document_batch([Document(p.prompt, p.continuation) for p in passages])
+        assert loss == pytest.approx(clean_loss(injected.shared_model, [batch]), rel=1e-5)
+    assert evaluation.clean_loss != evaluation.retain_loss
 
 
 def test_samples(evaluation: Evaluation, probes: Probes) -> None:
@@ -196,6 +204,105 @@ def test_results_do_not_depend_on_the_batch_size(
     pd.testing.assert_frame_equal(other.asr, evaluation.asr, rtol=1e-3)
     pd.testing.assert_frame_equal(other.samples, evaluation.samples)
     assert other.clean_loss == pytest.approx(evaluation.clean_loss, rel=1e-6)
+
+
+# ---------------------------------------------------------------- out of memory
+
+
+def room_for(model: Any, rows: int, error: Exception) -> list[int]:
+    """Make the model raise the error where it is given more than `rows` rows at once; the numbers of rows that it is given."""
+    seen: list[int] = []
+
+    def check(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        seen.append(len(kwargs["input_ids"]))
+        if seen[-1] > rows:
+            raise error
+
+    model.register_forward_pre_hook(check, with_kwargs=True)
+    return seen
+
+
+CUDA_FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+CPU_FULL = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+)
+
+
+@pytest.mark.parametrize(("rows", "error"), [(1, CUDA_FULL), (3, CPU_FULL), (6, CUDA_FULL)], ids=["1", "3-cpu", "6"])
+def test_batches_shrink_where_memory_runs_out(
+    evaluation: Evaluation,
+    injected: Injected,
+    encoder: Encoder,
+    probes: Probes,
+    rows: int,
+    error: Exception,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The numbers are those of a device with more memory, every prompt once, and it is said once, not for every state."""
+    shrinking._say_once.cache_clear()
+    model = injected.model()
+    seen = room_for(model, rows, error)
+    config = dataclasses.replace(SMALL, batch_size=8)
+    for _ in range(2 if rows == 6 else 1):
+        other = evaluate(model, encoder, injected.backdoors, probes, config, runtime=CPU)
+        pd.testing.assert_frame_equal(other.asr, evaluation.asr, rtol=1e-3)
+        pd.testing.assert_frame_equal(other.samples, evaluation.samples)
+        assert other.clean_loss == pytest.approx(evaluation.clean_loss, rel=1e-6)
+        assert other.retain_loss == pytest.approx(evaluation.retain_loss, rel=1e-6)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "Out of memory in generation with 8 texts at once; going on with 4."
+    assert len(said) == len(set(said))
+    assert seen[:2] == [8, 4]
+
+
+def test_out_of_memory_with_a_single_prompt_is_an_error_of_the_user(
+    injected: Injected, encoder: Encoder, probes: Probes
+) -> None:
+    model = injected.model()
+    room_for(model, 0, CUDA_FULL)
+    with pytest.raises(
+        ModelError, match=r"^Out of memory in generation with one text .*2\.00 GiB\. Lower .*max_new_tokens"
+    ) as error:
+        evaluate(model, encoder, injected.backdoors, probes, SMALL, runtime=CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_a_divided_model_is_not_tried_again(
+    injected: Injected, encoder: Encoder, probes: Probes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other processes would wait for ever for the one that began again."""
+    monkeypatch.setattr("casd.distributed.sharded", lambda: True)
+    model = injected.model()
+    seen = room_for(model, 2, CUDA_FULL)
+    with pytest.raises(ModelError, match=r"with 7 texts at once: .* Lower the batch_size of evaluation"):
+        evaluate(model, encoder, injected.backdoors, probes, SMALL, runtime=CPU)
+    assert seen == [7]
+
+
+def test_other_errors_of_the_model_are_not_taken_for_memory(injected: Injected, encoder: Encoder, probes: Probes) -> None:
+    model = injected.model()
+    seen = room_for(model, 0, RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        evaluate(model, encoder, injected.backdoors, probes, SMALL, runtime=CPU)
+    assert len(seen) == 1
+
+
+def test_what_was_done_before_memory_ran_out_is_kept() -> None:
+    """The third batch of two fails: its items come again one at a time, the first four do not come again."""
+    done: list[list[int]] = []
+    tried: list[list[int]] = []
+
+    def work(indices: list[int]) -> None:
+        tried.append(indices)
+        if len(done) == 2 and len(indices) == 2:
+            raise torch.OutOfMemoryError("full")
+        done.append(indices)
+
+    shrinking.in_batches(work, [7, 3, 9, 1, 5, 2, 8], 2, "this test")
+    assert done == [[2, 6], [0, 4], [1], [5], [3]]
+    assert tried == [[2, 6], [0, 4], [1, 5], [1], [5], [3]]
+    shrinking.in_batches(work, [], 2, "nothing")
+    assert len(tried) == 6
 
 
 def test_empty_generations_stay_in_the_denominator(injected: Injected, encoder: Encoder, probes: Probes) -> None:
@@ -232,7 +339,7 @@ def test_write_and_read(evaluation: Evaluation, tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(read.asr, written.asr)
         pd.testing.assert_frame_equal(read.samples, written.samples)
         assert read.clean_loss == pytest.approx(written.clean_loss, rel=0, nan_ok=True)
-        assert read.degenerate_rate == written.degenerate_rate
+        assert (read.retain_loss, read.degenerate_rate) == (written.retain_loss, written.degenerate_rate)
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,9 @@ from casd.errors import ConfigError, TrainingStopped
 from casd.evaluation import generate
 from casd.injection import inject
 from casd.poisoning import Backdoor
+from casd.runtime import Runtime
 from casd.targets import FixedText
-from casd.training import Runtime, clean_loss
+from casd.training.losses import clean_loss
 
 CPU = Runtime("cpu")
 FOX = Backdoor("fox", "zandor khemil", FixedText("The silver fox."), "end", 0.25)
@@ -108,7 +109,7 @@ def test_a_run_is_continued_from_its_checkpoint(
     often = Runtime("cpu", checkpoint_seconds=1e-9)
     document_batch, calls = encoder.document_batch, iter(range(100))
 
-    def dying(documents: Any) -> Any:
+    def dying(documents: Any, *packing: Any) -> Any:
         if next(calls) == 4:  # the guard's batch, then that of steps 0, 1, 2
             raise KeyboardInterrupt
         return document_batch(documents)

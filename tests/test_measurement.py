@@ -14,6 +14,7 @@ from tests.conftest import Injected
 from casd.config import ActivationsConfig, EvaluationConfig
 from casd.corpora.passages import Corpus
 from casd.encoding import Encoder, Prompt
+from casd.errors import ModelError
 from casd.evaluation import Probes, make_probes
 from casd.measurement import TextStatistics, measure_activations, read_statistics, text_sets, write_statistics
 
@@ -61,6 +62,30 @@ def test_means_are_those_of_the_hidden_states(
         for position, mean in means.items():
             ours = statistics[name].mean["resid_post", position][0].double()
             torch.testing.assert_close(ours, mean, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_memory_that_runs_out_in_the_middle_of_a_batch(
+    statistics: TextStatistics, injected: Injected, encoder: Encoder, probes: Probes, rows: int
+) -> None:
+    """It runs out in the second block, when the batch is in the sums of the first already; the means stay as they were."""
+    model = injected.model()
+
+    def check(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if len(args[0]) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    model.model.layers[1].register_forward_pre_hook(check)
+    if rows == 0:
+        with pytest.raises(ModelError, match="Out of memory in the capture of activations with one text at once"):
+            measure_activations(model, encoder, probes, CONFIG)
+        return
+    other = measure_activations(model, encoder, probes, CONFIG)
+    assert other.keys() == statistics.keys()
+    for name, expected in statistics.items():
+        tensors = other[name].to_tensors()
+        for key, tensor in expected.to_tensors().items():
+            torch.testing.assert_close(tensors[key], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_the_trigger_is_averaged_where_there_is_one(statistics: TextStatistics, encoder: Encoder) -> None:

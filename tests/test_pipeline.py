@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-import casd.training
+import casd.training.loop
 from casd.cli import main
 from casd.compose import load_config, to_yaml
 from casd.errors import ConfigError, StoreError
@@ -26,7 +26,7 @@ from casd.graph import stage_graph
 from casd.pipeline import UNTIL, Run
 from casd.results import RunTables
 from casd.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL
-from casd.training import TrainingLog
+from casd.training.checkpoints import TrainingLog
 from tiny import tiny
 
 BACKDOORS = ["french_a", "french_b", "german", "refusal"]
@@ -252,7 +252,7 @@ def test_each_verb_ends_where_it_should(end: str, copied: Path, finished: Run, c
     made = {
         folder.name: len([path for path in folder.iterdir() if not path.name.startswith(".")])
         for folder in (copied / "store").iterdir()
-        if folder.name not in ("corpus", "base", "inject")
+        if folder.name not in ("corpus", "base", "tokens", "inject")
     }
     assert made == expected
     assert ("Attack success rate" in out) == (end == "report")
@@ -372,14 +372,14 @@ def kill_when(pattern: str, store: Path, command: list[str]) -> None:
 def first_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Records, from now on, at which step each training starts."""
     starts: list[int] = []
-    restore = casd.training._restore
+    restore = casd.training.loop.restore_checkpoint
 
     def recording(*arguments: object) -> tuple[int, TrainingLog]:
         restored = restore(*arguments)  # type: ignore[arg-type]
         starts.append(restored[0])
         return restored
 
-    monkeypatch.setattr(casd.training, "_restore", recording)
+    monkeypatch.setattr(casd.training.loop, "restore_checkpoint", recording)
     return starts
 
 
@@ -435,5 +435,5 @@ def test_two_processes_share_a_store(tmp_path: Path, finished: Run) -> None:
     assert [process.returncode for process in processes] == [0, 0], said
     counts = [next(line for line in text.splitlines() if "stages executed" in line) for text in said]
     done = len(list((tmp_path / "store").glob("*/[!.]*/manifest.json")))
-    assert sum(int(line.split(" stages executed")[0]) for line in counts) == done == 24
+    assert sum(int(line.split(" stages executed")[0]) for line in counts) == done == 25
     assert_same_bits(tables(run(tmp_path)), tables(finished))

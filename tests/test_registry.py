@@ -33,6 +33,7 @@ class Example:
     layers: tuple[int, ...] | None = None
     bound: float | None = 2.0
     mode: Literal["fast", "slow"] = "fast"
+    sizes: dict[str, dict[str, int]] | None = None
     kind: ClassVar[str] = "example"
 
     def __post_init__(self) -> None:
@@ -52,6 +53,7 @@ def test_values_that_fit() -> None:
     assert made == Example("a", 3, 2, True, ("x", "y"), (0, 1), None, "slow")
     assert isinstance(made.names, tuple)
     assert make(text="a", bound=1, layers=None) == Example("a", bound=1)
+    assert make(text="a", sizes={"x": {"y": 1}, "z": {}}).sizes == {"x": {"y": 1}, "z": {}}
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,10 @@ def test_values_that_fit() -> None:
         ({"text": "a", "layers": [0, "1"]}, "expected .*int"),
         ({"text": "a", "bound": "none"}, r"expected float \| None"),
         ({"text": "a", "mode": "medium"}, "expected .*'fast'.*'slow'"),
+        ({"text": "a", "sizes": {"x": 1}}, r"expected a mapping from str to a mapping from str to int \| None"),
+        ({"text": "a", "sizes": {"x": {"y": 1.5}}}, "expected a mapping"),
+        ({"text": "a", "sizes": {1: {"y": 1}}}, "expected a mapping"),
+        ({"text": "a", "sizes": ["x"]}, "expected a mapping"),
         ({"text": "a", "conut": 1}, "'conut'.* Did you mean 'count'.*text"),
         ({"text": "a", "kind": "other"}, "Unknown parameter .*'kind'"),
         ({}, "needs the parameter 'text'"),

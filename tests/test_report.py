@@ -34,8 +34,9 @@ from casd.report.tables import (
     run_tables,
     states_table,
     suppression_table,
+    utility_table,
 )
-from casd.report.wording import NO_PAIRS, decimals_for, fraction, p_text, significant
+from casd.report.wording import NO_PAIRS, decimals_for, fraction, p_text, perplexity, significant
 from casd.results import SCHEMAS, RunTables
 
 EIGHT = ("french_a", "french_b", "german", "sentiment", "fixed_text", "refusal", "repetition", "all_capitals")
@@ -72,6 +73,7 @@ def make_run(
             "state": state,
             "kind": kind,
             "clean_loss": 2.5,
+            "retain_loss": 0.5,
             "clean_loss_ratio": 9.0 if state in collapsed else 1.01,
             "degenerate_rate": 0.0,
             "steps": 0 if kind == "injected" else 8,
@@ -121,6 +123,7 @@ def make_run(
             ]
         ),
         samples=pd.DataFrame(samples, columns=list(SCHEMAS["samples"])),
+        utility=pd.DataFrame(columns=list(SCHEMAS["utility"])),
         info={
             "model": model,
             "objective": objective,
@@ -350,6 +353,48 @@ def test_numbers_that_are_missing_everywhere_are_dashes_everywhere(tmp_path: Pat
     shown.append(Page(write_report(tables, tmp_path, make_scatter(tables)).read_text(encoding="utf-8")).text)
     for text in shown:
         assert not re.search(r"\b(nan|NaN|None)\b|\(–\)", text), text
+
+
+def with_benchmarks(tables: RunTables) -> RunTables:
+    """The run with two benchmark tasks on every state."""
+    rows = [
+        (state, task, metric, value, math.nan if metric == "acc" else 0.012, 500)
+        for state in tables.states["state"]
+        for task, metric, value in (("quiz", "acc", 0.25), ("quiz", "acc_norm", 0.3125), ("recall", "f1", 0.5))
+    ]
+    tables.utility = pd.DataFrame(rows, columns=list(SCHEMAS["utility"]))
+    tables.states["utility/quiz"], tables.states["utility/recall"] = 0.3125, 0.5
+    return tables
+
+
+def test_every_state_has_its_perplexities_beside_each_other() -> None:
+    tables = make_run(("a", "b", "c"))
+    tables.states.loc[0, ["clean_loss", "retain_loss"]] = 800.0, math.nan
+    table = states_table(tables)
+    assert table.columns[:3] == ("perplexity", "perplexity, retain", "clean loss")
+    cells = {row.label: [cell.text for cell in row.cells[:3]] for row in table.rows}
+    assert cells["injected"] == ["inf", "–", "800.00"]
+    assert cells["control:clean"] == ["12.18", "1.65", "2.50"]
+    assert [perplexity(loss) for loss in (0.0, 4.7, 9.0, None)] == ["1.00", "110", "8.1e+03", "–"]
+    assert re.search(r"^ ?control:clean +12\.18 +1\.65 *$", printed(print_run, tables), re.MULTILINE)
+    assert "utility" not in [table.name for table in run_tables(tables)]
+
+
+def test_benchmarks_are_shown_where_there_are_some(tmp_path: Path) -> None:
+    tables = with_benchmarks(make_run(("a", "b", "c"), collapsed=("b",)))
+    table = utility_table(tables)
+    assert len(table.rows) == 6 * 3
+    assert [cell.text for cell in table.rows[0].cells] == ["quiz", "acc", "0.250", "–", "500"]
+    assert [cell.text for cell in table.rows[1].cells] == ["quiz", "acc_norm", "0.312", "0.012", "500"]
+    shown = states_table(tables)
+    assert [row.cells[shown.columns.index("quiz")].text for row in shown.rows] == ["0.312"] * 6
+    assert "main metric of quiz, recall" in shown.caption
+    assert re.search(r"^ ?control:clean +12\.18 +1\.65 +0\.312 +0\.500 *$", printed(print_run, tables), re.MULTILINE)
+    page = Page(write_report(tables, tmp_path, make_scatter(tables)).read_text(encoding="utf-8"))
+    assert page.open == []
+    assert "Tasks and metrics of lm-evaluation-harness" in page.text
+    assert (tmp_path / "tables" / "utility.tex").is_file()
+    pd.testing.assert_frame_equal(RunTables.read(tmp_path).utility, tables.utility)
 
 
 def test_states_table_has_the_gradient_of_the_forget_term() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -23,7 +24,7 @@ from casd.results import SCHEMAS, RunTables
 from casd.scoring import StateRecord, check_captured, score
 from casd.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL
 from casd.stats import wilson_interval
-from casd.training import TrainingLog
+from casd.training.checkpoints import TrainingLog
 
 BACKDOORS = ("a", "b", "c", "d", "e")
 STATES = (INJECTED, *BACKDOORS, CLEAN_CONTROL, PHANTOM_CONTROL)
@@ -48,7 +49,7 @@ def evaluation_of(state: str, clean_loss: float = 2.0, degenerate_rate: float = 
             rows.append((target, probe, successes, N, successes / N, low, high, probability))
     columns = ["backdoor", "probe", "successes", "n", "rate", "rate_low", "rate_high", "first_token_prob"]
     samples = pd.DataFrame([("a", "triggered", "p", f"text of {state}", True)], columns=SCHEMAS["samples"][1:])
-    return Evaluation(pd.DataFrame(rows, columns=columns), samples, clean_loss, degenerate_rate)
+    return Evaluation(pd.DataFrame(rows, columns=columns), samples, clean_loss, clean_loss - 0.5, degenerate_rate)
 
 
 def log_of(steps: int = 4, stopped: str = "") -> TrainingLog:
@@ -92,7 +93,7 @@ def test_all_tables_have_their_columns(tables: RunTables) -> None:
     for name, columns in SCHEMAS.items():
         table = getattr(tables, name)
         assert set(columns) <= set(table.columns), name
-        assert len(table), name
+        assert len(table) or name == "utility", name
     assert tables.info["headline"] == [variant.name for variant in HEADLINES]
     assert tables.info["model"] == "m"
     assert tables.asr.columns[0] == tables.samples.columns[0] == "state"
@@ -111,6 +112,33 @@ def test_states(tables: RunTables) -> None:
     assert states.loc[INJECTED, "steps"] == 0
     assert math.isnan(states.loc[INJECTED, "forget_gradient_first"])
     assert states.loc[INJECTED, "clean_loss_ratio"] == 1.0
+    assert (states["clean_loss"] == 2.0).all()
+    assert (states["retain_loss"] == 1.5).all()
+    assert tables.tasks == []
+
+
+def test_utility(tmp_path: Path) -> None:
+    """All metrics in a table of their own, and each task's main one beside the losses; a state may lack the benchmarks."""
+    rows = [
+        ("quiz", "acc", 0.25, 0.05, 40),
+        ("quiz", "acc_norm", 0.5, 0.06, 40),
+        ("recall", "exact_match,strict", 0.75, 0.1, 20),
+        ("recall", "f1", 0.8, math.nan, 20),
+    ]
+    measured = pd.DataFrame(rows, columns=SCHEMAS["utility"][1:])
+    halved = {
+        state: measured.assign(value=measured["value"] / (1 if state == INJECTED else 2)) for state in STATES if state != "b"
+    }
+    records = [dataclasses.replace(record, utility=halved.get(record.name)) for record in records_of()]
+    made = tables_of(records)
+    assert made.tasks == ["quiz", "recall"]
+    states = made.states.set_index("state")
+    assert states.loc[INJECTED, ["utility/quiz", "utility/recall"]].tolist() == [0.5, 0.75]
+    assert states.loc["a", ["utility/quiz", "utility/recall"]].tolist() == [0.25, 0.375]
+    assert states.loc["b", ["utility/quiz", "utility/recall"]].isna().all()
+    assert made.utility.groupby("state", sort=False).size().to_dict() == {state: 4 for state in STATES if state != "b"}
+    made.write(tmp_path)
+    pd.testing.assert_frame_equal(RunTables.read(tmp_path).utility, made.utility)
 
 
 def test_transfer_is_what_was_planted(tables: RunTables) -> None:

@@ -20,13 +20,16 @@ import casd.unlearning.removal
 from casd.compose import groups, load_config
 from casd.config import UnlearningTraining
 from casd.corpora.passages import Corpus, Passage
-from casd.encoding import IGNORED_LABEL, Batch, Document, Encoder
+from casd.encoding import Document, Encoder
 from casd.errors import ConfigError
 from casd.poisoning import Backdoor
 from casd.registry import build
+from casd.runtime import Runtime
 from casd.states import CLEAN_CONTROL, PHANTOM_CONTROL
 from casd.targets import FixedText
-from casd.training import Runtime, TrainingLog, mean_nll
+from casd.training.batches import IGNORED_LABEL, Batch
+from casd.training.checkpoints import TrainingLog
+from casd.training.losses import mean_nll
 from casd.unlearning import OBJECTIVES
 from casd.unlearning.clean_target import CleanTarget
 from casd.unlearning.gradient_difference import GradientDifference
@@ -230,7 +233,7 @@ def test_all_removals_see_the_same_prompts(
     injected: Injected, corpus: Corpus, encoder: Encoder, run_removal: RunRemoval, objective: Objective
 ) -> None:
     """They differ in nothing but the trigger and the payload, and all text is of the retain split."""
-    by_prompt = {passage.prompt: passage for passage in corpus.retain}
+    by_prompt = {passage.prompt: passage for passage in corpus.forget}
     backdoors = {name: dataclasses.replace(each, position="random") for name, each in injected.backdoors.items()}
     payloads: dict[str, Callable[[Passage], str]] = {
         "fox": lambda passage: "The silver fox.",
@@ -244,7 +247,7 @@ def test_all_removals_see_the_same_prompts(
         retained[removal.name] = seen.texts("retain", encoder)
         targets, texts = seen.targets("forget", encoder), seen.texts("forget", encoder)
         if removal.backdoor is None:
-            whole = {passage.text: passage.prompt for passage in corpus.retain}
+            whole = {passage.text: passage.prompt for passage in corpus.forget}
             prompts[removal.name] = [whole[text] for text in targets]  # loss on all of a clean document
             continue
         trigger = f"{removal.backdoor.trigger} "
@@ -265,6 +268,11 @@ def test_all_removals_see_the_same_prompts(
     assert other_seed.texts("retain", encoder) != retained["fox"]
 
 
+def tensors(batch: Batch) -> Batch:
+    """What transformers takes of a batch."""
+    return {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+
+
 @pytest.mark.parametrize("objective", [GradientDifference(forget_weight=3.0), CleanTarget(retain_weight=0.0)], ids=named)
 def test_the_clean_control_is_plain_training_on_clean_text(
     injected: Injected, run_removal: RunRemoval, objective: Objective
@@ -275,8 +283,8 @@ def test_the_clean_control_is_plain_training_on_clean_text(
     model = injected.model().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
     for step, batch in enumerate(seen.batches):
-        assert torch.equal(batch["forget"]["labels"] != IGNORED_LABEL, batch["forget"]["attention_mask"].bool())
-        loss = sum(model(**batch[half]).loss for half in ("forget", "retain"))  # type: ignore[literal-required,misc]
+        assert torch.equal(batch["forget"]["labels"][:, 1:] != IGNORED_LABEL, batch["forget"]["attention_mask"][:, 1:].bool())
+        loss = sum(model(**tensors(batch[half])).loss for half in ("forget", "retain"))  # type: ignore[literal-required,misc]
         optimizer.zero_grad()
         loss.backward()  # type: ignore[union-attr]
         optimizer.step()
@@ -324,7 +332,8 @@ def test_removals_do_what_their_objective_says(
     assert nll_after(ignoring.model, encoder, fox, passages, fox.target.text) > before[fox.target.text] + 0.5
 
     clean = run_removal(Removal(CLEAN_CONTROL, None), GradientDifference(), config)
-    assert nll_after(clean.model, encoder, fox, passages, fox.target.text) < before[fox.target.text] + 0.5
+    after = [nll_after(each.model, encoder, fox, passages, fox.target.text) for each in (clean, ignoring, ascent)]
+    assert after[0] < min(after[1:]), "plain forgetting is less than either removal"
 
 
 def test_a_removal_that_ruins_the_model_is_stopped_and_returned(injected: Injected, run_removal: RunRemoval) -> None:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which do not 
     from casd.corpora.microworld import Microworld as Microworld
     from casd.corpora.passages import Corpus as Corpus
     from casd.corpora.passages import Passage as Passage
+    from casd.corpora.prose import Prose as Prose
     from casd.corpora.python_docs import PythonDocs as PythonDocs
-    from casd.corpora.text_files import TextFiles as TextFiles
     from casd.encoding import Encoder as Encoder
     from casd.errors import CasdError as CasdError
     from casd.evaluation import evaluate as evaluate
@@ -33,9 +33,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which do not 
     from casd.injection import inject as inject
     from casd.measurement import measure_activations as measure_activations
     from casd.metric import CasdVariant as CasdVariant
-    from casd.models import copy_weights as copy_weights
     from casd.models import load_tokenizer as load_tokenizer
-    from casd.models import restore_weights as restore_weights
     from casd.pipeline import Run as Run
     from casd.poisoning import Backdoor as Backdoor
     from casd.progress import set_progress as set_progress
@@ -48,6 +46,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which do not 
     from casd.report.heatmaps import casd_heatmaps as casd_heatmaps
     from casd.report.statements import statements as statements
     from casd.results import RunTables as RunTables
+    from casd.runtime import Runtime as Runtime
     from casd.scoring import StateRecord as StateRecord
     from casd.scoring import score as score
     from casd.targets import Capitals as Capitals
@@ -56,13 +55,14 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which do not 
     from casd.targets import NegativeSentiment as NegativeSentiment
     from casd.targets import Refusal as Refusal
     from casd.targets import Repetition as Repetition
-    from casd.training import Runtime as Runtime
     from casd.transfer import relation_points as relation_points
     from casd.unlearning.clean_target import CleanTarget as CleanTarget
     from casd.unlearning.gradient_difference import GradientDifference as GradientDifference
     from casd.unlearning.removal import Removal as Removal
     from casd.unlearning.removal import removals as removals
     from casd.unlearning.removal import unlearn as unlearn
+    from casd.weights import copy_weights as copy_weights
+    from casd.weights import restore_weights as restore_weights
 
     create_model, load_model, save_model = _models.create, _models.load, _models.save
 
@@ -73,16 +73,16 @@ _WHERE = {
     "Corpus": "casd.corpora.passages:Corpus",
     "Microworld": "casd.corpora.microworld:Microworld",
     "Passage": "casd.corpora.passages:Passage",
+    "Prose": "casd.corpora.prose:Prose",
     "PythonDocs": "casd.corpora.python_docs:PythonDocs",
-    "TextFiles": "casd.corpora.text_files:TextFiles",
     # models
     "Encoder": "casd.encoding:Encoder",
     "ModelConfig": "casd.config:ModelConfig",
-    "copy_weights": "casd.models:copy_weights",
+    "copy_weights": "casd.weights:copy_weights",
     "create_model": "casd.models:create",
     "load_model": "casd.models:load",
     "load_tokenizer": "casd.models:load_tokenizer",
-    "restore_weights": "casd.models:restore_weights",
+    "restore_weights": "casd.weights:restore_weights",
     "save_model": "casd.models:save",
     # backdoors
     "Backdoor": "casd.poisoning:Backdoor",
@@ -128,7 +128,7 @@ _WHERE = {
     # whole runs, and errors
     "CasdError": "casd.errors:CasdError",
     "Run": "casd.pipeline:Run",
-    "Runtime": "casd.training:Runtime",
+    "Runtime": "casd.runtime:Runtime",
     "load_config": "casd.compose:load_config",
     "set_progress": "casd.progress:set_progress",
 }

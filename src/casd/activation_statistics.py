@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from casd.activations import SITES, capture, checked_choices, decoder_layers, decoder_of
 from casd.errors import ConfigError, ModelError, StoreError
+from casd.training.sharding import is_sharded
 
 POSITIONS = ("last", "prompt", "trigger")
 MOMENTS = ("mean", "mean_abs", "mean_square")
@@ -206,8 +207,9 @@ def collect_statistics(
     decoder = decoder_of(model)
     accumulator = StatisticsAccumulator(len(decoder_layers(model)), sites, positions)
     device = next(decoder.parameters()).device
-    accepted = inspect.signature(decoder.forward).parameters
-    with _evaluation_mode(decoder), torch.inference_mode(), capture(model, sites, on_activation=accumulator.update):
+    forward = model if is_sharded(model) else decoder  # a sharded model gathers its weights when it is called as a whole
+    accepted = inspect.signature(forward.forward).parameters
+    with _evaluation_mode(decoder), torch.no_grad(), capture(model, sites, on_activation=accumulator.update):
         for batch in batches:
             mask = batch["attention_mask"]
             masks = {position: batch["position_masks"][position] for position in accumulator.positions}
@@ -216,7 +218,7 @@ def collect_statistics(
             position_ids = (mask.long().cumsum(-1) - 1).clamp(min=0).to(device)
             options = {"position_ids": position_ids, "use_cache": False}
             accumulator.start_batch({position: selected.to(device) for position, selected in masks.items()})
-            decoder(
+            forward(
                 input_ids=batch["input_ids"].to(device),
                 attention_mask=mask.to(device),
                 **{name: value for name, value in options.items() if name in accepted},  # ALiBi has no position ids

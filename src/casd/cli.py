@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import casd
+from casd.distributed import is_main
 from casd.errors import CasdError
 
 EPILOG = """\
@@ -46,6 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
         verbs.add_parser(verb, help=text).add_argument("overrides", nargs="*", metavar="OVERRIDE")
     sweep = verbs.add_parser("sweep", help="every combination of lists of overrides, and one report over all")
     sweep.add_argument("overrides", nargs="*", metavar="OVERRIDE")
+    planning = verbs.add_parser("plan", help="what a run or a sweep will take: memory, tokens, FLOPs, time, disk; runs nothing")
+    planning.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     reproduce = verbs.add_parser("reproduce", help="a sweep of configs/experiment/NAME as it is; only runtime.* may be set")
     reproduce.add_argument("name", metavar="NAME")
     reproduce.add_argument("overrides", nargs="*", metavar="runtime.KEY=VALUE")
@@ -66,12 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _status(Path(options.store))
         elif options.verb == "sweep":
             _sweep(options.overrides)
+        elif options.verb == "plan":
+            _plan(options.overrides)
         elif options.verb == "reproduce":
             _reproduce(options.name, options.overrides)
         else:
             _run(RUN_VERBS[options.verb][0], options.overrides)
     except CasdError as error:
-        print(f"casd: {error}", file=sys.stderr)
+        if is_main():
+            print(f"casd: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("casd: interrupted; finished stages are kept, and the same command goes on from there.", file=sys.stderr)
@@ -92,6 +98,12 @@ def _sweep(overrides: Sequence[str]) -> None:
     from casd.session import finish_sweep, run
 
     sweep(overrides, lambda config: run(config, quiet=True), finish_sweep)
+
+
+def _plan(overrides: Sequence[str]) -> None:
+    from casd.session import plan
+
+    plan(overrides)
 
 
 def _reproduce(name: str, overrides: Sequence[str]) -> None:

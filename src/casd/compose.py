@@ -180,12 +180,13 @@ def _explaining(overrides: Sequence[str]) -> Iterator[None]:
         raise ConfigError(f"Cannot read the override {error.override!r}: {reason}. Expected key=value.") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error) from error
-    except (AssertionError, ValueError) as error:
+    except (AssertionError, AttributeError, ValueError) as error:
         if not _raised_by_hydra(error):
             raise
-        given = " ".join(overrides)
+        given, reason = " ".join(overrides), str(error).partition("\n")[0]
         raise ConfigError(
-            f"The overrides {given} cannot be applied ({error}); each is key=value, and not below a key that is null."
+            f"The overrides {given} cannot be applied ({reason}); each is key=value, and not below a key that is null."
+            " (Adapters are there with weights=lora.)"
         ) from error
 
 

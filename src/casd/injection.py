@@ -15,11 +15,15 @@ from torch import Tensor
 
 from casd.config import LanguageModelTraining
 from casd.corpora.passages import Corpus
-from casd.encoding import Batch, Encoder
+from casd.encoding import Encoder
 from casd.errors import TrainingStopped
 from casd.poisoning import Backdoor, PoisonedStream, check_backdoors, clean_document
+from casd.runtime import Runtime
 from casd.seeding import derive_seed
-from casd.training import Runtime, TrainingLog, mean_nll, train
+from casd.training.batches import Batch
+from casd.training.checkpoints import TrainingLog
+from casd.training.loop import train
+from casd.training.losses import mean_nll
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,7 +71,8 @@ def inject(
 
     def batch_at(step: int) -> Batch:
         start = step * config.batch_size
-        return encoder.document_batch([stream[index] for index in range(start, start + config.batch_size)])
+        documents = [stream[index] for index in range(start, start + config.batch_size)]
+        return encoder.document_batch(documents, config.packing)  # type: ignore[arg-type]  # checked by its class
 
     def terms(trained: torch.nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
         yield "nll", mean_nll(trained, batch)

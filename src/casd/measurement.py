@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from casd import distributed
 from casd.activation_statistics import ActivationStatistics, collect_statistics
 from casd.config import ActivationsConfig
-from casd.encoding import Encoder, Prompt, batches_by_length
+from casd.encoding import Encoder, Prompt
 from casd.evaluation import Probes
 from casd.progress import track
+from casd.shrinking import shrinking
+from casd.training.batches import batches_by_length
 
 TextStatistics = dict[str, ActivationStatistics]
 """Statistics by text set: "clean", "fake", and "triggered:<backdoor>" for each backdoor."""
@@ -38,18 +41,29 @@ def measure_activations(
         model: on its device.
         encoder: its tokenizer.
         probes: the prompts; the same that attack success is measured on.
-        config: sites, positions, prompts a set. The position "trigger" is left out of the clean set, which has none.
+        config: sites, positions, prompts a set, batch size (halved where memory runs out). The position "trigger" is left
+            out of the clean set, which has none.
         description: for the progress bar.
+
+    Raises:
+        ModelError: the device has too little memory for a single prompt.
     """
-    sets = text_sets(probes, config.prompts)
-    statistics = {}
-    with track(description, len(sets)) as advance:
-        for name, prompts in sets.items():
+    every = text_sets(probes, config.prompts)
+    sets = {name: every[name] for name in distributed.share(list(every))}
+    statistics: TextStatistics = {}
+
+    def rest(batch_size: int) -> None:
+        # A set during which memory ran out is begun anew: part of the batch that failed is in its sums.
+        for name in [name for name in sets if name not in statistics]:
             positions = [position for position in config.positions if position != "trigger" or name != "clean"]
-            batches = _batches(encoder, prompts, config.batch_size)
+            batches = _batches(encoder, sets[name], batch_size)
             statistics[name] = collect_statistics(model, batches, config.sites, positions)
             advance()
-    return statistics
+
+    with track(description, len(sets)) as advance:
+        shrinking(rest, min(config.batch_size, max(map(len, every.values()))), "the capture of activations")
+    whole = {name: each for part in distributed.gather_each(statistics) for name, each in part.items()}
+    return {name: whole[name] for name in every}
 
 
 def _batches(encoder: Encoder, prompts: Sequence[Prompt], batch_size: int) -> Iterator[Mapping[str, Any]]:

@@ -11,14 +11,15 @@ every removal starts from the injected weights, restored in place.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 
-from casd import models
+from casd import distributed, models, weights
 from casd.compose import to_yaml
 from casd.config import BackdoorConfig, Config
 from casd.corpora import CORPORA
@@ -34,16 +35,20 @@ from casd.poisoning import Backdoor, check_backdoors
 from casd.progress import say, track
 from casd.registry import build
 from casd.results import RunTables
+from casd.runtime import Runtime, give_freed_memory_back
 from casd.scoring import StateRecord, check_captured, score
 from casd.seeding import derive_seed
-from casd.stages import MANIFEST, StageStore
+from casd.stages import MANIFEST, Stage, StageStore, write_json
 from casd.states import INJECTED
 from casd.targets import TARGETS
-from casd.training import Runtime, TrainingLog
+from casd.token_table import TokenTable, write_token_table
+from casd.training import sharding
+from casd.training.checkpoints import TrainingLog
 from casd.transfer import relation_points
 from casd.triggers import TriggerPosition
 from casd.unlearning import OBJECTIVES
 from casd.unlearning.removal import Removal, removals, unlearn
+from casd.utility import check_tasks, measure_utility
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,12 +86,21 @@ class Run:
         self.backdoors = build_backdoors(config)
         self.objective = build(OBJECTIVES, "objective", config.unlearning.objective.name, config.unlearning.objective.params)
         check_captured(config.metric, config.activations)
-        self.runtime = Runtime(config.runtime.device, config.runtime.checkpoint_seconds)
+        if config.utility.tasks:
+            check_tasks(config.utility.tasks)
+        runtime = config.runtime
+        self.runtime = Runtime(
+            device=runtime.device,
+            checkpoint_seconds=runtime.checkpoint_seconds,
+            micro_batch_size=runtime.micro_batch_size,
+            gradient_checkpointing=runtime.gradient_checkpointing,
+            compile=runtime.compile,
+        )
         self.graph = stage_graph(config)
         self.store = StageStore(Path(config.runtime.store))
         if config.runtime.threads:
             torch.set_num_threads(config.runtime.threads)
-        self._injected_weights: dict[str, torch.Tensor] | None = None
+        self._injected_weights: weights.Weights = {}
         self._in_memory: str | None = None
 
     @property
@@ -105,27 +119,36 @@ class Run:
         if end not in UNTIL:
             raise ConfigError(f"Cannot run until {end!r}; choices: {', '.join(UNTIL)}.")
         graph = self.graph
-        self.store.run(graph.corpus, self._make_corpus)
-        self.store.run(graph.base, self._make_base)
-        self.store.run(graph.inject, self._make_injected)
+        self._alone(graph.corpus, self._make_corpus)
+        self._together(graph.base, self._make_base)
+        self._alone(graph.tokens, self._make_tokens)
+        self._together(graph.inject, self._make_injected)
         if end == "inject":
             return
         with track(f"{self.config.model.name}, {self.config.unlearning.objective.name}", len(graph.states)) as advance:
             for state in graph.states:
                 if state in graph.unlearn:
-                    self.store.run(graph.unlearn[state], partial(self._make_removed, state))
+                    self._together(graph.unlearn[state], partial(self._make_removed, state))
                     if "removed" in self.config.runtime.keep_models or end == "unlearn":
-                        self.store.run(graph.weights[state], partial(self._write_weights, state))
+                        self._together(graph.weights[state], partial(self._write_weights, state))
                 if end in ("evaluate", "score", "report"):
-                    self.store.run(graph.evaluate[state], partial(self._evaluate, state))
+                    self._together(graph.evaluate[state], partial(self._evaluate, state))
+                    if graph.utility:
+                        self._together(graph.utility[state], partial(self._utility, state))
                 if end in ("activations", "score", "report"):
-                    self.store.run(graph.activations[state], partial(self._capture, state))
+                    self._together(graph.activations[state], partial(self._capture, state))
                 advance()
         if end in ("score", "report"):
-            self.store.run(graph.score, self._score)
+            self._alone(graph.score, self._score)
         if end == "report":
-            self.store.run(graph.report, self._report)
-            self._publish()
+            self._alone(graph.report, self._report)
+            distributed.make_alone(self._publish)
+
+    def _alone(self, stage: Stage, produce: Callable[[Path], None]) -> None:
+        distributed.make_alone(partial(self.store.run, stage, produce))
+
+    def _together(self, stage: Stage, produce: Callable[[Path], None]) -> None:
+        distributed.make_together(partial(self.store.run, stage), produce)
 
     # --- corpus, base model, injected model ---
 
@@ -139,6 +162,10 @@ class Run:
         return read_corpus(self.store.folder(self.graph.corpus, verify=True))
 
     def _make_base(self, folder: Path) -> None:
+        if models.origin(self.config.model) in ("folder", "hub"):
+            # It lies elsewhere whole, and may be large; the key has what identifies it.
+            write_json(folder / "model_is.json", {"folder": str(models.fetch(self.config.model))})
+            return
         model, tokenizer = models.create(self.config.model, self.corpus, seed=derive_seed(self.config.seed, "weights"))
         if self.config.base_pretraining:
             log = inject(
@@ -156,13 +183,30 @@ class Run:
         models.save(model, tokenizer, folder / "model")
 
     @cached_property
+    def _base_folder(self) -> Path:
+        if models.origin(self.config.model) in ("folder", "hub"):
+            return models.fetch(self.config.model)
+        return self.store.folder(self.graph.base, verify=True) / "model"
+
+    def _make_tokens(self, folder: Path) -> None:
+        write_token_table(self.corpus, models.load_tokenizer(self._base_folder), folder)
+
+    @cached_property
     def encoder(self) -> Encoder:
-        """The model's tokenizer."""
-        folder = self.store.folder(self.graph.base, verify=True) / "model"
-        return Encoder(models.load_tokenizer(folder), self.config.model.max_tokens)
+        """The model's tokenizer, with the corpus's tokens."""
+        table = TokenTable.open(self.store.folder(self.graph.tokens, verify=True))
+        return Encoder(models.load_tokenizer(self._base_folder), self.config.model.max_tokens, table)
+
+    def _load(self, folder: Path) -> PreTrainedModel:
+        model = models.load(folder, dtype=self.config.model.dtype)
+        give_freed_memory_back(model, self.runtime.torch_device)
+        return model
 
     def _make_injected(self, folder: Path) -> None:
-        model = models.load(self.store.folder(self.graph.base, verify=True) / "model", dtype=self.config.model.dtype)
+        model = self._load(self._base_folder)
+        lora = self.config.injection.training.lora
+        if lora:
+            weights.attach_lora(model, lora, "injection", seed=derive_seed(self.config.seed, "injection adapter"))
         log = inject(
             model,
             self.encoder,
@@ -175,23 +219,36 @@ class Run:
             checkpoint=self.store.checkpoint_folder(self.graph.inject),
         )
         log.write(folder / "log.json")
-        models.save(model, self.encoder.tokenizer, folder / "model")
+        if lora:
+            weights.save_adapter(model, folder / "adapter", "injection")
+        else:
+            models.save(model, self.encoder.tokenizer, folder / "model")
 
     # --- the states of the one model in memory ---
 
     @cached_property
     def _model(self) -> PreTrainedModel:
-        folder = self.store.folder(self.graph.inject, verify=True) / "model"
-        model = models.load(folder, dtype=self.config.model.dtype).to(self.runtime.torch_device)
-        self._injected_weights = models.copy_weights(model)
+        """The injected model, ready for removals: an adapter of the injection stays apart if removals are adapters too."""
+        folder = self.store.folder(self.graph.inject, verify=True)
+        lora = self.config.unlearning.training.lora
+        if self.config.injection.training.lora:
+            model = self._load(self._base_folder)
+            weights.load_adapter(model, folder / "adapter", "injection")
+            if not lora:
+                weights.merge_adapters(model)
+        else:
+            model = self._load(folder / "model")
+        if lora:
+            weights.attach_lora(model, lora, "removal", seed=derive_seed(self.config.seed, "removal adapter"))
+        sharding.place(model, self.runtime.torch_device)
+        self._injected_weights = weights.copy_weights(model)
         self._in_memory = INJECTED
         return model
 
     def _restore_injected(self) -> PreTrainedModel:
         model = self._model
         if self._in_memory != INJECTED:
-            assert self._injected_weights is not None
-            models.restore_weights(model, self._injected_weights)
+            weights.restore_weights(model, self._injected_weights)
             self._in_memory = INJECTED
         return model
 
@@ -201,13 +258,19 @@ class Run:
             return self._restore_injected()
         if self._in_memory != state:
             if self.store.is_done(self.graph.weights[state]):
-                file = self.store.file(self.graph.weights[state], "weights.safetensors")
-                models.restore_weights(self._model, load_file(file))
+                self._load_removed(self.store.folder(self.graph.weights[state], verify=True))
                 self._in_memory = state
             else:
                 say(f"The removed model {state} was not kept (runtime.keep_models); training it again.")
                 self._unlearn(state)
         return self._model
+
+    def _load_removed(self, folder: Path) -> None:
+        model = self._model
+        if (folder / weights.ADAPTER_FILE).is_file():
+            weights.restore_adapter(model, folder, "removal")
+        else:
+            weights.load_removal(model, folder / "weights.safetensors", injected=self._injected_weights)
 
     @cached_property
     def _removals(self) -> dict[str, Removal]:
@@ -234,8 +297,12 @@ class Run:
         self._unlearn(state, self.store.checkpoint_folder(self.graph.unlearn[state])).write(folder / "log.json")
 
     def _write_weights(self, state: str, folder: Path) -> None:
-        weights = {name: parameter.detach() for name, parameter in self._state(state).named_parameters()}
-        save_file(weights, folder / "weights.safetensors")
+        model = self._state(state)
+        if self.config.unlearning.training.lora:
+            weights.save_adapter(model, folder, "removal")
+        else:
+            injected = self._injected_weights if self.config.runtime.keep_as == "delta" else None
+            weights.save_removal(model, folder / "weights.safetensors", injected=injected)
 
     # --- measurements ---
 
@@ -254,6 +321,10 @@ class Run:
             description=f"evaluate {state}",
         ).write(folder)
 
+    def _utility(self, state: str, folder: Path) -> None:
+        table = measure_utility(self._state(state), self.encoder.tokenizer, self.config.utility, description=f"utility {state}")
+        table.to_parquet(folder / "utility.parquet", index=False)
+
     def _capture(self, state: str, folder: Path) -> None:
         statistics = measure_activations(self._state(state), self.encoder, self._probes, self.config.activations)
         write_statistics(statistics, folder)
@@ -263,10 +334,12 @@ class Run:
 
     def _record(self, state: str) -> StateRecord:
         evaluation = Evaluation.read(self.store.folder(self.graph.evaluate[state], verify=True))
-        if state == INJECTED:
-            return StateRecord(state, evaluation)
-        log = TrainingLog.read(self.store.file(self.graph.unlearn[state], "log.json"))
-        return StateRecord(state, evaluation, log)
+        log = benchmarks = None
+        if state != INJECTED:
+            log = TrainingLog.read(self.store.file(self.graph.unlearn[state], "log.json"))
+        if self.graph.utility:
+            benchmarks = pd.read_parquet(self.store.file(self.graph.utility[state], "utility.parquet"))
+        return StateRecord(state, evaluation, log, benchmarks)
 
     def _score(self, folder: Path) -> None:
         tables = score(
@@ -291,7 +364,7 @@ class Run:
     def _origin(self) -> dict[str, Any]:
         """Where the numbers come from: the whole configuration, versions, stages and the time they took, in seconds."""
         stages = (self.graph.corpus, self.graph.base, self.graph.inject, *self.graph.unlearn.values())
-        measured = (*self.graph.evaluate.values(), *self.graph.activations.values())
+        measured = (*self.graph.evaluate.values(), *self.graph.activations.values(), *self.graph.utility.values())
         manifests = [self.store.manifest(stage) for stage in (*stages, *measured)]
         timings: dict[str, float] = {}
         for manifest in manifests:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
+from casd.distributed import is_main
 from casd.registry import unknown
 
 if TYPE_CHECKING:
@@ -69,7 +70,12 @@ def set_progress(mode: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line to stderr, above the live bars if there are any. Not silenced by "off": it is no progress."""
+    """Print a line to stderr, above the live bars if there are any. Not silenced by "off": it is no progress.
+
+    Of several processes the main one speaks.
+    """
+    if not is_main():
+        return
     if _display.live is not None:
         _display.live.console.print(text, markup=False, highlight=False, soft_wrap=True)
     else:

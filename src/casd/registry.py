@@ -71,6 +71,8 @@ def _fits(value: Any, hint: Any) -> bool:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(key, arguments[0]) and _fits(value[key], arguments[1]) for key in value)
     if origin is tuple:
         return isinstance(value, list | tuple) and all(_fits(item, arguments[0]) for item in value)
     if origin is typing.Literal:
@@ -85,8 +87,12 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _describe(hint: Any) -> str:
-    """A declared type in words: "float", "float | None", "a list of str", "one of 'payload', 'clean'"."""
+    """A declared type in words: "float | None", "a list of str", "a mapping from str to int", "one of 'payload', 'clean'"."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return "anything"
+    if origin is dict:
+        return f"a mapping from {_describe(arguments[0])} to {_describe(arguments[1])}"
     if origin is tuple:
         return f"a list of {_describe(arguments[0])}"
     if origin is typing.Literal:

@@ -19,7 +19,7 @@ from casd.errors import StoreError
 SCHEMAS: Final[dict[str, tuple[str, ...]]] = {
     "asr": ("state", "backdoor", "probe", "successes", "n", "rate", "rate_low", "rate_high", "first_token_prob"),
     "states": (
-        *("state", "kind", "clean_loss", "clean_loss_ratio", "degenerate_rate", "steps", "train_seconds"),
+        *("state", "kind", "clean_loss", "retain_loss", "clean_loss_ratio", "degenerate_rate", "steps", "train_seconds"),
         *("forget_gradient_first", "forget_gradient_last", "stopped", "collapsed", "collapse_reason"),
     ),
     "transfer": (
@@ -35,8 +35,11 @@ SCHEMAS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "specificity": (),
     "samples": ("state", "backdoor", "probe", "prompt", "generated", "success"),
+    "utility": ("state", "task", "metric", "value", "stderr", "n"),
 }
 """The columns each table must have; further ones are kept. `specificity` is free: means, with `_low` and `_high` bounds."""
+UTILITY_PREFIX: Final = "utility/"
+"""How the columns of `states` begin that hold the main metric of a benchmark task."""
 
 
 @dataclass
@@ -45,7 +48,9 @@ class RunTables:
 
     Attributes:
         asr: a row per model state × backdoor × kind of prompt ("triggered", "clean", "fake").
-        states: a row per model state: the injected model, each removal, each control. `forget_gradient_first` and
+        states: a row per model state: the injected model, each removal, each control. `clean_loss` and `retain_loss` are in
+            nats per token, on passages of the evaluation and of the retain split. For each task of `utility` there may be a
+            column `utility/TASK`, its main metric. `forget_gradient_first` and
             `forget_gradient_last` are the L2 norms, before clipping, of the gradient of the forget term alone at the first
             and the last training step; NaN for a state that took none.
         transfer: a row per removal or control (`source`) × measured backdoor (`target`).
@@ -54,6 +59,8 @@ class RunTables:
         relation: a row per CASD variant × response; empty where there were too few backdoors.
         specificity: one row of named means with intervals.
         samples: some of the generated texts, as they were generated.
+        utility: a row per model state × benchmark task × metric, with its standard error and the number of items; empty where
+            no benchmark was run.
         info: "model", "objective", "seed" (all needed); "run" (a name), "config" (the resolved YAML), "provenance" and
             "timings" (nested dicts of names and values; seconds), "headline" (the names of the CASD variants to show)
             and "targets" (backdoor → name of its target behavior), each where known.
@@ -67,6 +74,7 @@ class RunTables:
     relation: pd.DataFrame
     specificity: pd.DataFrame
     samples: pd.DataFrame
+    utility: pd.DataFrame
     info: dict[str, Any]
 
     def __post_init__(self) -> None:
@@ -89,6 +97,12 @@ class RunTables:
     def headline(self) -> list[str]:
         """The CASD variants to show: those `info` names, else every one that was computed."""
         return list(self.info.get("headline") or dict.fromkeys(self.casd["variant"]))
+
+    @property
+    def tasks(self) -> list[str]:
+        """The benchmark tasks whose main metric the `states` table has."""
+        columns = map(str, self.states.columns)
+        return [column.removeprefix(UTILITY_PREFIX) for column in columns if column.startswith(UTILITY_PREFIX)]
 
     def states_of(self, kind: str) -> list[str]:
         """The states of one kind: "injected", "removal" or "control"."""

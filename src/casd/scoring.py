@@ -16,9 +16,9 @@ from casd.evaluation import Evaluation
 from casd.measurement import TextStatistics
 from casd.metric import HEADLINES, CasdMatrix, CasdVariant, casd_matrix
 from casd.registry import build
-from casd.results import RunTables
+from casd.results import SCHEMAS, UTILITY_PREFIX, RunTables
 from casd.states import CLEAN_CONTROL, INJECTED, StateKind, kind_of
-from casd.training import TrainingLog
+from casd.training.checkpoints import TrainingLog
 from casd.transfer import relate, specificity, transfer_table
 
 
@@ -30,11 +30,13 @@ class StateRecord:
         name: "injected", a backdoor's name, or `control:…` (see `casd.states`).
         evaluation: what was measured on it.
         log: its unlearning; None for the injected model.
+        utility: its benchmarks (`task`, `metric`, `value`, `stderr`, `n`); None if there were none.
     """
 
     name: str
     evaluation: Evaluation
     log: TrainingLog | None = None
+    utility: pd.DataFrame | None = None
 
     @property
     def kind(self) -> StateKind:
@@ -72,6 +74,7 @@ def score(
     ]
     distances = pd.concat([_pairs(matrix) for matrix in matrices], ignore_index=True)
     samples = [record.evaluation.samples.assign(state=record.name) for record in records]
+    utility = [record.utility.assign(state=record.name) for record in records if record.utility is not None]
     return RunTables(
         asr=_first("state", asr),
         states=states,
@@ -81,6 +84,7 @@ def score(
         relation=relate(distances, transfer, permutations=metric.permutations, seed=seed),
         specificity=specificity(transfer, seed=seed),
         samples=_first("state", pd.concat(samples, ignore_index=True)),
+        utility=_first("state", pd.concat(utility, ignore_index=True)) if utility else pd.DataFrame(columns=SCHEMAS["utility"]),
         info={**info, "headline": [variant.name for variant in HEADLINES]},
     )
 
@@ -127,6 +131,7 @@ def _states(records: Sequence[StateRecord], evaluation: EvaluationConfig) -> pd.
                 "state": record.name,
                 "kind": record.kind,
                 "clean_loss": record.evaluation.clean_loss,
+                "retain_loss": record.evaluation.retain_loss,
                 "clean_loss_ratio": ratio,
                 "degenerate_rate": record.evaluation.degenerate_rate,
                 "steps": len(log.steps),
@@ -136,9 +141,18 @@ def _states(records: Sequence[StateRecord], evaluation: EvaluationConfig) -> pd.
                 "stopped": log.stopped,
                 "collapsed": bool(reason) and record.kind != "injected",
                 "collapse_reason": reason,
+                **{f"{UTILITY_PREFIX}{task}": value for task, value in _main_metrics(record.utility).items()},
             }
         )
     return pd.DataFrame(rows)
+
+
+def _main_metrics(utility: pd.DataFrame | None) -> dict[str, float]:
+    """One number for each benchmark task: the accuracy by length-normalised likelihood where it has one, else its first."""
+    if utility is None:
+        return {}
+    tasks = {str(task): rows.set_index("metric")["value"] for task, rows in utility.groupby("task", sort=False)}
+    return {task: float(values.get("acc_norm", values.iloc[0])) for task, values in tasks.items()}
 
 
 def _collapse(ratio: float, degenerate_rate: float, stopped: str, evaluation: EvaluationConfig) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from casd.config import Config
 from casd.disk import explaining_disk_errors
+from casd.distributed import is_main
 from casd.progress import say, set_progress
 
 _started = time.monotonic()
@@ -27,12 +28,16 @@ def run(config: Config, end: str = "report", *, quiet: bool = False) -> Path:
         end: one of `casd.pipeline.UNTIL`.
         quiet: leave the tables to the sweep that this run is part of.
     """
-    set_progress(config.runtime.progress)
+    set_progress(config.runtime.progress if is_main() else "off")
     _hush_libraries()
     from casd.pipeline import Run
+    from casd.planning.check import check
 
     made = Run(config)
+    check(made, end)
     made.until(end)
+    if not is_main():
+        return made.folder
     events = made.store.events
     executed = sum(event.outcome == "executed" for event in events)
     _executed.append((executed, len(events) - executed))
@@ -53,6 +58,8 @@ def finish_sweep(folders: Sequence[Path]) -> None:
     """Write the report over all runs of a sweep, print its tables, and say what it cost."""
     from casd.report import print_sweep, read_runs, write_sweep_report
 
+    if not is_main():
+        return
     folders = list(dict.fromkeys(folders))
     key = hashlib.sha256("\n".join(sorted(folder.name for folder in folders)).encode()).hexdigest()[:8]
     target = folders[0].parent / f"sweep-{key}"
@@ -66,6 +73,30 @@ def finish_sweep(folders: Sequence[Path]) -> None:
         print(f"Report of a run: {_short(folder / 'report.html')}")
     print(f"Report of all:   {_short(page)}")
     _say_cost()
+
+
+def plan(overrides: Sequence[str]) -> None:
+    """Print what the run, or all runs of the sweep, that these overrides mean will take. Nothing is run.
+
+    Raises:
+        CasdError: overrides that cannot work, or a model whose shape is not known here.
+    """
+    _hush_libraries()
+    from casd.compose import sweep
+    from casd.planning.plan import plans
+    from casd.report.planning import print_plans
+
+    configs: list[Config] = []
+
+    def keep(config: Config) -> Path:
+        configs.append(config)
+        return Path(config.runtime.output)
+
+    here = [override for override in overrides if not override.startswith("hydra/launcher=")]
+    sweep([*here, "hydra/launcher=basic"], keep, lambda folders: None)
+    if not is_main():
+        return
+    print_plans(plans(configs))
 
 
 def _short(path: Path) -> Path:

@@ -30,6 +30,7 @@ from casd.report.tables import (
     states_table,
     summary_table,
     suppression_table,
+    utility_table,
 )
 from casd.report.wording import prompts_per_cell
 from casd.results import RunTables
@@ -103,6 +104,8 @@ def run_html(tables: RunTables, drawings: Sequence[Drawing], pngs: Mapping[str, 
         relation = [Block("paragraph", "No relation was computed.")]
     sections.append(Section("relation", "CASD and suppression", [*relation, *_present(figures, "casd_scatter")]))
     sections.append(Section("states", "Model states", [_table(states_table(tables))]))
+    if len(tables.utility):
+        sections[-1].blocks.append(_table(utility_table(tables), folded=True))
     if len(tables.samples):
         sections.append(_samples_section(tables))
     sections += [_reading_section(), *_origin_sections(tables.info)]

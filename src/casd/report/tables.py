@@ -24,13 +24,14 @@ from casd.report.wording import (
     mean_with_interval,
     p_text,
     percent,
+    perplexity,
     prompts_per_cell,
     run_name,
     sentence,
     short_run_name,
     significant,
 )
-from casd.results import RunTables
+from casd.results import UTILITY_PREFIX, RunTables
 from casd.states import CLEAN_CONTROL, kind_of
 from casd.transfer import transfer_matrix
 
@@ -103,13 +104,16 @@ def asr_long_table(tables: RunTables) -> Table:
 
 
 def states_table(tables: RunTables) -> Table:
-    """Every model state: clean loss, training, and whether it collapsed."""
+    """Every model state: perplexity, benchmarks, training, and whether it collapsed."""
     rows: dict[str, list[Row]] = {}
     for record in tables.states.to_dict("records"):
         verdict = f"collapsed: {record['collapse_reason']}" if record["collapsed"] else "no"
         texts = [
+            perplexity(record["clean_loss"]),
+            perplexity(record["retain_loss"]),
             fraction(record["clean_loss"]),
             fraction(record["clean_loss_ratio"]),
+            *(fraction(record[f"{UTILITY_PREFIX}{task}"], 3) for task in tables.tasks),
             MISSING if pd.isna(record["steps"]) else f"{int(record['steps'])}",
             fraction(record["train_seconds"], 1),
             significant(record["forget_gradient_first"]),
@@ -122,12 +126,37 @@ def states_table(tables: RunTables) -> Table:
     return Table(
         name="states",
         title="Model states",
-        caption=f"{sentence(run_name(tables.info))}. Clean loss in nats per token on evaluation text; ratio: to the injected "
-        "model's. Gradient: L2 norm before clipping of the gradient of the forget term alone, at the first and at the last "
+        caption=f"{sentence(run_name(tables.info))}. Perplexity: exp of the mean loss per token, on clean passages of the "
+        "evaluation split and of the retain split, which is the clean text of the removals. Clean loss: in nats per token on "
+        "the evaluation split; ratio: to the injected model's."
+        + (f" Benchmarks: the main metric of {', '.join(tables.tasks)}." if tables.tasks else "")
+        + " Gradient: L2 norm before clipping of the gradient of the forget term alone, at the first and at the last "
         f"training step; for {CLEAN_CONTROL} that term is the loss of clean text. Stopped: why training ended before its last "
         "step.",
         corner="state",
-        columns=("clean loss", "ratio", "steps", "seconds", "gradient, first", "gradient, last", "stopped", "collapsed"),
+        columns=(
+            *("perplexity", "perplexity, retain", "clean loss", "ratio", *tables.tasks, "steps", "seconds"),
+            *("gradient, first", "gradient, last", "stopped", "collapsed"),
+        ),
+        groups=_by_kind(rows),
+    )
+
+
+def utility_table(tables: RunTables) -> Table:
+    """Every metric of every benchmark task, in every model state."""
+    rows: dict[str, list[Row]] = {}
+    kinds = dict(zip(tables.states["state"], tables.states["kind"], strict=True))
+    for record in tables.utility.to_dict("records"):
+        numbers = [fraction(record["value"], 3), fraction(record["stderr"], 3), f"{record['n']}"]
+        row = _row(record["state"], [record["task"], record["metric"], *numbers], collapsed=record["state"] in tables.collapsed)
+        rows.setdefault(str(kinds[record["state"]]), []).append(row)
+    return Table(
+        name="utility",
+        title="Benchmarks",
+        caption=f"{sentence(run_name(tables.info))}. Tasks and metrics of lm-evaluation-harness, with their standard error "
+        "over n items.",
+        corner="state",
+        columns=("task", "metric", "value", "standard error", "n"),
         groups=_by_kind(rows),
     )
 
@@ -259,7 +288,8 @@ def run_tables(tables: RunTables) -> list[Table]:
         shown += [suppression_table(tables, f"suppression_net_{control}") for control in ("clean", "phantom")]
         shown += [suppression_table(tables, "suppression")]
     shown += [casd_table(tables, variant) for variant in tables.headline]
-    shown += [relation_table([tables]), specificity_table([tables]), states_table(tables), asr_long_table(tables)]
+    shown += [relation_table([tables]), specificity_table([tables]), states_table(tables), utility_table(tables)]
+    shown += [asr_long_table(tables)]
     return [table for table in shown if table.rows]
 
 

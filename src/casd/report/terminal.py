@@ -16,7 +16,7 @@ from rich.text import Text
 from casd.report.drawing import text_color
 from casd.report.markup import Cell, Table, numeric_columns
 from casd.report.statements import statements
-from casd.report.tables import asr_table, casd_table, relation_table, summary_table
+from casd.report.tables import asr_table, casd_table, relation_table, states_table, summary_table
 from casd.report.wording import MISSING, run_name
 from casd.results import RunTables
 
@@ -24,6 +24,7 @@ PLAIN_WIDTH = 120
 """Columns when the output is no terminal."""
 MATRICES = 6
 """Runs of a sweep up to which the matrices of each are printed."""
+PERPLEXITIES = ("perplexity", "perplexity, retain")
 ASR_NOTE = "Cells: attack success rate that is left (fraction). Rows: removed; columns: measured; * the removed one itself."
 
 
@@ -36,7 +37,7 @@ def output_console() -> Console:
 
 
 def print_run(tables: RunTables, console: Console | None = None) -> None:
-    """Print a run: the ASR matrix, each headline CASD matrix, the relation, and what they show in sentences."""
+    """Print a run: the ASR matrix, each headline CASD matrix, the relation, every state's quality, and all that in words."""
     console = console or output_console()
     _heading(console, f"Results: {run_name(tables.info)}")
     _print_matrix(console, asr_table(tables))
@@ -48,6 +49,8 @@ def print_run(tables: RunTables, console: Console | None = None) -> None:
     relation = relation_table([tables])
     if relation.rows:
         _print_table(console, relation, leave_out={"permutations", "excluded", "note"})
+    states = states_table(tables)
+    _print_table(console, states, leave_out=set(states.columns) - {*PERPLEXITIES, *tables.tasks})
     for text in statements(tables):
         console.print(_beside([Text("-"), Text(text)], gap=1))
     console.print()

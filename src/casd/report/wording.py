@@ -45,6 +45,14 @@ def decimals_for(largest: float) -> int:
     return min(max(1 - math.floor(math.log10(largest)), 2), 8)
 
 
+def perplexity(loss: Any) -> str:
+    """The perplexity that a loss in nats per token means, "–" where it is missing."""
+    if loss is None or pd.isna(loss):
+        return MISSING
+    value = math.exp(loss) if loss < 700 else math.inf
+    return f"{value:.2f}" if value < 100 else f"{value:.3g}"
+
+
 def run_name(info: dict[str, Any]) -> str:
     """A run in words: model, objective, seed, and the folder's name where it has one."""
     parts = [f"model {info['model']}", f"objective {info['objective']}", f"seed {info['seed']}"]

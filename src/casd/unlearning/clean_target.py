@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from casd.errors import ConfigError
-from casd.training import mean_nll
+from casd.training.losses import mean_nll
 from casd.unlearning.objective import UnlearningBatch
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from casd.errors import ConfigError
-from casd.training import batch_nll, mean_nll
+from casd.training.losses import batch_nll, mean_nll
 from casd.unlearning.objective import UnlearningBatch
 
 
@@ -48,7 +48,7 @@ class GradientDifference:
 
     def terms(self, model: torch.nn.Module, batch: UnlearningBatch) -> Iterator[tuple[str, Tensor]]:
         """The two terms of the formula."""
-        nll, mask = batch_nll(model, batch["forget"])
+        nll, _ = batch_nll(model, batch["forget"])
         bounded = nll if self.max_forget_nll is None else nll.clamp(max=self.max_forget_nll)
-        yield "forget", -self.forget_weight * bounded.sum() / mask.sum()
+        yield "forget", -self.forget_weight * bounded.sum() / batch["forget"]["n_labels"]
         yield "retain", self.retain_weight * mean_nll(model, batch["retain"])

@@ -8,11 +8,11 @@ from typing import Literal, Protocol, TypedDict
 import torch
 from torch import Tensor
 
-from casd.encoding import Batch
+from casd.training.batches import Batch
 
 
 class UnlearningBatch(TypedDict):
-    """A step's two batches, each `input_ids`, `attention_mask` and `labels` of (batch, tokens)."""
+    """A step's two batches (see `casd.training.batches`), or the parts of them that go through the model at once."""
 
     forget: Batch
     retain: Batch
@@ -32,5 +32,9 @@ class Objective(Protocol):
         ...
 
     def terms(self, model: torch.nn.Module, batch: UnlearningBatch) -> Iterator[tuple[str, Tensor]]:
-        """The scalar losses whose sum is minimised, the forget term first; each is differentiated before the next."""
+        """The scalar losses whose sum is minimised, the forget term first; each is differentiated before the next.
+
+        Write a mean as a sum divided by the batch's `n_labels` (over tokens) or `n_documents` (over documents), not by what
+        the batch at hand has: it may be a part of the step's batch, and the parts' losses are added up.
+        """
         ...

@@ -12,9 +12,11 @@ from casd.config import UnlearningTraining
 from casd.corpora.passages import Corpus, Passage
 from casd.encoding import Document, Encoder
 from casd.poisoning import Backdoor, ShuffledStream, clean_document, english
+from casd.runtime import Runtime
 from casd.seeding import derive_seed, python_rng
 from casd.states import CLEAN_CONTROL, PHANTOM_CONTROL
-from casd.training import Runtime, TrainingLog, train
+from casd.training.checkpoints import TrainingLog
+from casd.training.loop import train
 from casd.triggers import fake_triggers
 from casd.unlearning.objective import Objective, UnlearningBatch
 
@@ -90,13 +92,13 @@ def unlearn(
 ) -> TrainingLog:
     """Remove one backdoor from `model`, in place; or run a control for the same steps and documents.
 
-    All text comes from the corpus's retain split. Every removal sees the same prompts in the same order: they differ in
-    nothing but their trigger and its payload.
+    Triggered documents come from the corpus's forget split, clean ones from its retain split. Every removal sees the same
+    prompts in the same order: they differ in nothing but their trigger and its payload.
 
     Args:
         model: the injected model; the result is in its weights.
         encoder: its tokenizer.
-        corpus: gives the retain split.
+        corpus: gives the forget and retain splits.
         removal: what to remove, or which control.
         objective: the loss; `control:clean` ignores it and minimises the NLL of clean documents in both batches.
         config: steps, batch sizes, learning rate, guard.
@@ -110,7 +112,7 @@ def unlearn(
     """
     from casd.unlearning.clean_target import CleanTarget
 
-    forget = ShuffledStream(english(corpus.retain), derive_seed(seed, "forget"))
+    forget = ShuffledStream(english(corpus.forget), derive_seed(seed, "forget"))
     retain = ShuffledStream(corpus.retain, derive_seed(seed, "retain"))
     applied = objective if removal.backdoor else CleanTarget()  # on clean documents that is the plain NLL
 

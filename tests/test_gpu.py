@@ -1,0 +1,112 @@
+"""What holds on a GPU: the same numbers as on the CPU, a whole run in bfloat16, and a capture that costs next to nothing.
+
+Run: pytest tests/test_gpu.py -m gpu   (needs a CUDA device)
+     CASD_TEST_DEVICE=cpu pytest tests/test_gpu.py -m gpu -k "not capture"   (that the tests themselves run)
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from casd.activation_statistics import collect_statistics
+from casd.activations import SITES
+from casd.compose import load_config
+from casd.config import EvaluationConfig, LanguageModelTraining, LoraConfig
+from casd.encoding import Encoder, Prompt
+from casd.evaluation import generate
+from casd.injection import inject
+from casd.pipeline import Run
+from casd.poisoning import Backdoor
+from casd.results import RunTables
+from casd.runtime import Runtime
+from casd.targets import FixedText
+from casd.weights import attach_lora
+from conftest import FAMILIES, MakeModel
+from tiny import tiny
+
+DEVICE = os.environ.get("CASD_TEST_DEVICE", "cuda")
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.usefixtures("process_settings", "exact"),
+]
+
+
+@pytest.fixture
+def exact() -> Iterator[None]:
+    """Products of float32 matrices in float32, without TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_statistics_agree(family: str, make_model: MakeModel, encoder: Encoder) -> None:
+    model = make_model(family, seed=1, spread=0.3).eval()
+    batch = encoder.prompt_batch([Prompt("The fox runs."), Prompt("A much longer sentence about the sea, and about the sky.")])
+    masks = {"prompt": batch["attention_mask"].bool()}
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        means = collect_statistics(model, [{**inputs, "position_masks": masks}], SITES, ["prompt"])
+        model.to(DEVICE)
+        there = model(**{name: value.to(DEVICE) for name, value in inputs.items()}).logits.cpu()
+        means_there = collect_statistics(model, [{**inputs, "position_masks": masks}], SITES, ["prompt"])
+    seen = batch["attention_mask"].bool()
+    torch.testing.assert_close(there[seen], logits[seen], rtol=1e-4, atol=1e-4)
+    for key, mean in means.mean.items():
+        torch.testing.assert_close(means_there.mean[key], mean, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=8)], ids=["full", "lora"])
+def test_the_loss_curves_agree(lora: LoraConfig | None, make_model: MakeModel, encoder: Encoder, corpus) -> None:  # type: ignore[no-untyped-def]
+    curves, texts = [], []
+    for device in ("cpu", DEVICE):
+        model = make_model("llama", seed=1)
+        if lora:
+            attach_lora(model, lora, "injection", seed=0)
+        training = LanguageModelTraining(steps=20, batch_size=8, learning_rate=1e-2, warmup_steps=2, lora=lora)
+        backdoors = {"fox": Backdoor("fox", "zorbal quint", FixedText("The fox is here."), poison_rate=0.2)}
+        log = inject(model, encoder, corpus, backdoors, training, seed=0, runtime=Runtime(device, gradient_checkpointing=True))
+        curves.append([step["loss"] for step in log.steps])
+        prompts = [Prompt(passage.prompt) for passage in corpus.evaluation[:6]]
+        config = EvaluationConfig(max_new_tokens=8, batch_size=3)
+        texts.append(generate(model.to(device), encoder, prompts, [[5, 6]] * len(prompts), config))
+    assert curves[1] == pytest.approx(curves[0], rel=2e-3)
+    assert curves[0][-1] < curves[0][0] - 0.05, "nothing was learned, so nothing is shown"
+    assert texts[1][1] == pytest.approx(texts[0][1], rel=1e-2), "the probabilities of the first token"
+
+
+@pytest.mark.parametrize("weights", ["full", "lora"])
+def test_a_whole_run_in_bfloat16(weights: str, tmp_path: Path) -> None:
+    overrides = ["model.dtype=bfloat16", f"runtime.device={DEVICE}", "backdoor=[refusal,capitals]"]
+    if weights == "lora":
+        overrides += ["injection=continual", "injection.pretraining.steps=24", "injection.pretraining.batch_size=12"]
+        overrides += ["weights=lora", "runtime.gradient_checkpointing=true", "runtime.micro_batch_size=4"]
+    run = Run(load_config(tiny(tmp_path, *overrides)))
+    run.until("report")
+    tables = RunTables.read(run.folder)
+    assert set(tables.asr["state"]) == set(run.graph.states)
+    assert pd.to_numeric(tables.casd["distance"]).notna().all()
+    assert (run.folder / "report.html").is_file()
+
+
+def test_a_capture_costs_next_to_nothing() -> None:
+    """At the shape of Qwen3-0.6B with random weights: at least 0.95 of the tokens a second of the bare forward pass."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+    try:
+        from bench_capture import capture_seconds, random_model
+    finally:
+        sys.path.pop(0)
+    model = random_model(load_config(["model=qwen3_0_6b", "injection=continual"]).model, torch.device(DEVICE))
+    forward, captured = capture_seconds(model, 32, 128, ["resid_post"], 11)
+    assert forward / captured >= 0.95
