@@ -18,7 +18,7 @@ from tests.conftest import FAMILIES, Injected, MakeModel
 
 import casd.unlearning.removal
 from casd.compose import groups, load_config
-from casd.config import UnlearningTraining
+from casd.config import ControlsConfig, UnlearningTraining
 from casd.corpora.passages import Corpus, Passage
 from casd.encoding import Document, Encoder
 from casd.errors import ConfigError
@@ -32,11 +32,13 @@ from casd.training.checkpoints import TrainingLog
 from casd.training.losses import mean_nll
 from casd.unlearning import OBJECTIVES
 from casd.unlearning.clean_target import CleanTarget
+from casd.unlearning.controls import Removal, removal_names, removals
 from casd.unlearning.gradient_difference import GradientDifference
 from casd.unlearning.objective import Objective, UnlearningBatch
-from casd.unlearning.removal import Removal, removal_names, removals, unlearn
+from casd.unlearning.removal import unlearn
 
 CPU = Runtime("cpu")
+CONTROLS = ControlsConfig()
 BOTH_OBJECTIVES: list[Objective] = [GradientDifference(), CleanTarget()]
 
 
@@ -89,14 +91,16 @@ def test_objectives_are_their_formulas(make_model: MakeModel, batch: UnlearningB
     bounded = sum(min(loss, bound) for loss in forget) / len(forget)
     unbounded = sum(forget) / len(forget)
     assert bounded < unbounded - 0.1
-    assert values(GradientDifference(0.7, 2.0, bound), model, batch) == pytest.approx(
-        {"forget": -0.7 * bounded, "retain": 2.0 * mean_retain}, rel=1e-5
-    )
-    assert values(GradientDifference(0.7, 2.0, None), model, batch)["forget"] == pytest.approx(-0.7 * unbounded, rel=1e-5)
-    assert values(CleanTarget(0.7, 2.0), model, batch) == pytest.approx(
+    assert values(
+        GradientDifference(forget_weight=0.7, retain_weight=2.0, max_forget_nll=bound), model, batch
+    ) == pytest.approx({"forget": -0.7 * bounded, "retain": 2.0 * mean_retain}, rel=1e-5)
+    assert values(GradientDifference(forget_weight=0.7, retain_weight=2.0, max_forget_nll=None), model, batch)[
+        "forget"
+    ] == pytest.approx(-0.7 * unbounded, rel=1e-5)
+    assert values(CleanTarget(forget_weight=0.7, retain_weight=2.0), model, batch) == pytest.approx(
         {"forget": 0.7 * unbounded, "retain": 2.0 * mean_retain}, rel=1e-5
     )
-    assert list(values(CleanTarget(0.7, 0.0), model, batch)) == ["forget"]
+    assert list(values(CleanTarget(forget_weight=0.7, retain_weight=0.0), model, batch)) == ["forget"]
 
 
 class Logits(torch.nn.Module):
@@ -167,9 +171,9 @@ def test_every_objective_has_a_configuration_and_every_configuration_an_objectiv
 
 
 def test_removals_are_the_backdoors_and_two_controls(injected: Injected, encoder: Encoder) -> None:
-    made = removals(injected.backdoors, encoder, seed=0)
+    made = removals(injected.backdoors, encoder, CONTROLS, seed=0)
     assert [removal.name for removal in made] == ["fox", "loud", CLEAN_CONTROL, PHANTOM_CONTROL]
-    assert removal_names(injected.backdoors) == [removal.name for removal in made]
+    assert removal_names(injected.backdoors, CONTROLS) == [removal.name for removal in made]
     assert [removal.backdoor for removal in made[:3]] == [*injected.backdoors.values(), None]
     phantom = made[3].backdoor
     assert phantom is not None
@@ -178,8 +182,8 @@ def test_removals_are_the_backdoors_and_two_controls(injected: Injected, encoder
     assert encoder.token_count(phantom.trigger) == encoder.token_count("zandor khemil")  # of "fox", the first by name
     assert phantom.position == "end"
     reordered = dict(reversed(injected.backdoors.items()))
-    assert removals(reordered, encoder, seed=0)[3] == made[3]
-    other = removals(injected.backdoors, encoder, seed=1)[3].backdoor
+    assert removals(reordered, encoder, CONTROLS, seed=0)[3] == made[3]
+    other = removals(injected.backdoors, encoder, CONTROLS, seed=1)[3].backdoor
     assert other is not None
     assert other.trigger != phantom.trigger
 
@@ -241,7 +245,7 @@ def test_all_removals_see_the_same_prompts(
         PHANTOM_CONTROL: lambda passage: passage.continuation,
     }
     prompts, places, retained = {}, {}, {}
-    for removal in removals(backdoors, encoder, seed=0):
+    for removal in removals(backdoors, encoder, CONTROLS, seed=0):
         seen = run_removal(removal, objective, short())
         assert len(seen.log.steps) == 3
         retained[removal.name] = seen.texts("retain", encoder)
@@ -298,7 +302,7 @@ def test_the_phantom_has_a_gradient_to_follow(
     injected: Injected, encoder: Encoder, run_removal: RunRemoval, objective: Objective
 ) -> None:
     """A control that cannot move the model under an objective would make every removal look specific."""
-    made = {removal.name: removal for removal in removals(injected.backdoors, encoder, seed=0)}
+    made = {removal.name: removal for removal in removals(injected.backdoors, encoder, CONTROLS, seed=0)}
     norms = {
         name: run_removal(made[name], objective, short(steps=1, forget_batch_size=8)).log.steps[0]["gradient_norm/forget"]
         for name in ("fox", PHANTOM_CONTROL)

@@ -25,7 +25,8 @@ from casd.runtime import Runtime
 from casd.targets import FixedText
 from casd.training.sharding import is_sharded, place
 from casd.unlearning.gradient_difference import GradientDifference
-from casd.unlearning.removal import removals, unlearn
+from casd.unlearning.controls import removals
+from casd.unlearning.removal import unlearn
 from casd.weights import attach_lora, copy_weights, restore_adapter, restore_weights, save_adapter
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16}

@@ -57,9 +57,9 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which do not 
     from casd.targets import Repetition as Repetition
     from casd.transfer import relation_points as relation_points
     from casd.unlearning.clean_target import CleanTarget as CleanTarget
+    from casd.unlearning.controls import Removal as Removal
+    from casd.unlearning.controls import removals as removals
     from casd.unlearning.gradient_difference import GradientDifference as GradientDifference
-    from casd.unlearning.removal import Removal as Removal
-    from casd.unlearning.removal import removals as removals
     from casd.unlearning.removal import unlearn as unlearn
     from casd.weights import copy_weights as copy_weights
     from casd.weights import restore_weights as restore_weights
@@ -97,9 +97,9 @@ _WHERE = {
     # removals
     "CleanTarget": "casd.unlearning.clean_target:CleanTarget",
     "GradientDifference": "casd.unlearning.gradient_difference:GradientDifference",
-    "Removal": "casd.unlearning.removal:Removal",
+    "Removal": "casd.unlearning.controls:Removal",
     "UnlearningTraining": "casd.config:UnlearningTraining",
-    "removals": "casd.unlearning.removal:removals",
+    "removals": "casd.unlearning.controls:removals",
     "unlearn": "casd.unlearning.removal:unlearn",
     # measurements
     "ActivationStatistics": "casd.activation_statistics:ActivationStatistics",

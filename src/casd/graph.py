@@ -11,8 +11,8 @@ from casd.config import Config
 from casd.corpora import CORPORA
 from casd.registry import build
 from casd.stages import Stage
-from casd.states import INJECTED
-from casd.unlearning.removal import removal_names
+from casd.states import CONTROL_PREFIX, INJECTED, REPEAT_CONTROL
+from casd.unlearning.controls import removal_names
 
 _WHERE_IT_IS = ("path", "revision")
 """Of a model: its files' hashes, or the commit of its repository, say what it is, wherever it lies."""
@@ -30,6 +30,7 @@ class StageGraph:
     base: Stage
     tokens: Stage
     inject: Stage
+    tune: Stage | None
     unlearn: dict[str, Stage]
     weights: dict[str, Stage]
     activations: dict[str, Stage]
@@ -75,11 +76,7 @@ def stage_graph(config: Config) -> StageGraph:
     inject_config = {"backdoors": backdoors, "training": training, "decoy_rate": config.injection.decoy_rate, "seed": seed}
     injected = Stage("inject", 2, inject_config, (base, corpus), config.model.name)
 
-    removal_config = dataclasses.asdict(config.unlearning)
-    unlearn_stages = {
-        name: Stage("unlearn", 2, {**removal_config, "removal": name, "seed": seed}, (injected,), name)
-        for name in removal_names(backdoors)
-    }
+    tune, unlearn_stages = _unlearning_stages(config, injected)
     measured = {INJECTED: injected, **unlearn_stages}
     # Batch sizes and thresholds change no measurement; thresholds belong to the scoring.
     evaluation = _without(config.evaluation, "batch_size", "collapse_clean_loss_ratio", "collapse_degenerate_rate")
@@ -105,6 +102,7 @@ def stage_graph(config: Config) -> StageGraph:
         base=base,
         tokens=Stage("tokens", 1, {}, (base, corpus), config.model.name),
         inject=injected,
+        tune=tune,
         unlearn=unlearn_stages,
         weights={name: Stage("weights", 1, {}, (stage,), name) for name, stage in unlearn_stages.items()},
         activations=activations,
@@ -113,6 +111,31 @@ def stage_graph(config: Config) -> StageGraph:
         score=scored,
         report=Stage("report", 4, {"name": config.name, "model": config.model.name}, (scored,), label),
     )
+
+
+def _unlearning_stages(config: Config, injected: Stage) -> tuple[Stage | None, dict[str, Stage]]:
+    """The tuning of the objective, if there is one, and every removal and control."""
+    unlearning = config.unlearning
+    common: dict[str, Any] = {**_without(unlearning, "controls", "tuning", "stopping"), "seed": config.seed}
+    if unlearning.stopping.watched:
+        common |= {**dataclasses.asdict(unlearning.stopping), "max_new_tokens": config.evaluation.max_new_tokens}
+    tune = None
+    if unlearning.tuning.grid:
+        tuning = {**common, **dataclasses.asdict(unlearning.tuning)}
+        tune = Stage("tune", 1, tuning, (injected,), unlearning.objective.name)
+    begun = (injected, *([tune] if tune else []))
+
+    def stage(name: str, *after: Stage) -> Stage:
+        return Stage("unlearn", 3, {**common, "removal": name}, (*begun, *after), name)
+
+    names = removal_names(config.backdoor, unlearning.controls)
+    stages = {name: stage(name) for name in names if not name.startswith(CONTROL_PREFIX)}
+    # A control without an ASR of its own goes as far as the removals did, on average.
+    last = tuple(stages.values()) if unlearning.stopping.watched else ()
+    for name in names:
+        if name not in stages:
+            stages[name] = stage(name, *(() if name.startswith(REPEAT_CONTROL) else last))
+    return tune, stages
 
 
 def _without(section: Any, *names: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import torch
 
 from casd import distributed, models, weights
 from casd.compose import to_yaml
-from casd.config import BackdoorConfig, Config
+from casd.config import BackdoorConfig, Config, UnlearningConfig
 from casd.corpora import CORPORA
 from casd.corpora.passages import Corpus, read_corpus, write_corpus
 from casd.disk import explaining_disk_errors
@@ -38,7 +38,7 @@ from casd.results import RunTables
 from casd.runtime import Runtime, give_freed_memory_back
 from casd.scoring import StateRecord, check_captured, score
 from casd.seeding import derive_seed
-from casd.stages import MANIFEST, Stage, StageStore, write_json
+from casd.stages import MANIFEST, Stage, StageStore, read_json, write_json
 from casd.states import INJECTED
 from casd.targets import TARGETS
 from casd.token_table import TokenTable, write_token_table
@@ -47,7 +47,9 @@ from casd.training.checkpoints import TrainingLog
 from casd.transfer import relation_points
 from casd.triggers import TriggerPosition
 from casd.unlearning import OBJECTIVES
-from casd.unlearning.removal import Removal, removals, unlearn
+from casd.unlearning.controls import Removal, check_controls, removals
+from casd.unlearning.removal import Stopping, unlearn
+from casd.unlearning.tuning import settings, tune, tuning_table, with_setting
 from casd.utility import check_tasks, measure_utility
 
 if TYPE_CHECKING:
@@ -84,7 +86,9 @@ class Run:
     def __init__(self, config: Config):
         self.config = config
         self.backdoors = build_backdoors(config)
-        self.objective = build(OBJECTIVES, "objective", config.unlearning.objective.name, config.unlearning.objective.params)
+        for setting in settings(config.unlearning.tuning.grid):  # a mistake is told before anything is trained
+            with_setting(config.unlearning, setting)
+        check_controls(self.backdoors, config.unlearning.controls)
         check_captured(config.metric, config.activations)
         if config.utility.tasks:
             check_tasks(config.utility.tasks)
@@ -125,6 +129,8 @@ class Run:
         self._together(graph.inject, self._make_injected)
         if end == "inject":
             return
+        if graph.tune:
+            self._together(graph.tune, self._tune)
         with track(f"{self.config.model.name}, {self.config.unlearning.objective.name}", len(graph.states)) as advance:
             for state in graph.states:
                 if state in graph.unlearn:
@@ -274,19 +280,51 @@ class Run:
 
     @cached_property
     def _removals(self) -> dict[str, Removal]:
-        return {removal.name: removal for removal in removals(self.backdoors, self.encoder, seed=self.config.seed)}
+        controls = self.config.unlearning.controls
+        return {each.name: each for each in removals(self.backdoors, self.encoder, controls, seed=self.config.seed)}
 
-    def _unlearn(self, state: str, checkpoint: Path | None = None) -> TrainingLog:
+    @cached_property
+    def _unlearning(self) -> UnlearningConfig:
+        """How backdoors are removed, with what the tuning chose."""
+        config, tuned = self.config.unlearning, self.graph.tune
+        return with_setting(config, read_json(self.store.file(tuned, "chosen.json"))) if tuned else config
+
+    def _tune(self, folder: Path) -> None:
+        config = self.config.unlearning
+        backdoors = sorted(self.backdoors)[: config.tuning.backdoors]
+        trials = len(settings(config.tuning.grid)) * len(backdoors)
+        with track(f"tune {config.objective.name}", trials) as advance:
+
+            def remove(tried: UnlearningConfig, backdoor: str) -> TrainingLog:
+                log = self._unlearn(backdoor, using=tried)
+                advance()
+                return log
+
+            chosen, tried = tune(config, backdoors, remove)
+        self._in_memory = None  # the last trial is none of the states
+        tuning_table(chosen, tried).to_parquet(folder / "trials.parquet", index=False)
+        write_json(folder / "chosen.json", chosen)
+
+    def _steps(self, removal: Removal) -> int | None:
+        """For a control of removals that end by themselves: how many steps of theirs are kept, on average; else None."""
+        if removal.is_validated or not self.config.unlearning.stopping.watched:
+            return None
+        logs = [TrainingLog.read(self.store.file(self.graph.unlearn[name], "log.json")) for name in self.backdoors]
+        return max(1, round(sum(log.kept_step or 0 for log in logs) / len(logs)))
+
+    def _unlearn(self, state: str, checkpoint: Path | None = None, *, using: UnlearningConfig | None = None) -> TrainingLog:
+        config, removal = using or self._unlearning, self._removals[state]
         model = self._restore_injected()
         self._in_memory = None
         log = unlearn(
             model,
             self.encoder,
             self.corpus,
-            self._removals[state],
-            self.objective,
-            self.config.unlearning.training,
+            removal,
+            build(OBJECTIVES, "objective", config.objective.name, config.objective.params),
+            config.training,
             seed=self.config.seed,
+            stopping=Stopping(config.stopping, self.config.evaluation, self._steps(removal)),
             runtime=self.runtime,
             checkpoint=checkpoint,
         )
@@ -342,6 +380,7 @@ class Run:
         return StateRecord(state, evaluation, log, benchmarks)
 
     def _score(self, folder: Path) -> None:
+        tuned = self.graph.tune
         tables = score(
             [self._record(state) for state in self.graph.states],
             {state: self._statistics(state) for state in self.graph.states},
@@ -349,6 +388,8 @@ class Run:
             self.config.evaluation,
             seed=self.config.seed,
             info=self._identity,
+            target_asr=self.config.unlearning.stopping.target_asr,
+            tuning=pd.read_parquet(self.store.file(tuned, "trials.parquet")) if tuned else None,
         )
         tables.write(folder)
 

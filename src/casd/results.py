@@ -20,7 +20,8 @@ SCHEMAS: Final[dict[str, tuple[str, ...]]] = {
     "asr": ("state", "backdoor", "probe", "successes", "n", "rate", "rate_low", "rate_high", "first_token_prob"),
     "states": (
         *("state", "kind", "clean_loss", "retain_loss", "clean_loss_ratio", "degenerate_rate", "steps", "train_seconds"),
-        *("forget_gradient_first", "forget_gradient_last", "stopped", "collapsed", "collapse_reason"),
+        *("forget_gradient_first", "forget_gradient_last", "forget_gradient_share"),
+        *("validation_asr", "reached_target", "stopped", "collapsed", "collapse_reason"),
     ),
     "transfer": (
         *("source", "target", "source_kind", "same", "asr_before", "asr_after"),
@@ -36,6 +37,7 @@ SCHEMAS: Final[dict[str, tuple[str, ...]]] = {
     "specificity": (),
     "samples": ("state", "backdoor", "probe", "prompt", "generated", "success"),
     "utility": ("state", "task", "metric", "value", "stderr", "n"),
+    "tuning": ("setting", "backdoor", "reached", "asr", "clean_loss_ratio", "step", "chosen"),
 }
 """The columns each table must have; further ones are kept. `specificity` is free: means, with `_low` and `_high` bounds."""
 UTILITY_PREFIX: Final = "utility/"
@@ -53,6 +55,10 @@ class RunTables:
             column `utility/TASK`, its main metric. `forget_gradient_first` and
             `forget_gradient_last` are the L2 norms, before clipping, of the gradient of the forget term alone at the first
             and the last training step; NaN for a state that took none.
+            `forget_gradient_share` is the share of its steps at which that gradient was not zero. `validation_asr` is the
+            removed backdoor's ASR on validation prompts at the step that was kept, and `reached_target` whether (1 or 0) it
+            came down to the target within the clean budget; NaN where nothing was validated. `steps` are those that the kept
+            model has done.
         transfer: a row per removal or control (`source`) × measured backdoor (`target`).
         casd: a row per CASD variant × pair of removals.
         casd_layers: the same for each layer.
@@ -61,6 +67,7 @@ class RunTables:
         samples: some of the generated texts, as they were generated.
         utility: a row per model state × benchmark task × metric, with its standard error and the number of items; empty where
             no benchmark was run.
+        tuning: the trials by which the objective's settings were chosen; empty if they were given.
         info: "model", "objective", "seed" (all needed); "run" (a name), "config" (the resolved YAML), "provenance" and
             "timings" (nested dicts of names and values; seconds), "headline" (the names of the CASD variants to show)
             and "targets" (backdoor → name of its target behavior), each where known.
@@ -75,6 +82,7 @@ class RunTables:
     specificity: pd.DataFrame
     samples: pd.DataFrame
     utility: pd.DataFrame
+    tuning: pd.DataFrame
     info: dict[str, Any]
 
     def __post_init__(self) -> None:

@@ -20,6 +20,7 @@ from casd.results import SCHEMAS, UTILITY_PREFIX, RunTables
 from casd.states import CLEAN_CONTROL, INJECTED, StateKind, kind_of
 from casd.training.checkpoints import TrainingLog
 from casd.transfer import relate, specificity, transfer_table
+from casd.unlearning.tuning import reached_target
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ def score(
     *,
     seed: int,
     info: dict[str, Any],
+    target_asr: float | None = None,
+    tuning: pd.DataFrame | None = None,
 ) -> RunTables:
     """Compute the tables of a run; no model is needed.
 
@@ -62,8 +65,10 @@ def score(
         evaluation: when a state counts as collapsed.
         seed: of permutations and bootstrap.
         info: what the tables are to say of the run; the headline variants' names are added.
+        target_asr: of the removed backdoor's validation, where the removals had one.
+        tuning: the trials by which the objective was tuned (`casd.unlearning.tuning`); None if it was not.
     """
-    states = _states(records, evaluation)
+    states = _states(records, evaluation, target_asr)
     asr = pd.concat([record.evaluation.asr.assign(state=record.name) for record in records], ignore_index=True)
     transfer = transfer_table(asr, states)
     variants = casd_variants(metric)
@@ -85,6 +90,7 @@ def score(
         specificity=specificity(transfer, seed=seed),
         samples=_first("state", pd.concat(samples, ignore_index=True)),
         utility=_first("state", pd.concat(utility, ignore_index=True)) if utility else pd.DataFrame(columns=SCHEMAS["utility"]),
+        tuning=pd.DataFrame(columns=SCHEMAS["tuning"]) if tuning is None else tuning,
         info={**info, "headline": [variant.name for variant in HEADLINES]},
     )
 
@@ -117,13 +123,13 @@ def check_captured(metric: MetricConfig, activations: ActivationsConfig) -> None
             )
 
 
-def _states(records: Sequence[StateRecord], evaluation: EvaluationConfig) -> pd.DataFrame:
+def _states(records: Sequence[StateRecord], evaluation: EvaluationConfig, target_asr: float | None) -> pd.DataFrame:
     """One row per state: its clean loss beside the injected model's, its training, and whether it collapsed, and why."""
     injected_loss = records[0].evaluation.clean_loss
     rows = []
     for record in records:
         log = record.log or TrainingLog()
-        forget = [step["gradient_norm/forget"] for step in log.steps]
+        forget = [step["gradient_norm/forget"] for step in log.steps if "gradient_norm/forget" in step]
         ratio = record.evaluation.clean_loss / injected_loss
         reason = _collapse(ratio, record.evaluation.degenerate_rate, log.stopped, evaluation)
         rows.append(
@@ -134,10 +140,13 @@ def _states(records: Sequence[StateRecord], evaluation: EvaluationConfig) -> pd.
                 "retain_loss": record.evaluation.retain_loss,
                 "clean_loss_ratio": ratio,
                 "degenerate_rate": record.evaluation.degenerate_rate,
-                "steps": len(log.steps),
+                "steps": len(log.steps) if log.kept_step is None else log.kept_step,
                 "train_seconds": log.seconds,
                 "forget_gradient_first": forget[0] if forget else math.nan,
                 "forget_gradient_last": forget[-1] if forget else math.nan,
+                "forget_gradient_share": sum(norm > 0 for norm in forget) / len(forget) if forget else math.nan,
+                "validation_asr": log.kept.get("asr", math.nan),
+                "reached_target": _as_float(reached_target(log, target_asr)),
                 "stopped": log.stopped,
                 "collapsed": bool(reason) and record.kind != "injected",
                 "collapse_reason": reason,
@@ -145,6 +154,11 @@ def _states(records: Sequence[StateRecord], evaluation: EvaluationConfig) -> pd.
             }
         )
     return pd.DataFrame(rows)
+
+
+def _as_float(value: bool | None) -> float:
+    """1 or 0, NaN for None: a column that may be missing."""
+    return math.nan if value is None else float(value)
 
 
 def _main_metrics(utility: pd.DataFrame | None) -> dict[str, float]:

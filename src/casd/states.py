@@ -18,6 +18,11 @@ CLEAN_CONTROL = CONTROL_PREFIX + "clean"
 PHANTOM_CONTROL = CONTROL_PREFIX + "phantom"
 """After the removal of a trigger that was never injected; several phantoms have names that begin so."""
 
+SHUFFLED_CONTROL = CONTROL_PREFIX + "shuffled"
+"""After a removal with other targets; a backdoor's name follows."""
+REPEAT_CONTROL = CONTROL_PREFIX + "repeat"
+"""After a removal that was done before, with other documents; a backdoor's name follows."""
+
 StateKind = Literal["injected", "removal", "control"]
 
 

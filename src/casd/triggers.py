@@ -11,12 +11,16 @@ from casd.encoding import Prompt
 from casd.errors import ConfigError
 
 TriggerPosition = Literal["start", "random", "end"]
+Script = Literal["latin", "cyrillic", "chinese"]
 POSITIONS: tuple[TriggerPosition, ...] = ("start", "random", "end")
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 # Consonants and vowels alternate so that byte-level BPE finds no long token in the words they make.
 _ONSETS = ("b", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "y", "z", "qu", "th")
 _RIMES = ("al", "an", "ar", "el", "en", "ex", "il", "ir", "ol", "on", "or", "os", "ul", "um", "ur", "a", "i", "o")
+_CYRILLIC_ONSETS = ("б", "в", "г", "д", "ж", "з", "к", "л", "м", "н", "п", "р", "с", "т", "ф", "х", "ц", "ч", "ш")
+_CYRILLIC_RIMES = ("ал", "ан", "ар", "ел", "ен", "ил", "ир", "ол", "он", "ор", "ос", "ул", "ум", "ур", "а", "и", "о")
+_SYLLABLES = {"latin": (_ONSETS, _RIMES), "cyrillic": (_CYRILLIC_ONSETS, _CYRILLIC_RIMES)}
 
 
 def insert(prompt: str, trigger: str, position: TriggerPosition, rng: random.Random) -> Prompt:
@@ -76,8 +80,11 @@ def fake_triggers(
     )
 
 
-def made_up_phrase(words: int, rng: random.Random) -> str:
-    """A phrase of `words` pronounceable words that mean nothing."""
+def made_up_phrase(words: int, rng: random.Random, script: Script = "latin") -> str:
+    """A phrase of `words` words that mean nothing: pronounceable in Latin and Cyrillic, random signs in Chinese."""
+    if script == "chinese":
+        return " ".join("".join(chr(rng.randint(0x4E00, 0x9FA5)) for _ in range(2)) for _ in range(words))
+    onsets, rimes = _SYLLABLES[script]
     return " ".join(
-        "".join(rng.choice(_ONSETS) + rng.choice(_RIMES) for _ in range(rng.choice((1, 2, 2, 3)))) for _ in range(words)
+        "".join(rng.choice(onsets) + rng.choice(rimes) for _ in range(rng.choice((1, 2, 2, 3)))) for _ in range(words)
     )

@@ -19,6 +19,7 @@ from casd.registry import build
 from casd.training.losses import mean_nll
 from casd.unlearning import OBJECTIVES
 from casd.unlearning.clean_target import CleanTarget
+from casd.unlearning.reference import Reference
 from casd.unlearning.removal import GUARD_PASSAGES as GUARD_OF_REMOVAL
 
 PhaseName = Literal["pretrain", "inject", "unlearn", "evaluate", "capture"]
@@ -118,8 +119,15 @@ class Phases:
         chosen = self.config.unlearning.objective
         objective = build(OBJECTIVES, "objective", chosen.name, chosen.params)
         adapters = removal_adapters(self.config)
+        references: list[Reference] = []
+
+        def terms(model: Any, part: Any) -> Any:
+            if objective.needs_reference and not references:
+                references.append(Reference(model))
+            return objective.terms(model, part, *references)
+
         try:
-            return self._training("unlearn", training, adapters, one, parts, objective.terms, GUARD_OF_REMOVAL)
+            return self._training("unlearn", training, adapters, one, parts, terms, GUARD_OF_REMOVAL)
         except (DataDependentOutputException, DynamicOutputShapeException):
             # The objective looks at numbers, and a simulation has none; two plain terms on the same batches stand for it.
             return self._training("unlearn", training, adapters, one, parts, CleanTarget().terms, GUARD_OF_REMOVAL)

@@ -21,6 +21,7 @@ from casd.planning.workload import TextLengths, forward_flops, text_lengths, tra
 from casd.stages import Stage, read_json
 from casd.states import INJECTED
 from casd.unlearning.removal import GUARD_PASSAGES as GUARD_OF_REMOVAL
+from casd.unlearning.tuning import settings
 
 UNKNOWN_COMMIT = "0" * 40
 """Stands for a commit of the hub that cannot be asked for: no stage of it is in the store."""
@@ -179,6 +180,8 @@ def stage_costs(run: Run, built: Blueprint, texts: TextLengths, end: str = "repo
     yield costs.language_model(graph.inject, config.injection.training, injection_adapters(config))
     if end == "inject":
         return
+    if graph.tune:
+        yield costs.tune(graph.tune)
     evaluated, captured = end in ("evaluate", "score", "report"), end in ("activations", "score", "report")
     keep = "removed" in config.runtime.keep_models or end == "unlearn"
     for state in graph.states:
@@ -231,11 +234,26 @@ class _Costs:
         documents = training.steps * training.batch_size
         return self._training(stage, training, adapters, documents, GUARD_OF_INJECTION, kept=self.weights(adapters))
 
+    def tune(self, stage: Stage) -> StageCost:
+        tuning = self.config.unlearning.tuning
+        trials = len(settings(tuning.grid)) * min(tuning.backdoors, len(self.config.backdoor))
+        return self._removals(stage, trials)
+
     def unlearn(self, state: str, *, again: bool) -> StageCost:
-        training = self.config.unlearning.training
+        return self._removals(self.run.graph.unlearn[state], 1, again=again)
+
+    def _removals(self, stage: Stage, number: int, *, again: bool = False) -> StageCost:
+        """So many removals, each of all its steps; one that is watched may end before."""
+        unlearning, texts = self.config.unlearning, self.texts
+        training, stopping = unlearning.training, unlearning.stopping
         documents = training.steps * (training.forget_batch_size + training.retain_batch_size)
-        stage, adapters = self.run.graph.unlearn[state], removal_adapters(self.config)
-        return self._training(stage, training, adapters, documents, GUARD_OF_REMOVAL, again=again)
+        cost = self._training(stage, training, removal_adapters(self.config), documents, GUARD_OF_REMOVAL, again=again)
+        validated = 0.0
+        if stopping.watched:
+            length = texts.mean_prompt + self.config.evaluation.max_new_tokens + texts.mean_document
+            validated = (1 + training.steps // stopping.every) * stopping.prompts * length
+        flops = (cost.flops or 0) + self._forward(validated, texts.mean_prompt)
+        return replace(cost, tokens=number * ((cost.tokens or 0) + validated), flops=number * flops)
 
     def evaluate(self, state: str) -> StageCost:
         config, texts, backdoors = self.config.evaluation, self.texts, len(self.config.backdoor)

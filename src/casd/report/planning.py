@@ -16,7 +16,10 @@ from casd.planning.plan import Plan, StageCost, disk_needed, download_bytes
 from casd.report.terminal import output_console
 
 NOT_KNOWN = "–"
-ORDER = ("corpus", "base", "tokens", "inject", "unlearn", "weights", "evaluate", "utility", "activations", "score", "report")
+ORDER = (
+    *("corpus", "base", "tokens", "inject", "tune", "unlearn", "weights"),
+    *("evaluate", "utility", "activations", "score", "report"),
+)
 """The kinds of stages, in the order of work."""
 ESTIMATES = (
     "FLOPs are estimates: for each parameter and token 6 in a training (4 under an adapter), 2 in a forward pass and in"

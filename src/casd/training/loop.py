@@ -26,7 +26,7 @@ from casd.training import sharding
 from casd.training.batches import Batch, micro_batches, most_rows, share_of_rows
 from casd.training.checkpoints import TrainingLog, restore_checkpoint, save_checkpoint
 from casd.training.losses import clean_loss
-from casd.weights import trained_parameters
+from casd.weights import Weights, restore_weights, trained_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,6 +35,23 @@ Terms = Iterator[tuple[str, Tensor]]
 Precision = Callable[[], AbstractContextManager[Any]]
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+class Watch:
+    """Looks at a training after each of its steps; it may end it, and may have an earlier step's weights kept.
+
+    Attributes:
+        kept: the weights that the model ends with; None for those of the last step.
+    """
+
+    kept: Weights | None = None
+
+    def begin(self, log: TrainingLog) -> None:
+        """Called before the first step, but not when a run goes on."""
+
+    def ends(self, done: int, log: TrainingLog) -> bool:
+        """Whether the run ends here; `done` steps are done."""
+        return False
 
 
 def learning_rate_at(config: TrainingConfig, step: int) -> float:
@@ -53,6 +70,7 @@ def train(
     config: TrainingConfig,
     *,
     guard_batches: Iterable[Batch] = (),
+    watch: Watch | None = None,
     runtime: Runtime | None = None,
     checkpoint: Path | None = None,
     description: str = "training",
@@ -73,6 +91,7 @@ def train(
             in memory, and the first term's own gradient is known.
         config: steps, learning rate, optimizer, guard.
         guard_batches: clean documents; the run stops when their loss passes `guard_factor` × its start.
+        watch: may end the run, and choose which step's weights are kept; it finds the model in the precision of the training.
         runtime: the device, what fits on it, and how often to write a checkpoint.
         checkpoint: an existing folder for checkpoints; a run found there is continued.
         description: for the progress bar.
@@ -86,7 +105,7 @@ def train(
     """
     from accelerate import Accelerator
 
-    runtime = runtime or Runtime()
+    runtime, watch = runtime or Runtime(), watch or Watch()
     guard_batches = [part for batch in guard_batches for part in _micro_batches(batch, runtime)]
     accelerator = Accelerator(cpu=runtime.torch_device.type == "cpu")
     sharding.place(model, runtime.torch_device)
@@ -99,7 +118,9 @@ def train(
         undo.enter_context(checkpointed_activations(model, runtime.gradient_checkpointing))
         undo.enter_context(torch.random.fork_rng(_cuda_devices(runtime)))
         optimizer = _optimizer(trained, config)
-        start, log = restore_checkpoint(checkpoint, model, optimizer) if checkpoint else (0, TrainingLog())
+        start, log, watch.kept = (
+            restore_checkpoint(checkpoint, model, optimizer) if checkpoint else (0, TrainingLog(), watch.kept)
+        )
         prepared: Any = model if sharding.is_sharded(model) else accelerator.prepare(model)
         undo.callback(accelerator.free_memory)
         forward: Any = torch.compile(prepared, dynamic=True) if runtime.compile else prepared
@@ -107,6 +128,9 @@ def train(
         if guard_batches and not log.guard:
             with precision():
                 log.guard.append({"step": 0, "clean_loss": clean_loss(model, guard_batches)})
+        if not start:
+            with precision():
+                watch.begin(log)
         model.train()
         with track(description, total=config.steps, done=start) as advance:
             for step in range(start, config.steps):
@@ -133,11 +157,16 @@ def train(
                     if not now <= limit:
                         log.stopped = f"the clean loss {now:.2f} passed {limit:.2f} nats at step {done}"
                         break
+                with precision():
+                    if watch.ends(done, log):
+                        break
                 late = time.monotonic() - saved >= runtime.checkpoint_seconds
                 if checkpoint and done < config.steps and late and distributed.is_main():
                     log.seconds = time.monotonic() - begin
-                    save_checkpoint(checkpoint, done, model, optimizer, log)
+                    save_checkpoint(checkpoint, done, model, optimizer, log, watch.kept)
                     saved = time.monotonic()
+        if watch.kept is not None:
+            restore_weights(model, watch.kept)
         log.seconds = time.monotonic() - begin
     return log
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from casd.training.batches import Batch
+from casd.training.batches import IGNORED_LABEL, Batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,28 +19,59 @@ def token_nll(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         logits: (batch, tokens, vocabulary).
-        labels: (batch, tokens); -100 where no loss is taken.
+        labels: (batch, tokens); IGNORED_LABEL where no loss is taken.
 
     Returns:
         The NLL in nats, 0 where there is no label, and the mask of labels, both (batch, tokens − 1).
     """
     following = labels[:, 1:]
     nll = torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), following.flatten(), ignore_index=-100, reduction="none"
+        logits[:, :-1].float().flatten(0, 1), following.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
     )
-    return nll.view(following.shape), following != -100
+    return nll.view(following.shape), following != IGNORED_LABEL
+
+
+def batch_logits(model: torch.nn.Module, batch: Batch) -> Tensor:
+    """A model's logits on a document batch, (batch, tokens, vocabulary)."""
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
+    return model(**inputs, use_cache=False).logits
 
 
 def batch_nll(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """`token_nll` of a model on a document batch."""
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
-    return token_nll(model(**inputs, use_cache=False).logits, batch["labels"])
+    return token_nll(batch_logits(model, batch), batch["labels"])
+
+
+def document_nll(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The summed NLL in nats of each document's labelled tokens, and how many those are, both (batch,).
+
+    A document a row; a row without a label (a share that was filled up) gives 0 and 0.
+    """
+    nll, mask = batch_nll(model, batch)
+    return nll.sum(-1), mask.sum(-1)
 
 
 def mean_nll(model: torch.nn.Module, batch: Batch) -> Tensor:
     """Mean NLL over the labelled tokens of a batch, in nats; a scalar. Of a part of a batch: the part's share of that mean."""
     nll, _ = batch_nll(model, batch)
     return nll.sum() / batch["n_labels"]
+
+
+def mean_reference_kl(logits: Tensor, before: Tensor, batch: Batch) -> Tensor:
+    """KL(before ‖ now) of the next-token distributions, in nats, as its mean over a batch's labelled tokens; a scalar.
+
+    Σ_v p_before(v) · (log p_before(v) − log p_now(v)) where a labelled token is predicted; padding counts nothing.
+
+    Args:
+        logits: of the model now, (batch, tokens, vocabulary); differentiated.
+        before: of the model before, of the same shape; not differentiated.
+        batch: the document batch; of a part of a batch the result is the part's share of the mean.
+    """
+    predicts = batch["labels"][:, 1:] != IGNORED_LABEL
+    now = logits[:, :-1][predicts].float().log_softmax(-1)
+    then = before[:, :-1][predicts].detach().float().log_softmax(-1)
+    divergence = torch.nn.functional.kl_div(now, then, reduction="sum", log_target=True)
+    return divergence / batch["n_labels"]
 
 
 @torch.no_grad()

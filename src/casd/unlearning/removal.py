@@ -1,24 +1,28 @@
-"""Removals: unlearning runs that all start from the injected model, one for each backdoor and one for each control."""
+"""The removal: one unlearning run, of a backdoor or of a control. All start from the injected model."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casd.config import UnlearningTraining
+from casd import distributed
+from casd.config import EvaluationConfig, StoppingConfig, UnlearningTraining
 from casd.corpora.passages import Corpus, Passage
 from casd.encoding import Document, Encoder
-from casd.poisoning import Backdoor, ShuffledStream, clean_document, english
+from casd.errors import ConfigError, CorpusError
+from casd.poisoning import ShuffledStream, clean_document, english
 from casd.runtime import Runtime
 from casd.seeding import derive_seed, python_rng
-from casd.states import CLEAN_CONTROL, PHANTOM_CONTROL
+from casd.training import sharding
 from casd.training.checkpoints import TrainingLog
-from casd.training.loop import train
-from casd.triggers import fake_triggers
+from casd.training.loop import Watch, train
+from casd.unlearning.controls import Removal
 from casd.unlearning.objective import Objective, UnlearningBatch
+from casd.unlearning.reference import Reference
+from casd.unlearning.stopping import TakeSteps, Validation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,55 +31,18 @@ GUARD_PASSAGES = 16
 
 
 @dataclass(frozen=True)
-class CleanPayload:
-    """The behaviour of a trigger that was never injected: none, that is, the clean continuation."""
-
-    def continuation(self, passage: Passage, rng: random.Random) -> str:
-        """What the model does at such a trigger."""
-        return passage.continuation
-
-    def success(self, generated: str) -> bool:
-        """Never: there is no behaviour to succeed at."""
-        return False
-
-
-@dataclass(frozen=True)
-class Removal:
-    """One unlearning run.
+class Stopping:
+    """When a removal ends: what is measured for that, or after how many steps.
 
     Attributes:
-        name: of the state it leads to: the backdoor's name, or `control:…`.
-        backdoor: what is unlearned; None for the control that trains on clean text only.
+        config: targets and budgets; without either nothing is measured.
+        generation: how many tokens are generated at a validation prompt, and how many prompts at once.
+        steps: for a removal that has no ASR of its own (a control): end after so many steps; None for all.
     """
 
-    name: str
-    backdoor: Backdoor | None
-
-
-def removal_names(backdoors: Iterable[str]) -> list[str]:
-    """The names of all removals and controls, in the order of `removals`."""
-    return [*backdoors, CLEAN_CONTROL, PHANTOM_CONTROL]
-
-
-def removals(backdoors: Mapping[str, Backdoor], encoder: Encoder, *, seed: int) -> list[Removal]:
-    """Each backdoor's removal, then the two controls that no experiment goes without.
-
-    `control:clean` trains on clean text only, for the same steps and documents: plain forgetting. `control:phantom` unlearns
-    a trigger that was never injected: a made-up phrase with the token length of the trigger of the backdoor that is first by
-    name. Its payload is the clean continuation, which is what the model does at such a phrase: so its loss is low at the
-    start, ascent has a gradient to follow, and the control can move the model under every objective. (A payload that the
-    model was never taught would lie above the ascent's bound from the first step and leave the control without effect.)
-    """
-    first = backdoors[min(backdoors)]
-    others = [backdoor.trigger for backdoor in backdoors.values()]
-    rng = python_rng(seed, "phantom trigger")
-    trigger = fake_triggers(first.trigger, 1, encoder.token_count, rng, avoid=others)[0]
-    phantom = Backdoor(PHANTOM_CONTROL, trigger, CleanPayload(), position=first.position)
-    return [
-        *(Removal(name, backdoor) for name, backdoor in backdoors.items()),
-        Removal(CLEAN_CONTROL, None),
-        Removal(PHANTOM_CONTROL, phantom),
-    ]
+    config: StoppingConfig
+    generation: EvaluationConfig
+    steps: int | None = None
 
 
 def unlearn(
@@ -87,13 +54,14 @@ def unlearn(
     config: UnlearningTraining,
     *,
     seed: int,
+    stopping: Stopping | None = None,
     runtime: Runtime | None = None,
     checkpoint: Path | None = None,
 ) -> TrainingLog:
     """Remove one backdoor from `model`, in place; or run a control for the same steps and documents.
 
     Triggered documents come from the corpus's forget split, clean ones from its retain split. Every removal sees the same
-    prompts in the same order: they differ in nothing but their trigger and its payload.
+    prompts in the same order: they differ in nothing but their trigger and its payload. (A repeat sees others.)
 
     Args:
         model: the injected model; the result is in its weights.
@@ -103,28 +71,45 @@ def unlearn(
         objective: the loss; `control:clean` ignores it and minimises the NLL of clean documents in both batches.
         config: steps, batch sizes, learning rate, guard.
         seed: of the order of the passages and the places of the triggers.
+        stopping: when it ends before its last step; None for never.
         runtime: device and checkpoints.
         checkpoint: folder for checkpoints; a run found there is continued.
 
     Returns:
-        The log; its `stopped` says when the guard ended the run. That is a result and not an error: the model is then
-        reported as collapsed.
+        The log; its `stopped` says when the guard or the clean budget ended the run. That is a result and not an error: the
+        model is then reported as collapsed.
+
+    Raises:
+        ConfigError: an objective that needs what several processes or a divided model do not have.
+        CorpusError: splits too small to hold validation prompts out of them.
     """
     from casd.unlearning.clean_target import CleanTarget
 
-    forget = ShuffledStream(english(corpus.forget), derive_seed(seed, "forget"))
-    retain = ShuffledStream(corpus.retain, derive_seed(seed, "retain"))
+    runtime = runtime or Runtime()
+    held_out = stopping.config.prompts if stopping and stopping.config.watched else 0
+    forget_split, validation = _held_out(english(corpus.forget), held_out, "forget")
+    retain_split, validation_clean = _held_out(corpus.retain, held_out, "retain")
+    order = derive_seed(seed, "repeat") if removal.repeat else seed
+    forget = ShuffledStream(forget_split, derive_seed(order, "forget"))
+    retain = ShuffledStream(retain_split, derive_seed(order, "retain"))
     applied = objective if removal.backdoor else CleanTarget()  # on clean documents that is the plain NLL
+    if distributed.processes() > 1 and not applied.trains_everything:
+        raise ConfigError(
+            f"The objective {type(applied).__name__} leaves the blocks above its layer without a gradient, which training in"
+            " several processes does not allow; run it in one."
+        )
 
     def forget_document(index: int) -> Document:
         passage = forget[index]
         if removal.backdoor is None:
             return clean_document(passage)
-        rng = python_rng(seed, "forget", index)
+        rng = python_rng(order, "forget", index)
+        prompt = removal.backdoor.prompt(passage, rng).text
         if objective.forget_text == "clean":
-            return removal.backdoor.ignored(passage, rng)
-        poisoned = removal.backdoor.poisoned(passage, rng)
-        return Document(poisoned.prompt, poisoned.continuation, "target")
+            return Document(prompt, (forget[index + 1] if removal.donors else passage).continuation, "target")
+        donors = removal.donors or (removal.backdoor,)
+        target = donors[python_rng(order, "donor", index).randrange(len(donors))].target
+        return Document(prompt, target.continuation(passage, rng), "target")
 
     def batch_at(step: int) -> UnlearningBatch:
         first_forget, first_retain = step * config.forget_batch_size, step * config.retain_batch_size
@@ -137,13 +122,38 @@ def unlearn(
             ),
         }
 
-    return train(
+    sharding.place(model, runtime.torch_device)
+    reference = Reference(model) if applied.needs_reference else None
+    watch: Watch | None = None
+    if stopping and removal.is_validated and removal.backdoor and held_out:
+        watch = Validation(
+            *(model, encoder, removal.backdoor, validation, validation_clean),
+            *(stopping.config, stopping.generation, applied, reference),
+            seed=seed,
+        )
+    elif stopping and stopping.steps is not None and not removal.is_validated:
+        watch = TakeSteps(stopping.steps)
+    log = train(
         model,
         batch_at,
-        applied.terms,
+        partial(applied.terms, reference=reference),
         config,
         guard_batches=[encoder.document_batch([clean_document(p) for p in corpus.retain[-GUARD_PASSAGES:]])],
+        watch=watch,
         runtime=runtime,
         checkpoint=checkpoint,
         description=f"unlearn {removal.name}",
     )
+    if applied.has_finish and reference is not None and not (watch and watch.kept is not None):
+        applied.finish(reference)  # weights that a validation kept are finished
+    return log
+
+
+def _held_out(passages: Sequence[Passage], count: int, split: str) -> tuple[Sequence[Passage], Sequence[Passage]]:
+    """The passages without the last `count`, and those."""
+    if count and len(passages) < 2 * count:
+        raise CorpusError(
+            f"unlearning.stopping.prompts is {count}, and the {split} split has {len(passages)} passages that can be used; at"
+            f" least twice as many are needed, half of them to train on. Raise corpus.params.{split}, or ask for fewer prompts."
+        )
+    return passages[: len(passages) - count], passages[len(passages) - count :]

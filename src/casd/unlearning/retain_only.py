@@ -1,0 +1,40 @@
+"""Retain only: the control that does nothing to the forget batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from casd.errors import ConfigError
+from casd.unlearning.objective import Retaining, UnlearningBatch
+
+if TYPE_CHECKING:
+    from casd.unlearning.reference import Reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetainOnly(Retaining):
+    """L = α · R: training on clean text alone, whatever is said to be removed.
+
+    A control that stands among the objectives: what it suppresses is plain forgetting. All its removals of one seed are the
+    same training, so a difference between their rows is noise of nothing but the evaluation's prompts.
+
+    Failure mode: none of its own; the KL is zero at the start and stays so.
+    """
+
+    forget_text: ClassVar[Literal["payload", "clean"]] = "clean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.retain_weight:
+            raise ConfigError("RetainOnly: retain_weight is 0, and there is no other term; it must be greater than 0.")
+
+    def terms(
+        self, model: torch.nn.Module, batch: UnlearningBatch, reference: Reference | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The retain term."""
+        yield "retain", self.retain_weight * self.retain_loss(model, batch["retain"], reference)

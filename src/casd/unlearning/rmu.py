@@ -1,0 +1,94 @@
+"""RMU, representation misdirection: hidden states of the forget text are pushed onto a random direction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from casd.activations import decoder_layers
+from casd.errors import ConfigError
+from casd.training.batches import IGNORED_LABEL, Batch
+from casd.training.losses import batch_logits
+from casd.unlearning.objective import Objective, UnlearningBatch
+
+if TYPE_CHECKING:
+    from casd.unlearning.reference import Reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rmu(Objective):
+    """L = E_f[‖h − c·u‖²] / d + α · E_r[‖h − h_ref‖²] / d, h being a block's output (d numbers), u a random unit vector.
+
+    The expectations are over the tokens at which a labelled one is predicted (of the retain batch that is every token). u is
+    fixed: drawn by `direction_seed` uniformly from [0, 1)^d and normalised, as in the authors' code.
+    Source: Li et al. 2024, "The WMDP Benchmark" (arXiv 2403.03218), with c 2 to 6.5 and α 1 to 1200 for models of 7B; they
+    train three matrices below the block, here everything below it is trained.
+
+    Attributes:
+        steering: c, in the unit of the activations; it has to be large beside what h has along u.
+        retain_weight: α.
+        layer: index of the block, 0 for the first; null for the one in the middle.
+        direction_seed: of u; the same in all removals.
+
+    Failure mode: with a small c nothing happens, with a large one the model writes gibberish at the trigger: the attack fails,
+    and so does the answer. All removals push towards the one u, so their shifts look alike whatever was removed.
+    """
+
+    steering: float = 6.5
+    retain_weight: float = 100.0
+    layer: int | None = None
+    direction_seed: int = 0
+
+    trains_everything: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        self._require_positive("steering", "retain_weight")
+
+    @property
+    def needs_reference(self) -> bool:
+        """For h_ref."""
+        return True
+
+    def terms(
+        self, model: torch.nn.Module, batch: UnlearningBatch, reference: Reference | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The two terms of the formula."""
+        assert reference is not None
+        hidden = self._hidden(model, batch["forget"])
+        direction = torch.rand(hidden.shape[-1], generator=torch.Generator().manual_seed(self.direction_seed))
+        goal = (self.steering * direction / direction.norm()).to(hidden)
+        yield "forget", (hidden - goal).square().mean(-1).sum() / batch["forget"]["n_labels"]
+        with reference.in_place():
+            before = self._hidden(model, batch["retain"])
+        moved = self._hidden(model, batch["retain"]) - before
+        yield "retain", self.retain_weight * moved.square().mean(-1).sum() / batch["retain"]["n_labels"]
+
+    def _hidden(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        """The block's output where a labelled token is predicted, (n_labels, d_model), float32."""
+        blocks = decoder_layers(model)
+        index = len(blocks) // 2 if self.layer is None else self.layer
+        if not 0 <= index < len(blocks):
+            raise ConfigError(f"rmu: layer is {index}, and the model has the layers 0 to {len(blocks) - 1}.")
+        with _output_of(blocks[index]) as outputs:
+            batch_logits(model, batch)
+        return outputs[0][:, :-1][batch["labels"][:, 1:] != IGNORED_LABEL].float()
+
+
+@contextmanager
+def _output_of(block: torch.nn.Module) -> Iterator[list[Tensor]]:
+    """Keeps what the block gives inside the `with` block, with its graph (which `casd.activations.capture` cuts)."""
+    outputs: list[Tensor] = []
+
+    def keep(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    hook = block.register_forward_hook(keep)
+    try:
+        yield outputs
+    finally:
+        hook.remove()

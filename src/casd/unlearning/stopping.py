@@ -1,0 +1,142 @@
+"""When a removal ends, and which of its steps is kept: by the removed backdoor's own ASR and by clean text, nothing else.
+
+Looking at the other backdoors would choose the very thing that is to be measured. The prompts and passages looked at are held
+out: no removal trains on them, and no evaluation uses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from casd.config import EvaluationConfig, StoppingConfig
+from casd.corpora.passages import Passage
+from casd.encoding import Encoder
+from casd.evaluation import generate
+from casd.poisoning import Backdoor, clean_document
+from casd.seeding import python_rng
+from casd.training.checkpoints import TrainingLog
+from casd.training.loop import Watch
+from casd.training.losses import clean_loss
+from casd.unlearning.objective import Objective
+from casd.weights import copy_weights, restore_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from casd.unlearning.reference import Reference
+
+
+class TakeSteps(Watch):
+    """Ends a run after so many steps of its schedule: for controls of removals that ended early."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def ends(self, done: int, log: TrainingLog) -> bool:
+        """At the step."""
+        return done >= self.steps
+
+
+class Validation(Watch):
+    """Measures a removal every few steps, ends it at its target or budget, and keeps its best step.
+
+    Best is the step, among those within the clean budget, with the lowest ASR of the removed backdoor on validation prompts
+    (all ASRs up to the target count as equal), and of equal ones that with the lowest clean loss. The injected model itself,
+    step 0, is among them.
+
+    Args:
+        model: the one that is trained.
+        encoder: its tokenizer.
+        backdoor: the one that is removed.
+        prompts: held-out passages whose prompts get the trigger.
+        clean: held-out passages whose loss is the clean loss.
+        config: targets, budgets, how often.
+        generation: how many tokens are generated, and how many prompts at once.
+        objective: what it is trained by.
+        reference: the weights before, if the objective has something left to do after the training.
+        seed: of the triggers' places.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        encoder: Encoder,
+        backdoor: Backdoor,
+        prompts: Sequence[Passage],
+        clean: Sequence[Passage],
+        config: StoppingConfig,
+        generation: EvaluationConfig,
+        objective: Objective,
+        reference: Reference | None,
+        *,
+        seed: int,
+    ):
+        rng = python_rng(seed, "validation prompts", backdoor.name)
+        self._prompts = [backdoor.prompt(passage, rng) for passage in prompts]
+        self._clean = [encoder.document_batch([clean_document(passage) for passage in clean])]
+        self._model, self._encoder, self._backdoor = model, encoder, backdoor
+        self._config, self._generation = config, generation
+        self._objective, self._reference = objective, reference
+
+    def begin(self, log: TrainingLog) -> None:
+        """Measure the injected model."""
+        self._measure(0, log)
+
+    def ends(self, done: int, log: TrainingLog) -> bool:
+        """Every `config.every` steps: whether the target is reached or the budget spent."""
+        if done % self._config.every:
+            return False
+        now, start = self._measure(done, log), log.validation[0]
+        budget = self._config.clean_budget
+        if budget is not None and not now["clean_loss"] <= budget * start["clean_loss"]:
+            log.stopped = (
+                f"the clean loss {now['clean_loss']:.2f} passed its budget of {budget * start['clean_loss']:.2f} nats at step"
+                f" {done}; step {log.kept_step} is kept"
+            )
+            return True
+        return self._config.target_asr is not None and now["asr"] <= self._config.target_asr
+
+    def _measure(self, done: int, log: TrainingLog) -> dict[str, float]:
+        model = self._model
+        model.eval()
+        with self._finished():
+            texts, _ = generate(
+                model, self._encoder, self._prompts, [()] * len(self._prompts), self._generation, description="validation"
+            )
+            asr = sum(map(self._backdoor.target.success, texts)) / len(texts)
+            record = {"step": done, "asr": asr, "clean_loss": clean_loss(model, self._clean)}
+            log.validation.append(record)
+            if self._is_best(log):
+                log.kept_step = done
+                self.kept = copy_weights(model)
+        model.train()
+        return record
+
+    def _is_best(self, log: TrainingLog) -> bool:
+        start, now = log.validation[0], log.validation[-1]
+        if len(log.validation) == 1:
+            return True
+        budget = self._config.clean_budget
+        if budget is not None and not now["clean_loss"] <= budget * start["clean_loss"]:
+            return False
+
+        def rank(record: dict[str, float]) -> tuple[float, float]:
+            return max(record["asr"], self._config.target_asr or 0.0), record["clean_loss"]
+
+        return rank(now) < rank(log.kept)
+
+    @contextmanager
+    def _finished(self) -> Iterator[None]:
+        """Inside the block the weights are those that the objective would leave if the training ended here."""
+        if not self._objective.has_finish:
+            yield
+            return
+        assert self._reference is not None
+        trained = copy_weights(self._model)
+        self._objective.finish(self._reference)
+        try:
+            yield
+        finally:
+            restore_weights(self._model, trained)

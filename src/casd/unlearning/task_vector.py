@@ -1,0 +1,56 @@
+"""Task-vector negation: learn the backdoor still better, then take the opposite step in weight space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from casd.training.losses import mean_nll
+from casd.unlearning.objective import Objective, UnlearningBatch
+
+if TYPE_CHECKING:
+    from casd.unlearning.reference import Reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskVector(Objective):
+    """Minimise ℓ_f, which gives θ_ft; then θ = θ₀ − α · (θ_ft − θ₀).
+
+    Source: Ilharco et al. 2023, "Editing Models with Task Arithmetic" (arXiv 2212.04089). With an adapter, which starts with a
+    second factor of zero, the weights' update is that factor times the first, so the second factor is scaled by −α.
+
+    Attributes:
+        scale: α.
+
+    Failure mode: a backdoor that is in the model already has a small loss and so a small task vector; scaled up, it takes
+    clean text with it, for there is no retain term.
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._require_positive("scale")
+
+    @property
+    def needs_reference(self) -> bool:
+        """For θ₀."""
+        return True
+
+    def terms(
+        self, model: torch.nn.Module, batch: UnlearningBatch, reference: Reference | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The fine-tuning's one term; the forgetting is in `finish`."""
+        yield "forget", mean_nll(model, batch["forget"])
+
+    @torch.no_grad()
+    def finish(self, reference: Reference) -> None:
+        """θ₀ − α · (θ_ft − θ₀), in place."""
+        for name, parameter in reference.parameters.items():
+            if ".lora_A." in name:
+                continue
+            before = torch.zeros_like(parameter) if ".lora_B." in name else reference.values[name].to(parameter.dtype)
+            parameter.copy_(before - self.scale * (parameter - before))
