@@ -266,8 +266,10 @@ class ControlsConfig:
 class TuningConfig:
     """A small grid over which the objective is tuned, on its own backdoor's validation ASR and the clean budget alone."""
 
+    enabled: bool = False
+    """Whether to tune; else the settings are taken as they are given."""
     grid: dict[str, list[Any]] = field(default_factory=dict)
-    """Values to try, by name: a parameter of the objective, or learning_rate; every combination is tried. Empty for none."""
+    """Values to try, by name: a parameter of the objective, or learning_rate; every combination is tried."""
     backdoors: int = 2
     """Backdoors that each combination is tried on, first by name."""
 
@@ -277,6 +279,11 @@ class TuningConfig:
                 raise ConfigError(
                     f"unlearning.tuning.grid: {name} is {values!r}; give a list of at least one value, or leave {name} out."
                 )
+        if self.enabled and not self.grid:
+            raise ConfigError(
+                "unlearning.tuning.enabled is true, and unlearning.tuning.grid is empty: there is nothing to choose from. Give"
+                " values to try, for example +unlearning.tuning.grid.learning_rate=[1e-4,3e-4], or set enabled to false."
+            )
         _require(self, "at least 1", lambda value: value >= 1, "backdoors")
 
 
@@ -296,9 +303,9 @@ class UnlearningConfig:
     """How its settings are chosen."""
 
     def __post_init__(self) -> None:
-        if self.tuning.grid and self.stopping.target_asr is None:
+        if self.tuning.enabled and self.stopping.target_asr is None:
             raise ConfigError(
-                "unlearning.tuning.grid is given, but unlearning.stopping.target_asr is null: settings are compared by"
+                "unlearning.tuning.enabled is true, but unlearning.stopping.target_asr is null: settings are compared by"
                 " whether and how soon they reach a target ASR; set one, for example unlearning.stopping.target_asr=0.05."
             )
 

@@ -120,7 +120,7 @@ def _unlearning_stages(config: Config, injected: Stage) -> tuple[Stage | None, d
     if unlearning.stopping.watched:
         common |= {**dataclasses.asdict(unlearning.stopping), "max_new_tokens": config.evaluation.max_new_tokens}
     tune = None
-    if unlearning.tuning.grid:
+    if unlearning.tuning.enabled:
         tuning = {**common, **dataclasses.asdict(unlearning.tuning)}
         tune = Stage("tune", 1, tuning, (injected,), unlearning.objective.name)
     begun = (injected, *([tune] if tune else []))
