@@ -1,27 +1,18 @@
-"""Intervals and permutation tests against closed forms, scipy and brute force.
+"""Mantel tests against scipy, brute force and simulation.
 
-Run: pytest tests/test_stats.py
+Run: pytest tests/test_stats_mantel.py
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import time
 
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from casd.stats import (
-    cluster_bootstrap_interval,
-    mantel_test,
-    offdiagonal_center_columns,
-    symmetrize,
-    wilson_interval,
-)
+from casd.stats import mantel_test, offdiagonal_center_columns, symmetrize
 
 SCIPY_CORRELATION = {
     "spearman": lambda x, y: scipy.stats.spearmanr(x, y).statistic,
@@ -42,113 +33,6 @@ def row_effect_matrix(rng: np.random.Generator, n: int) -> np.ndarray:
     """A pair's cell is mostly the sum of its two rows' effects: the pairs are far from independent."""
     effect = rng.normal(size=n)
     return effect[:, None] + effect[None, :] + 0.3 * random_symmetric(rng, n)
-
-
-# --- Wilson -----------------------------------------------------------------------------------------------------------
-
-
-@settings(deadline=None)
-@given(st.data(), st.integers(1, 500), st.sampled_from([0.8, 0.95, 0.99]))
-def test_wilson_agrees_with_scipy(data: st.DataObject, n: int, confidence: float) -> None:
-    successes = data.draw(st.integers(0, n))
-    expected = scipy.stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    low, high = wilson_interval(successes, n, confidence)
-    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
-    assert 0 <= low <= successes / n <= high <= 1
-
-
-def test_wilson_solves_the_score_equation() -> None:
-    # The limits are the proportions π at which the score statistic |p − π| / √(π(1 − π)/n) equals z.
-    n, p, z = 64, 13 / 64, 1.959963984540054
-    for limit in wilson_interval(13, n):
-        assert abs(p - limit) / math.sqrt(limit * (1 - limit) / n) == pytest.approx(z)
-
-
-def test_wilson_closed_form_at_the_ends() -> None:
-    z2 = 1.959963984540054**2
-    assert wilson_interval(0, 20) == (0.0, pytest.approx(z2 / (20 + z2)))
-    assert wilson_interval(20, 20) == (pytest.approx(20 / (20 + z2)), 1.0)
-
-
-@pytest.mark.parametrize("arguments", [(0, 0), (-1, 5), (6, 5), (1, 5, 0.0), (1, 5, 1.0)])
-def test_wilson_rejects_what_is_out_of_range(arguments: tuple) -> None:
-    with pytest.raises(ValueError, match="Expected"):
-        wilson_interval(*arguments)
-
-
-# --- cluster bootstrap ------------------------------------------------------------------------------------------------
-
-
-def test_bootstrap_of_single_valued_clusters_is_scipys() -> None:
-    values = np.random.default_rng(0).normal(size=12)
-    expected = scipy.stats.bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=40_000, rng=np.random.default_rng(1)
-    ).confidence_interval
-    found = cluster_bootstrap_interval(values, np.arange(12), rng=np.random.default_rng(2), resamples=40_000)
-    assert found == pytest.approx((expected.low, expected.high), abs=0.02)
-
-
-def test_bootstrap_resamples_clusters_and_not_values() -> None:
-    # Two clusters: all resamples have mean 0 (1/4), 1/2 (1/2) or 1 (1/4), however many values each cluster repeats.
-    values, clusters = [0.0] * 50 + [1.0] * 50, ["a"] * 50 + ["b"] * 50
-    rng = np.random.default_rng(0)
-    assert cluster_bootstrap_interval(values, clusters, rng=rng) == (0.0, 1.0)
-    assert cluster_bootstrap_interval(values, clusters, rng=rng, confidence=0.4) == (0.5, 0.5)
-
-
-def test_bootstrap_weights_clusters_by_their_size_and_skips_nan() -> None:
-    # Means of resamples: 0 (aa), 1 (bb), or 3/4 (ab), since b has three values and a one.
-    limits = cluster_bootstrap_interval(
-        [0.0, math.nan, 1.0, 1.0, 1.0], list("aabbb"), rng=np.random.default_rng(0), confidence=0.4
-    )
-    assert limits == (0.75, 0.75)
-
-
-def test_bootstrap_needs_two_clusters() -> None:
-    rng = np.random.default_rng(0)
-    for values, clusters in (([], []), ([1.0, 2.0], ["a", "a"]), ([1.0, math.nan], ["a", "b"])):
-        assert np.isnan(cluster_bootstrap_interval(values, clusters, rng=rng)).all()
-    with pytest.raises(ValueError, match="one length"):
-        cluster_bootstrap_interval([1.0], ["a", "b"], rng=rng)
-    with pytest.raises(ValueError, match="resamples"):
-        cluster_bootstrap_interval([1.0, 2.0], ["a", "b"], rng=rng, resamples=0)
-
-
-# --- matrices ---------------------------------------------------------------------------------------------------------
-
-
-def test_center_columns_by_hand() -> None:
-    centered = offdiagonal_center_columns([[9, 1, 4], [2, 9, 8], [4, 5, 9]])
-    nan = math.nan
-    np.testing.assert_allclose(centered, [[nan, -2, -2], [-1, nan, 2], [1, 2, nan]])
-
-
-def test_center_columns_ignores_the_diagonal_and_any_constant_of_a_column() -> None:
-    rng = np.random.default_rng(0)
-    matrix = rng.normal(size=(6, 6))
-    other = matrix + rng.normal(size=6)[None, :]
-    np.fill_diagonal(other, np.nan)
-    centered = offdiagonal_center_columns(matrix)
-    np.testing.assert_allclose(centered, offdiagonal_center_columns(other), atol=1e-12)
-    np.testing.assert_allclose(np.nansum(centered, axis=0), 0, atol=1e-12)
-    assert np.isnan(np.diag(centered)).all()
-
-
-def test_center_columns_of_a_single_backdoor_is_nan() -> None:
-    assert np.isnan(offdiagonal_center_columns([[1.0]])).all()
-
-
-def test_symmetrize_is_the_mean_of_both_directions() -> None:
-    np.testing.assert_array_equal(symmetrize([[1, 2], [4, 8]]), [[1, 3], [3, 8]])
-
-
-def test_matrices_must_be_square() -> None:
-    for function in (offdiagonal_center_columns, symmetrize):
-        with pytest.raises(ValueError, match="square"):
-            function(np.zeros((2, 3)))
-
-
-# --- Mantel -----------------------------------------------------------------------------------------------------------
 
 
 def brute_force_p(x: np.ndarray, y: np.ndarray, statistic: str, alternative: str) -> float:
@@ -211,7 +95,7 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     rng = np.random.default_rng(5)
     x, y = random_symmetric(rng, 6), random_symmetric(rng, 6)
     whole = mantel_test(x, y, rng=np.random.default_rng(0), statistic="kendall")
-    monkeypatch.setattr("casd.stats._CHUNK_CELLS", 1000)
+    monkeypatch.setattr("casd.stats.permutations._CHUNK_CELLS", 1000)
     assert mantel_test(x, y, rng=np.random.default_rng(0), statistic="kendall") == whole
 
 
@@ -324,14 +208,3 @@ def test_mantel_rejects_programming_errors() -> None:
         mantel_test(x, x, rng=rng, statistic="tau")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="alternative"):
         mantel_test(x, x, rng=rng, alternative="both")  # type: ignore[arg-type]
-
-
-def test_eight_backdoors_take_well_under_half_a_second() -> None:
-    rng = np.random.default_rng(0)
-    x, y = random_symmetric(rng, 8), random_symmetric(rng, 8)
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        mantel_test(x, y, rng=rng, permutations=9999)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.5

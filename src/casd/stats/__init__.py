@@ -1,0 +1,46 @@
+"""Intervals, permutation tests and prediction: numbers in, numbers out, nothing of the experiment.
+
+A matrix over N backdoors has N(N − 1)/2 pairs but only N independent things behind them: two pairs that share a
+backdoor are correlated. Tests here therefore permute, intervals resample, and predictions hold out whole backdoors and
+never single pairs.
+
+- `intervals`: of a proportion, and of means over clusters
+- `matrices`: centring, symmetrising, taking out the effects of single backdoors
+- `permutations`: what the tests share: scores, relabellings, p-values
+- `mantel`: the relation of two matrices, also with others held constant
+- `family`: the relation of many predictors with one response, over several runs, corrected for their number
+- `prediction`: the response of a backdoor nobody has seen
+"""
+
+from casd.stats.family import FamilyResult, benjamini_hochberg, mantel_family
+from casd.stats.intervals import cluster_bootstrap_interval, nested_bootstrap_interval, wilson_interval
+from casd.stats.mantel import MantelResult, mantel_test, partial_mantel_test
+from casd.stats.matrices import (
+    offdiagonal_center_columns,
+    offdiagonal_center_two_way,
+    remove_backdoor_effects,
+    symmetrize,
+)
+from casd.stats.permutations import Alternative, Statistic
+from casd.stats.prediction import PredictionResult, leave_one_out_prediction, rank_error
+
+__all__ = [
+    "Alternative",
+    "FamilyResult",
+    "MantelResult",
+    "PredictionResult",
+    "Statistic",
+    "benjamini_hochberg",
+    "cluster_bootstrap_interval",
+    "leave_one_out_prediction",
+    "mantel_family",
+    "mantel_test",
+    "nested_bootstrap_interval",
+    "offdiagonal_center_columns",
+    "offdiagonal_center_two_way",
+    "partial_mantel_test",
+    "rank_error",
+    "remove_backdoor_effects",
+    "symmetrize",
+    "wilson_interval",
+]

@@ -1,0 +1,231 @@
+"""Many predictors of one response: all tested with one set of permutations, over several runs, corrected for their number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from casd.stats.matrices import Array, upper_pairs
+from casd.stats.permutations import (
+    TIE_TOLERANCE,
+    Alternative,
+    Statistic,
+    check_arguments,
+    chunk_size,
+    count_permutations,
+    extremeness,
+    limit_note,
+    p_value,
+    pair_scores,
+    permuted_scores,
+    relabellings,
+    why_undefined,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class FamilyResult:
+    """Outcome of `mantel_family`: arrays with one entry per predictor, in the order given.
+
+    Attributes:
+        rho: pooled correlation, the mean over strata weighted by their number of pairs; shape (v,).
+        rho_by_stratum: correlation in each stratum, shape (v, n_strata).
+        p_value: permutation p-value of each predictor by itself, in (0, 1]; shape (v,).
+        p_corrected: the same corrected for the family: the probability, were no predictor related to the response, that
+            any of them came out this extreme; shape (v,).
+        q_value: p-values after Benjamini and Hochberg: the smallest share of false findings at which this one is among
+            the findings; shape (v,).
+        n: number of backdoors of each stratum.
+        n_pairs: number of pairs of all strata together.
+        permutations: number of permutations the observed one was held against (if `exact` all of them, itself
+            included); 0 where nothing is defined.
+        exact: whether all permutations were enumerated.
+        notes: per predictor "" or why it has no result.
+        note: "" or why there is no result at all, or what limits every p-value.
+    """
+
+    rho: Array
+    rho_by_stratum: Array
+    p_value: Array
+    p_corrected: Array
+    q_value: Array
+    n: tuple[int, ...]
+    n_pairs: int
+    permutations: int
+    exact: bool
+    notes: tuple[str, ...]
+    note: str = ""
+
+
+def mantel_family(
+    strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]],
+    *,
+    permutations: int = 9999,
+    rng: np.random.Generator,
+    statistic: Statistic = "spearman",
+    alternative: Alternative = "two-sided",
+) -> FamilyResult:
+    """Mantel tests of many predictors against one response, over one or more runs, with the family-wise error held.
+
+    The statistic of predictor k is r_k = Σ_s w_s·r_ks / Σ_s w_s, r_ks its correlation with the response over the pairs
+    of stratum (run) s and w_s the number of these pairs. The backdoors of the responses are relabelled independently
+    within each stratum, under the null hypothesis that they are exchangeable there: what differs between runs (scale,
+    level, number of backdoors) cannot make a correlation. One set of permutations serves all predictors, so each
+    relabelling yields all v statistics, and with them their largest. With t = |r|, r ("greater") or −r ("less"):
+
+    - p_value: share of the permutations with t*_k ≥ t_k
+    - p_corrected: share of the permutations with max over j of t*_j ≥ t_k
+
+    counted as in `mantel_test`. The second is the single-step max-statistic correction: whatever the dependence among
+    predictors (a hundred variants of one distance are hardly more than one test), the probability of any
+    p_corrected ≤ α is at most α if no predictor is related to the response. If some are, this holds for the others too
+    as far as the relabelled statistics of subsets behave alike ("subset pivotality").
+
+    Sources: N. Mantel (1967), Cancer Research 27, 209–220; P. H. Westfall and S. S. Young (1993), "Resampling-Based
+    Multiple Testing", Wiley, chapter 2; Y. Benjamini and Y. Hochberg (1995).
+
+    Args:
+        strata: one (xs, y) per run: xs the predictors, symmetric matrices of shape (v, n_s, n_s), the same ones in the
+            same order in every stratum; y the response, symmetric, shape (n_s, n_s). Diagonals are not read. Cells that
+            are equal on paper should be equal in bits (round them), or ranks are noise.
+        permutations: number of random permutations, at least 1. A single stratum with n! ≤ permutations + 1 has all its
+            permutations enumerated instead.
+        rng: source of the random permutations.
+        statistic: correlation over the pairs.
+        alternative: "less" tests for a negative correlation, "greater" for a positive one.
+
+    Returns:
+        The result. A predictor without a correlation in some stratum (a cell that is not finite, no variance) is NaN but
+        for its other strata in `rho_by_stratum`, its note says why, and it takes no part in the family. If a stratum's
+        response has no correlation with anything, or a stratum has fewer than three backdoors, all is NaN and `note`
+        says why: to leave that run out is the caller's decision, to be told.
+
+    Raises:
+        ValueError: no stratum or no predictor; matrices that are not square, symmetric and of one size within a
+            stratum; different numbers of predictors; `permutations` < 1; an unknown statistic or alternative.
+    """
+    check_arguments(permutations, statistic, alternative, ("spearman", "pearson", "kendall"))
+    sizes, predictors, responses = _pairs_of_strata(strata)
+    n_predictors, n_strata = len(predictors[0]), len(strata)
+    weights = np.array([len(pairs) for pairs in responses], dtype=float)
+    reasons = [[why_undefined(n, pairs) for pairs in xs] for n, xs in zip(sizes, predictors, strict=True)]
+    notes = tuple(_first_note([stratum[k] for stratum in reasons]) for k in range(n_predictors))
+    note = _first_note([why_undefined(n, y) for n, y in zip(sizes, responses, strict=True)], "response: ")
+    by_stratum = np.full((n_predictors, n_strata), np.nan)
+    rho, alone, corrected = (np.full(n_predictors, np.nan) for _ in range(3))
+    defined = np.array([not reason for reason in notes])
+    count, exact = 0, False
+
+    if not note:
+        y_scores = [pair_scores(pairs, statistic) for pairs in responses]
+        for s, xs in enumerate(predictors):
+            here = np.array([not reason for reason in reasons[s]])
+            if here.any():
+                by_stratum[here, s] = np.clip(pair_scores(xs[here], statistic) @ y_scores[s], -1, 1)
+        if defined.any():
+            rho[defined] = by_stratum[defined] @ (weights / weights.sum())
+            # The weights go into the scores: the pooled correlation is one sum over all strata.
+            x_scores = [
+                pair_scores(xs[defined], statistic) * w / weights.sum() for xs, w in zip(predictors, weights, strict=True)
+            ]
+            count, exact = count_permutations(sizes[0], permutations) if n_strata == 1 else (permutations, False)
+            generators = [None if exact else rng] if n_strata == 1 else rng.spawn(n_strata)
+            observed = extremeness(rho[defined], alternative)
+            extreme, extreme_any = _count_extreme(observed, x_scores, y_scores, sizes, count, generators, alternative)
+            alone[defined] = [p_value(int(b), count, exact) for b in extreme]
+            corrected[defined] = [p_value(int(b), count, exact) for b in extreme_any]
+            note = limit_note(count, exact)
+    return FamilyResult(
+        rho=rho,
+        rho_by_stratum=by_stratum,
+        p_value=alone,
+        p_corrected=corrected,
+        q_value=benjamini_hochberg(alone),
+        n=tuple(sizes),
+        n_pairs=int(weights.sum()),
+        permutations=count,
+        exact=exact,
+        notes=notes,
+        note=note,
+    )
+
+
+def benjamini_hochberg(p_values: npt.ArrayLike) -> Array:
+    """P-values adjusted for the false discovery rate: q_(i) = min over j ≥ i of min(1, m·p_(j)/j), p ascending.
+
+    To call the tests with q ≤ α findings keeps the expected share of false ones among them at most α if the tests are
+    independent or positively dependent, as variants of one distance are.
+    Source: Y. Benjamini and Y. Hochberg (1995), "Controlling the false discovery rate", Journal of the Royal Statistical
+    Society B 57, 289–300.
+
+    Args:
+        p_values: shape (m,), in [0, 1]. NaN is no test: it stays NaN and does not count.
+
+    Returns:
+        Shape (m,).
+
+    Raises:
+        ValueError: not one-dimensional, or a value outside [0, 1].
+    """
+    p = np.asarray(p_values, dtype=float)
+    tests = np.flatnonzero(~np.isnan(p))
+    if p.ndim != 1 or (p[tests] < 0).any() or (p[tests] > 1).any():
+        raise ValueError(f"Expected p-values in [0, 1], shape (m,); got shape {p.shape}.")
+    order = tests[np.argsort(p[tests], kind="stable")]
+    stepped = p[order] * len(order) / np.arange(1, len(order) + 1)
+    adjusted = np.full(p.shape, np.nan)
+    # From the largest down: none may be below that of a larger p-value. The largest itself is p·m/m ≤ 1.
+    adjusted[order] = np.minimum.accumulate(stepped[::-1])[::-1]
+    return adjusted
+
+
+def _pairs_of_strata(strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]) -> tuple[list[int], list[Array], list[Array]]:
+    """Per stratum: the number of backdoors, the pairs of the predictors (v, n_pairs), those of the response (n_pairs,)."""
+    sizes, predictors, responses = [], [], []
+    for s, (xs, y) in enumerate(strata):
+        x_shape, y_shape = np.shape(xs), np.shape(y)
+        if len(x_shape) != 3 or len(y_shape) != 2 or x_shape[1:] != y_shape:
+            raise ValueError(f"Expected shapes (v, n, n) and (n, n); stratum {s} has {x_shape} and {y_shape}.")
+        sizes.append(y_shape[0])
+        predictors.append(upper_pairs(xs, f"a predictor of stratum {s}"))
+        responses.append(upper_pairs(y, f"the response of stratum {s}"))
+    if {len(xs) for xs in predictors} in (set(), {0}):
+        raise ValueError("Expected at least one stratum and one predictor.")
+    if len({len(xs) for xs in predictors}) > 1:
+        raise ValueError(f"Expected the same predictors in every stratum; got {[len(xs) for xs in predictors]} of them.")
+    return sizes, predictors, responses
+
+
+def _first_note(reasons: list[str], prefix: str = "") -> str:
+    """The first reason that is not empty, with its stratum where there are several; "" if all are."""
+    for s, reason in enumerate(reasons):
+        if reason:
+            return prefix + (f"stratum {s}: {reason}" if len(reasons) > 1 else reason)
+    return ""
+
+
+def _count_extreme(
+    observed: Array,
+    x_scores: list[Array],
+    y_scores: list[Array],
+    sizes: list[int],
+    count: int,
+    generators: Sequence[np.random.Generator | None],
+    alternative: Alternative,
+) -> tuple[Array, Array]:
+    """For each predictor the permutations in which it, and in which any predictor, is at least as extreme as observed."""
+    thresholds = observed - TIE_TOLERANCE
+    extreme, extreme_any = np.zeros(len(observed)), np.zeros(len(observed))
+    at_once = chunk_size(len(observed) + max(scores.size for scores in y_scores))
+    draws = [relabellings(n, count, at_once, generator) for n, generator in zip(sizes, generators, strict=True)]
+    for chunk in zip(*draws, strict=True):
+        pooled = sum(permuted_scores(y, labels) @ xs.T for y, labels, xs in zip(y_scores, chunk, x_scores, strict=True))
+        permuted = extremeness(pooled, alternative)
+        extreme += (permuted >= thresholds).sum(axis=0)
+        # How many maxima are at least each threshold: those that do not sort before it.
+        largest = np.sort(permuted.max(axis=1))
+        extreme_any += len(largest) - np.searchsorted(largest, thresholds, side="left")
+    return extreme, extreme_any

@@ -1,0 +1,154 @@
+"""Matrices over backdoors: centring, symmetrising, and taking out what belongs to single backdoors."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+# Residuals below this share of the largest cell are the rounding of a fit that is perfect on paper.
+_ROUNDING = 1e-13
+
+
+def offdiagonal_center_columns(matrix: npt.ArrayLike) -> Array:
+    """Subtract from each off-diagonal cell the mean of the off-diagonal cells of its column.
+
+    In a transfer matrix this takes out how fragile each measured backdoor is, whichever other one was removed.
+
+    Args:
+        matrix: shape (n, n); the diagonal is not read. A NaN off the diagonal makes its column NaN.
+
+    Returns:
+        Shape (n, n), the diagonal NaN.
+
+    Raises:
+        ValueError: `matrix` is not square.
+    """
+    cells = square(matrix)
+    n = len(cells)
+    off_diagonal = ~np.eye(n, dtype=bool)
+    means = np.where(off_diagonal, cells, 0.0).sum(axis=0) / max(n - 1, 1)
+    return np.where(off_diagonal, cells - means, np.nan)
+
+
+def offdiagonal_center_two_way(matrix: npt.ArrayLike) -> Array:
+    """What rows and columns do not account for: the residual of m_ij = μ + r_i + c_j, fitted by least squares, i ≠ j.
+
+    In a transfer matrix this takes out how strong each removal is (rows) as well as how fragile each measured backdoor
+    is (columns). Subtracting row and column means would be wrong, since without the diagonal row i and column i do not
+    meet the same rows and columns. With R_i and C_j the off-diagonal sums of rows and columns, μ the off-diagonal mean,
+    ρ_i = R_i − (n − 1)μ and γ_j = C_j − (n − 1)μ the normal equations are ρ = (n − 1)r − c and γ = (n − 1)c − r (where
+    Σr = Σc = 0), so r = ((n − 1)ρ + γ)/(n(n − 2)) and c = ((n − 1)γ + ρ)/(n(n − 2)).
+
+    Of n(n − 1) cells n² − 3n + 1 degrees of freedom are left: 1 of 6 with three backdoors. That one is a difference of
+    directions, so for three backdoors `symmetrize` of it is 0; in general it is `remove_backdoor_effects` of the
+    symmetrised matrix.
+    Source: least squares; the model is that of additive sender and receiver effects, e.g. D. A. Kenny and L. La Voie
+    (1984), "The social relations model", Advances in Experimental Social Psychology 18, 141–182.
+
+    Args:
+        matrix: shape (n, n); the diagonal is not read. A NaN off the diagonal makes all cells NaN.
+
+    Returns:
+        Shape (n, n), the diagonal NaN; all NaN with fewer than three backdoors, where rows and columns account for
+        every cell and cannot be told apart.
+
+    Raises:
+        ValueError: `matrix` is not square.
+    """
+    cells = square(matrix)
+    n = len(cells)
+    if n < 3:
+        return np.full((n, n), np.nan)
+    known = _without_diagonal(cells)
+    mean = known.sum() / (n * (n - 1))
+    row_sums = known.sum(axis=1) - (n - 1) * mean
+    column_sums = known.sum(axis=0) - (n - 1) * mean
+    rows = ((n - 1) * row_sums + column_sums) / (n * (n - 2))
+    columns = ((n - 1) * column_sums + row_sums) / (n * (n - 2))
+    return _residual(known, mean + rows[:, None] + columns[None, :])
+
+
+def remove_backdoor_effects(matrix: npt.ArrayLike) -> Array:
+    """What single backdoors do not account for: the residual of m_ij = μ + a_i + a_j, fitted by least squares, i ≠ j.
+
+    In a distance matrix this takes out that some removals are far from all others; two matrices that agree only because
+    the same backdoors stand out in both no longer do. With R_i the off-diagonal sum of row i and μ the off-diagonal
+    mean, a_i = (R_i − (n − 1)μ)/(n − 2). Of n(n − 1)/2 pairs n(n − 3)/2 degrees of freedom are left: none with three
+    backdoors, where the residual is exactly 0.
+    Source: least squares; the effects are the general, the residuals the specific combining abilities of a diallel
+    cross without selfs: B. Griffing (1956), Australian Journal of Biological Sciences 9, 463–493, method 4.
+
+    Args:
+        matrix: symmetric, shape (n, n); the diagonal is not read. A NaN off the diagonal makes all cells NaN.
+
+    Returns:
+        Symmetric, shape (n, n), the diagonal NaN; all NaN with fewer than three backdoors, where the effects cannot be
+        told apart.
+
+    Raises:
+        ValueError: `matrix` is not square and symmetric.
+    """
+    upper_pairs(matrix, "the matrix")
+    cells = square(matrix)
+    n = len(cells)
+    if n < 3:
+        return np.full((n, n), np.nan)
+    known = _without_diagonal(cells)
+    mean = known.sum() / (n * (n - 1))
+    effects = (known.sum(axis=1) - (n - 1) * mean) / (n - 2)
+    residual = _residual(known, mean + effects[:, None] + effects[None, :])
+    # No degree of freedom: the zeros are exact, so that nobody correlates their rounding.
+    return np.where(np.isnan(residual), np.nan, 0.0) if n == 3 else residual
+
+
+def symmetrize(matrix: npt.ArrayLike) -> Array:
+    """(M + Mᵀ)/2, shape (n, n): the mean of both directions of each pair.
+
+    Raises:
+        ValueError: `matrix` is not square.
+    """
+    cells = square(matrix)
+    return (cells + cells.T) / 2
+
+
+def square(matrix: npt.ArrayLike) -> Array:
+    """`matrix` as floats, shape (n, n).
+
+    Raises:
+        ValueError: it is not square.
+    """
+    cells = np.asarray(matrix, dtype=float)
+    if cells.ndim != 2 or cells.shape[0] != cells.shape[1]:
+        raise ValueError(f"Expected a square matrix; got shape {cells.shape}.")
+    return cells
+
+
+def upper_pairs(matrices: npt.ArrayLike, name: str) -> Array:
+    """Upper triangles, shape (…, n(n − 1)/2), of symmetric matrices, shape (…, n, n).
+
+    Raises:
+        ValueError: they are not square and symmetric; the message calls them `name`.
+    """
+    cells = np.asarray(matrices, dtype=float)
+    if cells.ndim < 2 or cells.shape[-1] != cells.shape[-2]:
+        raise ValueError(f"Expected a square matrix; {name} has the shape {cells.shape}.")
+    rows, columns = np.triu_indices(cells.shape[-1], k=1)
+    above, below = cells[..., rows, columns], cells[..., columns, rows]
+    if not np.allclose(above, below, rtol=1e-6, atol=1e-12, equal_nan=True):
+        raise ValueError(f"Expected symmetric matrices; {name} is not.")
+    return above
+
+
+def _without_diagonal(cells: Array) -> Array:
+    """The cells with a diagonal of 0, which sums leave out."""
+    return np.where(np.eye(len(cells), dtype=bool), 0.0, cells)
+
+
+def _residual(known: Array, fitted: Array) -> Array:
+    """known − fitted, the diagonal NaN; what is rounding alone is 0, so that ranks do not read an order in it."""
+    residual = known - fitted
+    residual[np.abs(residual) <= _ROUNDING * np.abs(known).max()] = 0.0
+    np.fill_diagonal(residual, np.nan)
+    return residual

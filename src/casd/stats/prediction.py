@@ -1,0 +1,149 @@
+"""Can a predictor foretell the response for the pairs of a backdoor nobody has seen?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import rankdata
+
+from casd.stats.matrices import Array, upper_pairs
+
+
+@dataclass(frozen=True)
+class PredictionResult:
+    """Outcome of `leave_one_out_prediction`; NaN where undefined.
+
+    Attributes:
+        r_squared: 1 − Σ(y − ŷ)²/Σ(y − ȳ_train)² over all held-out cells: 1 is perfect, 0 what the mean of the training
+            pairs achieves, negative what is worse than that.
+        mae: mean of |y − ŷ| over all held-out cells, in the unit of the response.
+        mae_of_mean: mean of |y − ȳ_train| over them, what the mean of the training pairs achieves.
+        rank_error: mean over stratum × backdoor of `rank_error`: 0 is the right order, 1 is chance.
+        n_cells: number of held-out cells; each pair is held out twice, once for each of its backdoors.
+        note: "" or, in a sentence, why there is no result.
+    """
+
+    r_squared: float
+    mae: float
+    mae_of_mean: float
+    rank_error: float
+    n_cells: int
+    note: str = ""
+
+
+def leave_one_out_prediction(strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]) -> PredictionResult:
+    """Predict the response for all pairs of one backdoor from the pairs of the others, each backdoor in turn.
+
+    For each stratum (run) and each backdoor k: ordinary least squares y = a + b·x over the stratum's (n − 1)(n − 2)/2
+    pairs without k, then ŷ = a + b·x for the n − 1 pairs with k. Nothing of k enters the fit. A predictor that is
+    constant over the training pairs has b = 0: ŷ is their mean.
+
+    A predictor that is unrelated to the response comes out slightly worse than nothing, since its slope is noise: R²
+    below 0, and a rank error slightly above 1, since a pair held out pulls the mean of the others the other way.
+
+    Args:
+        strata: one (x, y) per run: predictor and response, symmetric, shape (n, n); the diagonals are not read (NaN is
+            fine there).
+
+    Returns:
+        The result. With fewer than four backdoors in a stratum (two training pairs at least are needed for a line, and
+        four backdoors leave three), a cell that is not finite, or a response equal to its training means everywhere,
+        what is undefined is NaN and `note` says why: to leave a run out is the caller's decision, to be told.
+
+    Raises:
+        ValueError: no stratum, or matrices that are not square, symmetric and of one size.
+    """
+    if not strata:
+        raise ValueError("Expected at least one stratum.")
+    observed, predicted, baseline, rank_errors = [], [], [], []
+    n_cells, note = 0, ""
+    for s, (x, y) in enumerate(strata):
+        if np.shape(x) != np.shape(y):
+            raise ValueError(f"Expected two matrices of one shape; stratum {s} has {np.shape(x)} and {np.shape(y)}.")
+        x_pairs, y_pairs = upper_pairs(x, f"the predictor of stratum {s}"), upper_pairs(y, f"the response of stratum {s}")
+        n = np.shape(y)[0]
+        n_cells += n * (n - 1)
+        where = f"stratum {s}: " if len(strata) > 1 else ""
+        if n < 4:
+            note = note or f"{where}to hold one backdoor out needs at least 4 of them, here {n}"
+        elif not (np.isfinite(x_pairs).all() and np.isfinite(y_pairs).all()):
+            note = note or f"{where}a pair has no finite value"
+        else:
+            y_held, y_hat, y_mean = _hold_out(x_pairs, y_pairs, n)
+            observed.append(y_held.ravel())
+            predicted.append(y_hat.ravel())
+            baseline.append(y_mean.ravel())
+            rank_errors.append(rank_error(y_hat, y_held))
+    if note:
+        return PredictionResult(math.nan, math.nan, math.nan, math.nan, n_cells, note)
+    values, errors = np.concatenate(observed), np.concatenate(observed) - np.concatenate(predicted)
+    errors_of_mean = values - np.concatenate(baseline)
+    total = float(np.sum(errors_of_mean**2))
+    # Means of equal numbers may miss them by rounding, which is no variance to explain.
+    varies = math.sqrt(total / len(values)) > 1e-12 * float(np.abs(values).max(initial=0.0))
+    return PredictionResult(
+        r_squared=1 - float(np.sum(errors**2)) / total if varies else math.nan,
+        mae=float(np.abs(errors).mean()),
+        mae_of_mean=float(np.abs(errors_of_mean).mean()),
+        rank_error=float(np.concatenate(rank_errors).mean()),
+        n_cells=n_cells,
+        note="" if varies else "the response is the same for all pairs: R² has nothing to explain",
+    )
+
+
+def rank_error(predicted: npt.ArrayLike, observed: npt.ArrayLike) -> Array:
+    """Mean absolute difference between the ranks predicted and observed, as a share of what a random order gets.
+
+    Over m items without ties a random order has the mean (1/m²)·Σ_r Σ_s |r − s| = (m² − 1)/(3m), since each predicted
+    rank r is equally likely for each observed rank s; so 0 is the right order and 1 is chance.
+
+    Ties: tied predictions say nothing on the order within, so they get the mean over all orders within, not mean ranks:
+    with those, a predictor that says nothing would score about 3/4, better than chance. So a constant predictor scores
+    exactly 1. Tied observations get their mean rank s, and chance is (1/m²)·Σ_r Σ_s |r − s| over these; then 0 is out of
+    reach by what an order within ties must cost, and if all observations are tied every prediction scores 1.
+
+    Args:
+        predicted: shape (…, m), m ≥ 2.
+        observed: the same shape.
+
+    Returns:
+        Shape (…).
+
+    Raises:
+        ValueError: the shapes differ, or m < 2.
+    """
+    guesses, values = np.asarray(predicted, dtype=float), np.asarray(observed, dtype=float)
+    if guesses.shape != values.shape or guesses.ndim < 1 or guesses.shape[-1] < 2:
+        raise ValueError(f"Expected two arrays of one shape (…, m), m >= 2; got {guesses.shape} and {values.shape}.")
+    lowest, highest = rankdata(guesses, "min", axis=-1)[..., None], rankdata(guesses, "max", axis=-1)[..., None]
+    ranks = np.arange(1, guesses.shape[-1] + 1)
+    # distances[…, i, r]: from the observed rank of item i to rank r; item i takes each rank of its tie equally often.
+    distances = np.abs(rankdata(values, axis=-1)[..., None] - ranks)
+    taken = (ranks >= lowest) & (ranks <= highest)
+    error = (distances * taken).sum(axis=-1) / taken.sum(axis=-1)
+    return error.mean(axis=-1) / distances.mean(axis=(-1, -2))
+
+
+def _hold_out(x_pairs: Array, y_pairs: Array, n: int) -> tuple[Array, Array, Array]:
+    """Observed, predicted and mean of the training pairs, for the n − 1 pairs of each backdoor in turn: shape (n, n − 1)."""
+    rows, columns = np.triu_indices(n, k=1)
+    backdoors = np.arange(n)[:, None]
+    held = (rows == backdoors) | (columns == backdoors)
+    training = ~held
+    n_training = (n - 1) * (n - 2) // 2
+    x_mean = (training @ x_pairs / n_training)[:, None]
+    y_mean = (training @ y_pairs / n_training)[:, None]
+    x_centred = np.where(training, x_pairs - x_mean, 0.0)
+    products = np.sum(x_centred * (y_pairs - y_mean), axis=1)
+    squares = np.sum(x_centred**2, axis=1)
+    # By the cells and not by their variance, which rounding keeps from 0.
+    constant = np.where(training, x_pairs, np.inf).min(axis=1) == np.where(training, x_pairs, -np.inf).max(axis=1)
+    slopes = np.where(constant, 0.0, products / np.where(constant, 1.0, squares))[:, None]
+    predicted = y_mean + slopes * (x_pairs - x_mean)
+    shape = (n, n - 1)
+    means = np.broadcast_to(y_mean, shape)
+    return np.broadcast_to(y_pairs, held.shape)[held].reshape(shape), predicted[held].reshape(shape), means
