@@ -154,8 +154,8 @@ def probe_distances(before: Tensor, after: Tensor, *, ridge: float = RIDGE) -> T
     computed in dual form, λ w = δ − Zᵀ (Z Zᵀ + λ I)⁻¹ Z δ, with Z the 2 n_prompts centred activations.
 
     λ = `ridge` × the mean of S's up to 2 n_prompts − 2 non-zero eigenvalues. Some ridge is needed: with fewer prompts than
-    features the classes are always separable, and without one w is the part of δ, however small, that lies outside the prompts'
-    own spread. A large one leaves w = δ and so the cosine of mean shifts, that is CASD with the cosine distance. At the default,
+    features the classes are always separable, and without one w is the part of δ, however small, outside the prompts' own
+    spread. A large one leaves w = δ and so the cosine of mean shifts, that is CASD with the cosine distance. At the default,
     0.1 (our choice), directions in which S has more than a tenth of that mean are discounted, and the others are not. Relative
     to S, so that the unit of the activations does not matter.
 

@@ -102,9 +102,9 @@ def directed_shift(
 
     (L2 per feature, root mean square over the layers, in the activations' unit.)
 
-    This is nearly a tautology. Backdoor B is suppressed by the removal A if and only if the model answers B's triggered text
-    differently, which it can only by other activations there; so this must go with transfer. It foretells nothing: it needs
-    B's trigger, which a defender has not. It says how well any distance of shifts could do.
+    This is nearly a tautology. Backdoor B is suppressed by the removal A only if the model answers B's triggered text
+    differently, and that, short of another LM head, only if the activations there are others; so this must go with transfer.
+    It foretells nothing: it needs B's trigger, which a defender has not. It says how well any distance of shifts could do.
 
     Args:
         statistics: by removal, its statistics.
