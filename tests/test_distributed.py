@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PATHS = os.pathsep.join(map(str, (ROOT, ROOT / "src")))  # the code beside these tests, wherever another is installed
 
 
 def launched(processes: int, *arguments: str, folder: Path, sharded: bool = False) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m"]
     if processes > 1:
         command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--module"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_FSDP": str(sharded).lower()}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS, "ACCELERATE_USE_FSDP": str(sharded).lower()}
     return subprocess.run(
         [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
     )

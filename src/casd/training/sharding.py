@@ -57,3 +57,15 @@ def local_part(value: Tensor, of: Tensor) -> Tensor:
     if not isinstance(of, DTensor):
         return value
     return distribute_tensor(value.to(of.device), of.device_mesh, of.placements).to_local()
+
+
+def whole_of_part(part: Tensor, of: Tensor) -> Tensor:
+    """The whole value of which this process has the part that it has of `of`; each process has to call this.
+
+    The inverse of `local_part`. Not copied, and left where it is, if `of` is not divided.
+    """
+    if not isinstance(of, DTensor):
+        return part
+    mesh, placements = of.device_mesh, of.placements
+    divided = DTensor.from_local(part.to(of.device), mesh, placements, run_check=False, shape=of.shape, stride=of.stride())
+    return divided.full_tensor()
