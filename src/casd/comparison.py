@@ -1,0 +1,189 @@
+"""Objectives compared: what is left of their side effects at the same strength, net of controls, over several runs.
+
+Only removals that did what they were to do enter: not collapsed, and, where a target ASR was set, come down to it. Only
+backdoors that had taken hold before are measured. Everything else is counted and shown beside the means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from casd.results import RunTables
+from casd.states import REPEAT_CONTROL
+from casd.stats import cluster_bootstrap_interval, nested_bootstrap_interval, offdiagonal_center_two_way
+
+ESTABLISHED_ASR: Final = 0.5
+"""A backdoor with a lower attack success rate in the injected model has not taken hold: nothing there can be suppressed."""
+POOLED: Final = "all"
+"""The model's name in a row over all models."""
+MEASURES: Final = ("suppression", "suppression_net_clean", "suppression_net_phantom")
+"""Columns of `transfer` whose mean over the other backdoors is given."""
+
+
+def counted_cells(tables: RunTables) -> pd.DataFrame:
+    """The cells of `transfer` that count: removals that did what they were to do, backdoors that had taken hold.
+
+    A backdoor that had not is left out as target and as source.
+    """
+    states = tables.states.set_index("state")
+    failed = {name for name, reached in states["reached_target"].items() if reached == 0.0}
+    cells = tables.transfer[tables.transfer["source_kind"] == "removal"]
+    absent = set(cells.loc[cells["asr_before"] < ESTABLISHED_ASR, "target"])
+    counts = ~cells["collapsed"].astype(bool) & ~cells["source"].isin(failed | absent) & ~cells["target"].isin(absent)
+    return cells[counts]
+
+
+def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: int = 9999) -> pd.DataFrame:
+    """A row for each model × objective, and one for each objective over all models.
+
+    Args:
+        runs: finished runs; those of one model and objective differ in their seeds.
+        seed: of the bootstrap.
+        resamples: bootstrap samples.
+
+    Returns:
+        Columns, fractions where not said otherwise:
+
+        - model ("all" over several), objective; runs, seeds (counts)
+        - removals, reached, collapsed: counts of removals, of those that count (`counted_cells`), and of the collapsed
+        - own_asr: mean ASR of the removed backdoor on evaluation prompts, over those that count
+        - for each of MEASURES the mean over the other backdoors, with `_low` and `_high`
+        - clean_control, phantom_control: the mean suppression of all backdoors under them
+        - clean_loss_change: mean relative change of the clean loss; steps, seconds: means of a removal
+
+        Limits are 95 % bootstrap limits that resample runs (seeds, and models where several are pooled) and, within each, the
+        measured backdoors (`casd.stats.nested_bootstrap_interval`); with a single run, its backdoors alone.
+    """
+    groups: dict[tuple[str, str], list[RunTables]] = {}
+    for tables in runs:
+        groups.setdefault((str(tables.info["model"]), str(tables.info["objective"])), []).append(tables)
+    rows = [_row(model, objective, group, seed, resamples) for (model, objective), group in groups.items()]
+    if len({model for model, _ in groups}) > 1:
+        for objective in dict.fromkeys(objective for _, objective in groups):
+            group = [tables for tables in runs if tables.info["objective"] == objective]
+            rows.append(_row(POOLED, objective, group, seed, resamples))
+    return pd.DataFrame(rows)
+
+
+def _row(model: str, objective: str, runs: Sequence[RunTables], seed: int, resamples: int) -> dict[str, object]:
+    cells = pd.concat([counted_cells(tables).assign(run=place) for place, tables in enumerate(runs)], ignore_index=True)
+    own, others = cells[cells["same"].astype(bool)], cells[~cells["same"].astype(bool)]
+    states = pd.concat([tables.states.assign(run=place) for place, tables in enumerate(runs)], ignore_index=True)
+    removed = states[states["kind"] == "removal"]
+    counted = removed.merge(cells[["run", "source"]].drop_duplicates(), left_on=["run", "state"], right_on=["run", "source"])
+    row: dict[str, object] = {
+        "model": model,
+        "objective": objective,
+        "runs": len(runs),
+        "seeds": len({str(tables.info["seed"]) for tables in runs}),
+        "removals": len(removed),
+        "reached": len(counted),
+        "collapsed": int(removed["collapsed"].astype(bool).sum()),
+        "own_asr": own["asr_after"].mean(),
+    }
+    for measure in MEASURES:
+        low, high = _interval(others, measure, seed, resamples)
+        row |= {measure: others[measure].mean(), f"{measure}_low": low, f"{measure}_high": high}
+    controls = [tables.transfer[tables.transfer["source_kind"] == "control"] for tables in runs]
+    control = pd.concat(controls, ignore_index=True)
+    control = control[~control["collapsed"].astype(bool) & (control["asr_before"] >= ESTABLISHED_ASR)]
+    for name in ("clean", "phantom"):
+        row[f"{name}_control"] = control.loc[control["source"].str.startswith(f"control:{name}"), "suppression"].mean()
+    return row | {
+        "clean_loss_change": counted["clean_loss_ratio"].mean() - 1,
+        "steps": counted["steps"].mean(),
+        "seconds": counted["train_seconds"].mean(),
+    }
+
+
+def _interval(cells: pd.DataFrame, column: str, seed: int, resamples: int) -> tuple[float, float]:
+    rng = np.random.default_rng(seed)
+    if cells["run"].nunique() > 1:
+        return nested_bootstrap_interval(cells[column], cells["run"], cells["target"], rng=rng, resamples=resamples)
+    return cluster_bootstrap_interval(cells[column], cells["target"], rng=rng, resamples=resamples)
+
+
+def variance_shares(runs: Sequence[RunTables], column: str = "suppression") -> pd.DataFrame:
+    """How the others' suppression varies: with the backdoor that is measured, with the removal, or with the pair.
+
+    Of the off-diagonal cells of one run, m_ij = μ + r_i + c_j + e_ij by least squares (`offdiagonal_center_two_way`). The share
+    of e is what is about pairs, and contains the noise of measuring: a rate over n prompts has the variance p(1 − p)/n, and
+    e keeps (N² − 3N + 1)/(N² − N) of it. Only with something left beyond that noise can any distance foretell pairs.
+
+    Returns:
+        One row per run with at least four removals that count: model, objective, seed, n_backdoors; `sd`, the standard
+        deviation of the cells; `pair`, the share of their variance that e has; `noise`, the share that the noise explains of
+        it; `pair_net`, pair − noise, or 0 if that is negative.
+    """
+    rows = []
+    for tables in runs:
+        cells = counted_cells(tables)
+        kept = sorted(set(cells["source"]) & set(cells["target"]))
+        n = len(kept)
+        if n < 4:
+            continue
+        matrix = cells.pivot(index="source", columns="target", values=column).loc[kept, kept].to_numpy(dtype=float)
+        after = cells.pivot(index="source", columns="target", values="asr_after").loc[kept, kept].to_numpy(dtype=float)
+        prompts = int(tables.asr.loc[tables.asr["probe"] == "triggered", "n"].min())
+        off = ~np.eye(n, dtype=bool)
+        variance = float(np.var(matrix[off]))
+        pair = float(np.mean(offdiagonal_center_two_way(matrix)[off] ** 2)) / variance if variance else math.nan
+        binomial = float(np.mean(after[off] * (1 - after[off]))) / prompts * (n * n - 3 * n + 1) / (n * n - n)
+        noise = binomial / variance if variance else math.nan
+        rows.append(
+            {
+                **{name: tables.info[name] for name in ("model", "objective", "seed")},
+                "n_backdoors": n,
+                "sd": math.sqrt(variance),
+                "pair": pair,
+                "noise": noise,
+                "pair_net": max(0.0, pair - noise),
+            }
+        )
+    columns = ["model", "objective", "seed", "n_backdoors", "sd", "pair", "noise", "pair_net"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def noise_floor(runs: Sequence[RunTables]) -> pd.DataFrame:
+    """CASD between two removals of ONE backdoor (other documents) against CASD between removals of different backdoors.
+
+    Returns:
+        One row per model × objective × headline variant over its runs: `repeats`, how many removals were repeated; `same`, the
+        mean distance of a removal to its repeat; `different`, the mean distance of those removals to the others; `ratio`,
+        same / different; `closest`, the share of repeats that are nearer to their own removal than to any other.
+    """
+    rows: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+    for tables in runs:
+        removals = set(tables.states_of("removal")) - tables.collapsed
+        repeats = [name for name in tables.states_of("control") if name.startswith(REPEAT_CONTROL)]
+        for variant in tables.headline:
+            pairs = tables.casd[tables.casd["variant"] == variant]
+            distances = {(a, b): d for a, b, d in zip(pairs["a"], pairs["b"], pairs["distance"], strict=True)}
+            distances |= {(b, a): d for (a, b), d in distances.items()}
+            for repeat in repeats:
+                own = repeat.removeprefix(f"{REPEAT_CONTROL}:")
+                if own not in removals or repeat in tables.collapsed or (own, repeat) not in distances:
+                    continue
+                different = [distances[own, other] for other in sorted(removals - {own})]
+                nearest = min((distances[repeat, other] for other in sorted(removals - {own})), default=math.nan)
+                key = (str(tables.info["model"]), str(tables.info["objective"]), variant)
+                rows.setdefault(key, []).append(
+                    {
+                        "same": distances[own, repeat],
+                        "different": float(np.mean(different)) if different else math.nan,
+                        "closest": float(distances[own, repeat] < nearest),
+                    }
+                )
+    summaries = []
+    for (model, objective, variant), found in rows.items():
+        frame = pd.DataFrame(found).mean()
+        ratio = {"ratio": frame["same"] / frame["different"]}
+        named = {"model": model, "objective": objective, "variant": variant, "repeats": len(found)}
+        summaries.append({**named, **{str(name): float(value) for name, value in frame.items()}, **ratio})
+    columns = ["model", "objective", "variant", "repeats", "same", "different", "ratio", "closest"]
+    return pd.DataFrame(summaries, columns=columns)

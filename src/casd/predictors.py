@@ -1,0 +1,151 @@
+"""CASD as a predictor of transfer, beside its rivals: the same tests for all, per model and over all runs.
+
+The response is the suppression of the other backdoors, as in `casd.transfer.relate`: centred by column (each backdoor's own
+fragility taken out) and averaged over both directions of a pair. For the prediction of a backdoor that nobody has seen the
+suppression itself is used, since its column mean would not be known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from casd.comparison import POOLED, counted_cells
+from casd.results import RunTables
+from casd.rivals import RIVALS
+from casd.stats import leave_one_out_prediction, mantel_family, offdiagonal_center_columns, symmetrize
+
+MIN_BACKDOORS: Final = 4
+"""Fewer removals that count leave nothing to hold out."""
+_DECIMALS = 12
+
+
+@dataclass(frozen=True, eq=False)
+class PairTable:
+    """What one run says of the pairs of its removals that count.
+
+    Attributes:
+        names: of the n removals.
+        distances: by predictor, (n, n), symmetric.
+        centered: the response for tests, (n, n), symmetric; NaN on the diagonal.
+        suppression: the response for prediction, (n, n), symmetric.
+    """
+
+    names: tuple[str, ...]
+    distances: Mapping[str, np.ndarray]
+    centered: np.ndarray
+    suppression: np.ndarray
+
+
+def pair_table(tables: RunTables, response: str = "suppression") -> PairTable | None:
+    """The pairs of one run; None if fewer than four removals count, or all pairs have the same response."""
+    cells = counted_cells(tables)
+    names = [name for name in tables.backdoors if name in set(cells["source"]) and name in set(cells["target"])]
+    if len(names) < MIN_BACKDOORS:
+        return None
+    matrix = cells.pivot(index="source", columns="target", values=response).reindex(index=names, columns=names)
+    values = matrix.to_numpy(dtype=float)
+    centered = np.round(symmetrize(offdiagonal_center_columns(values)), _DECIMALS)
+    pairs = centered[np.triu_indices(len(names), k=1)]
+    if not np.isfinite(pairs).all() or np.ptp(pairs) == 0:
+        return None
+    distances = {str(name): _matrix(rows, names) for name, rows in tables.casd.groupby("variant", sort=False)}
+    distances |= {str(name): _matrix(rows, names) for name, rows in tables.rivals.groupby("predictor", sort=False)}
+    return PairTable(tuple(names), distances, centered, np.round(symmetrize(values), _DECIMALS))
+
+
+def predictor_table(
+    runs: Sequence[RunTables], *, response: str = "suppression", permutations: int = 9999, seed: int = 0
+) -> pd.DataFrame:
+    """How well each predictor goes with transfer, for each model × objective over its runs, and for each objective over all.
+
+    Args:
+        runs: finished runs with the same CASD variants and rivals.
+        response: "suppression" (of ASR) or "prob_suppression" (of the target's first-token probability).
+        permutations: of the Mantel tests.
+        seed: of the permutations.
+
+    Returns:
+        One row per group × predictor: the headline variants of CASD; the best of all variants that were computed ("best of N",
+        best by |ρ|), and the rivals. Columns:
+
+        - model ("all" over several), objective, predictor, role ("headline", "best", "rival" or "ceiling")
+        - runs, n_pairs: those that enter; left_out: runs with fewer than four removals that count, or without any variance
+        - rho: Spearman's ρ, pooled over runs; low distances go with strong transfer where it is negative
+        - p_value: two-sided Mantel test that permutes within runs (`casd.stats.mantel_family`)
+        - p_corrected: for the best variant corrected for having looked at all; for a rival for the number of rivals; a headline
+          variant was named before looking and is not corrected
+        - q_value: Benjamini and Hochberg over all variants or all rivals
+        - r_squared, rank_error: prediction with one backdoor left out (`casd.stats.leave_one_out_prediction`)
+    """
+    groups: dict[tuple[str, str], list[RunTables]] = {}
+    for tables in runs:
+        groups.setdefault((str(tables.info["model"]), str(tables.info["objective"])), []).append(tables)
+    if len({model for model, _ in groups}) > 1:
+        for objective in dict.fromkeys(objective for _, objective in groups):
+            groups[POOLED, objective] = [tables for tables in runs if tables.info["objective"] == objective]
+    rows: list[dict[str, object]] = []
+    for (model, objective), group in groups.items():
+        found = [pair_table(tables, response) for tables in group]
+        strata = [each for each in found if each is not None]
+        named = {"model": model, "objective": objective}
+        counts = {"runs": len(strata), "left_out": len(found) - len(strata)}
+        if strata:
+            rows += [named | row | counts for row in _group_rows(strata, group[0].headline, permutations, seed)]
+    columns = ["model", "objective", "predictor", "role", "runs", "left_out", "n_pairs"]
+    return pd.DataFrame(rows, columns=[*columns, "rho", "p_value", "p_corrected", "q_value", "r_squared", "rank_error"])
+
+
+def _group_rows(strata: Sequence[PairTable], headline: Sequence[str], permutations: int, seed: int) -> list[dict[str, object]]:
+    shared = [name for name in strata[0].distances if all(name in each.distances for each in strata)]
+    rivals = [name for name in shared if name in RIVALS]
+    variants = [name for name in shared if name not in RIVALS]
+    rows: list[dict[str, object]] = []
+    for names in (variants, rivals):
+        if not names:
+            continue
+        family = mantel_family(
+            [(np.stack([each.distances[name] for name in names]), each.centered) for each in strata],
+            permutations=permutations,
+            rng=np.random.default_rng(seed),
+        )
+        best = int(np.nanargmax(np.abs(family.rho))) if names is variants and np.isfinite(family.rho).any() else None
+        for place, name in enumerate(names):
+            if names is variants and name not in headline and place != best:
+                continue
+            roles = [RIVALS[name].role] if name in RIVALS else []
+            roles += ["headline"] if name in headline else []
+            roles += [f"best of {len(variants)}"] if place == best and len(variants) > len(headline) else []
+            prediction = leave_one_out_prediction([(each.distances[name], each.suppression) for each in strata])
+            rows += [
+                {
+                    "predictor": name,
+                    "role": role,
+                    "n_pairs": family.n_pairs,
+                    "rho": family.rho[place],
+                    "p_value": family.p_value[place],
+                    "p_corrected": math.nan if role == "headline" else family.p_corrected[place],
+                    "q_value": family.q_value[place],
+                    "r_squared": prediction.r_squared,
+                    "rank_error": prediction.rank_error,
+                }
+                for role in roles
+            ]
+    return rows
+
+
+def _matrix(rows: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
+    """Tidy distances (a, b, distance; each pair once or in both orders) as a symmetric matrix; NaN where a pair is absent."""
+    place = {name: index for index, name in enumerate(names)}
+    matrix = np.full((len(names), len(names)), np.nan)
+    np.fill_diagonal(matrix, 0.0)
+    a, b = rows["a"].map(place), rows["b"].map(place)
+    known = a.notna() & b.notna()
+    first, second = a[known].to_numpy(dtype=int), b[known].to_numpy(dtype=int)
+    matrix[first, second] = matrix[second, first] = rows.loc[known, "distance"].to_numpy(dtype=float)
+    return np.round(matrix, _DECIMALS)
