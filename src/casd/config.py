@@ -249,6 +249,9 @@ class MetricConfig:
 
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     """More variants by name, with the fields of `casd.metric.CasdVariant`."""
+    grid: bool = False
+    """Compute all variants of `casd.metric.variant_grid` that the captured activations allow; they go into the table of
+    distances alone."""
     permutations: int = 9999
     """Permutations of the Mantel test."""
 
