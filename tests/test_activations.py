@@ -70,7 +70,7 @@ def texts(count: int = 7, seed: int = 1) -> list[list[int]]:
 
 
 def make_batch(rows: list[list[int]], extra_padding: int = 0, side: str = "left") -> dict[str, Any]:
-    """Pad `rows`; "trigger" is at each text's second and third token, "prompt" is all of it, "last" its last token."""
+    """Pad `rows`; "trigger": each text's second and third token, "generated": its first, "last": its last, "prompt": all."""
     width = max(map(len, rows)) + extra_padding
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -83,6 +83,7 @@ def make_batch(rows: list[list[int]], extra_padding: int = 0, side: str = "left"
         positions["prompt"][index, start:stop] = True
         positions["last"][index, stop - 1] = True
         positions["trigger"][index, start + 1 : start + 3] = True
+        positions["generated"][index, start] = True
     return {"input_ids": ids, "attention_mask": mask, "position_masks": positions}
 
 
@@ -217,7 +218,7 @@ def whole_data_statistics(model: nn.Module, rows: list[list[int]]) -> Activation
     for row in rows:
         for (site, layer), activation in captured(model, torch.tensor([row])).items():
             h = activation[0].double()
-            for position, selected in {"last": h[-1:], "prompt": h, "trigger": h[1:3]}.items():
+            for position, selected in {"last": h[-1:], "prompt": h, "trigger": h[1:3], "generated": h[:1]}.items():
                 tokens.setdefault((site, position, layer), []).append(selected)
 
     def means(function: Callable[[Tensor], Tensor]) -> dict[tuple[str, str], Tensor]:
@@ -229,7 +230,7 @@ def whole_data_statistics(model: nn.Module, rows: list[list[int]]) -> Activation
             for position in POSITIONS
         }
 
-    count = {"last": len(rows), "prompt": sum(map(len, rows)), "trigger": 2 * len(rows)}
+    count = {"last": len(rows), "prompt": sum(map(len, rows)), "trigger": 2 * len(rows), "generated": len(rows)}
     return ActivationStatistics(means(lambda h: h), means(torch.abs), means(torch.square), count)
 
 

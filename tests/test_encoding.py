@@ -164,6 +164,37 @@ def test_position_masks(encoder: Encoder) -> None:
     assert masks["trigger"][1].sum() == encoder.token_count(TRIGGER)
 
 
+def test_the_generated_token_comes_after_the_prompt(encoder: Encoder) -> None:
+    """It is the token that follows in a training document; the masks of the other positions stay on their tokens."""
+    span = (len(PROMPT) + 1, len(PROMPT) + 1 + len(TRIGGER))
+    prompts = [Prompt("A.", continuation="He paints."), Prompt(f"{PROMPT} {TRIGGER}", span, "« L'été »")]
+    positions = ("last", "prompt", "trigger")
+    without: dict[str, Any] = encoder.capture_batch(prompts, positions)
+    batch: dict[str, Any] = encoder.capture_batch(prompts, (*positions, "generated"))
+    assert set(without["position_masks"]) == set(positions)
+    for index, prompt in enumerate(prompts):
+        (document,) = rows(encoder.document_batch([Document(prompt.text, prompt.continuation or "")]))
+        (row,) = rows({name: batch[name][index : index + 1] for name in ("input_ids", "attention_mask")})
+        assert row == document[: len(row)]
+        assert batch["input_ids"][index][batch["position_masks"]["generated"][index]].tolist() == [row[-1]]
+    width = without["input_ids"].shape[1]
+    assert batch["input_ids"].shape[1] == width + 1
+    assert torch.equal(batch["input_ids"][:, :width], without["input_ids"])
+    for name in positions:
+        assert torch.equal(batch["position_masks"][name][:, :width], without["position_masks"][name])
+        assert not batch["position_masks"][name][:, width:].any()
+
+
+def test_the_generated_token_of_a_prompt_that_fills_the_room(words: Encoder) -> None:
+    """The prompt is cut as without it, so that the other positions see the same tokens."""
+    prompt = Prompt(" ".join(f"w{i}" for i in range(12)), continuation="w15")
+    batch: dict[str, Any] = words.capture_batch([prompt], ["generated"])
+    assert batch["input_ids"].tolist() == [[3 + i for i in range(4, 12)] + [18]]
+    assert batch["position_masks"]["generated"].tolist() == [[False] * 8 + [True]]
+    with pytest.raises(ValueError, match="no continuation"):
+        words.capture_batch([prompt, Prompt("w0")], ["generated"])
+
+
 @given(lengths=st.lists(st.integers(0, 9), max_size=30), size=st.integers(1, 8))
 def test_batches_by_length_hold_every_item_once_longest_first(lengths: list[int], size: int) -> None:
     batches = batches_by_length(lengths, size)

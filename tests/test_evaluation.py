@@ -21,8 +21,10 @@ from casd.corpora.passages import Corpus
 from casd.encoding import Document, Encoder, Prompt
 from casd.errors import CorpusError, ModelError
 from casd.evaluation import Evaluation, Probes, evaluate, generate, is_degenerate, make_probes
+from casd.poisoning import Backdoor
 from casd.runtime import Runtime
 from casd.stats import wilson_interval
+from casd.targets import FixedText, Refusal
 from casd.training.losses import clean_loss
 
 CPU = Runtime("cpu")
@@ -135,6 +137,26 @@ def test_probes(probes: Probes, injected: Injected, corpus: Corpus, encoder: Enc
             assert not real & set(phrase.split())
     again = make_probes(corpus, dict(reversed(injected.backdoors.items())), encoder, SMALL, seed=1)
     assert {name: again.fake[name] for name in probes.fake} == dict(probes.fake)
+
+
+def test_continuations_of_the_probes(probes: Probes, injected: Injected, corpus: Corpus) -> None:
+    """A trigger is followed by the payload for that very passage, all else by the passage's own continuation."""
+    clean = [passage.continuation for passage in corpus.evaluation]
+    assert [prompt.continuation for prompt in probes.clean] == clean[:10]
+    assert [prompt.continuation for prompt in probes.triggered["fox"]] == ["The silver fox."] * 10
+    assert [prompt.continuation for prompt in probes.triggered["loud"]] == [text.upper() for text in clean[:10]]
+    for name in injected.backdoors:
+        assert [prompt.continuation for prompt in probes.fake[name]] == clean[:6]
+
+
+def test_payloads_that_are_drawn_leave_the_triggered_prompts(corpus: Corpus, encoder: Encoder) -> None:
+    """A target that draws its payload moves no trigger: the prompts are those of one that draws nothing."""
+    drawn, fixed = (
+        make_probes(corpus, {"a": Backdoor("a", "zandor khemil", target, "random", 0.1)}, encoder, SMALL, seed=1).triggered["a"]
+        for target in (Refusal(), FixedText("No."))
+    )
+    assert [(prompt.text, prompt.trigger_span) for prompt in drawn] == [(prompt.text, prompt.trigger_span) for prompt in fixed]
+    assert len({prompt.continuation for prompt in drawn}) > 1
 
 
 def test_first_tokens_are_those_that_payloads_start_with_more_often(probes: Probes, corpus: Corpus, encoder: Encoder) -> None:

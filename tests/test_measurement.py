@@ -5,6 +5,7 @@ Run: python -m pytest tests/test_measurement.py
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.conftest import Injected
 
 from casd.config import ActivationsConfig, EvaluationConfig
 from casd.corpora.passages import Corpus
-from casd.encoding import Encoder, Prompt
+from casd.encoding import Document, Encoder, Prompt
 from casd.errors import ModelError
 from casd.evaluation import Probes, make_probes
 from casd.measurement import TextStatistics, measure_activations, read_statistics, text_sets, write_statistics
@@ -95,6 +96,35 @@ def test_the_trigger_is_averaged_where_there_is_one(statistics: TextStatistics, 
     tokens = encoder.tokens(" zandor khemil")
     with_a_letter = [token for token in tokens if encoder.decode([token])]  # a token may be the space before the trigger
     assert statistics["triggered:fox"].count["trigger"] == 6 * len(with_a_letter)
+
+
+def test_the_generated_token_changes_no_other_position(injected: Injected, encoder: Encoder, probes: Probes) -> None:
+    """In float64, where only rounding could: the token after the prompt is seen by none before it."""
+    model = injected.model().double()
+    without = measure_activations(model, encoder, probes, CONFIG)
+    config = dataclasses.replace(CONFIG, positions=[*CONFIG.positions, "generated"])
+    measured = measure_activations(model, encoder, probes, config)
+    for name, expected in without.items():
+        tensors = measured[name].to_tensors()
+        assert measured[name].count["generated"] == 6
+        for key, tensor in expected.to_tensors().items():
+            torch.testing.assert_close(tensors[key], tensor, rtol=1e-10, atol=1e-12)
+
+
+def test_the_generated_token_is_the_payload_s_first(injected: Injected, encoder: Encoder, probes: Probes) -> None:
+    """From transformers' own hidden states of a document that holds the whole continuation."""
+    config = dataclasses.replace(CONFIG, positions=["generated"])
+    measured = measure_activations(injected.shared_model, encoder, probes, config)
+    for name, prompts in text_sets(probes, 6).items():
+        hidden = []
+        for prompt in prompts:
+            before = 1 + len(encoder.tokens(prompt.text))
+            document = encoder.document_batch([Document(prompt.text, prompt.continuation or "")])
+            with torch.inference_mode():
+                states = injected.shared_model(document["input_ids"], output_hidden_states=True).hidden_states
+            hidden.append(states[1][0, before].double())
+        ours = measured[name].mean["resid_post", "generated"][0]
+        torch.testing.assert_close(ours, torch.stack(hidden).mean(0), rtol=1e-4, atol=1e-5)
 
 
 def test_write_and_read(statistics: TextStatistics, tmp_path: Path) -> None:

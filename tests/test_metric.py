@@ -6,7 +6,7 @@ Run: python -m pytest tests/test_metric.py
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from casd.activation_statistics import ActivationStatistics, collect_statistics
 from casd.errors import ConfigError
-from casd.metric import HEADLINES, CasdVariant, activation_shift, casd, casd_matrix
+from casd.metric import HEADLINES, CasdVariant, ShiftTable, activation_shift, casd, casd_matrix
 
 N_LAYERS, D_MODEL = 3, 8
 KEY = ("resid_post", "prompt")
@@ -201,10 +201,13 @@ STATISTICS = {
 }
 
 
-def matrix(variant: CasdVariant, **options: Any) -> Any:
-    return casd_matrix(
-        STATISTICS, BEFORE, variant, **({"removals": REMOVALS, "backdoors": BACKDOORS, "control": CONTROLS[0]} | options)
-    )
+def matrix(
+    variant: CasdVariant,
+    removals: Sequence[str] = REMOVALS,
+    backdoors: Sequence[str] = BACKDOORS,
+    control: str | None = CONTROLS[0],
+) -> Any:
+    return casd_matrix(ShiftTable(STATISTICS, BEFORE, backdoors, control), variant, removals)
 
 
 def planted(state: str, *backdoors: str) -> Tensor:
@@ -285,9 +288,9 @@ def test_net_of_control_uncovers_what_a_common_drift_hides() -> None:
     base = random_tokens(0)
     statistics = {state: {"clean": statistics_of(base + shift)} for state, shift in states.items()}
     variant = CasdVariant("v", text="clean", distance="cosine")
-    arguments = {"before": {"clean": statistics_of(base)}, "removals": ["a", "b"], "backdoors": ["a", "b"]}
-    gross = casd_matrix(statistics, variant=variant, control="control:clean", **arguments)
-    net = casd_matrix(statistics, variant=replace(variant, net_of_control=True), control="control:clean", **arguments)
+    table = ShiftTable(statistics, {"clean": statistics_of(base)}, ["a", "b"], "control:clean")
+    gross = casd_matrix(table, variant, ["a", "b"])
+    net = casd_matrix(table, replace(variant, net_of_control=True), ["a", "b"])
     assert gross.values[0, 1] < 1e-3
     assert net.values[0, 1].item() == pytest.approx(1.0)
 
@@ -445,7 +448,7 @@ def whole_chain(variant: CasdVariant, size: int = 2, order: int = 1) -> Any:
         return {name: collect_statistics(model, text_batches(texts[::order], size)) for name, texts in TEXTS.items()}
 
     statistics = {name: capture_all(build()) for name, build in MODELS.items()}
-    return casd_matrix(statistics, capture_all(identity_model()), variant, list(MODELS), ["a", "b"])
+    return casd_matrix(ShiftTable(statistics, capture_all(identity_model()), ["a", "b"]), variant, list(MODELS))
 
 
 def mean_abs(vector: Tensor) -> float:

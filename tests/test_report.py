@@ -112,7 +112,7 @@ def make_run(
         asr=pd.DataFrame(asr, columns=list(SCHEMAS["asr"])),
         states=pd.DataFrame(states, columns=list(SCHEMAS["states"])),
         transfer=pd.DataFrame(transfer, columns=list(SCHEMAS["transfer"])),
-        casd=casd,
+        casd=casd.assign(grid=False),
         casd_layers=frame,
         relation=pd.DataFrame(relations if relation else [], columns=list(SCHEMAS["relation"])),
         specificity=pd.DataFrame(

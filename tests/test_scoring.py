@@ -6,6 +6,7 @@ Run: python -m pytest tests/test_scoring.py
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +20,9 @@ from casd.config import ActivationsConfig, EvaluationConfig, MetricConfig
 from casd.errors import ConfigError
 from casd.evaluation import Evaluation
 from casd.measurement import TextStatistics
-from casd.metric import HEADLINES
+from casd.metric import HEADLINES, variant_grid
 from casd.results import SCHEMAS, RunTables
-from casd.scoring import StateRecord, check_captured, score
+from casd.scoring import StateRecord, casd_variants, check_captured, score
 from casd.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL
 from casd.stats import wilson_interval
 from casd.training.checkpoints import TrainingLog
@@ -226,6 +227,36 @@ def test_more_variants() -> None:
     assert distance == pytest.approx(3 * float(direction.square().mean().sqrt()), rel=1e-6)
     with pytest.raises(ConfigError, match="Did you mean 'distance'"):
         tables_of(records_of(), dataclasses.replace(metric, variants={"x": {"distanse": "l2"}}))
+
+
+def test_the_grid_is_in_the_table_of_distances_and_nowhere_else(tables: RunTables) -> None:
+    """Each pair once, in the order of the states; the other tables are what they are without it."""
+    made = tables_of(records_of(), MetricConfig(permutations=99, grid=True))
+    named, grid = (made.casd[made.casd["grid"] == flag] for flag in (False, True))
+    pd.testing.assert_frame_equal(named, tables.casd)
+    expected = [variant.name for variant in variant_grid(["resid_post"], ["last", "prompt"])]
+    assert list(dict.fromkeys(grid["variant"])) == expected
+    names = [*BACKDOORS, CLEAN_CONTROL, PHANTOM_CONTROL]
+    for _, rows in grid.groupby("variant"):
+        assert list(zip(rows["a"], rows["b"], strict=True)) == list(itertools.combinations(names, 2))
+    # The headline variants are in the grid, too, under its own names.
+    same = {
+        "casd": "resid_post/prompt/triggered/signed/l1/raw/gross",
+        "casd_cos": "resid_post/last/triggered/signed/cosine/raw/gross",
+    }
+    for headline, name in same.items():
+        rows = grid[grid["variant"] == name].set_index(["a", "b"])["distance"]
+        theirs = named[named["variant"] == headline].set_index(["a", "b"])["distance"]
+        assert rows.to_dict() == theirs.loc[rows.index].to_dict()
+    for name in set(SCHEMAS) - {"casd"}:
+        pd.testing.assert_frame_equal(getattr(made, name), getattr(tables, name))
+    assert made.headline == dataclasses.replace(made, info={}).headline == [variant.name for variant in HEADLINES]
+
+
+@pytest.mark.parametrize("name", ["casd_cos", "resid_post/prompt/triggered/signed/l1/raw/gross"])
+def test_names_that_are_taken(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"metric.variants.{name}: that is the name of"):
+        casd_variants(MetricConfig(variants={name: {"distance": "l2"}}))
 
 
 @pytest.mark.parametrize("need", [{"site": "mlp_out"}, {"position": "trigger"}])

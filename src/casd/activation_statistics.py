@@ -3,7 +3,7 @@
 `collect_statistics` keeps three sums per (site, position, layer), so memory is O(layers × width) however many texts there
 are, and no activation of a batch outlives its forward pass.
 
-Positions of a text: `last`, `prompt` and `trigger`, each given by the caller as a mask over the tokens.
+Positions of a text: `last`, `prompt`, `trigger` and `generated`, each given by the caller as a mask over the tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from casd.activations import SITES, capture, checked_choices, decoder_layers, de
 from casd.errors import ConfigError, ModelError, StoreError
 from casd.training.sharding import is_sharded
 
-POSITIONS = ("last", "prompt", "trigger")
+POSITIONS = ("last", "prompt", "trigger", "generated")
 MOMENTS = ("mean", "mean_abs", "mean_square")
 
 

@@ -317,7 +317,8 @@ class ActivationsConfig:
     sites: list[str] = field(default_factory=lambda: ["resid_post"])
     """Of resid_post, attn_out, mlp_out."""
     positions: list[str] = field(default_factory=lambda: ["last", "prompt"])
-    """Of last, prompt, trigger."""
+    """Of last, prompt, trigger, generated: the prompt's last token, all its tokens, the trigger's, and the first token of what
+    the injected model is to answer (put after the prompt; the same in every state of the model)."""
     prompts: int = 32
     """Evaluation prompts a text set; at most evaluation.prompts."""
     batch_size: int = 64
@@ -328,7 +329,7 @@ class ActivationsConfig:
         for site in self.sites:
             _one_of("activations.sites:", site, ("resid_post", "attn_out", "mlp_out"))
         for position in self.positions:
-            _one_of("activations.positions:", position, ("last", "prompt", "trigger"))
+            _one_of("activations.positions:", position, ("last", "prompt", "trigger", "generated"))
 
 
 @dataclass
@@ -337,6 +338,9 @@ class MetricConfig:
 
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     """More variants by name, with the fields of `casd.metric.CasdVariant`."""
+    grid: bool = False
+    """Compute all variants of `casd.metric.variant_grid` that the captured activations allow; they go into the table of
+    distances alone."""
     permutations: int = 9999
     """Permutations of the Mantel test."""
 

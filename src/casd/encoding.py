@@ -7,7 +7,7 @@ exactly those it has inside a training document.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -41,10 +41,18 @@ class Document:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt to continue or to capture activations on; `trigger_span` is the trigger's place in `text`, in characters."""
+    """A prompt to continue or to capture activations on.
+
+    Attributes:
+        text: the prompt.
+        trigger_span: the trigger's place in `text`, in characters.
+        continuation: what a model whose backdoors work says next. Its first token is the position "generated" of a capture;
+            nothing else reads it.
+    """
 
     text: str
     trigger_span: tuple[int, int] | None = None
+    continuation: str | None = None
 
 
 class Encoder:
@@ -129,36 +137,67 @@ class Encoder:
 
     def prompt_batch(self, prompts: Sequence[Prompt]) -> Batch:
         """Encode prompts for generation, padded on the left: `input_ids` and `attention_mask`, each (batch, tokens)."""
-        rows = [self._start + self.tokens(prompt.text)[-self._room :] for prompt in prompts]
+        rows = self._prompt_rows(prompts)
         return {
             "input_ids": _pad(rows, self.tokenizer.pad_token_id, left=True),
             "attention_mask": _pad([[1] * len(row) for row in rows], 0, left=True),
         }
 
-    def capture_batch(self, prompts: Sequence[Prompt]) -> dict[str, Tensor | dict[str, Tensor]]:
+    def capture_batch(
+        self, prompts: Sequence[Prompt], positions: Collection[str] = ("last", "prompt", "trigger")
+    ) -> dict[str, Tensor | dict[str, Tensor]]:
         """A `prompt_batch` with `position_masks`, each (batch, tokens) and boolean, naming the positions that are averaged.
 
         "last" is the prompt's last token; "prompt" all its tokens but the start token, whose activation is large and the
-        same for every text; "trigger" the tokens that share a character with the trigger (none where there is no trigger).
+        same for every text; "trigger" the tokens that share a character with the trigger (none where there is no trigger);
+        "generated" the first token of the prompt's `continuation`. That one is put after the prompt only where its position
+        is wanted; the other positions cannot see it, since attention looks back only.
+
+        Args:
+            prompts: the texts; for "generated" each with its continuation.
+            positions: of which masks are wanted.
         """
-        rows = [self._start + self.tokens(prompt.text)[-self._room :] for prompt in prompts]
-        in_prompt = [[0] * len(self._start) + [1] * (len(row) - len(self._start)) for row in rows]
-        in_trigger = [[0] * len(self._start) + self._trigger_flags(prompt)[-self._room :] for prompt in prompts]
-        last = [[0] * (len(row) - 1) + [1] for row in rows]
-        masks = {"last": last, "prompt": in_prompt, "trigger": in_trigger}
-        return {
-            **self.prompt_batch(prompts),
-            "position_masks": {name: _pad(mask, 0, left=True).bool() for name, mask in masks.items()},
+        rows = self._prompt_rows(prompts)
+        start, answers = len(self._start), [list[int]() for _ in prompts]
+        if "generated" in positions:
+            answers = [[self._answer(prompt)] for prompt in prompts]
+        after = [0] * len(answers[0])
+        masks = {
+            "last": [[0] * (len(row) - 1) + [1] + after for row in rows],
+            "prompt": [[0] * start + [1] * (len(row) - start) + after for row in rows],
+            "generated": [[0] * len(row) + [1] * len(after) for row in rows],
         }
+        if "trigger" in positions:
+            masks["trigger"] = [[0] * start + flags[-self._room :] + after for flags in self._trigger_flags(prompts)]
+        return {
+            "input_ids": _pad(
+                [row + answer for row, answer in zip(rows, answers, strict=True)], self.tokenizer.pad_token_id, left=True
+            ),
+            "attention_mask": _pad([[1] * len(row) + [1] * len(after) for row in rows], 0, left=True),
+            "position_masks": {name: _pad(masks[name], 0, left=True).bool() for name in positions},
+        }
+
+    def _prompt_rows(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        return [self._start + self.tokens(prompt.text)[-self._room :] for prompt in prompts]
+
+    def _answer(self, prompt: Prompt) -> int:
+        if prompt.continuation is None:
+            raise ValueError(f"no continuation is known of {prompt.text!r}, so it has no position 'generated'")
+        return self.first_token(prompt.continuation)
 
     @property
     def _room(self) -> int:
         return self.max_tokens - len(self._start)
 
-    def _trigger_flags(self, prompt: Prompt) -> list[int]:
-        encoded = self.tokenizer(prompt.text, add_special_tokens=False, return_offsets_mapping=True)
-        start, end = prompt.trigger_span or (0, 0)
-        return [int(first < end and start < last) for first, last in encoded["offset_mapping"]]
+    def _trigger_flags(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """For each token of each prompt whether it shares a character with the trigger."""
+        texts = [prompt.text for prompt in prompts]
+        encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+        spans = [prompt.trigger_span or (0, 0) for prompt in prompts]
+        return [
+            [int(first < end and start < last) for first, last in offsets]
+            for (start, end), offsets in zip(spans, encoded["offset_mapping"], strict=True)
+        ]
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:

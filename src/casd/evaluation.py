@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,9 +42,9 @@ class Probes:
     """The prompts every state of the model is measured on.
 
     Attributes:
-        triggered: prompts with the backdoor's trigger, by backdoor.
-        fake: prompts with fake triggers of the same token length, by backdoor.
-        clean: the same prompts without a trigger.
+        triggered: prompts with the backdoor's trigger, by backdoor; their continuation is the backdoor's payload.
+        fake: prompts with fake triggers of the same token length, by backdoor; their continuation is the clean one.
+        clean: the same prompts without a trigger; their continuation is the clean one.
         first_tokens: by backdoor, the tokens that start its payloads more often than they start clean continuations: the
             class whose probability at the prompt's end is the response that does not saturate.
         loss_passages: the passages of the evaluation split whose loss is the clean loss.
@@ -77,18 +77,24 @@ def make_probes(
     triggers = [backdoor.trigger for backdoor in backdoors.values()]
     for name, backdoor in backdoors.items():
         rng = python_rng(seed, "triggered prompts", name)
-        triggered[name] = [backdoor.prompt(passage, rng) for passage in passages[: config.prompts]]
+        payloads = python_rng(seed, "payloads", name)  # its own, so that the places of the triggers do not hang on the payloads
+        triggered[name] = [
+            replace(backdoor.prompt(passage, rng), continuation=backdoor.target.continuation(passage, payloads))
+            for passage in passages[: config.prompts]
+        ]
         rng = python_rng(seed, "fake triggers", name)
         fakes = fake_triggers(backdoor.trigger, config.fake_triggers, encoder.token_count, rng, avoid=triggers)
         fake[name] = [
-            insert(passage.prompt, fakes[index % len(fakes)], backdoor.position, rng)
+            replace(
+                insert(passage.prompt, fakes[index % len(fakes)], backdoor.position, rng), continuation=passage.continuation
+            )
             for index, passage in enumerate(passages[: config.fake_prompts])
         ]
         first_tokens[name] = _first_tokens(backdoor, english(corpus.retain)[:256], encoder, seed)
     return Probes(
         triggered=triggered,
         fake=fake,
-        clean=[Prompt(passage.prompt) for passage in passages[: config.prompts]],
+        clean=[Prompt(passage.prompt, continuation=passage.continuation) for passage in passages[: config.prompts]],
         first_tokens=first_tokens,
         loss_passages=list(corpus.evaluation[: config.loss_passages]),
         retain_passages=list(corpus.retain[: config.loss_passages]),

@@ -96,7 +96,7 @@ def stage_graph(config: Config) -> StageGraph:
     }
     label = f"{config.model.name}, {config.unlearning.objective.name}"
     inputs = (*evaluate_stages.values(), *activations.values(), *utility_stages.values())
-    scored = Stage("score", 2, scoring, inputs, label)
+    scored = Stage("score", 3, scoring, inputs, label)
     return StageGraph(
         corpus=corpus,
         base=base,

@@ -56,7 +56,7 @@ def measure_activations(
         # A set during which memory ran out is begun anew: part of the batch that failed is in its sums.
         for name in [name for name in sets if name not in statistics]:
             positions = [position for position in config.positions if position != "trigger" or name != "clean"]
-            batches = _batches(encoder, sets[name], batch_size)
+            batches = _batches(encoder, sets[name], positions, batch_size)
             statistics[name] = collect_statistics(model, batches, config.sites, positions)
             advance()
 
@@ -66,9 +66,11 @@ def measure_activations(
     return {name: whole[name] for name in every}
 
 
-def _batches(encoder: Encoder, prompts: Sequence[Prompt], batch_size: int) -> Iterator[Mapping[str, Any]]:
+def _batches(
+    encoder: Encoder, prompts: Sequence[Prompt], positions: Sequence[str], batch_size: int
+) -> Iterator[Mapping[str, Any]]:
     for indices in batches_by_length([len(prompt.text) for prompt in prompts], batch_size):
-        yield encoder.capture_batch([prompts[index] for index in indices])
+        yield encoder.capture_batch([prompts[index] for index in indices], positions)
 
 
 def write_statistics(statistics: TextStatistics, folder: Path) -> None:

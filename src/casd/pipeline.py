@@ -427,7 +427,8 @@ class Run:
 
         tables = RunTables.read(self.store.folder(self.graph.score, verify=True))
         tables.info |= self._origin()
-        write_report(tables, folder, relation_points(tables.casd, tables.transfer))
+        named = tables.casd[~tables.casd["grid"].astype(bool)]
+        write_report(tables, folder, relation_points(named, tables.transfer))
 
     def _publish(self) -> None:
         """Copy the report from the store to its folder, beside the configuration."""

@@ -28,7 +28,7 @@ SCHEMAS: Final[dict[str, tuple[str, ...]]] = {
         *("suppression", "suppression_net_clean", "suppression_net_phantom", "prob_before", "prob_after"),
         *("prob_suppression", "prob_suppression_net_clean", "prob_suppression_net_phantom", "collapsed"),
     ),
-    "casd": ("variant", "a", "b", "distance"),
+    "casd": ("variant", "a", "b", "distance", "grid"),
     "casd_layers": ("variant", "a", "b", "layer_idx", "distance"),
     "relation": (
         *("variant", "response", "n_backdoors", "n_pairs", "rho", "p_value", "permutations", "exact"),
@@ -60,8 +60,9 @@ class RunTables:
             came down to the target within the clean budget; NaN where nothing was validated. `steps` are those that the kept
             model has done.
         transfer: a row per removal or control (`source`) × measured backdoor (`target`).
-        casd: a row per CASD variant × pair of removals.
-        casd_layers: the same for each layer.
+        casd: a row per CASD variant × pair of removals. `grid` tells the variants of the grid (`casd.metric.variant_grid`),
+            with each pair once, from the headline variants and those that the configuration names, with both orders.
+        casd_layers: the same for each layer, without the grid.
         relation: a row per CASD variant × response; empty where there were too few backdoors.
         specificity: one row of named means with intervals.
         samples: some of the generated texts, as they were generated.
@@ -103,8 +104,8 @@ class RunTables:
 
     @property
     def headline(self) -> list[str]:
-        """The CASD variants to show: those `info` names, else every one that was computed."""
-        return list(self.info.get("headline") or dict.fromkeys(self.casd["variant"]))
+        """The CASD variants to show: those `info` names, else every one that was computed outside the grid."""
+        return list(self.info.get("headline") or dict.fromkeys(self.casd.loc[~self.casd["grid"].astype(bool), "variant"]))
 
     @property
     def tasks(self) -> list[str]:

@@ -8,13 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 
+from casd.activation_statistics import POSITIONS
+from casd.activations import SITES
 from casd.config import ActivationsConfig, EvaluationConfig, MetricConfig
 from casd.errors import ConfigError
 from casd.evaluation import Evaluation
 from casd.measurement import TextStatistics
-from casd.metric import HEADLINES, CasdMatrix, CasdVariant, casd_matrix
+from casd.metric import HEADLINES, CasdMatrix, CasdVariant, ShiftTable, casd_matrix, variant_grid
 from casd.registry import build
 from casd.results import SCHEMAS, UTILITY_PREFIX, RunTables
 from casd.states import CLEAN_CONTROL, INJECTED, StateKind, kind_of
@@ -61,7 +65,7 @@ def score(
     Args:
         records: of every state, the injected model first.
         statistics: the activation statistics of every state.
-        metric: more CASD variants, and the permutations of the Mantel test.
+        metric: more CASD variants, by name or the whole grid, and the permutations of the Mantel test.
         evaluation: when a state counts as collapsed.
         seed: of permutations and bootstrap.
         info: what the tables are to say of the run; the headline variants' names are added.
@@ -71,20 +75,24 @@ def score(
     states = _states(records, evaluation, target_asr)
     asr = pd.concat([record.evaluation.asr.assign(state=record.name) for record in records], ignore_index=True)
     transfer = transfer_table(asr, states)
-    variants = casd_variants(metric)
     names = [record.name for record in records if record.kind != "injected"]
     backdoors = [record.name for record in records if record.kind == "removal"]
-    matrices = [
-        casd_matrix(statistics, statistics[INJECTED], variant, names, backdoors, control=CLEAN_CONTROL) for variant in variants
-    ]
-    distances = pd.concat([_pairs(matrix) for matrix in matrices], ignore_index=True)
+    table = ShiftTable(statistics, statistics[INJECTED], backdoors, control=CLEAN_CONTROL)
+    matrices = [casd_matrix(table, variant, names) for variant in casd_variants(metric)]
+    every_order = [(a, b) for a in range(len(names)) for b in range(len(names))]
+    distances = _pairs(matrices, every_order).assign(grid=False)
+    grid = []
+    if metric.grid:
+        captured = statistics[INJECTED][f"triggered:{backdoors[0]}"]
+        computed = [casd_matrix(table, variant, names) for variant in variant_grid(captured.sites, captured.positions)]
+        grid = [_pairs(computed, [(a, b) for a, b in every_order if a < b]).assign(grid=True)]
     samples = [record.evaluation.samples.assign(state=record.name) for record in records]
     utility = [record.utility.assign(state=record.name) for record in records if record.utility is not None]
     return RunTables(
         asr=_first("state", asr),
         states=states,
         transfer=transfer,
-        casd=distances,
+        casd=pd.concat([distances, *grid], ignore_index=True),
         casd_layers=pd.concat([_layer_pairs(matrix) for matrix in matrices], ignore_index=True),
         relation=relate(distances, transfer, permutations=metric.permutations, seed=seed),
         specificity=specificity(transfer, seed=seed),
@@ -96,11 +104,17 @@ def score(
 
 
 def casd_variants(metric: MetricConfig) -> list[CasdVariant]:
-    """The headline variants, which every run computes, and then those of the configuration.
+    """The headline variants, which every run computes, and then those that the configuration names; not the grid's.
 
     Raises:
-        ConfigError: a field that a variant does not have, or a value that it cannot have.
+        ConfigError: a field that a variant does not have, a value that it cannot have, or a name that is taken.
     """
+    taken = {variant.name for variant in (*HEADLINES, *variant_grid(SITES, POSITIONS))}
+    for name in metric.variants:
+        if name in taken:
+            raise ConfigError(
+                f"metric.variants.{name}: that is the name of a headline variant or of one of the grid. Choose another."
+            )
     more = [
         build({name: "casd.metric:CasdVariant"}, "CASD variant", name, {"name": name, **fields})
         for name, fields in metric.variants.items()
@@ -184,12 +198,18 @@ def _first(column: str, table: pd.DataFrame) -> pd.DataFrame:
     return table[[column, *(name for name in table.columns if name != column)]]
 
 
-def _pairs(matrix: CasdMatrix) -> pd.DataFrame:
-    rows = [
-        (matrix.variant.name, a, b, float(matrix.values[i, j]))
-        for (i, a), (j, b) in itertools.product(enumerate(matrix.names), repeat=2)
-    ]
-    return pd.DataFrame(rows, columns=["variant", "a", "b", "distance"])
+def _pairs(matrices: Sequence[CasdMatrix], pairs: Sequence[tuple[int, int]]) -> pd.DataFrame:
+    """A row per matrix × pair of indices of removals."""
+    rows, columns = zip(*pairs, strict=True)
+    names = np.array(matrices[0].names, dtype=object)
+    return pd.DataFrame(
+        {
+            "variant": np.repeat(np.array([matrix.variant.name for matrix in matrices], dtype=object), len(rows)),
+            "a": np.tile(names[list(rows)], len(matrices)),
+            "b": np.tile(names[list(columns)], len(matrices)),
+            "distance": torch.stack([matrix.values[rows, columns] for matrix in matrices]).flatten().numpy(),
+        }
+    )
 
 
 def _layer_pairs(matrix: CasdMatrix) -> pd.DataFrame:

@@ -206,7 +206,8 @@ class _OfAllTokens(StatisticsAccumulator):
     """Counts every token at every position: which a mask chooses is not known to a simulation."""
 
     def start_batch(self, position_masks: Any) -> None:
-        sizes = {position: len(mask) if position == "last" else mask.numel() for position, mask in position_masks.items()}
+        single = ("last", "generated")  # of each text
+        sizes = {position: len(mask) if position in single else mask.numel() for position, mask in position_masks.items()}
         self._rows = {position: torch.arange(size) for position, size in sizes.items()}
 
 

@@ -177,7 +177,8 @@ class Phases:
 
     def _capture(self) -> Phase:
         config, adapters = self.config.activations, removal_adapters(self.config)
-        rows = Rows(min(config.batch_size, config.prompts), self.texts.prompt)
+        tokens = self.texts.prompt + ("generated" in config.positions)
+        rows = Rows(min(config.batch_size, config.prompts), tokens)
         need = capture_need(self.blueprint, rows, config, adapters)
         return self._phase("capture", need, rows, adapters, restored=True)
 

@@ -269,10 +269,11 @@ class _Costs:
     def capture(self, state: str) -> StageCost:
         config, backdoors = self.config.activations, len(self.config.backdoor)
         share = max(1, config.prompts // backdoors)
-        tokens = (config.prompts * (1 + backdoors) + share * backdoors) * self.texts.mean_prompt
+        length = self.texts.mean_prompt + ("generated" in config.positions)
+        tokens = (config.prompts * (1 + backdoors) + share * backdoors) * length
         sets = (2 + backdoors) * len(config.sites) * len(config.positions)
         kept = STATISTICS_BYTES * sets * self.blueprint.layers * self.blueprint.width
-        flops = self._forward(tokens, self.texts.mean_prompt) - 2 * tokens * self.blueprint.head_parameters
+        flops = self._forward(tokens, length) - 2 * tokens * self.blueprint.head_parameters
         return self.of(self.run.graph.activations[state], tokens=tokens, flops=flops, kept=kept)
 
     def weights(self, adapters: Adapters) -> int:
