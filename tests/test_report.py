@@ -124,6 +124,7 @@ def make_run(
         ),
         samples=pd.DataFrame(samples, columns=list(SCHEMAS["samples"])),
         utility=pd.DataFrame(columns=list(SCHEMAS["utility"])),
+        rivals=pd.DataFrame(columns=list(SCHEMAS["rivals"])),
         tuning=pd.DataFrame(columns=list(SCHEMAS["tuning"])),
         info={
             "model": model,

@@ -35,6 +35,7 @@ from casd.poisoning import Backdoor, check_backdoors
 from casd.progress import say, track
 from casd.registry import build
 from casd.results import RunTables
+from casd.rivals.evidence import Evidence, gather_evidence, rival_table
 from casd.runtime import Runtime, give_freed_memory_back
 from casd.scoring import StateRecord, check_captured, score
 from casd.seeding import derive_seed
@@ -366,6 +367,14 @@ class Run:
     def _capture(self, state: str, folder: Path) -> None:
         statistics = measure_activations(self._state(state), self.encoder, self._probes, self.config.activations)
         write_statistics(statistics, folder)
+        if self.config.activations.rivals:
+            gather_evidence(
+                self._model,
+                self._injected_weights,
+                self.encoder,
+                self._probes.triggered,
+                batch_size=self.config.activations.batch_size,
+            ).write(folder)
 
     def _statistics(self, state: str) -> TextStatistics:
         return read_statistics(self.store.file(self.graph.activations[state], "statistics.safetensors"))
@@ -381,14 +390,18 @@ class Run:
 
     def _score(self, folder: Path) -> None:
         tuned = self.graph.tune
+        statistics = {state: self._statistics(state) for state in self.graph.states}
+        captured = {state: self.store.folder(stage, verify=True) for state, stage in self.graph.activations.items()}
+        evidence = {name: Evidence.read(each) for name, each in captured.items()} if self.config.activations.rivals else {}
         tables = score(
             [self._record(state) for state in self.graph.states],
-            {state: self._statistics(state) for state in self.graph.states},
+            statistics,
             self.config.metric,
             self.config.evaluation,
             seed=self.config.seed,
             info=self._identity,
             target_asr=self.config.unlearning.stopping.target_asr,
+            rivals=rival_table(self.backdoors, self.encoder, statistics, evidence),
             tuning=pd.read_parquet(self.store.file(tuned, "trials.parquet")) if tuned else None,
         )
         tables.write(folder)

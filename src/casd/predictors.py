@@ -118,7 +118,7 @@ def _group_rows(strata: Sequence[PairTable], headline: Sequence[str], permutatio
         for place, name in enumerate(names):
             if names is variants and name not in headline and place != best:
                 continue
-            roles = [RIVALS[name].role] if name in RIVALS else []
+            roles: list[str] = [RIVALS[name].role] if name in RIVALS else []
             roles += ["headline"] if name in headline else []
             roles += [f"best of {len(variants)}"] if place == best and len(variants) > len(headline) else []
             prediction = leave_one_out_prediction([(each.distances[name], each.suppression) for each in strata])

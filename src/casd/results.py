@@ -37,6 +37,7 @@ SCHEMAS: Final[dict[str, tuple[str, ...]]] = {
     "specificity": (),
     "samples": ("state", "backdoor", "probe", "prompt", "generated", "success"),
     "utility": ("state", "task", "metric", "value", "stderr", "n"),
+    "rivals": ("predictor", "a", "b", "distance"),
     "tuning": ("setting", "backdoor", "reached", "asr", "clean_loss_ratio", "step", "chosen"),
 }
 """The columns each table must have; further ones are kept. `specificity` is free: means, with `_low` and `_high` bounds."""
@@ -68,6 +69,7 @@ class RunTables:
         samples: some of the generated texts, as they were generated.
         utility: a row per model state × benchmark task × metric, with its standard error and the number of items; empty where
             no benchmark was run.
+        rivals: a row per rival of CASD (`casd.rivals.RIVALS`) × pair of removals.
         tuning: the trials by which the objective's settings were chosen; empty if they were given.
         info: "model", "objective", "seed" (all needed); "run" (a name), "config" (the resolved YAML), "provenance" and
             "timings" (nested dicts of names and values; seconds), "headline" (the names of the CASD variants to show)
@@ -83,6 +85,7 @@ class RunTables:
     specificity: pd.DataFrame
     samples: pd.DataFrame
     utility: pd.DataFrame
+    rivals: pd.DataFrame
     tuning: pd.DataFrame
     info: dict[str, Any]
 

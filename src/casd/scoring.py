@@ -58,6 +58,7 @@ def score(
     seed: int,
     info: dict[str, Any],
     target_asr: float | None = None,
+    rivals: pd.DataFrame | None = None,
     tuning: pd.DataFrame | None = None,
 ) -> RunTables:
     """Compute the tables of a run; no model is needed.
@@ -70,6 +71,7 @@ def score(
         seed: of permutations and bootstrap.
         info: what the tables are to say of the run; the headline variants' names are added.
         target_asr: of the removed backdoor's validation, where the removals had one.
+        rivals: the distances of the rivals (`casd.rivals.evidence.rival_table`); None for none.
         tuning: the trials by which the objective was tuned (`casd.unlearning.tuning`); None if it was not.
     """
     states = _states(records, evaluation, target_asr)
@@ -98,6 +100,7 @@ def score(
         specificity=specificity(transfer, seed=seed),
         samples=_first("state", pd.concat(samples, ignore_index=True)),
         utility=_first("state", pd.concat(utility, ignore_index=True)) if utility else pd.DataFrame(columns=SCHEMAS["utility"]),
+        rivals=pd.DataFrame(columns=SCHEMAS["rivals"]) if rivals is None else rivals,
         tuning=pd.DataFrame(columns=SCHEMAS["tuning"]) if tuning is None else tuning,
         info={**info, "headline": [variant.name for variant in HEADLINES]},
     )

@@ -56,7 +56,7 @@ def run(config: Config, end: str = "report", *, quiet: bool = False) -> Path:
 
 def finish_sweep(folders: Sequence[Path]) -> None:
     """Write the report over all runs of a sweep, print its tables, and say what it cost."""
-    from casd.report import print_sweep, read_runs, write_sweep_report
+    from casd.report import Comparisons, print_sweep, read_runs, write_sweep_report
 
     if not is_main():
         return
@@ -67,8 +67,10 @@ def finish_sweep(folders: Sequence[Path]) -> None:
     newest = max((folder / "report.html").stat().st_mtime for folder in folders)
     if not page.is_file() or page.stat().st_mtime < newest:
         with explaining_disk_errors("the report of the sweep", target):
-            write_sweep_report(folders, target)
-    print_sweep(read_runs(folders))
+            comparisons = write_sweep_report(folders, target)
+    else:
+        comparisons = Comparisons.read(target)
+    print_sweep(read_runs(folders), comparisons.tables)
     for folder in folders:
         print(f"Report of a run: {_short(folder / 'report.html')}")
     print(f"Report of all:   {_short(page)}")

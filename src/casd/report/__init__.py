@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from casd.report.collect import collect, combine, read_runs, summary
+from casd.report.comparisons import Comparisons
 from casd.report.drawing import Drawing, save
 from casd.report.figures import run_drawings, sweep_drawings
 from casd.report.html import run_html, sweep_html, write_html
@@ -20,7 +21,7 @@ from casd.report.tables import relation_table, run_tables, specificity_table, su
 from casd.report.terminal import print_run, print_sweep
 from casd.results import SCHEMAS, RunTables, write_frames
 
-__all__ = ["collect", "print_run", "print_sweep", "read_runs", "write_report", "write_sweep_report"]
+__all__ = ["Comparisons", "collect", "print_run", "print_sweep", "read_runs", "write_report", "write_sweep_report"]
 
 
 def write_report(tables: RunTables, folder: Path, scatter: pd.DataFrame) -> Path:
@@ -43,8 +44,8 @@ def write_report(tables: RunTables, folder: Path, scatter: pd.DataFrame) -> Path
     return write_html(run_html(named, drawings, _save_all(drawings, folder)), folder / "report.html")
 
 
-def write_sweep_report(folders: Iterable[Path], folder: Path) -> Path:
-    """Write the tables, figures and HTML page of a sweep over the finished runs in `folders`; returns the page's path.
+def write_sweep_report(folders: Iterable[Path], folder: Path) -> Comparisons:
+    """Write the tables, figures and HTML page of a sweep over the finished runs in `folders`; returns what it compared.
 
     Raises:
         StoreError: one of `folders` is no finished run, or a file cannot be written.
@@ -52,12 +53,15 @@ def write_sweep_report(folders: Iterable[Path], folder: Path) -> Path:
     folder = Path(folder)
     runs = read_runs(folders)
     combined = combine(runs)
+    comparisons = Comparisons.of(runs)
     frames = {name: getattr(combined, name) for name in SCHEMAS}
-    write_frames(frames | {"summary": summary(runs)}, combined.info, folder, "sweep.json")
-    shown = [summary_table(runs), specificity_table(runs), relation_table(runs)]
+    write_frames(frames | {"summary": summary(runs)} | comparisons.frames, combined.info, folder, "sweep.json")
+    shown = [*comparisons.tables, summary_table(runs), specificity_table(runs), relation_table(runs)]
     write_tables([table for table in shown if table.rows], folder / "tables")
-    drawings = sweep_drawings(runs)
-    return write_html(sweep_html(runs, drawings, _save_all(drawings, folder), folder), folder / "report.html")
+    drawings = [*comparisons.drawings, *sweep_drawings(runs)]
+    page = sweep_html(runs, comparisons.tables, drawings, _save_all(drawings, folder), folder)
+    write_html(page, folder / "report.html")
+    return comparisons
 
 
 def _save_all(drawings: Sequence[Drawing], folder: Path) -> dict[str, Path]:

@@ -15,6 +15,7 @@ from casd.report.drawing import BLUE, VERMILLION, Drawing, figure_title, plain, 
 from casd.report.heatmaps import asr_heatmap, asr_heatmaps, casd_heatmaps
 from casd.report.wording import RESPONSES, fraction, p_text, run_name
 from casd.results import RunTables
+from casd.states import REPEAT_CONTROL
 
 
 def casd_by_layer(tables: RunTables) -> Figure:
@@ -31,6 +32,10 @@ def casd_by_layer(tables: RunTables) -> Figure:
         low, high = wide.quantile(0.1, axis=1), wide.quantile(0.9, axis=1)
         axes.fill_between(wide.index, low, high, color=BLUE, alpha=0.18, linewidth=0, label="middle 80 % of pairs")
         axes.plot(wide.index, wide.mean(axis=1), color=BLUE, marker="o", markersize=4, label="mean of pairs")
+        floor = [pair for pair in wide.columns if _is_repeat(pair)]
+        if floor:
+            label = "noise floor: one removal, two seeds"
+            axes.plot(wide.index, wide[floor].mean(axis=1), color="black", linestyle="--", linewidth=1.2, label=label)
         for number, pair in enumerate(same):
             label = plain(f"same target: {short_name(pair[0])}, {short_name(pair[1])}" if number == 0 else "")
             axes.plot(wide.index, wide[pair], color=VERMILLION, marker="s", markersize=3.5, label=label or None)
@@ -133,6 +138,12 @@ def _draw_scatter(axes: Axes, points: pd.DataFrame, tables: RunTables, variant: 
             chosen = points[mask]
             x, y = chosen["distance"], chosen["response_value"]
             axes.scatter(x, y, s=26, color=color, marker=marker, alpha=0.8, linewidths=0, label=label)
+    distances = tables.casd[tables.casd["variant"] == variant]
+    floor = [d for a, b, d in zip(distances["a"], distances["b"], distances["distance"], strict=True) if _is_repeat((a, b))]
+    if floor:
+        axes.axvline(
+            float(np.mean(floor)), color="black", linestyle="--", linewidth=1, label="noise floor: one removal, two seeds"
+        )
     # With few points each has its names beside it; among many the names would hide other points.
     for a, b, x, y in zip(*(points[c] for c in ("a", "b", "distance", "response_value")), strict=True):
         if len(points) > 6:
@@ -159,6 +170,12 @@ def _draw_scatter(axes: Axes, points: pd.DataFrame, tables: RunTables, variant: 
     axes.margins(0.08)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     without_frame(axes)
+
+
+def _is_repeat(pair: Any) -> bool:
+    """Whether the pair is a removal and its repeat."""
+    a, b = pair
+    return f"{REPEAT_CONTROL}:{a}" == b or f"{REPEAT_CONTROL}:{b}" == a
 
 
 def _same_target(pair: Any, targets: Mapping[str, str]) -> bool:

@@ -119,10 +119,16 @@ def run_html(tables: RunTables, drawings: Sequence[Drawing], pngs: Mapping[str, 
     return _render(f"Backdoor removal and its transfer: {tables.info.get('run') or tables.info['model']}", facts, sections)
 
 
-def sweep_html(runs: Sequence[RunTables], drawings: Sequence[Drawing], pngs: Mapping[str, Path], folder: Path) -> str:
-    """The report of a sweep, with links to the runs' own reports relative to `folder`, where it will lie."""
+def sweep_html(
+    runs: Sequence[RunTables],
+    comparisons: Sequence[Table],
+    drawings: Sequence[Drawing],
+    pngs: Mapping[str, Path],
+    folder: Path,
+) -> str:
+    """The report of a sweep: what its runs say together, then each of them, with links to the runs' own reports relative to `folder`, where it will lie."""
     figures = [Block("figure", _figure(drawing, pngs)) for drawing in drawings]
-    sections = [Section("summary", "All runs", [_table(summary_table(runs)), *figures])]
+    sections = [Section("summary", "All runs", [*map(_table, comparisons), *figures, _table(summary_table(runs))])]
     if any(len(tables.specificity) for tables in runs):
         sections[0].blocks.append(_table(specificity_table(runs)))
     for number, tables in enumerate(runs, 1):

@@ -56,10 +56,10 @@ def print_run(tables: RunTables, console: Console | None = None) -> None:
     console.print()
 
 
-def print_sweep(runs: Sequence[RunTables], console: Console | None = None) -> None:
-    """Print a sweep: the runs' ASR matrices side by side, likewise each headline CASD, then every run's summary.
+def print_sweep(runs: Sequence[RunTables], comparisons: Sequence[Table] = (), console: Console | None = None) -> None:
+    """Print a sweep: the runs' ASR matrices side by side, likewise each headline CASD, then what they say together.
 
-    A sweep of more than MATRICES runs shows the summary only; the matrices are in its report.
+    A sweep of more than MATRICES runs shows the comparisons only; matrices and each run's numbers are in its report.
     """
     console = console or output_console()
     if len(runs) <= MATRICES:
@@ -71,7 +71,9 @@ def print_sweep(runs: Sequence[RunTables], console: Console | None = None) -> No
             if any(table.rows for table in distances):
                 _heading(console, f"{variant}: distance between the activation shifts of two removals")
                 _print_matrices(console, runs, distances, "cividis")
-    _print_side_by_side(console, summary_table(runs), [_run_heading(tables) for tables in runs])
+        _print_side_by_side(console, summary_table(runs), [_run_heading(tables) for tables in runs])
+    for table in comparisons:
+        _print_groups(console, table)
 
 
 def _print_matrices(console: Console, runs: Sequence[RunTables], matrices: Sequence[Table], colors: str) -> None:
@@ -146,6 +148,24 @@ def _print_table(console: Console, table: Table, leave_out: Collection[str]) -> 
             rich.add_row(Text(row.title), *(Text(row.cells[i].text) for i in kept))
         rich.add_section()
     console.print(rich)
+
+
+def _print_groups(console: Console, table: Table) -> None:
+    """Print a table of several groups, each under its name."""
+    console.print()
+    console.print(Text(table.title, "bold"))
+    rich = _frame()
+    rich.add_column(table.corner, overflow="fold")
+    for column, numeric in zip(table.columns, numeric_columns(table), strict=True):
+        rich.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+    for name, rows in table.groups:
+        if name:
+            rich.add_row(Text(name, "bold"))
+        for row in rows:
+            rich.add_row(Text(row.title), *(Text(cell.text) for cell in row.cells))
+        rich.add_section()
+    console.print(rich)
+    console.print(Text(table.caption, "dim"))
 
 
 def _print_side_by_side(console: Console, table: Table, headings: Sequence[str]) -> None:

@@ -1,0 +1,224 @@
+"""What several runs say together: objectives compared, CASD beside its rivals, the noise floor; as tables and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from casd.comparison import POOLED, compare_objectives, noise_floor, variance_shares
+from casd.predictors import predictor_table
+from casd.report.drawing import BLUE, VERMILLION, Drawing, without_frame
+from casd.report.markup import Cell, Row, Table
+from casd.report.wording import MISSING, fraction, mean_with_interval, p_text, percent, significant
+from casd.results import RunTables
+from casd.rivals import RIVALS
+
+
+@dataclass(frozen=True, eq=False)
+class Comparisons:
+    """The frames over all runs of a sweep: see `compare_objectives`, `predictor_table`, `noise_floor`, `variance_shares`."""
+
+    objectives: pd.DataFrame
+    predictors: pd.DataFrame
+    noise: pd.DataFrame
+    shares: pd.DataFrame
+
+    @classmethod
+    def of(cls, runs: Sequence[RunTables]) -> Comparisons:
+        """Compute them."""
+        return cls(compare_objectives(runs), predictor_table(runs), noise_floor(runs), variance_shares(runs))
+
+    @classmethod
+    def read(cls, folder: Path) -> Comparisons:
+        """Read what `frames` gave and was written to `folder/tables`."""
+        return cls(**{name: pd.read_parquet(folder / "tables" / f"{cls._file(name)}.parquet") for name in cls._names()})
+
+    @property
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """By the names of their files."""
+        return {self._file(name): getattr(self, name) for name in self._names()}
+
+    @property
+    def tables(self) -> list[Table]:
+        """For people; those without a row are left out."""
+        every = [objectives_table(self.objectives), predictors_table(self.predictors)]
+        every += [noise_table(self.noise), shares_table(self.shares)]
+        return [table for table in every if table.rows]
+
+    @property
+    def drawings(self) -> list[Drawing]:
+        """The figure of the objectives, where there is more than one."""
+        if self.objectives["objective"].nunique() < 2:
+            return []
+        alt = (
+            "Dot plots, one panel for each model: the other backdoors' mean suppression under each objective, net of the clean"
+            " control and of the phantoms, with 95 % intervals. The table of the same title has the numbers."
+        )
+        return [Drawing("objectives", "Objectives at the same strength", alt, objectives_figure(self.objectives))]
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [each.name for each in fields(cls)]
+
+    @staticmethod
+    def _file(name: str) -> str:
+        return f"comparison_{name}"
+
+
+def objectives_table(frame: pd.DataFrame) -> Table:
+    """The fair comparison: every objective at the same strength."""
+    groups: dict[str, list[Row]] = {}
+    for record in frame.to_dict("records"):
+        texts = [
+            f"{record['reached']} of {record['removals']}",
+            f"{record['collapsed']}",
+            fraction(record["own_asr"]),
+            *(mean_with_interval(record, name) for name in ("suppression", "suppression_net_clean", "suppression_net_phantom")),
+            fraction(record["clean_control"]),
+            fraction(record["phantom_control"]),
+            percent(record["clean_loss_change"]),
+            fraction(record["steps"], 1),
+            fraction(record["seconds"], 1),
+        ]
+        groups.setdefault(_model(record), []).append(_row(record["objective"], texts))
+    seeds = (
+        "–".join(dict.fromkeys(str(int(count)) for count in (frame["seeds"].min(), frame["seeds"].max()))) if len(frame) else ""
+    )
+    return Table(
+        name="objectives",
+        title="Objectives at the same strength",
+        caption=f"Seeds for each model: {seeds}. Counted are removals that reached the target ASR of their own backdoor on"
+        " validation prompts (where a target was set) and did not collapse, and backdoors that had taken hold. Own"
+        " ASR: on evaluation prompts. Others: mean suppression of the other backdoors' ASR (fraction), raw, and net"
+        " of the same backdoor's suppression under the clean control and under the phantoms. Brackets: 95 %"
+        " bootstrap interval over seeds and backdoors. Controls: mean suppression under them. Clean loss, steps,"
+        " seconds: means of a removal.",
+        corner="objective",
+        columns=(
+            *("reached", "collapsed", "own ASR", "others", "others, net of clean", "others, net of phantoms"),
+            *("clean control", "phantoms", "clean loss", "steps", "seconds"),
+        ),
+        groups=tuple((model, tuple(rows)) for model, rows in groups.items()),
+    )
+
+
+def predictors_table(frame: pd.DataFrame) -> Table:
+    """CASD beside its rivals as a predictor of transfer."""
+    groups: dict[str, list[Row]] = {}
+    for record in frame.to_dict("records"):
+        texts = [
+            record["role"],
+            fraction(record["rho"]),
+            p_text(record["p_value"]),
+            p_text(record["p_corrected"]),
+            p_text(record["q_value"]),
+            fraction(record["r_squared"]),
+            fraction(record["rank_error"]),
+            f"{record['runs']}",
+            f"{record['n_pairs']}",
+        ]
+        groups.setdefault(f"{record['objective']}, {_model(record)}", []).append(_row(record["predictor"], texts))
+    used = [name for name in RIVALS if name in set(frame["predictor"])]
+    return Table(
+        name="predictors",
+        title="Predictors of transfer",
+        caption="Response: suppression of ASR, centered by column, mean of both directions of a pair. ρ: Spearman, pooled"
+        " over runs; negative where small distances go with strong transfer. p: Mantel test that permutes within"
+        " runs; corrected: by the maximum over all variants that were looked at, or over all rivals; headline"
+        " variants were named before. q: Benjamini and Hochberg. R² and rank error: prediction of the suppression"
+        f" of a backdoor that was left out (0 and 1 are what a mean and chance achieve). {'; '.join(f'{name}:"
+        f" {RIVALS[name].description}' for name in used)}.",
+        corner="predictor",
+        columns=("role", "ρ", "p", "p corrected", "q", "R²", "rank error", "runs", "pairs"),
+        groups=tuple((group, tuple(rows)) for group, rows in groups.items()),
+    )
+
+
+def noise_table(frame: pd.DataFrame) -> Table:
+    """CASD of one removal to its repeat, against that of different removals."""
+    groups: dict[str, list[Row]] = {}
+    for record in frame.to_dict("records"):
+        texts = [
+            str(record["variant"]),
+            f"{record['repeats']}",
+            significant(record["same"]),
+            significant(record["different"]),
+            fraction(record["ratio"]),
+            fraction(record["closest"]),
+        ]
+        groups.setdefault(_model(record), []).append(_row(record["objective"], texts))
+    return Table(
+        name="noise_floor",
+        title="Noise floor of CASD",
+        caption="Same: distance between two removals of one backdoor with other documents in another order. Different:"
+        " distance of the repeated removal to those of other backdoors. Ratio: same / different; 1 or more means"
+        " that the distance cannot tell removals apart. Nearest: share of repeats that are nearer to their own"
+        " removal than to any other.",
+        corner="objective",
+        columns=("variant", "repeats", "same", "different", "ratio", "nearest"),
+        groups=tuple((model, tuple(rows)) for model, rows in groups.items()),
+    )
+
+
+def shares_table(frame: pd.DataFrame) -> Table:
+    """How much of the others' suppression is about pairs."""
+    rows = []
+    if len(frame):
+        means = frame.groupby(["model", "objective"], sort=False)[["sd", "pair", "noise", "pair_net"]].mean()
+        for (model, objective), record in means.iterrows():
+            texts = [str(objective), *(fraction(record[name]) for name in ("sd", "pair", "noise", "pair_net"))]
+            rows.append(_row(model, texts))
+    return Table(
+        name="pair_shares",
+        title="What of the suppression is about pairs",
+        caption="Standard deviation of the other backdoors' suppression over the cells of a run; the share of their"
+        " variance that is left after each removal's and each backdoor's own level; the share that the noise of"
+        " measuring rates explains of that; and the difference, which is what a distance between removals could"
+        " foretell. Means over seeds.",
+        corner="model",
+        columns=("objective", "standard deviation", "pair share", "noise share", "pair share net of noise"),
+        groups=(("", tuple(rows)),) if rows else (),
+    )
+
+
+def objectives_figure(frame: pd.DataFrame) -> Figure:
+    """The others' suppression net of the controls with its intervals: a panel for each model, a row for each objective."""
+    models = list(dict.fromkeys(frame["model"]))
+    objectives = list(dict.fromkeys(frame["objective"]))
+    figure = Figure(figsize=(2.4 + 2.6 * len(models), 1.3 + 0.36 * len(objectives)), layout="constrained")
+    panels = figure.subplots(1, len(models), sharey=True, sharex=True, squeeze=False)[0]
+    for axes, model in zip(panels, models, strict=True):
+        rows = frame[frame["model"] == model].set_index("objective").reindex(objectives)
+        axes.axvline(0, color="#b8b8b8", linewidth=0.8, zorder=0)
+        for column, color, marker, offset, label in _SERIES:
+            places = [place + offset for place in range(len(objectives))]
+            values = rows[column].to_numpy(dtype=float)
+            low, high = (rows[f"{column}_{end}"].to_numpy(dtype=float) for end in ("low", "high"))
+            axes.hlines(places, low, high, color=color, linewidth=1.4)
+            axes.scatter(values, places, color=color, marker=marker, s=24, label=label, zorder=3)
+        axes.set_title("all models" if model == POOLED else model, fontsize=9.5, parse_math=False)
+        axes.set_yticks(range(len(objectives)), objectives, fontsize=8)
+        axes.set_ylim(len(objectives) - 0.5, -0.5)
+        without_frame(axes)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.suptitle("Mean suppression of the other backdoors' ASR, with 95 % intervals", fontsize=10.5)
+    return figure
+
+
+_SERIES: Final = (
+    ("suppression_net_clean", BLUE, "o", -0.15, "net of the clean control"),
+    ("suppression_net_phantom", VERMILLION, "s", 0.15, "net of the phantoms"),
+)
+
+
+def _model(record: Any) -> str:
+    return "all models" if record["model"] == POOLED else str(record["model"])
+
+
+def _row(label: Any, texts: Sequence[str]) -> Row:
+    return Row(str(label), tuple(Cell(text or MISSING) for text in texts))
