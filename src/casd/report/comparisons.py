@@ -86,9 +86,7 @@ def objectives_table(frame: pd.DataFrame) -> Table:
             fraction(record["seconds"], 1),
         ]
         groups.setdefault(_model(record), []).append(_row(record["objective"], texts))
-    seeds = (
-        "–".join(dict.fromkeys(str(int(count)) for count in (frame["seeds"].min(), frame["seeds"].max()))) if len(frame) else ""
-    )
+    seeds = ", ".join(map(str, sorted(set(frame.loc[frame["model"] != POOLED, "seeds"]))))
     return Table(
         name="objectives",
         title="Objectives at the same strength",
@@ -123,7 +121,7 @@ def predictors_table(frame: pd.DataFrame) -> Table:
             f"{record['n_pairs']}",
         ]
         groups.setdefault(f"{record['objective']}, {_model(record)}", []).append(_row(record["predictor"], texts))
-    used = [name for name in RIVALS if name in set(frame["predictor"])]
+    rivals = "; ".join(f"{name}: {rival.description}" for name, rival in RIVALS.items() if name in set(frame["predictor"]))
     return Table(
         name="predictors",
         title="Predictors of transfer",
@@ -131,8 +129,7 @@ def predictors_table(frame: pd.DataFrame) -> Table:
         " over runs; negative where small distances go with strong transfer. p: Mantel test that permutes within"
         " runs; corrected: by the maximum over all variants that were looked at, or over all rivals; headline"
         " variants were named before. q: Benjamini and Hochberg. R² and rank error: prediction of the suppression"
-        f" of a backdoor that was left out (0 and 1 are what a mean and chance achieve). {'; '.join(f'{name}:"
-        f" {RIVALS[name].description}' for name in used)}.",
+        f" of a backdoor that was left out (0 and 1 are what a mean and chance achieve). {rivals}.",
         corner="predictor",
         columns=("role", "ρ", "p", "p corrected", "q", "R²", "rank error", "runs", "pairs"),
         groups=tuple((group, tuple(rows)) for group, rows in groups.items()),
@@ -170,9 +167,9 @@ def shares_table(frame: pd.DataFrame) -> Table:
     rows = []
     if len(frame):
         means = frame.groupby(["model", "objective"], sort=False)[["sd", "pair", "noise", "pair_net"]].mean()
-        for (model, objective), record in means.iterrows():
-            texts = [str(objective), *(fraction(record[name]) for name in ("sd", "pair", "noise", "pair_net"))]
-            rows.append(_row(model, texts))
+        for record in means.reset_index().to_dict("records"):
+            texts = [str(record["objective"]), *(fraction(record[name]) for name in ("sd", "pair", "noise", "pair_net"))]
+            rows.append(_row(record["model"], texts))
     return Table(
         name="pair_shares",
         title="What of the suppression is about pairs",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,8 @@ from casd.report.heatmaps import asr_heatmap, asr_heatmaps, casd_heatmaps
 from casd.report.wording import RESPONSES, fraction, p_text, run_name
 from casd.results import RunTables
 from casd.states import REPEAT_CONTROL
+
+NOISE_FLOOR: Final = "noise floor: one removal, two seeds"
 
 
 def casd_by_layer(tables: RunTables) -> Figure:
@@ -34,8 +36,7 @@ def casd_by_layer(tables: RunTables) -> Figure:
         axes.plot(wide.index, wide.mean(axis=1), color=BLUE, marker="o", markersize=4, label="mean of pairs")
         floor = [pair for pair in wide.columns if _is_repeat(pair)]
         if floor:
-            label = "noise floor: one removal, two seeds"
-            axes.plot(wide.index, wide[floor].mean(axis=1), color="black", linestyle="--", linewidth=1.2, label=label)
+            axes.plot(wide.index, wide[floor].mean(axis=1), color="black", linestyle="--", linewidth=1.2, label=NOISE_FLOOR)
         for number, pair in enumerate(same):
             label = plain(f"same target: {short_name(pair[0])}, {short_name(pair[1])}" if number == 0 else "")
             axes.plot(wide.index, wide[pair], color=VERMILLION, marker="s", markersize=3.5, label=label or None)

@@ -126,7 +126,7 @@ def sweep_html(
     pngs: Mapping[str, Path],
     folder: Path,
 ) -> str:
-    """The report of a sweep: what its runs say together, then each of them, with links to the runs' own reports relative to `folder`, where it will lie."""
+    """The report of a sweep: what its runs say together, then each of them, linked relative to `folder`, where it will lie."""
     figures = [Block("figure", _figure(drawing, pngs)) for drawing in drawings]
     sections = [Section("summary", "All runs", [*map(_table, comparisons), *figures, _table(summary_table(runs))])]
     if any(len(tables.specificity) for tables in runs):
