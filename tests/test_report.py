@@ -100,7 +100,7 @@ def make_run(
     frame = pd.DataFrame(layers, columns=list(SCHEMAS["casd_layers"]))
     casd = frame.groupby(["variant", "a", "b"], sort=False)["distance"].mean().reset_index()
     relations = [
-        (v, r, len(backdoors), len(pairs), rho, p, 9999, False, ",".join(collapsed), "")
+        (v, r, len(backdoors), len(pairs), rho, p, 9999, False, rho, p, rho, p, rho, p, ",".join(collapsed), "")
         for v, r, rho, p in (
             ("casd", "suppression", -0.62, 0.004),
             ("casd", "prob_suppression", -0.2, 0.41),

@@ -32,7 +32,7 @@ SCHEMAS: Final[dict[str, tuple[str, ...]]] = {
     "casd_layers": ("variant", "a", "b", "layer_idx", "distance"),
     "relation": (
         *("variant", "response", "n_backdoors", "n_pairs", "rho", "p_value", "permutations", "exact"),
-        *("excluded", "note"),
+        *("tau", "p_tau", "rho_pairs", "p_pairs", "rho_partial", "p_partial", "excluded", "note"),
     ),
     "specificity": (),
     "samples": ("state", "backdoor", "probe", "prompt", "generated", "success"),

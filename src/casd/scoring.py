@@ -96,7 +96,7 @@ def score(
         transfer=transfer,
         casd=pd.concat([distances, *grid], ignore_index=True),
         casd_layers=pd.concat([_layer_pairs(matrix) for matrix in matrices], ignore_index=True),
-        relation=relate(distances, transfer, permutations=metric.permutations, seed=seed),
+        relation=relate(distances, transfer, rivals, permutations=metric.permutations, seed=seed),
         specificity=specificity(transfer, seed=seed),
         samples=_first("state", pd.concat(samples, ignore_index=True)),
         utility=_first("state", pd.concat(utility, ignore_index=True)) if utility else pd.DataFrame(columns=SCHEMAS["utility"]),

@@ -17,7 +17,16 @@ import numpy as np
 import pandas as pd
 
 from casd.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL
-from casd.stats import cluster_bootstrap_interval, mantel_test, offdiagonal_center_columns, symmetrize
+from casd.stats import (
+    MantelResult,
+    Statistic,
+    cluster_bootstrap_interval,
+    mantel_test,
+    offdiagonal_center_columns,
+    partial_mantel_test,
+    remove_backdoor_effects,
+    symmetrize,
+)
 
 # What suppression is measured on: the success of generated text, and the probability of the target's first-token class.
 # The second does not saturate at 0 and 1, the first is the thing itself.
@@ -32,6 +41,12 @@ _RELATION_COLUMNS = (
     "p_value",
     "permutations",
     "exact",
+    "tau",
+    "p_tau",
+    "rho_pairs",
+    "p_pairs",
+    "rho_partial",
+    "p_partial",
     "excluded",
     "note",
 )
@@ -124,7 +139,9 @@ def transfer_matrix(table: pd.DataFrame, value: str = "suppression") -> pd.DataF
     return matrix.reindex(index=sources, columns=list(table["target"].unique())).rename_axis(index="source", columns="target")
 
 
-def relate(casd: pd.DataFrame, transfer: pd.DataFrame, *, permutations: int, seed: int) -> pd.DataFrame:
+def relate(
+    casd: pd.DataFrame, transfer: pd.DataFrame, rivals: pd.DataFrame | None = None, *, permutations: int, seed: int
+) -> pd.DataFrame:
     """Does a low CASD between two removals go with strong transfer between their backdoors? (Then rho < 0.)
 
     For every variant of CASD and every response: the suppressions among the removals, centred by column over the
@@ -140,6 +157,8 @@ def relate(casd: pd.DataFrame, transfer: pd.DataFrame, *, permutations: int, see
         casd: tidy distances with the columns variant, a, b, distance; each pair once, or in both orders with one value.
             Rows of other names (controls) are ignored.
         transfer: as `transfer_table` returns it.
+        rivals: tidy distances with the columns predictor, a, b, distance; "same_target" is held constant in the partial
+            test. None for no partial test.
         permutations: random permutations of the Mantel test; with few backdoors all are enumerated instead.
         seed: seed of the permutations; every row uses the same ones.
 
@@ -147,6 +166,11 @@ def relate(casd: pd.DataFrame, transfer: pd.DataFrame, *, permutations: int, see
         One row per variant × response ("suppression", "prob_suppression"). Columns:
 
         - variant, response, n_backdoors, n_pairs, rho, p_value, permutations, exact: as in `casd.stats.MantelResult`
+        - tau, p_tau: the same with Kendall's τ-b
+        - rho_pairs, p_pairs: ρ after what belongs to single backdoors, in rows and columns, is taken out of both matrices
+          (`casd.stats.remove_backdoor_effects`): whether the two agree on pairs, and not on backdoors that are far from all
+          others and weaken all others; NaN with fewer than four backdoors
+        - rho_partial, p_partial: partial ρ with the indicator of the same target held constant (`partial_mantel_test`)
         - excluded: the backdoors whose removal collapsed, comma-joined
         - note: "" or why there is no rho (fewer than three backdoors, …), or what limits the p-value
 
@@ -154,11 +178,23 @@ def relate(casd: pd.DataFrame, transfer: pd.DataFrame, *, permutations: int, see
         ValueError: several runs in one table, or a pair with two different distances.
     """
     kept, excluded, responses = _centered_responses(transfer)
+    same_target = None
+    if rivals is not None and "same_target" in set(rivals["predictor"]):
+        same_target = _distance_matrix(rivals[rivals["predictor"] == "same_target"], kept)
     rows = []
     for variant in casd["variant"].unique():
         distances = _distance_matrix(casd[casd["variant"] == variant], kept)
         for response, suppression in responses.items():
-            result = mantel_test(distances, suppression, permutations=permutations, rng=np.random.default_rng(seed))
+            result = _mantel(distances, suppression, permutations=permutations, seed=seed)
+            tau = _mantel(distances, suppression, statistic="kendall", permutations=permutations, seed=seed)
+            pairs = partial = None
+            if len(kept) >= 4 and np.isfinite(_off_diagonal(distances)).all():
+                x, y = (np.round(remove_backdoor_effects(each), _RATE_DECIMALS) for each in (distances, suppression))
+                pairs = _mantel(x, y, permutations=permutations, seed=seed)
+            if same_target is not None:
+                partial = partial_mantel_test(
+                    distances, suppression, same_target, permutations=permutations, rng=np.random.default_rng(seed)
+                )
             rows.append(
                 {
                     "variant": variant,
@@ -169,11 +205,25 @@ def relate(casd: pd.DataFrame, transfer: pd.DataFrame, *, permutations: int, see
                     "p_value": result.p_value,
                     "permutations": result.permutations,
                     "exact": result.exact,
+                    "tau": tau.rho,
+                    "p_tau": tau.p_value,
+                    "rho_pairs": pairs.rho if pairs else math.nan,
+                    "p_pairs": pairs.p_value if pairs else math.nan,
+                    "rho_partial": partial.rho if partial else math.nan,
+                    "p_partial": partial.p_value if partial else math.nan,
                     "excluded": ",".join(excluded),
                     "note": result.note,
                 }
             )
     return pd.DataFrame(rows, columns=list(_RELATION_COLUMNS))
+
+
+def _mantel(x: np.ndarray, y: np.ndarray, *, permutations: int, seed: int, statistic: Statistic = "spearman") -> MantelResult:
+    return mantel_test(x, y, permutations=permutations, rng=np.random.default_rng(seed), statistic=statistic)
+
+
+def _off_diagonal(matrix: np.ndarray) -> np.ndarray:
+    return matrix[~np.eye(len(matrix), dtype=bool)]
 
 
 def relation_points(casd: pd.DataFrame, transfer: pd.DataFrame) -> pd.DataFrame:

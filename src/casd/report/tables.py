@@ -35,6 +35,7 @@ from casd.results import UTILITY_PREFIX, RunTables
 from casd.states import CLEAN_CONTROL, kind_of
 from casd.transfer import transfer_matrix
 
+_OTHER_FORMS: Final = (("tau", "tau"), ("rho_pairs", "pairs"), ("rho_partial", "partial"))
 _SHORT: Final = {"suppression": "ASR", "prob_suppression": "prob."}
 
 
@@ -198,6 +199,7 @@ def relation_table(runs: Sequence[RunTables]) -> Table:
                 RESPONSES.get(record["response"], str(record["response"])),
                 fraction(record["rho"]),
                 p_text(record["p_value"]),
+                *(_rho_p(record[kind], record[f"p_{name}"]) for kind, name in _OTHER_FORMS),
                 f"{record['n_backdoors']}",
                 f"{record['n_pairs']}",
                 _permutations(record),
@@ -211,10 +213,14 @@ def relation_table(runs: Sequence[RunTables]) -> Table:
         name="relation",
         title="Relation of CASD and suppression",
         caption=f"{_whose(runs)}. Spearman's ρ over pairs of removals between the distance and the suppression (symmetrized, "
-        "centered by column); p: two-sided Mantel permutation test, not corrected for the number of rows. Excluded: "
-        "collapsed removals.",
+        "centered by column); p: two-sided Mantel permutation test, not corrected for the number of rows. τ: "
+        "Kendall's. Pairs only: after the effects of single backdoors are taken out of both. Given same target: partial ρ with "
+        "the indicator of the same target held constant. Excluded: collapsed removals.",
         corner="variant",
-        columns=("response", "ρ", "p", "backdoors", "pairs", "permutations", "excluded", "note"),
+        columns=(
+            *("response", "ρ", "p", "τ (p)", "pairs only: ρ (p)", "given same target: ρ (p)"),
+            *("backdoors", "pairs", "permutations", "excluded", "note"),
+        ),
         groups=tuple(groups),
     )
 

@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 
 from casd.training.batches import Batch
 from casd.training.losses import document_nll
-from casd.unlearning.objective import ForgetAndRetain
+from casd.unlearning.objective import ForgetAndRetain, needed
 
 if TYPE_CHECKING:
     from casd.unlearning.reference import Reference
@@ -44,8 +44,7 @@ class Npo(ForgetAndRetain):
 
     def forget_loss(self, model: torch.nn.Module, batch: Batch, reference: Reference | None) -> Tensor:
         """(2/β) · E[softplus(β · (S_ref − S))] over documents."""
-        assert reference is not None
-        with reference.in_place():
+        with needed(reference, self).in_place():
             before, _ = document_nll(model, batch)
         nll, labels = document_nll(model, batch)
         each = 2 / self.beta * softplus(self.beta * (before - nll))

@@ -73,6 +73,20 @@ class Objective(ABC):
                 raise ConfigError(f"{type(self).__name__}: {name} is {getattr(self, name)}; it must be greater than 0.")
 
 
+def needed(reference: Reference | None, objective: Objective) -> Reference:
+    """The reference of an objective that cannot do without.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if reference is None:
+        raise ConfigError(
+            f"{type(objective).__name__} compares with the model before unlearning, and was given none. Make"
+            " casd.unlearning.reference.Reference(model) before the training and pass it to terms (casd.unlearn does so)."
+        )
+    return reference
+
+
 @dataclass(frozen=True, kw_only=True)
 class Retaining(Objective):
     """An objective with a term R on clean text: the NLL ℓ_r, or KL(before unlearning ‖ now).
@@ -99,8 +113,7 @@ class Retaining(Objective):
         """R; a scalar."""
         if self.retain == "nll":
             return mean_nll(model, batch)
-        assert reference is not None
-        with reference.in_place():
+        with needed(reference, self).in_place():
             before = batch_logits(model, batch)
         return mean_reference_kl(batch_logits(model, batch), before, batch)
 

@@ -14,7 +14,7 @@ from casd.activations import decoder_layers
 from casd.errors import ConfigError
 from casd.training.batches import IGNORED_LABEL, Batch
 from casd.training.losses import batch_logits
-from casd.unlearning.objective import Objective, UnlearningBatch
+from casd.unlearning.objective import Objective, UnlearningBatch, needed
 
 if TYPE_CHECKING:
     from casd.unlearning.reference import Reference
@@ -58,12 +58,11 @@ class Rmu(Objective):
         self, model: torch.nn.Module, batch: UnlearningBatch, reference: Reference | None = None
     ) -> Iterator[tuple[str, Tensor]]:
         """The two terms of the formula."""
-        assert reference is not None
         hidden = self._hidden(model, batch["forget"])
         direction = torch.rand(hidden.shape[-1], generator=torch.Generator().manual_seed(self.direction_seed))
         goal = (self.steering * direction / direction.norm()).to(hidden)
         yield "forget", (hidden - goal).square().mean(-1).sum() / batch["forget"]["n_labels"]
-        with reference.in_place():
+        with needed(reference, self).in_place():
             before = self._hidden(model, batch["retain"])
         moved = self._hidden(model, batch["retain"]) - before
         yield "retain", self.retain_weight * moved.square().mean(-1).sum() / batch["retain"]["n_labels"]

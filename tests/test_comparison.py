@@ -1,0 +1,249 @@
+"""What several runs say together, on made-up runs whose truth is known: objectives, noise floor, pair shares, predictors.
+
+Run: python -m pytest tests/test_comparison.py
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from tests.synthetic import N_PROMPTS, run_of, symmetric
+
+from casd.comparison import POOLED, compare_objectives, counted_cells, noise_floor, variance_shares
+from casd.predictors import pair_table, predictor_table
+from casd.report.comparisons import Comparisons
+from casd.stats import leave_one_out_prediction, mantel_test, offdiagonal_center_columns, symmetrize
+
+CONTROLS = {"control:clean": [0.9, 1.0, 0.8, 1.0], "control:phantom": [0.7, 0.9, 0.6, 1.0], "control:phantom:short": [0.9] * 4}
+
+
+def after(own: float = 0.0, others: float = 0.5, n: int = 4) -> np.ndarray:
+    return np.where(np.eye(n, dtype=bool), own, others)
+
+
+# ---------------------------------------------------------------- which cells count
+
+
+def test_only_removals_that_did_their_work_on_backdoors_that_were_there_count() -> None:
+    run = run_of(
+        after(),
+        before=[1.0, 1.0, 0.4, 1.0],  # b2 had not taken hold
+        collapsed=["b1"],
+        reached={"b0": 1.0, "b1": 0.0, "b2": 1.0, "b3": 0.0},  # b3 was not removed
+    )
+    cells = counted_cells(run)
+    assert list(zip(cells["source"], cells["target"], strict=True)) == [("b0", "b0"), ("b0", "b1"), ("b0", "b3")]
+    assert len(counted_cells(run_of(after()))) == 16  # without a target ASR all that did not collapse
+
+
+# ---------------------------------------------------------------- objectives
+
+
+def test_means_of_the_comparison_are_those_of_the_cells() -> None:
+    matrix = after(others=0.5)
+    matrix[0, 1], matrix[2, 2] = 0.1, 0.2
+    row = compare_objectives([run_of(matrix, controls=CONTROLS)], resamples=99).iloc[0]
+    others = np.array([matrix[i, j] for i in range(4) for j in range(4) if i != j])
+    assert row["suppression"] == pytest.approx(1 - others.mean())
+    clean = np.array([1 - CONTROLS["control:clean"][j] for i in range(4) for j in range(4) if i != j])
+    phantom = 1 - np.mean([CONTROLS["control:phantom"], CONTROLS["control:phantom:short"]], axis=0)
+    assert row["suppression_net_clean"] == pytest.approx((1 - others - clean).mean())
+    assert row["suppression_net_phantom"] == pytest.approx(
+        np.mean([1 - matrix[i, j] - phantom[j] for i in range(4) for j in range(4) if i != j])
+    )
+    assert row["own_asr"] == pytest.approx(0.05)
+    assert row["clean_control"] == pytest.approx(0.075)
+    assert row["phantom_control"] == pytest.approx(phantom.mean())
+    assert row["clean_loss_change"] == pytest.approx(0.1)
+    assert row["steps"] == pytest.approx(np.mean([5, 6, 7, 8]))
+    assert (row["removals"], row["reached"], row["collapsed"], row["runs"], row["seeds"]) == (4, 4, 0, 1, 1)
+    assert row["suppression_low"] <= row["suppression"] <= row["suppression_high"]
+
+
+def test_runs_are_grouped_by_model_and_objective_and_pooled_over_models() -> None:
+    runs = [
+        run_of(after(others=level), model=model, objective=objective, seed=seed)
+        for objective, level in (("ascent", 0.2), ("clean_target", 0.6))
+        for model in ("llama", "qwen")
+        for seed in (0, 1)
+    ]
+    frame = compare_objectives(runs, resamples=199).set_index(["model", "objective"])
+    assert list(frame.index) == [
+        ("llama", "ascent"),
+        ("qwen", "ascent"),
+        ("llama", "clean_target"),
+        ("qwen", "clean_target"),
+        (POOLED, "ascent"),
+        (POOLED, "clean_target"),
+    ]
+    assert frame.loc[(POOLED, "ascent"), "runs"] == 4
+    assert frame.loc[(POOLED, "ascent"), "seeds"] == 2
+    assert frame["suppression"].to_numpy() == pytest.approx([0.8, 0.8, 0.4, 0.4, 0.8, 0.4])
+
+
+def test_the_interval_covers_the_spread_of_seeds() -> None:
+    """Runs that are each constant: all doubt is between them, and the limits are quantiles of the mean of their resamples."""
+    levels = [0.2, 0.4, 0.6, 0.8]
+    runs = [run_of(after(others=level), seed=seed) for seed, level in enumerate(levels)]
+    row = compare_objectives(runs, resamples=4999).iloc[0]
+    rng = np.random.default_rng(1)
+    means = np.mean(1 - np.array(levels)[rng.integers(4, size=(20000, 4))], axis=1)
+    assert row["suppression_low"] == pytest.approx(np.quantile(means, 0.025), abs=0.03)
+    assert row["suppression_high"] == pytest.approx(np.quantile(means, 0.975), abs=0.03)
+
+
+def test_an_objective_that_removed_nothing_has_counts_and_no_means() -> None:
+    row = compare_objectives([run_of(after(), reached=dict.fromkeys(("b0", "b1", "b2", "b3"), 0.0))], resamples=9).iloc[0]
+    assert row["reached"] == 0
+    assert np.isnan([row["own_asr"], row["suppression"], row["suppression_low"], row["clean_loss_change"]]).all()
+
+
+# ---------------------------------------------------------------- noise floor
+
+
+def test_noise_floor_compares_a_repeat_with_its_own_removal_and_the_others() -> None:
+    distances = symmetric(np.random.default_rng(0), 4) + 1
+    near = {"b0": 0.1, "b1": 2.0, "b2": 2.0, "b3": 2.0}
+    far = {"b0": 2.0, "b1": 3.0, "b2": 0.5, "b3": 2.0}
+    run = run_of(
+        after(),
+        controls={"control:repeat:b0": [0] * 4, "control:repeat:b1": [0] * 4},
+        distances={"casd": distances},
+        repeats={"control:repeat:b0": near, "control:repeat:b1": far},
+    )
+    row = noise_floor([run]).iloc[0]
+    assert row["repeats"] == 2
+    assert row["same"] == pytest.approx((0.1 + 3.0) / 2)
+    different = [distances[0, [1, 2, 3]].mean(), distances[1, [0, 2, 3]].mean()]
+    assert row["different"] == pytest.approx(np.mean(different))
+    assert row["ratio"] == pytest.approx(row["same"] / row["different"])
+    assert row["closest"] == 0.5
+    assert noise_floor([run_of(after(), distances={"casd": distances})]).empty
+
+
+# ---------------------------------------------------------------- pair shares
+
+
+def test_pair_shares_are_zero_without_an_effect_of_pairs_and_one_with_nothing_else() -> None:
+    n = 6
+    rows, columns = np.linspace(0, 0.2, n), np.linspace(0, 0.5, n)
+    additive = run_of(np.where(np.eye(n, dtype=bool), 0.0, 0.1 + rows[:, None] + columns[None, :]))
+    share = variance_shares([additive]).iloc[0]
+    assert share["pair"] == pytest.approx(0, abs=1e-12)
+    assert share["pair_net"] == 0
+    off = ~np.eye(n, dtype=bool)
+    assert share["sd"] == pytest.approx(np.std((rows[:, None] + columns[None, :])[off]))
+    # Backdoors in two groups of three: a removal weakens its own group alone. All rows and columns are alike.
+    groups = np.arange(n) // 3
+    grouped = run_of(np.where(np.eye(n, dtype=bool), 0.0, np.where(groups[:, None] == groups[None, :], 0.1, 0.9)))
+    share = variance_shares([grouped]).iloc[0]
+    assert share["pair"] == pytest.approx(1)
+    assert share["pair_net"] > 0.95
+
+
+def test_the_noise_share_is_what_binomial_noise_leaves_among_pairs() -> None:
+    """True rates without an effect of pairs, measured with N_PROMPTS prompts: on average pair and noise shares agree."""
+    rng, n = np.random.default_rng(0), 8
+    rates = np.clip(0.3 + 0.4 * rng.random(n)[None, :] + 0.2 * rng.random(n)[:, None], 0, 1)
+    runs = [run_of(np.where(np.eye(n, dtype=bool), 0.0, rng.binomial(N_PROMPTS, rates) / N_PROMPTS), seed=s) for s in range(60)]
+    shares = variance_shares(runs)
+    assert shares["pair"].mean() == pytest.approx(shares["noise"].mean(), rel=0.08)
+    assert shares["pair"].mean() > 0.05
+
+
+# ---------------------------------------------------------------- predictors
+
+
+def planted(seed: int, strength: float, n: int = 7) -> tuple[np.ndarray, np.ndarray]:
+    """Distances, and remaining ASRs that rise with them."""
+    rng = np.random.default_rng(seed)
+    distances = symmetric(rng, n)
+    noise = rng.normal(0, 0.05, (n, n))
+    return distances, np.clip(np.where(np.eye(n, dtype=bool), 0.0, 0.4 + strength * (distances - 0.5) + noise), 0, 1)
+
+
+def test_a_planted_relation_is_found_and_a_rival_without_one_is_not() -> None:
+    runs = []
+    for seed in range(3):
+        distances, remaining = planted(seed, 0.6)
+        unrelated = symmetric(np.random.default_rng(100 + seed), 7)
+        runs.append(
+            run_of(remaining, distances={"casd": distances}, rivals={"cka": unrelated, "directed_shift": -distances}, seed=seed)
+        )
+    table = predictor_table(runs, permutations=999).set_index("predictor")
+    assert table.loc["casd", "role"] == "headline"
+    assert table.loc["casd", "rho"] < -0.8
+    assert table.loc["casd", "p_value"] == pytest.approx(0.001)
+    assert table.loc["casd", "r_squared"] > 0.6
+    assert table.loc["casd", "rank_error"] < 0.5
+    assert np.isnan(table.loc["casd", "p_corrected"])
+    assert table.loc["cka", "p_corrected"] > 0.05
+    assert table.loc["cka", "r_squared"] < 0.2
+    assert table.loc["directed_shift", "role"] == "ceiling"
+    assert table.loc["directed_shift", "rho"] == pytest.approx(-table.loc["casd", "rho"])
+    assert set(table["runs"]) == {3}
+    assert set(table["n_pairs"]) == {63}
+
+
+def test_one_run_agrees_with_the_plain_tests() -> None:
+    distances, remaining = planted(3, 0.3)
+    row = predictor_table([run_of(remaining, distances={"casd": distances})], permutations=499).iloc[0]
+    suppression = 1 - remaining
+    centered = np.round(symmetrize(offdiagonal_center_columns(suppression)), 12)
+    expected = mantel_test(distances, centered, permutations=499, rng=np.random.default_rng(0))
+    assert row["rho"] == pytest.approx(expected.rho)
+    assert row["p_value"] == pytest.approx(expected.p_value, abs=0.05)
+    held_out = leave_one_out_prediction([(distances, symmetrize(suppression))])
+    assert row["r_squared"] == pytest.approx(held_out.r_squared)
+    assert row["rank_error"] == pytest.approx(held_out.rank_error)
+
+
+def test_the_best_of_many_variants_is_corrected_for_having_looked() -> None:
+    _, remaining = planted(0, 0.0)
+    rng = np.random.default_rng(5)
+    variants = {f"v{i}": symmetric(rng, 7) for i in range(40)}
+    run = run_of(remaining, distances={"casd": symmetric(rng, 7)} | variants)
+    table = predictor_table([run], permutations=999)
+    best = table[table["role"] == "best of 41"].iloc[0]
+    assert best["p_value"] < 0.05, "the largest of 40 correlations of nothing looks like something"
+    assert best["p_corrected"] > 0.2
+    assert best["q_value"] > 0.2
+    assert set(table["role"]) == {"headline", "best of 41"}
+
+
+def test_runs_that_cannot_say_anything_are_left_out_and_counted() -> None:
+    distances, remaining = planted(1, 0.5)
+    good = run_of(remaining, distances={"casd": distances})
+    few = run_of(remaining[:3, :3], distances={"casd": distances[:3, :3]}, seed=1)
+    level = run_of(after(n=7), distances={"casd": distances}, seed=2)  # the same suppression everywhere
+    assert pair_table(few) is None
+    assert pair_table(level) is None
+    row = predictor_table([good, few, level], permutations=99).iloc[0]
+    assert (row["runs"], row["left_out"]) == (1, 2)
+    assert predictor_table([few], permutations=99).empty
+
+
+# ---------------------------------------------------------------- for people
+
+
+def test_comparisons_survive_the_disk_and_become_tables(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("sweep")
+    runs = []
+    for objective in ("ascent", "clean_target"):
+        distances, remaining = planted(len(objective), 0.5)
+        runs.append(run_of(remaining, distances={"casd": distances}, rivals={"cka": distances}, objective=objective))
+    made = Comparisons.of(runs)
+    (folder / "tables").mkdir()
+    for name, frame in made.frames.items():
+        frame.to_parquet(folder / "tables" / f"{name}.parquet", index=False)
+    read = Comparisons.read(folder)
+    for name, frame in made.frames.items():
+        pd.testing.assert_frame_equal(frame.reset_index(drop=True), read.frames[name], check_dtype=False)
+    titles = [table.title for table in made.tables]
+    assert titles == ["Objectives at the same strength", "Predictors of transfer", "What of the suppression is about pairs"]
+    rows = [row for table in made.tables for row in table.rows]
+    assert all(len(row.cells) == len(table.columns) for table in made.tables for row in table.rows)
+    assert {row.label for row in rows} >= {"ascent", "clean_target", "casd", "cka"}
+    assert [drawing.name for drawing in made.drawings] == ["objectives"]
+    assert Comparisons.of(runs[:1]).drawings == []
