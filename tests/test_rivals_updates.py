@@ -86,7 +86,9 @@ def test_hashes_hang_on_the_name_and_the_seed_alone() -> None:
 
 def test_it_is_linear() -> None:
     x, y = randn(5000, seed=1), randn(5000, seed=2)
-    torch.testing.assert_close(sketched(2 * x - 3 * y, 256), 2 * sketched(x, 256) - 3 * sketched(y, 256), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        sketched(2 * x - 3 * y, 256), 2 * sketched(x, 256) - 3 * sketched(y, 256), rtol=1e-12, atol=1e-12
+    )
 
 
 def structured(n: int, period: int) -> Tensor:
