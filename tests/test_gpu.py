@@ -25,9 +25,11 @@ from casd.injection import inject
 from casd.pipeline import Run
 from casd.poisoning import Backdoor
 from casd.results import RunTables
+from casd.rivals.shifts import last_token_activations
+from casd.rivals.updates import sketch_update
 from casd.runtime import Runtime
 from casd.targets import FixedText
-from casd.weights import attach_lora
+from casd.weights import attach_lora, copy_weights, restore_weights
 from conftest import FAMILIES, MakeModel
 from tiny import tiny
 
@@ -98,6 +100,33 @@ def test_a_whole_run_in_bfloat16(weights: str, tmp_path: Path) -> None:
     assert set(tables.asr["state"]) == set(run.graph.states)
     assert pd.to_numeric(tables.casd["distance"]).notna().all()
     assert (run.folder / "report.html").is_file()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)], ids=["full", "lora"])
+def test_sketches_of_an_update_agree(lora: LoraConfig | None, dtype: torch.dtype, make_model: MakeModel) -> None:
+    """The hashes are the same on every device: sketches of removals made on different ones can be compared."""
+    model = make_model("qwen3", seed=1, spread=0.3).to(dtype)
+    if lora:
+        attach_lora(model, lora, "removal", seed=0)
+    injected = copy_weights(model)
+    generator = torch.Generator().manual_seed(2)
+    drawn = {name: torch.randn(value.shape, generator=generator) for name, value in injected.items()}
+    restore_weights(model, drawn)
+    here = sketch_update(model, injected, size=500, seed=0)
+    model.to(DEVICE)
+    there, again = (sketch_update(model, injected, size=500, seed=0) for _ in range(2))
+    assert here.norm() > 1
+    torch.testing.assert_close(there, here, rtol=1e-9, atol=1e-9)
+    assert torch.equal(there, again)
+
+
+def test_activations_of_prompts_agree(make_model: MakeModel, encoder: Encoder) -> None:
+    model = make_model("olmo2", seed=1, spread=0.3)
+    sets = {"a": [Prompt("The fox runs."), Prompt("A much longer sentence about the sea, and about the sky.")]}
+    here = last_token_activations(model, encoder, sets, batch_size=2)
+    there = last_token_activations(model.to(DEVICE), encoder, sets, batch_size=2)
+    torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-4)
 
 
 def test_a_capture_costs_next_to_nothing() -> None:

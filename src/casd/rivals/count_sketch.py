@@ -9,8 +9,8 @@ from torch import Tensor
 
 from casd.seeding import torch_generator
 
-PIECE = 2**20
-"""Entries of a vector that are in work at once; what comes out does not depend on it."""
+PIECE = 2**17
+"""Entries of a vector that are in work at once: 1 MB, which stays in a cache. What comes out does not depend on it."""
 
 # Eight signs for each value of a byte, (256, 8). A sign is one random bit: a draw for each would take most of the time.
 _SIGNS_OF_BYTE = 1.0 - 2.0 * ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).double()

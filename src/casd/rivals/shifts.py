@@ -196,7 +196,10 @@ def _normals(before: Tensor, after: Tensor, ridge: float) -> Tensor:
     centered = torch.cat([spread_before, after - after.mean(1, keepdim=True)], dim=1)
     gram = centered @ centered.mT
     penalty = ridge * gram.diagonal(dim1=1, dim2=2).sum(1) / (2 * n_prompts - 2)
-    penalty = penalty.clamp(min=torch.finfo(torch.float64).tiny)  # prompts that do not differ at all leave w = δ
+    # Prompts that do not differ, but for rounding, leave w = δ.
+    size = torch.linalg.vector_norm(before) + torch.linalg.vector_norm(after, dim=(1, 2))
+    least = (_ROUNDING * size).square().clamp(min=torch.finfo(torch.float64).tiny)
+    penalty = torch.maximum(penalty, least)
     matrix = gram + penalty[:, None, None] * torch.eye(2 * n_prompts, dtype=torch.float64)
     # Without checks: a removal that diverged gives NaN for itself, and no error for all.
     weights, _ = torch.linalg.solve_ex(matrix, centered @ shift[:, :, None])

@@ -45,7 +45,8 @@ def sketch_update(
         ValueError: weights that the model does not have, or of another shape.
 
     Cost: one pass over all entries of the update, on the model's device, differences and products in float64. Memory: of a
-    sharded model one whole parameter, twice; otherwise a few pieces of 2²⁰ numbers.
+    sharded model one whole parameter, twice; otherwise a few pieces of 2¹⁷ numbers. On one core of a CPU 5 to 14 ns an
+    entry were measured (40 million, in bfloat16); 8 billion would take one to two minutes.
     """
     sketch = torch.zeros(size, dtype=torch.float64)
     for name, pieces in _update_pieces(model, injected_weights):
