@@ -54,8 +54,7 @@ def pair_table(tables: RunTables, response: str = "suppression") -> PairTable | 
     pairs = centered[np.triu_indices(len(names), k=1)]
     if not np.isfinite(pairs).all() or np.ptp(pairs) == 0:
         return None
-    distances = {str(name): _matrix(rows, names) for name, rows in tables.casd.groupby("variant", sort=False)}
-    distances |= {str(name): _matrix(rows, names) for name, rows in tables.rivals.groupby("predictor", sort=False)}
+    distances = _matrices(tables.casd, "variant", names) | _matrices(tables.rivals, "predictor", names)
     return PairTable(tuple(names), distances, centered, np.round(symmetrize(values), _DECIMALS))
 
 
@@ -139,13 +138,14 @@ def _group_rows(strata: Sequence[PairTable], headline: Sequence[str], permutatio
     return rows
 
 
-def _matrix(rows: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
-    """Tidy distances (a, b, distance; each pair once or in both orders) as a symmetric matrix; NaN where a pair is absent."""
+def _matrices(tidy: pd.DataFrame, by: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Tidy distances (a, b, distance; each pair once or in both orders) as symmetric matrices; NaN where a pair is absent."""
     place = {name: index for index, name in enumerate(names)}
-    matrix = np.full((len(names), len(names)), np.nan)
-    np.fill_diagonal(matrix, 0.0)
-    a, b = rows["a"].map(place), rows["b"].map(place)
-    known = a.notna() & b.notna()
-    first, second = a[known].to_numpy(dtype=int), b[known].to_numpy(dtype=int)
-    matrix[first, second] = matrix[second, first] = rows.loc[known, "distance"].to_numpy(dtype=float)
-    return np.round(matrix, _DECIMALS)
+    a, b = tidy["a"].map(place), tidy["b"].map(place)
+    known = (a.notna() & b.notna()).to_numpy()
+    kinds, found = pd.factorize(tidy[by])
+    matrices = np.full((len(found), len(names), len(names)), np.nan)
+    matrices[:, range(len(names)), range(len(names))] = 0.0
+    kind, first, second = kinds[known], a[known].to_numpy(dtype=int), b[known].to_numpy(dtype=int)
+    matrices[kind, first, second] = matrices[kind, second, first] = tidy.loc[known, "distance"].to_numpy(dtype=float)
+    return dict(zip(map(str, found), np.round(matrices, _DECIMALS), strict=True))

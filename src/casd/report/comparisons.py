@@ -94,12 +94,12 @@ def objectives_table(frame: pd.DataFrame) -> Table:
         " validation prompts (where a target was set) and did not collapse, and backdoors that had taken hold. Own"
         " ASR: on evaluation prompts. Others: mean suppression of the other backdoors' ASR (fraction), raw, and net"
         " of the same backdoor's suppression under the clean control and under the phantoms. Brackets: 95 %"
-        " bootstrap interval over seeds and backdoors. Controls: mean suppression under them. Clean loss, steps,"
-        " seconds: means of a removal.",
+        " bootstrap interval over seeds and backdoors. Clean, phantoms: mean suppression under these controls. Clean"
+        " loss, steps, seconds: means of a removal.",
         corner="objective",
         columns=(
-            *("reached", "collapsed", "own ASR", "others", "others, net of clean", "others, net of phantoms"),
-            *("clean control", "phantoms", "clean loss", "steps", "seconds"),
+            *("reached", "collapsed", "own ASR", "others", "net of clean", "net of phantoms"),
+            *("clean", "phantoms", "clean loss", "steps", "seconds"),
         ),
         groups=tuple((model, tuple(rows)) for model, rows in groups.items()),
     )

@@ -151,20 +151,19 @@ def _print_table(console: Console, table: Table, leave_out: Collection[str]) -> 
 
 
 def _print_groups(console: Console, table: Table) -> None:
-    """Print a table of several groups, each under its name."""
+    """Print a table of several groups, each under its name, with the caption that says what the columns are."""
     console.print()
     console.print(Text(table.title, "bold"))
-    rich = _frame()
-    rich.add_column(table.corner, overflow="fold")
-    for column, numeric in zip(table.columns, numeric_columns(table), strict=True):
-        rich.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+    numeric = numeric_columns(table)
     for name, rows in table.groups:
-        if name:
-            rich.add_row(Text(name, "bold"))
+        rich = _frame(name or None)
+        rich.add_column(table.corner, overflow="fold")
+        for column, right in zip(table.columns, numeric, strict=True):
+            # An interval stays on one line: what is long is the label.
+            rich.add_column(Text(column), justify="right" if right else "left", no_wrap=not right, overflow="fold")
         for row in rows:
             rich.add_row(Text(row.title), *(Text(cell.text) for cell in row.cells))
-        rich.add_section()
-    console.print(rich)
+        console.print(rich)
     console.print(Text(table.caption, "dim"))
 
 
