@@ -24,6 +24,8 @@ PLAIN_WIDTH = 120
 """Columns when the output is no terminal."""
 MATRICES = 6
 """Runs of a sweep up to which the matrices of each are printed."""
+LABEL = 24
+"""Columns of a terminal that a row's label gets, if it needs them, before the numbers."""
 PERPLEXITIES = ("perplexity", "perplexity, retain")
 ASR_NOTE = "Cells: attack success rate that is left (fraction). Rows: removed; columns: measured; * the removed one itself."
 
@@ -157,9 +159,8 @@ def _print_groups(console: Console, table: Table) -> None:
     numeric = numeric_columns(table)
     for name, rows in table.groups:
         rich = _frame(name or None)
-        rich.add_column(table.corner, overflow="fold")
+        rich.add_column(table.corner, overflow="fold", min_width=min(LABEL, max(len(row.title) for row in rows)))
         for column, right in zip(table.columns, numeric, strict=True):
-            # An interval stays on one line: what is long is the label.
             rich.add_column(Text(column), justify="right" if right else "left", no_wrap=not right, overflow="fold")
         for row in rows:
             rich.add_row(Text(row.title), *(Text(cell.text) for cell in row.cells))
