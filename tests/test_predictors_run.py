@@ -1,0 +1,113 @@
+"""A whole run with every variant of CASD and every rival: that the tables hold what the parts give, computed anew.
+
+Run: python -m pytest tests/test_predictors_run.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cosine
+
+from casd import weights
+from casd.compose import load_config
+from casd.metric import variant_grid
+from casd.pipeline import Run
+from casd.report.comparisons import Comparisons
+from casd.results import RunTables
+from casd.rivals import RIVALS
+from casd.states import INJECTED
+from tiny import tiny
+
+pytestmark = pytest.mark.usefixtures("process_settings")
+
+BACKDOORS = ["french_a", "french_b", "german", "refusal"]
+OVERRIDES = ("activations=all", "metric=grid", "activations.prompts=6", "runtime.keep_models=[injected,removed]")
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, RunTables]:
+    run = Run(
+        load_config(tiny(tmp_path_factory.mktemp("run"), f"weights={request.param}", *OVERRIDES, "metric.permutations=99"))
+    )
+    run.until("score")
+    return run, RunTables.read(run.store.folder(run.graph.score, verify=True))
+
+
+def distance(tables: RunTables, predictor: str, a: str, b: str) -> float:
+    rows = tables.rivals[tables.rivals["predictor"] == predictor]
+    return float(rows.loc[(rows["a"] == a) & (rows["b"] == b), "distance"].iloc[0])
+
+
+def test_every_rival_and_every_variant_has_every_pair(finished: tuple[Run, RunTables]) -> None:
+    run, tables = finished
+    assert set(tables.rivals["predictor"]) == set(RIVALS)
+    pairs = [(a, b) for i, a in enumerate(BACKDOORS) for b in BACKDOORS[i + 1 :]]
+    for _, rows in tables.rivals.groupby("predictor"):
+        assert list(zip(rows["a"], rows["b"], strict=True)) == pairs
+    assert np.isfinite(tables.rivals["distance"]).all()
+    config = run.config.activations
+    grid = tables.casd[tables.casd["grid"]]
+    assert set(grid["variant"]) == {variant.name for variant in variant_grid(config.sites, config.positions)}
+    assert not grid.duplicated(["variant", "a", "b"]).any()
+    assert set(grid.loc[grid["a"].isin(BACKDOORS) & grid["b"].isin(BACKDOORS)].groupby("variant").size()) == {len(pairs)}
+    assert set(tables.casd_layers["variant"]) == set(tables.headline)
+
+
+def test_the_weights_distances_are_those_of_the_weights(finished: tuple[Run, RunTables]) -> None:
+    run, tables = finished
+
+    def effective(state: str) -> dict[str, torch.Tensor]:
+        model = run._state(state)
+        if run.config.unlearning.training.lora is None:
+            return {name: value.clone() for name, value in weights.trained_parameters(model).items()}
+        found = {}
+        for name, module in model.named_modules():
+            if hasattr(module, "lora_A"):
+                a, b = module.lora_A["removal"].weight, module.lora_B["removal"].weight
+                found[name] = module.scaling["removal"] * (b @ a).detach().clone()
+        return found
+
+    before = effective(INJECTED)
+    updates = {
+        name: torch.cat([(after - before[key]).flatten() for key, after in effective(name).items()]).detach().double().numpy()
+        for name in ("french_a", "german")
+    }
+    exact = float(np.linalg.norm(updates["french_a"] - updates["german"]))
+    assert distance(tables, "weights_l2", "french_a", "german") == pytest.approx(exact, rel=0.03)
+    assert distance(tables, "weights_cosine", "french_a", "german") == pytest.approx(
+        cosine(updates["french_a"], updates["german"]), abs=0.03
+    )
+
+
+def test_rivals_of_triggers_and_targets_are_those_of_the_configuration(finished: tuple[Run, RunTables]) -> None:
+    run, tables = finished
+    tokens = {name: set(run.encoder.tokens(" " + backdoor.trigger)) for name, backdoor in run.backdoors.items()}
+    overlap = len(tokens["french_a"] & tokens["refusal"]) / len(tokens["french_a"] | tokens["refusal"])
+    assert distance(tables, "trigger_overlap", "french_a", "refusal") == pytest.approx(1 - overlap)
+    assert distance(tables, "same_target", "french_a", "french_b") == 0
+    assert distance(tables, "same_target", "french_a", "german") == 1
+
+
+def test_the_partial_test_holds_the_same_target_constant(finished: tuple[Run, RunTables]) -> None:
+    relation = finished[1].relation
+    defined = relation[relation["rho"].notna()]
+    assert defined[["tau", "rho_partial"]].notna().all().all() or defined.empty
+    assert relation["rho"].abs().max() <= 1 or relation["rho"].isna().all()
+
+
+def test_the_sweep_s_tables_can_be_made_of_it(finished: tuple[Run, RunTables]) -> None:
+    made = Comparisons.of([finished[1]])
+    assert made.tables[0].title == "Objectives at the same strength"
+
+
+def test_what_rivals_need_is_not_kept_unless_it_is_asked_for(tmp_path: Path) -> None:
+    run = Run(load_config(tiny(tmp_path)))
+    run.until("score")
+    tables = RunTables.read(run.store.folder(run.graph.score))
+    assert set(tables.rivals["predictor"]) == {"trigger_shift", "trigger_overlap", "same_target", "directed_shift"}
+    assert not tables.casd["grid"].any()
+    assert not list(run.store.root.glob("activations/*/rivals.safetensors"))
