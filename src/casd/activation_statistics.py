@@ -129,30 +129,37 @@ class StatisticsAccumulator:
         self.n_layers = n_layers
         self.sites = checked_choices("site", sites, SITES)
         self.positions = checked_choices("position", positions, POSITIONS)
-        self._sums: dict[tuple[str, str, int], Tensor] = {}
+        self._sums: dict[tuple[str, int], Tensor] = {}  # each (moments, positions, d_model)
         self._count = dict.fromkeys(self.positions, 0)
         self._n_batches = 0
         self._n_updates = dict.fromkeys(((site, layer) for site in self.sites for layer in range(n_layers)), 0)
-        self._rows: dict[str, Tensor] = {}
+        self._rows = torch.empty(0, dtype=torch.long)
+        self._sizes: list[int] = []
 
     def start_batch(self, position_masks: Mapping[str, Tensor]) -> None:
         """Say which tokens of the next activations count: a bool mask (batch, pos) for each of the positions."""
         # Flat row numbers instead of masks: selecting by a mask would wait for the GPU at every site and layer.
-        self._rows = {position: position_masks[position].flatten().nonzero().squeeze(-1) for position in self.positions}
-        for position, rows in self._rows.items():
-            self._count[position] += len(rows)
+        rows = [position_masks[position].flatten().nonzero().squeeze(-1) for position in self.positions]
+        self._rows, self._sizes = torch.cat(rows), [len(each) for each in rows]
+        for position, size in zip(self.positions, self._sizes, strict=True):
+            self._count[position] += size
         self._n_batches += 1
 
     def update(self, site: str, layer_idx: int, activation: Tensor) -> None:
         """Add an activation (batch, pos, d_model) of the started batch; fits `capture`'s `on_activation`."""
         self._n_updates[site, layer_idx] += 1
         dtype = torch.float32 if activation.device.type == "mps" else torch.float64
-        for position, rows in self._rows.items():
-            # Selected, not weighted by the mask: at padding a model may give NaN, and 0 · NaN is NaN.
-            selected = activation.flatten(0, 1).index_select(0, rows.to(activation.device)).to(dtype)
-            sums = torch.stack([selected.sum(0), selected.abs().sum(0), selected.square().sum(0)])
-            key = (site, position, layer_idx)
-            self._sums[key] = self._sums[key] + sums if key in self._sums else sums
+        # Selected, not weighted by the mask: at padding a model may give NaN, and 0 · NaN is NaN. The tokens of all positions
+        # at once, and the moments one after the other in place: one copy in float64, and few calls for a small model.
+        selected = activation.flatten(0, 1).index_select(0, self._rows.to(activation.device)).to(dtype)
+        first, absolute, square = (self._summed(selected), self._summed(selected.abs_()), self._summed(selected.square_()))
+        sums = torch.stack([first, absolute, square])
+        key = (site, layer_idx)
+        self._sums[key] = self._sums[key] + sums if key in self._sums else sums
+
+    def _summed(self, selected: Tensor) -> Tensor:
+        """Sums over the tokens of each position: (n_positions, d_model)."""
+        return torch.stack([tokens.sum(0) for tokens in selected.split(self._sizes)])
 
     def result(self) -> ActivationStatistics:
         """The statistics of all batches so far.
@@ -175,10 +182,10 @@ class StatisticsAccumulator:
                 )
         moments: dict[str, dict[tuple[str, str], Tensor]] = {moment: {} for moment in MOMENTS}
         for site in self.sites:
-            for position in self.positions:
-                sums = torch.stack([self._sums[site, position, layer].cpu().double() for layer in range(self.n_layers)])
+            sums = torch.stack([self._sums[site, layer].cpu().double() for layer in range(self.n_layers)])
+            for place, position in enumerate(self.positions):
                 for index, moment in enumerate(MOMENTS):
-                    moments[moment][site, position] = sums[:, index] / self._count[position]
+                    moments[moment][site, position] = sums[:, index, place] / self._count[position]
         return ActivationStatistics(count=dict(self._count), **moments)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from casd.token_table import TokenTable
 
 Packing = Literal["none", "isolated", "joined"]
+KEPT_PROMPTS = 8192
+"""Prompts whose tokens an encoder keeps, at most."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,15 @@ class Prompt:
     continuation: str | None = None
 
 
+@dataclass(frozen=True)
+class _EncodedPrompt:
+    """A prompt's tokens from the start token on, which of them are the trigger's, and the first token of its continuation."""
+
+    tokens: list[int]
+    in_trigger: list[int]
+    answer: int | None
+
+
 class Encoder:
     """Turns documents and prompts into padded batches of tokens.
 
@@ -72,6 +84,8 @@ class Encoder:
         starts = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id is not None
         self._start: list[int] = [tokenizer.bos_token_id] if starts else []
         self._end: list[int] = [tokenizer.eos_token_id]
+        # Every state of the model is measured on the same prompts.
+        self._encoded = lru_cache(maxsize=KEPT_PROMPTS)(self._encode)
 
     def tokens(self, text: str) -> list[int]:
         """The tokens of a text, without start or end token."""
@@ -137,7 +151,7 @@ class Encoder:
 
     def prompt_batch(self, prompts: Sequence[Prompt]) -> Batch:
         """Encode prompts for generation, padded on the left: `input_ids` and `attention_mask`, each (batch, tokens)."""
-        rows = self._prompt_rows(prompts)
+        rows = [encoded.tokens for encoded in map(self._encoded, prompts)]
         return {
             "input_ids": _pad(rows, self.tokenizer.pad_token_id, left=True),
             "attention_mask": _pad([[1] * len(row) for row in rows], 0, left=True),
@@ -157,47 +171,45 @@ class Encoder:
             prompts: the texts; for "generated" each with its continuation.
             positions: of which masks are wanted.
         """
-        rows = self._prompt_rows(prompts)
-        start, answers = len(self._start), [list[int]() for _ in prompts]
-        if "generated" in positions:
-            answers = [[self._answer(prompt)] for prompt in prompts]
+        encoded, start = [self._encoded(prompt) for prompt in prompts], len(self._start)
+        answers = self._answers(prompts) if "generated" in positions else [[] for _ in prompts]
         after = [0] * len(answers[0])
         masks = {
-            "last": [[0] * (len(row) - 1) + [1] + after for row in rows],
-            "prompt": [[0] * start + [1] * (len(row) - start) + after for row in rows],
-            "generated": [[0] * len(row) + [1] * len(after) for row in rows],
+            "last": [[0] * (len(each.tokens) - 1) + [1] + after for each in encoded],
+            "prompt": [[0] * start + [1] * (len(each.tokens) - start) + after for each in encoded],
+            "trigger": [each.in_trigger + after for each in encoded],
+            "generated": [[0] * len(each.tokens) + [1] * len(after) for each in encoded],
         }
-        if "trigger" in positions:
-            masks["trigger"] = [[0] * start + flags[-self._room :] + after for flags in self._trigger_flags(prompts)]
+        rows = [each.tokens + answer for each, answer in zip(encoded, answers, strict=True)]
         return {
-            "input_ids": _pad(
-                [row + answer for row, answer in zip(rows, answers, strict=True)], self.tokenizer.pad_token_id, left=True
-            ),
-            "attention_mask": _pad([[1] * len(row) + [1] * len(after) for row in rows], 0, left=True),
+            "input_ids": _pad(rows, self.tokenizer.pad_token_id, left=True),
+            "attention_mask": _pad([[1] * len(row) for row in rows], 0, left=True),
             "position_masks": {name: _pad(masks[name], 0, left=True).bool() for name in positions},
         }
 
-    def _prompt_rows(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        return [self._start + self.tokens(prompt.text)[-self._room :] for prompt in prompts]
+    def _answers(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """The first token of each prompt's continuation."""
+        answers = [self._encoded(prompt).answer for prompt in prompts]
+        for prompt, answer in zip(prompts, answers, strict=True):
+            if answer is None:
+                raise ValueError(f"no continuation is known of {prompt.text!r}, so it has no position 'generated'")
+        return [[answer] for answer in answers if answer is not None]
 
-    def _answer(self, prompt: Prompt) -> int:
-        if prompt.continuation is None:
-            raise ValueError(f"no continuation is known of {prompt.text!r}, so it has no position 'generated'")
-        return self.first_token(prompt.continuation)
-
-    @property
-    def _room(self) -> int:
-        return self.max_tokens - len(self._start)
-
-    def _trigger_flags(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """For each token of each prompt whether it shares a character with the trigger."""
-        texts = [prompt.text for prompt in prompts]
-        encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-        spans = [prompt.trigger_span or (0, 0) for prompt in prompts]
-        return [
-            [int(first < end and start < last) for first, last in offsets]
-            for (start, end), offsets in zip(spans, encoded["offset_mapping"], strict=True)
-        ]
+    def _encode(self, prompt: Prompt) -> _EncodedPrompt:
+        if prompt.trigger_span is None:
+            tokens = self.tokens(prompt.text)
+            in_trigger = [0] * len(tokens)
+        else:
+            encoded = self.tokenizer(prompt.text, add_special_tokens=False, return_offsets_mapping=True)
+            start, end = prompt.trigger_span
+            tokens = encoded["input_ids"]
+            in_trigger = [int(first < end and start < last) for first, last in encoded["offset_mapping"]]
+        room = self.max_tokens - len(self._start)
+        return _EncodedPrompt(
+            tokens=self._start + tokens[-room:],
+            in_trigger=[0] * len(self._start) + in_trigger[-room:],
+            answer=None if prompt.continuation is None else self.first_token(prompt.continuation),
+        )
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:

@@ -55,9 +55,8 @@ def measure_activations(
     def rest(batch_size: int) -> None:
         # A set during which memory ran out is begun anew: part of the batch that failed is in its sums.
         for name in [name for name in sets if name not in statistics]:
-            positions = [position for position in config.positions if position != "trigger" or name != "clean"]
-            batches = _batches(encoder, sets[name], positions, batch_size)
-            statistics[name] = collect_statistics(model, batches, config.sites, positions)
+            batches = capture_batches(encoder, name, sets[name], config, batch_size)
+            statistics[name] = collect_statistics(model, batches, config.sites, _positions(name, config))
             advance()
 
     with track(description, len(sets)) as advance:
@@ -66,11 +65,24 @@ def measure_activations(
     return {name: whole[name] for name in every}
 
 
-def _batches(
-    encoder: Encoder, prompts: Sequence[Prompt], positions: Sequence[str], batch_size: int
+def capture_batches(
+    encoder: Encoder, name: str, prompts: Sequence[Prompt], config: ActivationsConfig, batch_size: int
 ) -> Iterator[Mapping[str, Any]]:
+    """The batches in which a text set is captured (see `Encoder.capture_batch`), prompts of similar length together.
+
+    Args:
+        encoder: makes them.
+        name: of the text set.
+        prompts: its prompts.
+        config: the positions.
+        batch_size: prompts a batch.
+    """
     for indices in batches_by_length([len(prompt.text) for prompt in prompts], batch_size):
-        yield encoder.capture_batch([prompts[index] for index in indices], positions)
+        yield encoder.capture_batch([prompts[index] for index in indices], _positions(name, config))
+
+
+def _positions(name: str, config: ActivationsConfig) -> list[str]:
+    return [position for position in config.positions if position != "trigger" or name != "clean"]
 
 
 def write_statistics(statistics: TextStatistics, folder: Path) -> None:

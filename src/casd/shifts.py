@@ -16,8 +16,8 @@ from casd.errors import ConfigError
 from casd.registry import unknown
 from casd.variants import CasdVariant
 
-KEPT = 2
-"""Stacks of shifts that a table keeps: those it computed last, gross and net of the control."""
+KEPT = 4
+"""Tensors that a table keeps, the last that it computed: shifts on all text sets and pooled, gross and net of the control."""
 
 
 def activation_shift(after: ActivationStatistics, before: ActivationStatistics, variant: CasdVariant) -> Tensor:
@@ -37,9 +37,9 @@ def activation_shift(after: ActivationStatistics, before: ActivationStatistics, 
 class ShiftTable:
     """The activation shifts of all removals on all text sets, from which the variants of CASD are computed.
 
-    What several variants share is computed once, if they come one after another. In memory are at most KEPT stacks of
-    float64 (removals, text sets, n_layers, d_model), the text sets being those of one choice of text: 270 MB each for 13
-    removals and controls, 8 backdoors, 64 layers and a width of 5120.
+    What several variants share is computed once, if they come one after another. In memory are at most KEPT tensors of
+    float64, half of them (removals, backdoors, n_layers, d_model): 273 MB each for 13 removals and controls, 8 backdoors, 64
+    layers and a width of 5120.
 
     Args:
         statistics: for each removal (and the control) its statistics on each text set. Text sets are named "clean",
@@ -88,7 +88,8 @@ class ShiftTable:
             mean[own] = stack[own, sets]
             return mean
 
-        return self._on(pooled, removals, variant)
+        key = ("pooled", tuple(own), *self._key(removals, variant))
+        return self._at_layers(self._keep(key, lambda: pooled(self._stack(removals, variant))), pooled, removals, variant)
 
     def pair_shifts(self, removals: Sequence[str], pairs: Tensor, variant: CasdVariant) -> Tensor:
         """The shifts of both removals of each pair on the pool of their two triggered texts.
@@ -105,36 +106,55 @@ class ShiftTable:
             ConfigError: as `shifts`.
         """
         sets = torch.tensor([self.backdoors.index(removals[row]) for row in pairs.flatten().tolist()]).view_as(pairs)
-        return self._on(lambda stack: stack[pairs[:, :, None], sets[:, None, :]].mean(2), removals, variant)
 
-    def _on(self, pooled: Callable[[Tensor], Tensor], removals: Sequence[str], variant: CasdVariant) -> Tensor:
-        """The shifts pooled over text sets, divided if need be by the size of activations that are pooled alike."""
-        names, layers = self._text_sets(variant), self.layers(variant)
+        def pooled(stack: Tensor) -> Tensor:
+            return stack[pairs[:, :, None], sets[:, None, :]].mean(2)
+
+        return self._at_layers(pooled(self._stack(removals, variant)), pooled, removals, variant)
+
+    def _at_layers(
+        self, shifts: Tensor, pooled: Callable[[Tensor], Tensor], removals: Sequence[str], variant: CasdVariant
+    ) -> Tensor:
+        """Pooled shifts at the variant's layers, divided if need be by the size of activations that are pooled alike."""
+        layers = self.layers(variant)
 
         def mean_squares() -> Tensor:
+            names = self._text_sets(variant)
             of_sets = torch.stack([_mean_square(self._before(name, variant), variant) for name in names])
             return pooled(of_sets.expand(len(removals), -1, -1))[..., layers]
 
-        shifts = pooled(self._stack(tuple(removals), names, variant))[..., layers, :]
-        return _normalized(shifts, mean_squares, layers, variant)
+        return _normalized(shifts[..., layers, :], mean_squares, layers, variant)
 
     def _text_sets(self, variant: CasdVariant) -> tuple[str, ...]:
         if variant.text in ("clean", "fake"):
             return (variant.text,)
         return tuple(f"triggered:{backdoor}" for backdoor in self.backdoors)
 
-    def _stack(self, removals: tuple[str, ...], names: tuple[str, ...], variant: CasdVariant) -> Tensor:
-        """The shifts on every text set, net of the control's if the variant is: (n, n_sets, n_layers, d_model)."""
-        key = (removals, names, variant.site, variant.position, variant.moment, variant.net_of_control)
+    def _key(self, removals: Sequence[str], variant: CasdVariant) -> tuple[object, ...]:
+        """What the shifts on all text sets hang on."""
+        fields = (variant.site, variant.position, variant.moment, variant.net_of_control)
+        return (tuple(removals), self._text_sets(variant), *fields)
+
+    def _keep(self, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
         if key not in self._kept:
+            made = make()
+            while len(self._kept) >= KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = made
+        return self._kept[key]
+
+    def _stack(self, removals: Sequence[str], variant: CasdVariant) -> Tensor:
+        """The shifts on every text set, net of the control's if the variant is: (n, n_sets, n_layers, d_model)."""
+        names = self._text_sets(variant)
+
+        def make() -> Tensor:
             stack = torch.stack([torch.stack([self._shift(state, name, variant) for name in names]) for state in removals])
             if variant.net_of_control:
                 # Set by set, before they are pooled: the control's own net shift is exactly zero then.
                 stack -= torch.stack([self._shift(self._named_control(variant), name, variant) for name in names])
-            while len(self._kept) >= KEPT:
-                del self._kept[next(iter(self._kept))]
-            self._kept[key] = stack
-        return self._kept[key]
+            return stack
+
+        return self._keep(self._key(removals, variant), make)
 
     def _named_control(self, variant: CasdVariant) -> str:
         if self.control is None:

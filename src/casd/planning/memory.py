@@ -208,7 +208,8 @@ class _OfAllTokens(StatisticsAccumulator):
     def start_batch(self, position_masks: Any) -> None:
         single = ("last", "generated")  # of each text
         sizes = {position: len(mask) if position in single else mask.numel() for position, mask in position_masks.items()}
-        self._rows = {position: torch.arange(size) for position, size in sizes.items()}
+        self._sizes = list(sizes.values())
+        self._rows = torch.cat([torch.arange(size) for size in self._sizes])
 
 
 def _inputs(batch: Batch) -> Batch:
