@@ -606,8 +606,10 @@ def test_sweep_report(tmp_path: Path) -> None:
     for seed, objective in enumerate(("gradient_difference", "clean_target")):
         tables = make_run(objective=objective, seed=seed, collapsed=("german",) if seed else ())
         write_report(tables, tmp_path / f"run {seed}", make_scatter(tables))
-    path = write_sweep_report([tmp_path / "run 0", tmp_path / "run 1"], tmp_path / "sweep")
-    page = Page(path.read_text(encoding="utf-8"))
+    comparisons = write_sweep_report([tmp_path / "run 0", tmp_path / "run 1"], tmp_path / "sweep")
+    page = Page((tmp_path / "sweep" / "report.html").read_text(encoding="utf-8"))
+    for table in comparisons.tables:
+        assert table.title in page.text
     assert page.open == []
     links = [str(attributes["href"]) for tag, attributes in page.tags if tag == "a"]
     assert "../run%201/report.html" in links

@@ -61,11 +61,11 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
     """
     groups: dict[tuple[str, str], list[RunTables]] = {}
     for tables in runs:
-        groups.setdefault((str(tables.info["model"]), str(tables.info["objective"])), []).append(tables)
+        groups.setdefault((str(tables.info["model"]), tables.treatment), []).append(tables)
     rows = [_row(model, objective, group, seed, resamples) for (model, objective), group in groups.items()]
     if len({model for model, _ in groups}) > 1:
         for objective in dict.fromkeys(objective for _, objective in groups):
-            group = [tables for tables in runs if tables.info["objective"] == objective]
+            group = [tables for tables in runs if tables.treatment == objective]
             rows.append(_row(POOLED, objective, group, seed, resamples))
     return pd.DataFrame(rows)
 
@@ -137,7 +137,9 @@ def variance_shares(runs: Sequence[RunTables], column: str = "suppression") -> p
         noise = binomial / variance if variance else math.nan
         rows.append(
             {
-                **{name: tables.info[name] for name in ("model", "objective", "seed")},
+                "model": tables.info["model"],
+                "objective": tables.treatment,
+                "seed": tables.info["seed"],
                 "n_backdoors": n,
                 "sd": math.sqrt(variance),
                 "pair": pair,
@@ -171,7 +173,7 @@ def noise_floor(runs: Sequence[RunTables]) -> pd.DataFrame:
                     continue
                 different = [distances[own, other] for other in sorted(removals - {own})]
                 nearest = min((distances[repeat, other] for other in sorted(removals - {own})), default=math.nan)
-                key = (str(tables.info["model"]), str(tables.info["objective"]), variant)
+                key = (str(tables.info["model"]), tables.treatment, variant)
                 rows.setdefault(key, []).append(
                     {
                         "same": distances[own, repeat],

@@ -84,10 +84,10 @@ def predictor_table(
     """
     groups: dict[tuple[str, str], list[RunTables]] = {}
     for tables in runs:
-        groups.setdefault((str(tables.info["model"]), str(tables.info["objective"])), []).append(tables)
+        groups.setdefault((str(tables.info["model"]), tables.treatment), []).append(tables)
     if len({model for model, _ in groups}) > 1:
         for objective in dict.fromkeys(objective for _, objective in groups):
-            groups[POOLED, objective] = [tables for tables in runs if tables.info["objective"] == objective]
+            groups[POOLED, objective] = [tables for tables in runs if tables.treatment == objective]
     rows: list[dict[str, object]] = []
     for (model, objective), group in groups.items():
         found = [pair_table(tables, response) for tables in group]

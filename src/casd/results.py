@@ -96,6 +96,12 @@ class RunTables:
                 raise ValueError(f"table {name!r} lacks the columns {sorted(missing)}")
 
     @property
+    def treatment(self) -> str:
+        """The objective, and what of the configuration sets the run apart from others where `info["setting"]` says so."""
+        setting = self.info.get("setting")
+        return f"{self.info['objective']}, {setting}" if setting else str(self.info["objective"])
+
+    @property
     def backdoors(self) -> list[str]:
         """The measured backdoors, in the order of the `asr` table."""
         return list(dict.fromkeys(self.asr["backdoor"]))

@@ -70,7 +70,7 @@ def finish_sweep(folders: Sequence[Path]) -> None:
             comparisons = write_sweep_report(folders, target)
     else:
         comparisons = Comparisons.read(target)
-    print_sweep(read_runs(folders), comparisons.tables)
+    print_sweep(read_runs(folders), comparisons=comparisons.tables)
     for folder in folders:
         print(f"Report of a run: {_short(folder / 'report.html')}")
     print(f"Report of all:   {_short(page)}")

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from casd.errors import StoreError
+from casd.report.settings import distinguish
 from casd.results import SCHEMAS, RunTables
 from casd.states import CLEAN_CONTROL, PHANTOM_CONTROL
 
@@ -22,7 +23,8 @@ def read_runs(folders: Iterable[Path]) -> list[RunTables]:
     """Read finished runs, ordered by model, objective, seed and name whatever the order of `folders`.
 
     Each run's `info["run"]` becomes its folder's name, with as many parent folders as make the names differ, and
-    `info["folder"]` its path. A folder that is named twice counts once.
+    `info["folder"]` its path; its `info["setting"]` says what of its configuration differs from the others of its model and
+    objective, but for the seed. A folder that is named twice counts once.
 
     Raises:
         StoreError: no folder, or one that holds no finished run.
@@ -35,6 +37,9 @@ def read_runs(folders: Iterable[Path]) -> list[RunTables]:
         tables = RunTables.read(path)
         tables.info |= {"run": name, "folder": str(path)}
         runs.append(tables)
+    groups = [((tables.info["model"], tables.info["objective"]), str(tables.info.get("config", ""))) for tables in runs]
+    for tables, setting in zip(runs, distinguish(groups), strict=True):
+        tables.info["setting"] = setting
     return sorted(runs, key=_order)
 
 
@@ -126,7 +131,7 @@ def _order(tables: RunTables) -> tuple[str, str, float, str, str]:
     """Sort key of a run; seeds go by number where they are numbers."""
     seed = tables.info["seed"]
     number = float(seed) if isinstance(seed, int | float) else float("inf")
-    return str(tables.info["model"]), str(tables.info["objective"]), number, str(seed), str(tables.info["run"])
+    return str(tables.info["model"]), tables.treatment, number, str(seed), str(tables.info["run"])
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:

@@ -70,7 +70,7 @@ def without_frame(axes: Axes) -> None:
 
 def figure_title(text: str, tables: RunTables) -> str:
     """What a figure shows, and of which run."""
-    return f"{text}\n{short_run_name(tables.info)}"
+    return f"{text}\n{short_run_name(tables)}"
 
 
 def short_name(name: str) -> str:

@@ -50,7 +50,7 @@ def asr_heatmaps(runs: Sequence[RunTables], across: int = 3) -> Figure:
     for axes, tables in zip(figure.axes, runs, strict=False):
         seeds = {run.info["seed"] for run in runs}
         seed = f", seed {tables.info['seed']}" if len(seeds) > 1 else ""
-        axes.set_title(f"{tables.info['model']}\n{tables.info['objective']}{seed}", fontsize=9.5, parse_math=False)
+        axes.set_title(f"{tables.info['model']}\n{tables.treatment}{seed}", fontsize=9.5, parse_math=False)
     return figure
 
 

@@ -32,7 +32,7 @@ from casd.report.tables import (
     suppression_table,
     utility_table,
 )
-from casd.report.wording import prompts_per_cell
+from casd.report.wording import prompts_per_cell, short_run_name
 from casd.results import RunTables
 
 LONGEST_TEXT: Final = 600
@@ -133,7 +133,7 @@ def sweep_html(
         sections[0].blocks.append(_table(specificity_table(runs)))
     for number, tables in enumerate(runs, 1):
         info = tables.info
-        section = Section(f"run-{number}", f"{info['model']}, {info['objective']}, seed {info['seed']}")
+        section = Section(f"run-{number}", short_run_name(tables))
         section.blocks.extend([Block("list", statements(tables)), _table(asr_table(tables))])
         if len(tables.relation):
             section.blocks.append(_table(relation_table([tables])))

@@ -208,7 +208,7 @@ def relation_table(runs: Sequence[RunTables]) -> Table:
             ]
             rows.append(_row(record["variant"], texts))
         if rows:
-            groups.append((short_run_name(tables.info) if len(runs) > 1 else "", tuple(rows)))
+            groups.append((short_run_name(tables) if len(runs) > 1 else "", tuple(rows)))
     return Table(
         name="relation",
         title="Relation of CASD and suppression",
@@ -237,7 +237,7 @@ def specificity_table(runs: Sequence[RunTables]) -> Table:
             response = str(record.get("response", "mean"))
             rows.append(_row(RESPONSES.get(response, response), [mean_with_interval(record, column) for column in shown]))
         if rows:
-            groups.append((short_run_name(tables.info) if len(runs) > 1 else "", tuple(rows)))
+            groups.append((short_run_name(tables) if len(runs) > 1 else "", tuple(rows)))
     return Table(
         name="specificity",
         title="How specific the removals are",
@@ -256,10 +256,10 @@ def summary_table(runs: Sequence[RunTables]) -> Table:
     relations = [name.removeprefix("rho:") for name in frame.columns if name.startswith("rho:")]
     seeds = frame["seed"].nunique() > 1
     rows = []
-    for record in frame.to_dict("records"):
+    for record, treatment in zip(frame.to_dict("records"), (tables.treatment for tables in runs), strict=True):
         rates = [record[name] for name in ("own_asr", "others_asr", "clean_asr", "phantom_asr")]
         cells = [
-            Cell(str(record["objective"])),
+            Cell(treatment),
             *([Cell(str(record["seed"]))] if seeds else []),
             *(Cell(fraction(rate), _shade(rate, 1.0)) for rate in rates),
             Cell(percent(record["clean_loss_change"])),

@@ -17,7 +17,7 @@ from casd.report.drawing import text_color
 from casd.report.markup import Cell, Table, numeric_columns
 from casd.report.statements import statements
 from casd.report.tables import asr_table, casd_table, relation_table, states_table, summary_table
-from casd.report.wording import MISSING, run_name
+from casd.report.wording import MISSING, run_name, short_run_name
 from casd.results import RunTables
 
 PLAIN_WIDTH = 120
@@ -58,7 +58,7 @@ def print_run(tables: RunTables, console: Console | None = None) -> None:
     console.print()
 
 
-def print_sweep(runs: Sequence[RunTables], comparisons: Sequence[Table] = (), console: Console | None = None) -> None:
+def print_sweep(runs: Sequence[RunTables], console: Console | None = None, *, comparisons: Sequence[Table] = ()) -> None:
     """Print a sweep: the runs' ASR matrices side by side, likewise each headline CASD, then what they say together.
 
     A sweep of more than MATRICES runs shows the comparisons only; matrices and each run's numbers are in its report.
@@ -189,7 +189,8 @@ def _print_side_by_side(console: Console, table: Table, headings: Sequence[str])
 
 
 def _run_heading(tables: RunTables) -> str:
-    return f"{tables.info['model']}, seed {tables.info['seed']}\n{tables.info['objective']}"
+    treatment = tables.treatment.replace(", ", "\n")
+    return f"{tables.info['model']}, seed {tables.info['seed']}\n{treatment}"
 
 
 def _frame(title: str | None = None, pad: int = 1) -> RichTable:
@@ -225,7 +226,7 @@ def _asr_note(console: Console, runs: Sequence[RunTables]) -> None:
     console.print(Text(ASR_NOTE, "dim"))
     for tables in runs:
         if tables.collapsed:
-            run = f" ({tables.info['model']}, {tables.info['objective']}, seed {tables.info['seed']})"
+            run = f" ({short_run_name(tables)})"
             names = ", ".join(state for state in tables.states["state"] if state in tables.collapsed)
             text = f"x collapsed{run if len(runs) > 1 else ''}: {names}. These rates are no success of the removal."
             console.print(Text(text, "bold"))

@@ -86,9 +86,9 @@ def mean_with_interval(record: Mapping[Any, Any], name: str) -> str:
     return fraction(value) if low is None or pd.isna(low) else f"{fraction(value)} [{fraction(low)}, {fraction(high)}]"
 
 
-def short_run_name(info: dict[str, Any]) -> str:
+def short_run_name(tables: RunTables) -> str:
     """A run in as few words as tell it from the others of a sweep."""
-    return f"{info['model']}, {info['objective']}, seed {info['seed']}"
+    return f"{tables.info['model']}, {tables.treatment}, seed {tables.info['seed']}"
 
 
 def sentence(text: str) -> str:
