@@ -24,8 +24,8 @@ from casd.progress import set_progress
 from casd.runtime import Runtime
 from casd.targets import FixedText
 from casd.training.sharding import is_sharded, place
-from casd.unlearning.gradient_difference import GradientDifference
 from casd.unlearning.controls import removals
+from casd.unlearning.gradient_difference import GradientDifference
 from casd.unlearning.removal import unlearn
 from casd.weights import attach_lora, copy_weights, restore_adapter, restore_weights, save_adapter
 
