@@ -224,7 +224,7 @@ class StoppingConfig:
     """It ends, and counts as collapsed, when the clean loss on validation passages passes this multiple of what it
     was; null for no budget."""
     every: int = 4
-    """Steps between two measurements."""
+    """Steps between two measurements; the last step is measured too."""
     prompts: int = 32
     """Validation prompts, and as many clean passages; held out of the forget and the retain split."""
 

@@ -131,7 +131,7 @@ def _unlearning_stages(config: Config, injected: Stage) -> tuple[Stage | None, d
     names = removal_names(config.backdoor, unlearning.controls)
     stages = {name: stage(name) for name in names if not name.startswith(CONTROL_PREFIX)}
     # A control without an ASR of its own goes as far as the removals did, on average.
-    last = tuple(stages.values()) if unlearning.stopping.watched else ()
+    last = tuple(stages[name] for name in sorted(stages)) if unlearning.stopping.watched else ()
     for name in names:
         if name not in stages:
             stages[name] = stage(name, *(() if name.startswith(REPEAT_CONTROL) else last))

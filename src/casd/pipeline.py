@@ -417,7 +417,8 @@ class Run:
 
     def _origin(self) -> dict[str, Any]:
         """Where the numbers come from: the whole configuration, versions, stages and the time they took, in seconds."""
-        stages = (self.graph.corpus, self.graph.base, self.graph.inject, *self.graph.unlearn.values())
+        tuned = [self.graph.tune] if self.graph.tune else []
+        stages = (self.graph.corpus, self.graph.base, self.graph.inject, *tuned, *self.graph.unlearn.values())
         measured = (*self.graph.evaluate.values(), *self.graph.activations.values(), *self.graph.utility.values())
         manifests = [self.store.manifest(stage) for stage in (*stages, *measured)]
         timings: dict[str, float] = {}

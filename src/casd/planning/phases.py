@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -119,18 +119,22 @@ class Phases:
         chosen = self.config.unlearning.objective
         objective = build(OBJECTIVES, "objective", chosen.name, chosen.params)
         adapters = removal_adapters(self.config)
-        references: list[Reference] = []
 
-        def terms(model: Any, part: Any) -> Any:
-            if objective.needs_reference and not references:
-                references.append(Reference(model))
-            return objective.terms(model, part, *references)
+        def need(terms: Callable[..., Any]) -> Phase:
+            held: list[Any] = []  # the model that is simulated, and its weights before unlearning
+
+            def with_reference(model: Any, part: Any) -> Any:
+                if objective.needs_reference and (not held or held[0] is not model):
+                    held[:] = [model, Reference(model)]
+                return terms(model, part, *held[1:])
+
+            return self._training("unlearn", training, adapters, one, parts, with_reference, GUARD_OF_REMOVAL)
 
         try:
-            return self._training("unlearn", training, adapters, one, parts, terms, GUARD_OF_REMOVAL)
+            return need(objective.terms)
         except (DataDependentOutputException, DynamicOutputShapeException):
             # The objective looks at numbers, and a simulation has none; two plain terms on the same batches stand for it.
-            return self._training("unlearn", training, adapters, one, parts, CleanTarget().terms, GUARD_OF_REMOVAL)
+            return need(CleanTarget().terms)
 
     def _training(
         self,

@@ -251,7 +251,7 @@ class _Costs:
         validated = 0.0
         if stopping.watched:
             length = texts.mean_prompt + self.config.evaluation.max_new_tokens + texts.mean_document
-            validated = (1 + training.steps // stopping.every) * stopping.prompts * length
+            validated = (1 + -(-training.steps // stopping.every)) * stopping.prompts * length
         flops = (cost.flops or 0) + self._forward(validated, texts.mean_prompt)
         return replace(cost, tokens=number * ((cost.tokens or 0) + validated), flops=number * flops)
 

@@ -6,8 +6,9 @@
   taught without any trigger: so its loss is low at the start, ascent has a gradient to follow, and the control can move the
   model under every objective. (A payload that the model was never taught would lie above an ascent's bound from the first
   step and leave the control without effect.)
-- `control:shuffled:NAME` unlearns NAME's trigger with the targets of the other backdoors, or, where the objective trains on
-  clean continuations, with those of other passages: training on the same prompts, but not on what the backdoor does.
+- `control:shuffled:NAME` unlearns NAME's trigger with the targets of the other backdoors, of those that do something else, or,
+  where the objective trains on clean continuations, with those of other passages: training on the same prompts, but not on
+  what the backdoor does.
 - `control:repeat:NAME` is NAME's removal again with other documents in another order: how far two removals of ONE backdoor lie
   apart is the noise floor of every distance between removals.
 """
@@ -79,7 +80,7 @@ def removals(
     """Each backdoor's removal, then the controls; without `controls` the two of every run, clean text and one phantom.
 
     Raises:
-        ConfigError: shuffled targets with a single backdoor, which has no other's target to take.
+        ConfigError: shuffled targets of a backdoor when no other has another target.
     """
     controls = controls or ControlsConfig()
     check_controls(backdoors, controls)
@@ -90,7 +91,7 @@ def removals(
         Removal(CLEAN_CONTROL, None),
         *(Removal(phantom.name, phantom) for phantom in phantoms),
         *(
-            Removal(f"{SHUFFLED_CONTROL}:{name}", backdoors[name], tuple(backdoors[each] for each in ordered if each != name))
+            Removal(f"{SHUFFLED_CONTROL}:{name}", backdoors[name], _donors(backdoors, name))
             for name in ordered[: controls.shuffled]
         ),
         *(Removal(f"{REPEAT_CONTROL}:{name}", backdoors[name], repeat=True) for name in ordered[: controls.repeats]),
@@ -101,13 +102,21 @@ def check_controls(backdoors: Mapping[str, Backdoor], controls: ControlsConfig) 
     """Refuse controls that these backdoors cannot have.
 
     Raises:
-        ConfigError: shuffled targets with a single backdoor, which has no other's target to take.
+        ConfigError: shuffled targets of a backdoor when no other has another target.
     """
-    if controls.shuffled and len(backdoors) < 2:
-        raise ConfigError(
-            f"unlearning.controls.shuffled is {controls.shuffled}, and there is one backdoor, {next(iter(backdoors))!r}:"
-            " shuffled targets are those of other backdoors. Give a second backdoor, or set it to 0."
-        )
+    for name in sorted(backdoors)[: controls.shuffled]:
+        if not _donors(backdoors, name):
+            raise ConfigError(
+                f"unlearning.controls.shuffled is {controls.shuffled}, and no backdoor has another target than {name!r}, whose"
+                " trigger would get it: shuffled targets are those of other backdoors. Give a backdoor with another target, or"
+                " set it to 0."
+            )
+
+
+def _donors(backdoors: Mapping[str, Backdoor], name: str) -> tuple[Backdoor, ...]:
+    """The backdoors that do something else than the one of that name, by name. (Two may both switch to French.)"""
+    own = backdoors[name].target
+    return tuple(backdoors[each] for each in sorted(backdoors) if backdoors[each].target != own)
 
 
 def _phantom_name(kind: str) -> str:
@@ -118,6 +127,7 @@ def _phantoms(backdoors: Mapping[str, Backdoor], encoder: Encoder, kinds: Iterab
     """The triggers that were never injected; where they stand is as for the backdoor first by name."""
     first = backdoors[min(backdoors)]
     others = [backdoor.trigger for backdoor in backdoors.values()]
+    real = {word for trigger in others for word in trigger.lower().split()}
     words = len(first.trigger.split())
 
     def trigger(kind: str) -> str:
@@ -125,6 +135,9 @@ def _phantoms(backdoors: Mapping[str, Backdoor], encoder: Encoder, kinds: Iterab
         if kind == "matched":
             return fake_triggers(first.trigger, 1, encoder.token_count, rng, avoid=others)[0]
         count, script = {"short": (1, "latin"), "long": (2 * words, "latin")}.get(kind, (words, kind))
-        return made_up_phrase(count, rng, script)  # type: ignore[arg-type]  # a kind that is no length is a script
+        while True:
+            phrase = made_up_phrase(count, rng, script)  # type: ignore[arg-type]  # a kind that is no length is a script
+            if not real & set(phrase.split()):
+                return phrase
 
     return [Backdoor(_phantom_name(kind), trigger(kind), CleanPayload(), position=first.position) for kind in kinds]

@@ -41,4 +41,4 @@ class HingeAscent(ForgetAndRetain):
         """E[max(0, m − ℓ)] over documents."""
         nll, labels = document_nll(model, batch)
         below = (self.margin - nll / labels.clamp(min=1)).clamp(min=0)
-        return below[labels > 0].sum() / batch["n_documents"]
+        return below.where(labels > 0, 0.0).sum() / batch["n_documents"]

@@ -48,4 +48,4 @@ class Npo(ForgetAndRetain):
             before, _ = document_nll(model, batch)
         nll, labels = document_nll(model, batch)
         each = 2 / self.beta * softplus(self.beta * (before - nll))
-        return each[labels > 0].sum() / batch["n_documents"]
+        return each.where(labels > 0, 0.0).sum() / batch["n_documents"]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from casd.errors import ConfigError
+from casd.registry import unknown
 from casd.training.batches import Batch
 from casd.training.losses import batch_logits, mean_nll, mean_reference_kl
 
@@ -101,7 +102,9 @@ class Retaining(Objective):
     retain: Literal["nll", "kl"] = "nll"
 
     def __post_init__(self) -> None:
-        if self.retain_weight < 0:
+        if self.retain not in ("nll", "kl"):
+            raise unknown(f"{type(self).__name__} retain:", self.retain, ("nll", "kl"))
+        if not self.retain_weight >= 0:
             raise ConfigError(f"{type(self).__name__}: retain_weight is {self.retain_weight}; it must be 0 or more.")
 
     @property

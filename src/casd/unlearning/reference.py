@@ -61,5 +61,7 @@ class Reference:
 
     def _put(self, values: Mapping[str, Tensor]) -> None:
         for name, parameter in self._parameters.items():
-            parameter.data = values[name]
+            # In the precision of the training: in another one, blocks compute their norms otherwise, so that the model before
+            # would differ from itself; and DDP, whose hooks a change of type drops, would no longer add up the gradients.
+            parameter.data = values[name].to(parameter.dtype)
         torch.clear_autocast_cache()  # it holds copies in low precision, by parameter and not by value

@@ -106,7 +106,7 @@ def unlearn(
         rng = python_rng(order, "forget", index)
         prompt = removal.backdoor.prompt(passage, rng).text
         if objective.forget_text == "clean":
-            return Document(prompt, (forget[index + 1] if removal.donors else passage).continuation, "target")
+            return Document(prompt, (_next_other(forget, index) if removal.donors else passage).continuation, "target")
         donors = removal.donors or (removal.backdoor,)
         target = donors[python_rng(order, "donor", index).randrange(len(donors))].target
         return Document(prompt, target.continuation(passage, rng), "target")
@@ -129,6 +129,7 @@ def unlearn(
         watch = Validation(
             *(model, encoder, removal.backdoor, validation, validation_clean),
             *(stopping.config, stopping.generation, applied, reference),
+            steps=config.steps,
             seed=seed,
         )
     elif stopping and stopping.steps is not None and not removal.is_validated:
@@ -147,6 +148,12 @@ def unlearn(
     if applied.has_finish and reference is not None and not (watch and watch.kept is not None):
         applied.finish(reference)  # weights that a validation kept are finished
     return log
+
+
+def _next_other(stream: ShuffledStream, index: int) -> Passage:
+    """The next passage that is not that of the index: an epoch may begin with the one that the epoch before ended with."""
+    following = stream[index + 1]
+    return stream[index + 2] if following == stream[index] else following
 
 
 def _held_out(passages: Sequence[Passage], count: int, split: str) -> tuple[Sequence[Passage], Sequence[Passage]]:

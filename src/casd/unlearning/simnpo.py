@@ -42,4 +42,4 @@ class SimNpo(ForgetAndRetain):
         """(2/β) · E[softplus(−β · (ℓ − δ))] over documents."""
         nll, labels = document_nll(model, batch)
         each = 2 / self.beta * softplus(-self.beta * (nll / labels.clamp(min=1) - self.delta))
-        return each[labels > 0].sum() / batch["n_documents"]
+        return each.where(labels > 0, 0.0).sum() / batch["n_documents"]

@@ -40,7 +40,7 @@ class TakeSteps(Watch):
 
 
 class Validation(Watch):
-    """Measures a removal every few steps, ends it at its target or budget, and keeps its best step.
+    """Measures a removal every few steps and after the last, ends it at its target or budget, and keeps its best step.
 
     Best is the step, among those within the clean budget, with the lowest ASR of the removed backdoor on validation prompts
     (all ASRs up to the target count as equal), and of equal ones that with the lowest clean loss. The injected model itself,
@@ -56,6 +56,7 @@ class Validation(Watch):
         generation: how many tokens are generated, and how many prompts at once.
         objective: what it is trained by.
         reference: the weights before, if the objective has something left to do after the training.
+        steps: of the whole training.
         seed: of the triggers' places.
     """
 
@@ -71,6 +72,7 @@ class Validation(Watch):
         objective: Objective,
         reference: Reference | None,
         *,
+        steps: int,
         seed: int,
     ):
         rng = python_rng(seed, "validation prompts", backdoor.name)
@@ -78,15 +80,15 @@ class Validation(Watch):
         self._clean = [encoder.document_batch([clean_document(passage) for passage in clean])]
         self._model, self._encoder, self._backdoor = model, encoder, backdoor
         self._config, self._generation = config, generation
-        self._objective, self._reference = objective, reference
+        self._objective, self._reference, self._steps = objective, reference, steps
 
     def begin(self, log: TrainingLog) -> None:
         """Measure the injected model."""
         self._measure(0, log)
 
     def ends(self, done: int, log: TrainingLog) -> bool:
-        """Every `config.every` steps: whether the target is reached or the budget spent."""
-        if done % self._config.every:
+        """Every `config.every` steps and after the last: whether the target is reached or the budget spent."""
+        if done % self._config.every and done < self._steps:
             return False
         now, start = self._measure(done, log), log.validation[0]
         budget = self._config.clean_budget

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pandas as pd
 
 from casd.config import Choice, UnlearningConfig
-from casd.registry import build
+from casd.errors import ConfigError
+from casd.registry import build, look_up, unknown
 from casd.training.checkpoints import TrainingLog
 from casd.unlearning import OBJECTIVES
 
@@ -53,9 +54,17 @@ def with_setting(config: UnlearningConfig, setting: Setting) -> UnlearningConfig
     Raises:
         ConfigError: a name that is neither learning_rate nor a parameter of the objective, or a value that it cannot have.
     """
-    params = {**config.objective.params, **{name: value for name, value in setting.items() if name != "learning_rate"}}
+    chosen = {name: value for name, value in setting.items() if name != "learning_rate"}
+    known = {each.name for each in fields(look_up(OBJECTIVES, "objective", config.objective.name))}
+    for name in chosen:
+        if name not in known:
+            raise unknown("name in unlearning.tuning.grid:", name, {*known, "learning_rate"})
+    params = {**config.objective.params, **chosen}
     build(OBJECTIVES, "objective", config.objective.name, params)
-    training = replace(config.training, learning_rate=setting.get("learning_rate", config.training.learning_rate))
+    rate = setting.get("learning_rate", config.training.learning_rate)
+    if isinstance(rate, bool) or not isinstance(rate, int | float):
+        raise ConfigError(f"unlearning.tuning.grid: learning_rate is {rate!r}; expected a number greater than 0.")
+    training = replace(config.training, learning_rate=rate)
     return replace(config, objective=Choice(config.objective.name, params), training=training)
 
 

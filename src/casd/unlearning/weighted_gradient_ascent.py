@@ -24,7 +24,7 @@ class WeightedGradientAscent(ForgetAndRetain):
     2502.19301).
 
     Attributes:
-        beta: β; 0 is plain ascent, larger lets go earlier.
+        beta: β; towards 0 this is plain ascent, larger lets go earlier.
 
     Failure mode: slow where the payload is unlikely from the start, since its weight is small; otherwise far steadier than
     plain ascent, since the weight vanishes as the NLL grows.
