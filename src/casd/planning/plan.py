@@ -18,6 +18,8 @@ from casd.planning.machine import Machine, free_disk, machine
 from casd.planning.memory import EIGHT_BIT_STATE
 from casd.planning.phases import Devices, Phase, PhaseName, Phases, injection_adapters, removal_adapters
 from casd.planning.workload import TextLengths, forward_flops, text_lengths, training_flops
+from casd.rivals.shifts import PROMPTS_PER_SET
+from casd.rivals.updates import SKETCH_SIZE
 from casd.stages import Stage, read_json
 from casd.states import INJECTED
 from casd.unlearning.removal import GUARD_PASSAGES as GUARD_OF_REMOVAL
@@ -273,6 +275,8 @@ class _Costs:
         tokens = (config.prompts * (1 + backdoors) + share * backdoors) * length
         sets = (2 + backdoors) * len(config.sites) * len(config.positions)
         kept = STATISTICS_BYTES * sets * self.blueprint.layers * self.blueprint.width
+        if config.rivals:
+            kept += 4 * PROMPTS_PER_SET * backdoors * self.blueprint.layers * self.blueprint.width + 8 * SKETCH_SIZE
         flops = self._forward(tokens, length) - 2 * tokens * self.blueprint.head_parameters
         return self.of(self.run.graph.activations[state], tokens=tokens, flops=flops, kept=kept)
 
