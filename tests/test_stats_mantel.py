@@ -1,4 +1,4 @@
-"""Mantel tests against scipy, brute force and simulation.
+"""Mantel tests against scipy and brute force. (Their level and power: tests/test_stats_simulations.py)
 
 Run: pytest tests/test_stats_mantel.py
 """
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from casd.stats import mantel_test, offdiagonal_center_columns, symmetrize
+from casd.stats import mantel_test, partial_mantel_test
 
 SCIPY_CORRELATION = {
     "spearman": lambda x, y: scipy.stats.spearmanr(x, y).statistic,
@@ -27,12 +27,6 @@ def random_symmetric(rng: np.random.Generator, n: int, levels: int | None = None
     cells = np.triu(cells, 1) + np.triu(cells, 1).T
     np.fill_diagonal(cells, np.nan)
     return cells
-
-
-def row_effect_matrix(rng: np.random.Generator, n: int) -> np.ndarray:
-    """A pair's cell is mostly the sum of its two rows' effects: the pairs are far from independent."""
-    effect = rng.normal(size=n)
-    return effect[:, None] + effect[None, :] + 0.3 * random_symmetric(rng, n)
 
 
 def brute_force_p(x: np.ndarray, y: np.ndarray, statistic: str, alternative: str) -> float:
@@ -125,47 +119,6 @@ def test_the_same_generator_gives_the_same_result() -> None:
     assert results[0].p_value != results[2].p_value
 
 
-def naive_rejects(x: np.ndarray, y: np.ndarray) -> bool:
-    """The usual Spearman test, which takes the pairs for independent."""
-    upper = np.triu_indices(len(x), 1)
-    return bool(scipy.stats.spearmanr(x[upper], y[upper]).pvalue <= 0.05)
-
-
-@pytest.mark.parametrize("null", ["independent cells", "row effects", "centred transfer"])
-def test_type_one_error_is_the_nominal_one(null: str) -> None:
-    """5 % of the nulls are rejected, within the binomial spread of 600 simulations, also where pairs share rows."""
-    rng = np.random.default_rng(2026)
-    simulations, n, rejected, naive = 600, 6, 0, 0
-    for _ in range(simulations):
-        if null == "independent cells":
-            x, y = random_symmetric(rng, n), random_symmetric(rng, n)
-        else:
-            x, y = row_effect_matrix(rng, n), row_effect_matrix(rng, n)
-        if null == "centred transfer":  # directed, with strong and weak removals (rows) and fragile targets (columns)
-            directed = rng.normal(size=(n, 1)) + rng.normal(size=(1, n)) + 0.3 * rng.normal(size=(n, n))
-            y = symmetrize(offdiagonal_center_columns(directed))
-        rejected += mantel_test(x, y, rng=rng, permutations=719).p_value <= 0.05
-        naive += naive_rejects(x, y)
-    # The permutation distribution is discrete, so 5 % may be missed downwards by a little; 99.9 % binomial limits.
-    low, high = scipy.stats.binom.ppf([0.0005, 0.9995], simulations, 0.05)
-    print(f"{null}: rejected {rejected / simulations:.3f} (naive Spearman test: {naive / simulations:.3f})")
-    assert low <= rejected <= high
-    if null == "row effects":
-        assert naive > high  # the reason for the test: the naive one is far off here
-
-
-def test_power_on_a_planted_relation() -> None:
-    rng = np.random.default_rng(11)
-    simulations, found = 100, 0
-    for _ in range(simulations):
-        x = random_symmetric(rng, 8)
-        y = -0.7 * x + math.sqrt(1 - 0.7**2) * random_symmetric(rng, 8)  # r = −0.7 over 28 pairs
-        result = mantel_test(x, y, rng=rng, permutations=499)
-        found += result.rho < 0 and result.p_value <= 0.05
-    print(f"power at r = -0.7, 8 backdoors, 28 pairs: {found / simulations:.2f}")
-    assert found >= 0.85 * simulations
-
-
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_too_few_backdoors_are_a_statement_and_not_a_crash(n: int) -> None:
     matrix = random_symmetric(np.random.default_rng(0), n)
@@ -208,3 +161,113 @@ def test_mantel_rejects_programming_errors() -> None:
         mantel_test(x, x, rng=rng, statistic="tau")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="alternative"):
         mantel_test(x, x, rng=rng, alternative="both")  # type: ignore[arg-type]
+
+
+# --- partial ----------------------------------------------------------------------------------------------------------
+
+
+def left(values: np.ndarray, zs: list[np.ndarray]) -> np.ndarray:
+    """Residuals of the values by numpy's least squares on an intercept and zs."""
+    design = np.stack([np.ones(len(values)), *zs], axis=1)
+    return values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+
+
+def brute_force_partial(x: np.ndarray, y: np.ndarray, zs: list[np.ndarray], statistic: str, alternative: str) -> tuple:
+    """(ρ, exact p-value) as defined: y* = ŷ + relabelled residuals, its partial correlation computed from scratch."""
+    n = len(x)
+    upper = np.triu_indices(n, 1)
+    rank = scipy.stats.rankdata if statistic == "spearman" else np.asarray
+    x_pairs, y_pairs, *z_pairs = (rank(matrix[upper]) for matrix in (x, y, *zs))
+    residuals = np.zeros((n, n))
+    residuals[upper] = left(y_pairs, z_pairs)
+    residuals += residuals.T
+    permuted = []
+    for order in itertools.permutations(range(n)):
+        star = (y_pairs - left(y_pairs, z_pairs)) + residuals[np.ix_(order, order)][upper]
+        permuted.append(scipy.stats.pearsonr(left(x_pairs, z_pairs), left(star, z_pairs)).statistic)
+    observed, all_of_them = permuted[0], np.array(permuted)
+    extreme = {
+        "two-sided": np.abs(all_of_them) >= abs(observed) - 1e-9,
+        "less": all_of_them <= observed + 1e-9,
+        "greater": all_of_them >= observed - 1e-9,
+    }
+    return observed, extreme[alternative].mean()
+
+
+@pytest.mark.parametrize("statistic", ["spearman", "pearson"])
+@pytest.mark.parametrize(("alternative", "held"), [("two-sided", 1), ("less", 2), ("greater", 3)])
+def test_partial_test_is_that_of_brute_force(statistic: str, alternative: str, held: int) -> None:
+    rng = np.random.default_rng(held)
+    x, y, *zs = (random_symmetric(rng, 5) for _ in range(2 + held))
+    x, y = x + zs[0], y + zs[0]
+    result = partial_mantel_test(x, y, zs, rng=rng, statistic=statistic, alternative=alternative)
+    rho, p_value = brute_force_partial(x, y, zs, statistic, alternative)
+    assert (result.rho, result.p_value) == (pytest.approx(rho), pytest.approx(p_value))
+    assert (result.exact, result.permutations, result.n, result.n_pairs) == (True, 120, 5, 10)
+
+
+@pytest.mark.parametrize("statistic", ["spearman", "pearson"])
+def test_partial_correlation_in_closed_form(statistic: str) -> None:
+    """One matrix held constant: (r_xy − r_xz·r_yz) / √((1 − r_xz²)(1 − r_yz²)), Smouse, Long and Sokal's statistic."""
+    rng = np.random.default_rng(0)
+    x, y, z = (random_symmetric(rng, 8, levels=9) for _ in range(3))
+    upper = np.triu_indices(8, 1)
+    xy, xz, yz = (SCIPY_CORRELATION[statistic](a[upper], b[upper]) for a, b in ((x, y), (x, z), (y, z)))
+    result = partial_mantel_test(x, y, z, rng=rng, statistic=statistic, permutations=9)
+    assert result.rho == pytest.approx((xy - xz * yz) / math.sqrt((1 - xz**2) * (1 - yz**2)))
+    assert (result.exact, result.permutations) == (False, 9)
+
+
+def test_holding_nothing_constant_is_the_plain_test() -> None:
+    rng = np.random.default_rng(1)
+    x, y = random_symmetric(rng, 5, levels=4), random_symmetric(rng, 5)
+    plain = mantel_test(x, y, rng=rng)
+    for nothing in ([], np.full((5, 5), 3.0)):
+        partial = partial_mantel_test(x, y, nothing, rng=rng)
+        assert (partial.rho, partial.p_value) == (pytest.approx(plain.rho), plain.p_value)
+
+
+def test_neither_repetition_nor_scale_of_what_is_held_constant_matters() -> None:
+    rng = np.random.default_rng(2)
+    x, y, z = (random_symmetric(rng, 6) for _ in range(3))
+    once = partial_mantel_test(x, y, z, rng=rng, statistic="pearson")
+    again = partial_mantel_test(x, y, [z, 1e-9 * z, z + 4], rng=rng, statistic="pearson")
+    assert (again.rho, again.p_value) == (pytest.approx(once.rho), once.p_value)
+
+
+def test_partial_sampled_p_value_approaches_the_exact_one_in_any_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    x, y, z = (random_symmetric(rng, 6) for _ in range(3))
+    exact = partial_mantel_test(x, y, z, rng=rng, permutations=719)
+    sampled = partial_mantel_test(x, y, z, rng=np.random.default_rng(0), permutations=718)
+    monkeypatch.setattr("casd.stats.permutations._CHUNK_CELLS", 500)
+    assert partial_mantel_test(x, y, z, rng=np.random.default_rng(0), permutations=718) == sampled
+    assert (exact.exact, sampled.exact) == (True, False)
+    error = math.sqrt(exact.p_value * (1 - exact.p_value) / 718)
+    assert sampled.p_value == pytest.approx(exact.p_value, abs=5 * error + 1 / 719)
+
+
+def test_partial_test_says_why_there_is_no_result() -> None:
+    rng = np.random.default_rng(4)
+    x, y, z = (random_symmetric(rng, 5) for _ in range(3))
+    hole = z.copy()
+    hole[0, 1] = hole[1, 0] = np.nan
+    many = [random_symmetric(rng, 5) for _ in range(8)]
+    for arguments, why in (
+        ((z, y, z), "accounts for all of x"),
+        ((x, 2 * z + 1, z), "accounts for all of y"),
+        ((x, y, hole), "held constant has no finite value"),
+        ((hole, y, z), "no finite value"),
+        ((x, np.ones((5, 5)), z), "same value"),
+        ((x, y, many), "10 pairs leave no degrees of freedom beside 8"),
+        (tuple(matrix[:2, :2] for matrix in (x, y, z)), "at least 3 backdoors"),
+    ):
+        result = partial_mantel_test(*arguments, rng=rng)
+        assert math.isnan(result.rho) and math.isnan(result.p_value) and result.permutations == 0
+        assert why in result.note
+    with pytest.raises(ValueError, match="one shape"):
+        partial_mantel_test(x, y, [z, z[:4, :4]], rng=rng)
+    with pytest.raises(ValueError, match="symmetric"):
+        partial_mantel_test(x, y, np.arange(25.0).reshape(5, 5), rng=rng)
+    with pytest.raises(ValueError, match="statistic"):
+        partial_mantel_test(x, y, z, rng=rng, statistic="kendall")  # type: ignore[arg-type]

@@ -98,7 +98,8 @@ def remove_backdoor_effects(matrix: npt.ArrayLike) -> Array:
     known = _without_diagonal(cells)
     mean = known.sum() / (n * (n - 1))
     effects = (known.sum(axis=1) - (n - 1) * mean) / (n - 2)
-    residual = _residual(known, mean + effects[:, None] + effects[None, :])
+    # In these brackets the sum is symmetric in bits.
+    residual = _residual(known, mean + (effects[:, None] + effects[None, :]))
     # No degree of freedom: the zeros are exact, so that nobody correlates their rounding.
     return np.where(np.isnan(residual), np.nan, 0.0) if n == 3 else residual
 

@@ -1,0 +1,373 @@
+"""How often the tests of `casd.stats` reject when they should not, and when they should: simulations with known truth.
+
+    python scripts/check_statistics.py [--simulations 2000] [--seed 0]
+
+Eight backdoors unless said otherwise, 199 permutations, level 5 %. Each row draws data in which a relation between pairs
+of backdoors is absent (null) or present (alternative), and gives the share rejected with its 95 % Wilson interval.
+"Expected" says what that share should be: `level` 5 %, `liberal` above 5 %, up to about 10 % (a limit of the test), `inflated`
+more than 5 % (the test finds something that is not a relation between pairs; the row shows why another test is there),
+`power` as much as possible. Two small tables follow:
+the coverage of the bootstrap intervals, and held-out prediction with and without a relation. The tests run the same
+cases (`tests/test_stats_simulations.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from casd.stats import (
+    cluster_bootstrap_interval,
+    leave_one_out_prediction,
+    mantel_family,
+    mantel_test,
+    nested_bootstrap_interval,
+    offdiagonal_center_columns,
+    partial_mantel_test,
+    remove_backdoor_effects,
+    symmetrize,
+    wilson_interval,
+)
+from casd.stats.matrices import Array, upper_pairs
+from casd.stats.permutations import permuted_scores, relabellings
+
+BACKDOORS, PERMUTATIONS, LEVEL = 8, 199, 0.05
+PREDICTORS, STRATA = 20, (8, 8, 6)  # of a family: variants of one distance; backdoors of each run
+Generator = np.random.Generator
+
+
+# --- data with known truth --------------------------------------------------------------------------------------------
+
+
+def noise(rng: Generator, n: int = BACKDOORS) -> Array:
+    """Independent standard normal pairs."""
+    cells = rng.normal(size=(n, n))
+    return (cells + cells.T) / np.sqrt(2)
+
+
+def effects(rng: Generator, n: int = BACKDOORS) -> Array:
+    """The sum of what two backdoors have, each by itself."""
+    own = rng.normal(size=n)
+    return own[:, None] + own[None, :]
+
+
+def independent_cells(rng: Generator) -> tuple[Array, Array]:
+    return noise(rng), noise(rng)
+
+
+def own_effects(rng: Generator) -> tuple[Array, Array]:
+    """Strong effects of single backdoors in both matrices, unrelated to each other: the pairs are far from independent."""
+    return effects(rng) + 0.3 * noise(rng), effects(rng) + 0.3 * noise(rng)
+
+
+def shared_effects(rng: Generator) -> tuple[Array, Array]:
+    """The same backdoors stand out in both matrices; no relation between pairs beyond that."""
+    both = effects(rng)
+    return both + noise(rng), both + noise(rng)
+
+
+def transfer(rng: Generator) -> tuple[Array, Array]:
+    """A directed matrix with strong and weak removals (rows) and fragile backdoors (columns), centred as `relate` does."""
+    directed = rng.normal(size=(BACKDOORS, 1)) + rng.normal(size=(1, BACKDOORS)) + 0.3 * rng.normal(size=(BACKDOORS,) * 2)
+    return effects(rng) + 0.3 * noise(rng), symmetrize(offdiagonal_center_columns(directed))
+
+
+def related(rng: Generator, r: float = -0.6) -> tuple[Array, Array]:
+    """Pairs with the correlation r."""
+    x = noise(rng)
+    return x, r * x + np.sqrt(1 - r**2) * noise(rng)
+
+
+def related_under_effects(rng: Generator) -> tuple[Array, Array]:
+    """The same, hidden by unrelated effects of single backdoors."""
+    x, y = related(rng)
+    return x + effects(rng), y + effects(rng)
+
+
+def confounded(rng: Generator, zs: Sequence[Array], strength: float, r: float = 0.0) -> tuple[Array, Array, Sequence[Array]]:
+    """x and y depend on each z, of standard deviation `strength` times that of their noise, and beside on each other (r)."""
+    x, y = related(rng, r)
+    common = sum((strength / upper_pairs(z, "z").std() * z for z in zs), np.zeros_like(x))
+    return common + x, common + y, zs
+
+
+def effects_beside(rng: Generator) -> tuple[Array, Array, Sequence[Array]]:
+    """x and y depend on z, and beside it on effects of single backdoors of their own."""
+    z, (x, y) = 3 * noise(rng), own_effects(rng)
+    return z + x, z + y, [z]
+
+
+def family(rng: Generator, r: float = 0.0) -> list[tuple[Array, Array]]:
+    """Runs on scales of their own; of 20 predictors the first has the correlation r, the others are alike and have none.
+
+    Without any relation the response is full of effects of single backdoors.
+    """
+    runs = []
+    for n in STRATA:
+        x, alike = noise(rng, n), noise(rng, n)
+        others = [0.7 * alike + 0.7 * noise(rng, n) for _ in range(PREDICTORS - 1)]
+        y = r * x + np.sqrt(1 - r**2) * noise(rng, n) + (0.0 if r else effects(rng, n))
+        runs.append((np.stack([x, *others]), rng.exponential() * y + rng.normal()))
+    return runs
+
+
+# --- tests ------------------------------------------------------------------------------------------------------------
+
+
+def naive(x: Array, y: Array) -> bool:
+    """The usual Spearman test, which takes the pairs for independent."""
+    return bool(spearmanr(upper_pairs(x, "x"), upper_pairs(y, "y")).pvalue <= LEVEL)
+
+
+def mantel(rng: Generator, x: Array, y: Array) -> bool:
+    return mantel_test(x, y, permutations=PERMUTATIONS, rng=rng).p_value <= LEVEL
+
+
+def mantel_of_residuals(rng: Generator, x: Array, y: Array) -> bool:
+    return mantel(rng, remove_backdoor_effects(x), remove_backdoor_effects(y))
+
+
+def partial(rng: Generator, statistic: Literal["spearman", "pearson"], x: Array, y: Array, zs: Sequence[Array]) -> bool:
+    return partial_mantel_test(x, y, zs, permutations=PERMUTATIONS, rng=rng, statistic=statistic).p_value <= LEVEL
+
+
+def partial_otherwise(rng: Generator, method: Literal["raw", "correlate"], x: Array, y: Array, zs: Sequence[Array]) -> bool:
+    """The partial test (Pearson) by the two permutations that `partial_mantel_test` does not use (Legendre 2000).
+
+    "raw" relabels y itself and regresses it on z anew (his method 1); "correlate" relabels the residuals of y and does
+    not regress them anew (method 3).
+    """
+    x_pairs, y_pairs, *z_pairs = (upper_pairs(matrix, "matrix") for matrix in (x, y, *zs))
+    basis, _ = np.linalg.qr(np.stack([np.ones(len(x_pairs)), *z_pairs], axis=1))
+
+    def left(values: Array) -> Array:
+        return values - (values @ basis) @ basis.T
+
+    [labels] = relabellings(len(x), PERMUTATIONS, PERMUTATIONS, rng)
+    x_left, y_left = left(x_pairs), left(y_pairs)
+    permuted = left(permuted_scores(y_pairs, labels)) if method == "raw" else permuted_scores(y_left, labels)
+    observed = y_left @ x_left / np.linalg.norm(y_left)
+    correlations = permuted @ x_left / np.linalg.norm(permuted, axis=1)
+    extreme = int((np.abs(correlations) >= abs(observed) - 1e-12).sum())
+    return (extreme + 1) / (PERMUTATIONS + 1) <= LEVEL
+
+
+def family_p_values(rng: Generator, runs: list[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """(p-values, corrected p-values) of the 20 predictors."""
+    result = mantel_family(runs, permutations=PERMUTATIONS, rng=rng)
+    return result.p_value, result.p_corrected
+
+
+# --- cases ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: `rejects` draws data and says whether the test rejects."""
+
+    test: str
+    truth: str
+    expected: Literal["level", "liberal", "inflated", "power"]
+    rejects: Callable[[Generator], bool]
+
+
+def _unpartialled(rng: Generator) -> bool:
+    x, y, _ = confounded(rng, [noise(rng)], 1)
+    return mantel(rng, x, y)
+
+
+CASES = [
+    Case("spearman, pairs as independent", "null: own backdoor effects", "inflated", lambda rng: naive(*own_effects(rng))),
+    Case("mantel_test", "null: independent cells", "level", lambda rng: mantel(rng, *independent_cells(rng))),
+    Case("mantel_test", "null: own backdoor effects", "level", lambda rng: mantel(rng, *own_effects(rng))),
+    Case("mantel_test", "null: transfer, columns centred", "level", lambda rng: mantel(rng, *transfer(rng))),
+    Case("mantel_test", "null for pairs: shared backdoor effects", "inflated", lambda rng: mantel(rng, *shared_effects(rng))),
+    Case("mantel_test", "null for pairs: x and y on z, R² 1/2", "inflated", _unpartialled),
+    Case("mantel_test", "alternative: r = -0.6", "power", lambda rng: mantel(rng, *related(rng))),
+    Case("mantel_test", "alternative: r = -0.6 under effects", "power", lambda rng: mantel(rng, *related_under_effects(rng))),
+    Case("mantel of residuals", "null: own backdoor effects", "level", lambda rng: mantel_of_residuals(rng, *own_effects(rng))),
+    Case(
+        "mantel of residuals",
+        "null for pairs: shared backdoor effects",
+        "level",
+        lambda rng: mantel_of_residuals(rng, *shared_effects(rng)),
+    ),
+    Case("mantel of residuals", "alternative: r = -0.6", "power", lambda rng: mantel_of_residuals(rng, *related(rng))),
+    Case(
+        "mantel of residuals",
+        "alternative: r = -0.6 under effects",
+        "power",
+        lambda rng: mantel_of_residuals(rng, *related_under_effects(rng)),
+    ),
+    Case(
+        "partial, spearman",
+        "null: x and y on z, R² 1/3",
+        "level",
+        lambda rng: partial(rng, "spearman", *confounded(rng, [noise(rng)], 0.7)),
+    ),
+    Case(
+        "partial, spearman",
+        "null: x and y on z of effects, R² 1/3",
+        "level",
+        lambda rng: partial(rng, "spearman", *confounded(rng, [effects(rng)], 0.7)),
+    ),
+    Case(
+        "partial, spearman",
+        "null: x and y on z, R² 1/2",
+        "liberal",
+        lambda rng: partial(rng, "spearman", *confounded(rng, [noise(rng)], 1)),
+    ),
+    Case(
+        "partial, spearman",
+        "null: x and y on z, R² 9/10",
+        "liberal",
+        lambda rng: partial(rng, "spearman", *confounded(rng, [noise(rng)], 3)),
+    ),
+    Case(
+        "partial, pearson",
+        "null: x and y on z, R² 9/10",
+        "level",
+        lambda rng: partial(rng, "pearson", *confounded(rng, [noise(rng)], 3)),
+    ),
+    Case(
+        "partial, pearson",
+        "null: x and y on z of effects, R² 99/100",
+        "level",
+        lambda rng: partial(rng, "pearson", *confounded(rng, [effects(rng)], 10)),
+    ),
+    Case(
+        "  the same, raw y relabelled",
+        "null: x and y on z of effects, R² 99/100",
+        "inflated",
+        lambda rng: partial_otherwise(rng, "raw", *confounded(rng, [effects(rng)], 10)),
+    ),
+    Case(
+        "partial, pearson",
+        "null: x and y on z, own backdoor effects beside it",
+        "level",
+        lambda rng: partial(rng, "pearson", *effects_beside(rng)),
+    ),
+    Case(
+        "  the same, raw y relabelled",
+        "null: x and y on z, own backdoor effects beside it",
+        "inflated",
+        lambda rng: partial_otherwise(rng, "raw", *effects_beside(rng)),
+    ),
+    Case(
+        "  the same, residuals not regressed anew",
+        "null: x and y on ten z, R² 10/11",
+        "inflated",
+        lambda rng: partial_otherwise(rng, "correlate", *confounded(rng, [noise(rng) for _ in range(10)], 1)),
+    ),
+    Case(
+        "partial, pearson",
+        "null: x and y on ten z, R² 10/11",
+        "level",
+        lambda rng: partial(rng, "pearson", *confounded(rng, [noise(rng) for _ in range(10)], 1)),
+    ),
+    Case(
+        "partial, spearman",
+        "alternative: r = -0.6 beside z",
+        "power",
+        lambda rng: partial(rng, "spearman", *confounded(rng, [noise(rng)], 1, -0.6)),
+    ),
+    Case(
+        "mantel_family, p_value",
+        "null: 3 runs, one predictor",
+        "level",
+        lambda rng: bool(family_p_values(rng, family(rng))[0][0] <= LEVEL),
+    ),
+    Case(
+        "mantel_family, any p_value",
+        "null: 3 runs, 20 predictors",
+        "inflated",
+        lambda rng: bool((family_p_values(rng, family(rng))[0] <= LEVEL).any()),
+    ),
+    Case(
+        "mantel_family, any p_corrected",
+        "null: 3 runs, 20 predictors",
+        "level",
+        lambda rng: bool((family_p_values(rng, family(rng))[1] <= LEVEL).any()),
+    ),
+    Case(
+        "mantel_family, any p_corrected of 19",
+        "null for these: the 20th has r = -0.6",
+        "level",
+        lambda rng: bool((family_p_values(rng, family(rng, -0.6))[1][1:] <= LEVEL).any()),
+    ),
+    Case(
+        "mantel_family, p_corrected",
+        "alternative: r = -0.6 in 3 runs, 1 of 20",
+        "power",
+        lambda rng: bool(family_p_values(rng, family(rng, -0.6))[1][0] <= LEVEL),
+    ),
+    Case(
+        "mantel_family, p_corrected",
+        "alternative: r = -0.6 in 1 run, 1 of 20",
+        "power",
+        lambda rng: bool(family_p_values(rng, family(rng, -0.6)[:1])[1][0] <= LEVEL),
+    ),
+]
+
+
+def rejections(case: Case, simulations: int, seed: int) -> int:
+    """In how many of the simulations the test rejects."""
+    rng = np.random.default_rng(seed)
+    return sum(case.rejects(rng) for _ in range(simulations))
+
+
+# --- intervals and prediction -----------------------------------------------------------------------------------------
+
+
+def covered(rng: Generator, seeds: int, between_seeds: float, between_backdoors: float) -> tuple[bool, bool]:
+    """Whether 95 % intervals (nested; seeds as plain clusters) of the mean of seeds × 8 × 7 cells hold its true value, 0."""
+    shape = (seeds, BACKDOORS, BACKDOORS - 1)
+    cells = (
+        between_seeds * rng.normal(size=(seeds, 1, 1))
+        + between_backdoors * rng.normal(size=(seeds, BACKDOORS, 1))
+        + rng.normal(size=shape)
+    )
+    seed, backdoor = np.indices(shape)[:2]
+    nested = nested_bootstrap_interval(cells.ravel(), seed.ravel(), backdoor.ravel(), rng=rng, resamples=499)
+    plain = cluster_bootstrap_interval(cells.ravel(), seed.ravel(), rng=rng, resamples=499)
+    return nested[0] <= 0 <= nested[1], plain[0] <= 0 <= plain[1]
+
+
+def predictions(rng: Generator, r: float, simulations: int) -> Iterator[tuple[float, float]]:
+    """R² and rank error of held-out predictions over three runs whose pairs have the correlation r."""
+    for _ in range(simulations):
+        result = leave_one_out_prediction([related(rng, r) for _ in range(3)])
+        yield result.r_squared, result.rank_error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--simulations", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    simulations = options.simulations
+    print(f"{'test':<42}{'truth':<52}{'expected':<10}{'rejected':>9}  95 % interval")
+    for case in CASES:
+        count = rejections(case, simulations, options.seed)
+        low, high = wilson_interval(count, simulations)
+        print(
+            f"{case.test:<42}{case.truth:<52}{case.expected:<10}{count / simulations:>9.3f}  {low:.3f}–{high:.3f}", flush=True
+        )
+    rng = np.random.default_rng(options.seed)
+    print(f"\n{'seeds':<7}{'sd between seeds':<18}{'between backdoors':<19}{'coverage: nested':>17}{'seeds only':>12}")
+    for seeds, between_seeds, between_backdoors in ((5, 0.0, 1.0), (5, 0.3, 1.0), (5, 2.0, 0.5), (20, 0.3, 1.0)):
+        held = np.mean([covered(rng, seeds, between_seeds, between_backdoors) for _ in range(simulations)], axis=0)
+        print(f"{seeds:<7}{between_seeds:<18}{between_backdoors:<19}{held[0]:>17.3f}{held[1]:>12.3f}", flush=True)
+    print(f"\n{'held-out prediction, 3 runs':<29}{'mean R²':>9}{'rank error':>12}")
+    for r in (0.0, -0.3, -0.6, -0.9):
+        r_squared, rank_error = np.mean(list(predictions(rng, r, simulations)), axis=0)
+        print(f"{f'r = {r}':<29}{r_squared:>9.3f}{rank_error:>12.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
