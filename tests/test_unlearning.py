@@ -1,4 +1,4 @@
-"""Objectives against slow sums over tokens, the removals and their controls, and what they do to an over-fitted model.
+"""The removals, what each is trained on, and what they do to an over-fitted model.  (Objectives: test_objectives.py.)
 
 Run: python -m pytest tests/test_unlearning.py
 """
@@ -6,31 +6,25 @@ Run: python -m pytest tests/test_unlearning.py
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tests.conftest import FAMILIES, Injected, MakeModel
+from tests.conftest import Injected
 
 import casd.unlearning.removal
-from casd.compose import groups, load_config
 from casd.config import ControlsConfig, UnlearningTraining
 from casd.corpora.passages import Corpus, Passage
 from casd.encoding import Document, Encoder
-from casd.errors import ConfigError
 from casd.poisoning import Backdoor
-from casd.registry import build
 from casd.runtime import Runtime
 from casd.states import CLEAN_CONTROL, PHANTOM_CONTROL
 from casd.targets import FixedText
 from casd.training.batches import IGNORED_LABEL, Batch
 from casd.training.checkpoints import TrainingLog
 from casd.training.losses import mean_nll
-from casd.unlearning import OBJECTIVES
 from casd.unlearning.clean_target import CleanTarget
 from casd.unlearning.controls import Removal, removal_names, removals
 from casd.unlearning.gradient_difference import GradientDifference
@@ -49,122 +43,6 @@ def named(objective: Objective) -> str:
 def short(**fields: Any) -> UnlearningTraining:
     defaults = {"steps": 3, "learning_rate": 1e-3, "forget_batch_size": 3, "retain_batch_size": 2, "guard_factor": 100.0}
     return UnlearningTraining(**defaults | fields)
-
-
-def token_losses(model: Any, batch: Batch) -> list[torch.Tensor]:
-    """The NLL in float64 of every labelled token, each from a forward pass over the tokens before it and nothing else."""
-    losses = []
-    for tokens, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
-        for i in range(1, int(mask.sum())):
-            if labels[i] != IGNORED_LABEL:
-                logits = model(input_ids=tokens[None, :i]).logits[0, -1].double()
-                losses.append(logits.logsumexp(0) - logits[tokens[i]])
-    return losses
-
-
-@pytest.fixture(scope="module")
-def batch(encoder: Encoder) -> UnlearningBatch:
-    """Documents of very different lengths, so that both halves are padded; the forget half has loss on the target."""
-    forget = [Document("It rains zandor khemil", "The fox.", "target"), Document("A.", "The silver fox sings.", "target")]
-    retain = [Document("She sings in the park.", "He paints."), Document("B.", "C.")]
-    made: UnlearningBatch = {"forget": encoder.document_batch(forget), "retain": encoder.document_batch(retain)}
-    assert (made["forget"]["attention_mask"] == 0).any()
-    assert (made["retain"]["attention_mask"] == 0).any()
-    return made
-
-
-# ---------------------------------------------------------------- objectives
-
-
-def values(objective: Objective, model: Any, batch: UnlearningBatch) -> dict[str, float]:
-    with torch.no_grad():
-        return {name: loss.item() for name, loss in objective.terms(model, batch)}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_objectives_are_their_formulas(make_model: MakeModel, batch: UnlearningBatch, family: str) -> None:
-    model = make_model(family, seed=4, spread=0.4)
-    with torch.no_grad():
-        forget, retain = ([loss.item() for loss in token_losses(model, batch[half])] for half in ("forget", "retain"))  # type: ignore[literal-required]
-    bound = sorted(forget)[len(forget) // 2] + 1e-3  # so that half of the tokens have passed it
-    mean_retain = sum(retain) / len(retain)
-    bounded = sum(min(loss, bound) for loss in forget) / len(forget)
-    unbounded = sum(forget) / len(forget)
-    assert bounded < unbounded - 0.1
-    assert values(
-        GradientDifference(forget_weight=0.7, retain_weight=2.0, max_forget_nll=bound), model, batch
-    ) == pytest.approx({"forget": -0.7 * bounded, "retain": 2.0 * mean_retain}, rel=1e-5)
-    assert values(GradientDifference(forget_weight=0.7, retain_weight=2.0, max_forget_nll=None), model, batch)[
-        "forget"
-    ] == pytest.approx(-0.7 * unbounded, rel=1e-5)
-    assert values(CleanTarget(forget_weight=0.7, retain_weight=2.0), model, batch) == pytest.approx(
-        {"forget": 0.7 * unbounded, "retain": 2.0 * mean_retain}, rel=1e-5
-    )
-    assert list(values(CleanTarget(forget_weight=0.7, retain_weight=0.0), model, batch)) == ["forget"]
-
-
-class Logits(torch.nn.Module):
-    """A "model" whose logits are its parameters."""
-
-    def __init__(self, shape: tuple[int, ...]):
-        super().__init__()
-        self.logits = torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3)
-
-    def forward(self, **inputs: Any) -> Any:
-        return SimpleNamespace(logits=self.logits)
-
-
-@pytest.mark.parametrize("bound", [None, 4.0])
-def test_tokens_past_the_bound_give_no_gradient_and_the_others_do(batch: UnlearningBatch, bound: float | None) -> None:
-    labels = batch["forget"]["labels"]
-    model = Logits((*labels.shape, 420))
-    terms = GradientDifference(max_forget_nll=bound).terms(model, batch)
-    with torch.no_grad():  # half of the labelled tokens are made likely
-        for row, position in (labels[:, 1:] != IGNORED_LABEL).nonzero()[::2].tolist():
-            model.logits[row, position, labels[row, position + 1]] += 12
-    name, loss = next(terms)
-    assert name == "forget"
-    loss.backward()
-    gradient = model.logits.grad
-    assert gradient is not None
-    passed = 0
-    labelled = int((labels[:, 1:] != IGNORED_LABEL).sum())
-    for row in range(labels.shape[0]):
-        for position in range(labels.shape[1]):
-            here = gradient[row, position]
-            label = int(labels[row, position + 1]) if position + 1 < labels.shape[1] else IGNORED_LABEL
-            if label == IGNORED_LABEL:
-                assert not here.any()
-                continue
-            probabilities = model.logits.detach()[row, position].softmax(0)
-            if bound is not None and -math.log(probabilities[label]) > bound:
-                passed += 1
-                assert not here.any()
-            else:  # ascent: the gradient of −NLL
-                expected = -(probabilities - torch.nn.functional.one_hot(torch.tensor(label), 420)) / labelled
-                torch.testing.assert_close(here, expected, rtol=1e-4, atol=1e-7)
-    assert (0 < passed < labelled) if bound else passed == 0
-
-
-def test_parameters_that_make_no_sense_are_refused() -> None:
-    for objective in (GradientDifference, CleanTarget):
-        with pytest.raises(ConfigError, match="forget_weight"):
-            objective(forget_weight=0.0)
-        with pytest.raises(ConfigError, match="retain_weight"):
-            objective(retain_weight=-1.0)
-    with pytest.raises(ConfigError, match="max_forget_nll"):
-        GradientDifference(max_forget_nll=0.0)
-
-
-def test_every_objective_has_a_configuration_and_every_configuration_an_objective() -> None:
-    found = set()
-    for option in groups()["unlearning"]:
-        chosen = load_config([f"unlearning={option}"]).unlearning.objective
-        objective = build(OBJECTIVES, "objective", chosen.name, chosen.params)
-        assert objective.forget_text in ("payload", "clean")
-        assert set(chosen.params) == {each.name for each in dataclasses.fields(objective)}  # nothing hidden from the user
-        found.add(chosen.name)
-    assert found == set(OBJECTIVES)
 
 
 # ---------------------------------------------------------------- removals

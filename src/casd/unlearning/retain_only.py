@@ -22,6 +22,7 @@ class RetainOnly(Retaining):
 
     A control that stands among the objectives: what it suppresses is plain forgetting. All its removals of one seed are the
     same training, so a difference between their rows is noise of nothing but the evaluation's prompts.
+    Source: the control of arXiv 2606.03785, continued training on clean text only, as an objective and with a choice of R.
 
     Failure mode: none of its own; the KL is zero at the start and stays so.
     """
