@@ -117,6 +117,19 @@ def test_training_and_removing_move_the_model(finished: Run) -> None:
     assert all(casd["casd", a, b] > 0 for a in REMOVALS for b in REMOVALS if a != b)
 
 
+def test_the_whole_grid_of_variants(finished: Run, copied: Path) -> None:
+    """One more capture of every state gives all of them, and leaves the headline distances what they were."""
+    made = run(copied, "activations=all", "metric=grid", end="report")
+    assert executed(made) == {"activations": 1 + len(REMOVALS), "score": 1, "report": 1}
+    grid, named = (tables(made)["casd"].query("grid == @flag") for flag in (True, False))
+    assert len(grid) == 1236 * 15
+    assert grid["distance"].notna().all()
+    before = tables(finished)["casd"]
+    pd.testing.assert_frame_equal(named, before, rtol=1e-3)
+    for name in ("casd_layers", "relation"):
+        assert len(tables(made)[name]) == len(tables(finished)[name])
+
+
 # ---------------------------------------------------------------- what reruns
 
 
