@@ -35,7 +35,8 @@ from casd.registry import build
 from casd.runtime import Runtime
 from casd.token_table import TokenTable, write_token_table
 from casd.unlearning import OBJECTIVES
-from casd.unlearning.removal import removals, unlearn
+from casd.unlearning.controls import removals
+from casd.unlearning.removal import unlearn
 
 CONTROLS = 3
 OVERRIDES = [
