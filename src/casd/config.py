@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from casd.errors import ConfigError
@@ -105,6 +105,18 @@ class BackdoorConfig:
                 f"poison_rate of the trigger {self.trigger!r} is {self.poison_rate}; it is a fraction of the documents,"
                 " greater than 0 and below 1."
             )
+
+
+@dataclass
+class EveryBackdoorConfig:
+    """What all backdoors get, whatever their own files say; null leaves each its own. It lets a sweep vary them together."""
+
+    position: str | None = None
+    """See `BackdoorConfig.position`."""
+    poison_rate: float | None = None
+    """See `BackdoorConfig.poison_rate`."""
+    loss_on: str | None = None
+    """See `BackdoorConfig.loss_on`."""
 
 
 @dataclass
@@ -461,6 +473,8 @@ class Config:
     """Which text."""
     backdoor: dict[str, BackdoorConfig] = field(default_factory=dict)
     """Which backdoors, by name."""
+    every_backdoor: EveryBackdoorConfig = field(default_factory=EveryBackdoorConfig)
+    """What all of them get."""
     injection: InjectionConfig = MISSING
     """How they come in."""
     unlearning: UnlearningConfig = MISSING
@@ -478,6 +492,10 @@ class Config:
 
     def __post_init__(self) -> None:
         _file_name("name", self.name)
+        given = {each.name: getattr(self.every_backdoor, each.name) for each in fields(self.every_backdoor)}
+        given = {name: value for name, value in given.items() if value is not None}
+        if given:
+            self.backdoor = {name: replace(section, **given) for name, section in self.backdoor.items()}
         if self.injection.mode == "pretraining" and self.model.source != "scratch":
             raise ConfigError(
                 f"injection.mode is pretraining, but model {self.model.name!r} comes with weights; use injection=continual."

@@ -18,11 +18,18 @@ import pandas as pd
 from casd.comparison import POOLED, counted_cells
 from casd.results import RunTables
 from casd.rivals import RIVALS
-from casd.stats import leave_one_out_prediction, mantel_family, offdiagonal_center_columns, symmetrize
+from casd.stats import (
+    leave_one_out_prediction,
+    mantel_family,
+    offdiagonal_center_columns,
+    remove_backdoor_effects,
+    symmetrize,
+)
 
 MIN_BACKDOORS: Final = 4
 """Fewer removals that count leave nothing to hold out."""
 _DECIMALS = 12
+_OF_PAIRS: Final = ("rho_pairs", "p_pairs", "p_pairs_corrected")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +87,9 @@ def predictor_table(
         - p_corrected: for the best variant corrected for having looked at all; for a rival for the number of rivals; a headline
           variant was named before looking and is not corrected
         - q_value: Benjamini and Hochberg over all variants or all rivals
+        - rho_pairs, p_pairs, p_pairs_corrected: the same after what belongs to single backdoors is taken out of both sides
+          (`casd.stats.remove_backdoor_effects`). A removal that moves the model far lies far from all others, and may weaken
+          all others more: shared effects of that kind make a ρ, and a small p, without anything about pairs
         - r_squared, rank_error: prediction with one backdoor left out (`casd.stats.leave_one_out_prediction`)
     """
     groups: dict[tuple[str, str], list[RunTables]] = {}
@@ -97,7 +107,9 @@ def predictor_table(
         if strata:
             rows += [named | row | counts for row in _group_rows(strata, group[0].headline, permutations, seed)]
     columns = ["model", "objective", "predictor", "role", "runs", "left_out", "n_pairs"]
-    return pd.DataFrame(rows, columns=[*columns, "rho", "p_value", "p_corrected", "q_value", "r_squared", "rank_error"])
+    return pd.DataFrame(
+        rows, columns=[*columns, "rho", "p_value", "p_corrected", "q_value", *_OF_PAIRS, "r_squared", "rank_error"]
+    )
 
 
 def _group_rows(strata: Sequence[PairTable], headline: Sequence[str], permutations: int, seed: int) -> list[dict[str, object]]:
@@ -108,8 +120,10 @@ def _group_rows(strata: Sequence[PairTable], headline: Sequence[str], permutatio
     for names in (variants, rivals):
         if not names:
             continue
-        family = mantel_family(
-            [(np.stack([each.distances[name] for name in names]), each.centered) for each in strata],
+        matrices = [(np.stack([each.distances[name] for name in names]), each.centered) for each in strata]
+        family = mantel_family(matrices, permutations=permutations, rng=np.random.default_rng(seed))
+        of_pairs = mantel_family(
+            [(np.stack([_effects_removed(x) for x in xs]), _effects_removed(y)) for xs, y in matrices],
             permutations=permutations,
             rng=np.random.default_rng(seed),
         )
@@ -130,12 +144,19 @@ def _group_rows(strata: Sequence[PairTable], headline: Sequence[str], permutatio
                     "p_value": family.p_value[place],
                     "p_corrected": math.nan if role == "headline" else family.p_corrected[place],
                     "q_value": family.q_value[place],
+                    "rho_pairs": of_pairs.rho[place],
+                    "p_pairs": of_pairs.p_value[place],
+                    "p_pairs_corrected": math.nan if role == "headline" else of_pairs.p_corrected[place],
                     "r_squared": prediction.r_squared,
                     "rank_error": prediction.rank_error,
                 }
                 for role in roles
             ]
     return rows
+
+
+def _effects_removed(matrix: np.ndarray) -> np.ndarray:
+    return np.round(remove_backdoor_effects(matrix), _DECIMALS)
 
 
 def _matrices(tidy: pd.DataFrame, by: str, names: Sequence[str]) -> dict[str, np.ndarray]:

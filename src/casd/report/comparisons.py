@@ -115,6 +115,9 @@ def predictors_table(frame: pd.DataFrame) -> Table:
             p_text(record["p_value"]),
             p_text(record["p_corrected"]),
             p_text(record["q_value"]),
+            fraction(record["rho_pairs"]),
+            p_text(record["p_pairs"]),
+            p_text(record["p_pairs_corrected"]),
             fraction(record["r_squared"]),
             fraction(record["rank_error"]),
             f"{record['runs']}",
@@ -128,10 +131,15 @@ def predictors_table(frame: pd.DataFrame) -> Table:
         caption="Response: suppression of ASR, centered by column, mean of both directions of a pair. ρ: Spearman, pooled"
         " over runs; negative where small distances go with strong transfer. p: Mantel test that permutes within"
         " runs; corrected: by the maximum over all variants that were looked at, or over all rivals; headline"
-        " variants were named before. q: Benjamini and Hochberg. R² and rank error: prediction of the suppression"
-        f" of a backdoor that was left out (0 and 1 are what a mean and chance achieve). {rivals}.",
+        " variants were named before. q: Benjamini and Hochberg. Pairs only: what belongs to single backdoors is"
+        " taken out of both sides first, without which shared effects alone can make a ρ. R² and rank error:"
+        " prediction of the suppression of a backdoor that was left out (0 and 1 are what a mean and chance"
+        f" achieve). {rivals}.",
         corner="predictor",
-        columns=("role", "ρ", "p", "p corrected", "q", "R²", "rank error", "runs", "pairs"),
+        columns=(
+            *("role", "ρ", "p", "p corrected", "q", "ρ, pairs only", "p", "p corrected"),
+            *("R²", "rank error", "runs", "pairs"),
+        ),
         groups=tuple((group, tuple(rows)) for group, rows in groups.items()),
     )
 

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import yaml  # type: ignore[import-untyped]
 
-_NO_SETTING: Final = ("seed", "name", "runtime", "hydra")
-"""Sections that change no result, or that are told by themselves."""
+_NO_SETTING: Final = ("seed", "name", "runtime", "every_backdoor")
+"""Sections that change no result, or that are told by themselves or by others."""
 _TOLD_BY: Final = {"injection": "mode"}
 """Sections of which one field tells the others, where it differs."""
 _MISSING: Final = object()
