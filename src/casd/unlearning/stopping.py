@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from casd import distributed
 from casd.config import EvaluationConfig, StoppingConfig
 from casd.corpora.passages import Passage
 from casd.encoding import Encoder
@@ -108,7 +109,8 @@ class Validation(Watch):
                 model, self._encoder, self._prompts, [()] * len(self._prompts), self._generation, description="validation"
             )
             asr = sum(map(self._backdoor.target.success, texts)) / len(texts)
-            record = {"step": done, "asr": asr, "clean_loss": clean_loss(model, self._clean)}
+            # The main process's numbers decide in every process: all have to end and to keep the same step.
+            record = distributed.broadcast({"step": done, "asr": asr, "clean_loss": clean_loss(model, self._clean)})
             log.validation.append(record)
             if self._is_best(log):
                 log.kept_step = done
