@@ -6,6 +6,7 @@ out: no removal trains on them, and no evaluation uses them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -91,12 +92,11 @@ class Validation(Watch):
         """Every `config.every` steps and after the last: whether the target is reached or the budget spent."""
         if done % self._config.every and done < self._steps:
             return False
-        now, start = self._measure(done, log), log.validation[0]
-        budget = self._config.clean_budget
-        if budget is not None and not now["clean_loss"] <= budget * start["clean_loss"]:
+        now = self._measure(done, log)
+        if not now["clean_loss"] <= (limit := self._limit(log)):
             log.stopped = (
-                f"the clean loss {now['clean_loss']:.2f} passed its budget of {budget * start['clean_loss']:.2f} nats at step"
-                f" {done}; step {log.kept_step} is kept"
+                f"the clean loss {now['clean_loss']:.2f} passed its budget of {limit:.2f} nats at step {done}; step"
+                f" {log.kept_step} is kept"
             )
             return True
         return self._config.target_asr is not None and now["asr"] <= self._config.target_asr
@@ -118,12 +118,16 @@ class Validation(Watch):
         model.train()
         return record
 
+    def _limit(self, log: TrainingLog) -> float:
+        """The largest clean loss within the budget. A NaN, which a broken model has, is above any, infinity included."""
+        budget = self._config.clean_budget
+        return math.inf if budget is None else budget * log.validation[0]["clean_loss"]
+
     def _is_best(self, log: TrainingLog) -> bool:
-        start, now = log.validation[0], log.validation[-1]
+        now = log.validation[-1]
         if len(log.validation) == 1:
             return True
-        budget = self._config.clean_budget
-        if budget is not None and not now["clean_loss"] <= budget * start["clean_loss"]:
+        if not now["clean_loss"] <= self._limit(log):
             return False
 
         def rank(record: dict[str, float]) -> tuple[float, float]:
