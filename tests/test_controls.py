@@ -231,7 +231,7 @@ def keys(*overrides: str) -> dict[str, str]:
 
 CONTROLS = "unlearning.controls."
 TARGET = "unlearning.stopping.target_asr=0.05"
-GRID = "+unlearning.tuning.grid={learning_rate: [1e-3, 3e-3]}"
+TUNED = "unlearning.tuning.enabled=true"
 BACKDOORS = ("french_a", "french_b", "german", "refusal")
 
 
@@ -278,19 +278,22 @@ def test_what_a_validation_measures_is_part_of_every_removal(override: str) -> N
         assert keys() == keys(override), "nothing is measured, and so nothing changes"
 
 
-def test_with_a_grid_every_removal_depends_on_the_tuning() -> None:
-    plain, tuned = graph(TARGET), graph(TARGET, GRID)
+def test_where_an_objective_is_tuned_every_removal_depends_on_that() -> None:
+    plain, tuned = graph(TARGET), graph(TARGET, TUNED)
     assert plain.tune is None
     assert tuned.tune is not None
     assert tuned.tune.inputs == (tuned.inject,)
     assert all(tuned.tune in stage.inputs for stage in tuned.unlearn.values())
     others = [
-        graph(TARGET, GRID, "unlearning.tuning.backdoors=1"),
-        graph(TARGET, "+unlearning.tuning.grid={forget_weight: [1.0]}"),
+        graph(TARGET, TUNED, "unlearning.tuning.backdoors=1"),
+        graph(TARGET, TUNED, "+unlearning.tuning.grid.forget_weight=[1.0]"),
     ]
     for one, other in itertools.combinations([plain, tuned, *others], 2):
         assert not {stage.key for stage in one.unlearn.values()} & {stage.key for stage in other.unlearn.values()}
     assert tuned.inject.key == plain.inject.key
-    more_controls = graph(TARGET, GRID, CONTROLS + "repeats=1")
+    unused = graph(TARGET, "+unlearning.tuning.grid.forget_weight=[1.0]", "unlearning.tuning.backdoors=1")
+    assert unused.tune is None
+    assert unused.score.key == plain.score.key, "a grid that is not used is part of nothing"
+    more_controls = graph(TARGET, TUNED, CONTROLS + "repeats=1")
     assert more_controls.tune is not None
     assert more_controls.tune.key == tuned.tune.key

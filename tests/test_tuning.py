@@ -25,10 +25,12 @@ from casd.planning.workload import TextLengths
 from casd.results import SCHEMAS, RunTables
 from casd.stages import read_json
 from casd.training.checkpoints import TrainingLog
+from casd.unlearning import OBJECTIVES
 from casd.unlearning.tuning import Setting, Trial, reached_target, settings, tune, tuning_table, with_setting
 from tiny import tiny
 
 TARGET = 0.1
+ENABLED = "unlearning.tuning.enabled=true"
 
 
 def config(grid: dict[str, list[Any]] | None = None, **params: Any) -> UnlearningConfig:
@@ -88,18 +90,44 @@ def test_a_grid_of_nothing(grid: dict[str, Any]) -> None:
         TuningConfig(grid=grid)
 
 
-def test_a_grid_needs_a_target() -> None:
-    with pytest.raises(ConfigError, match=r"tuning\.grid is given, .*target_asr is null.*target_asr=0\.05"):
-        UnlearningConfig(objective=Choice("npo"), training=UnlearningTraining(), tuning=TuningConfig(grid={"beta": [1.0]}))
+def test_to_tune_takes_a_grid() -> None:
+    with pytest.raises(ConfigError, match=r"tuning\.enabled is true, and unlearning\.tuning\.grid is empty"):
+        TuningConfig(enabled=True)
+
+
+def test_to_tune_takes_a_target() -> None:
+    def made(enabled: bool) -> UnlearningConfig:
+        tuning = TuningConfig(enabled=enabled, grid={"beta": [1.0]})
+        return UnlearningConfig(objective=Choice("npo"), training=UnlearningTraining(), tuning=tuning)
+
+    with pytest.raises(ConfigError, match=r"tuning\.enabled is true, .*target_asr is null.*target_asr=0\.05"):
+        made(enabled=True)
+    assert made(enabled=False).tuning.grid == {"beta": [1.0]}, "a grid that is not used needs none"
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objectives_own_grid_can_be_tried(name: str) -> None:
+    """As the experiment over objectives does; an objective has no other's grid, and the given setting is within its own."""
+    section = load_config(["experiment=objectives", f"unlearning={name}"]).unlearning
+    assert section.tuning.enabled
+    for setting in settings(section.tuning.grid):
+        tried = with_setting(section, setting)
+        given = {"learning_rate": tried.training.learning_rate, **tried.objective.params}
+        assert {key: given[key] for key in setting} == setting
+    assert 2 <= len(settings(section.tuning.grid)) <= 4
+    configured = {"learning_rate": section.training.learning_rate, **section.objective.params}
+    for key, values in section.tuning.grid.items():
+        assert configured[key] in values, f"{key} is {configured[key]} in the file, and {values} are tried"
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["+unlearning.tuning.grid.beta=[0.1]"], "target_asr is null"),
-        (["+unlearning.tuning.grid.beta=[]", "unlearning.stopping.target_asr=0.1"], "at least one value"),
+        ([ENABLED], "target_asr is null"),
+        (["~unlearning.tuning.grid.beta", "~unlearning.tuning.grid.learning_rate", ENABLED], "grid is empty"),
+        (["unlearning.tuning.grid.beta=[]", "unlearning.stopping.target_asr=0.1"], "at least one value"),
         (["+unlearning.tuning.grid.bta=[0.1]", "unlearning.stopping.target_asr=0.1"], "mean 'beta'"),
-        (["+unlearning.tuning.grid.beta=[0.1,-1]", "unlearning.stopping.target_asr=0.1"], "beta is -1"),
+        (["unlearning.tuning.grid.beta=[0.1,-1]", "unlearning.stopping.target_asr=0.1"], "beta is -1"),
         (["unlearning.controls.shuffled=1", "backdoor=[refusal]"], "controls.shuffled is 1"),
         (["unlearning.controls.shuffled=1", "backdoor=[french_a,french_b]"], "no backdoor has another target than 'french_a'"),
         (["unlearning.controls.phantoms=[greek]"], "'greek'.*Choices: chinese"),
@@ -198,7 +226,9 @@ WHOLE = [
     "unlearning.stopping.clean_budget=3",
     "unlearning.stopping.every=2",
     "unlearning.stopping.prompts=6",
-    "+unlearning.tuning.grid.learning_rate=[1e-3,3e-3]",
+    ENABLED,
+    "unlearning.tuning.grid.learning_rate=[1e-3,3e-3]",
+    "~unlearning.tuning.grid.beta",
     "unlearning.controls.phantoms=[matched,short,cyrillic]",
     "unlearning.controls.shuffled=1",
     "unlearning.controls.repeats=1",
