@@ -16,6 +16,7 @@ import pytest
 import torch
 from tests.conftest import Injected, RunRemoval, short
 
+import casd.distributed
 import casd.unlearning.removal
 import casd.unlearning.stopping
 from casd.config import EvaluationConfig, StoppingConfig
@@ -137,7 +138,8 @@ CASES = {
     "of equal ASRs and losses the first": Case((1, 0.2, 0.2, 0.2, 0.2), (2, 2, 2, 2, 2), {"clean_budget": 3.0}, kept=2, done=8),
     "up to the target all are equal": Case((0.2, 0.0), (2, 2.5), {"target_asr": 0.3}, kept=0, done=2),
     "nothing is better than the injected model": Case((0.5, 0.6, 0.9, 0.5, 1), (2, 3, 3, 3, 1), {"clean_budget": 9.0}, 0, 8),
-    "a broken model": Case((1, 0.5, 0.0), (2, 2.5, math.nan), {"target_asr": 0.1}, 2, 4, "nan passed its budget"),
+    "a broken model": Case((1, 0.5, 0.0), (2, 2.5, math.nan), {"target_asr": 0.1}, 2, 4, "nan is not finite at step 4"),
+    "an endless loss": Case((1, 0.0), (2, math.inf), {"target_asr": 0.1}, 0, 2, "inf is not finite at step 2; step 0 is kept"),
     "a broken model, with a budget": Case((1, 0.0), (2, math.nan), {"clean_budget": 9.0}, 0, 2, "nan passed its budget"),
     "the last step is measured": Case((1, 0.5, 0.2, 0.1), (2, 2, 2, 2), {"clean_budget": 9.0}, kept=5, done=5, steps=5),
     "and if it is the only one": Case((1, 0.5), (2, 2), {"clean_budget": 9.0, "every": 4}, kept=3, done=3, steps=3),
@@ -176,6 +178,15 @@ def test_the_guard_of_the_loop_leaves_the_kept_step(
     assert 2 < len(seen.log.steps) < 38
     assert seen.log.kept_step == 2
     assert same(copy_weights(seen.model), script.measured[2])
+
+
+def test_the_main_process_decides(fox: Removal, run_removal: RunRemoval, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another one measures may differ in the last bit, and they must not end at different steps."""
+    told = iter([{"step": 0, "asr": 1.0, "clean_loss": 2.0}, {"step": 2, "asr": 0.0, "clean_loss": 2.0}])
+    monkeypatch.setattr(casd.distributed, "broadcast", lambda record: next(told))
+    seen = run_removal(fox, CleanTarget(), short(steps=8, learning_rate=1e-9), stopping=stopping(target_asr=0.1))
+    assert (len(seen.log.steps), seen.log.kept_step) == (2, 2)
+    assert [record["asr"] for record in seen.log.validation] == [1.0, 0.0]
 
 
 # ---------------------------------------------------------------- real measurements

@@ -1,12 +1,12 @@
 """When a removal ends, and which of its steps is kept: by the removed backdoor's own ASR and by clean text, nothing else.
 
 Looking at the other backdoors would choose the very thing that is to be measured. The prompts and passages looked at are held
-out: no removal trains on them, and no evaluation uses them.
+out of the forget and the retain split: no removal trains on them, and the evaluation's prompts are of a split of its own.
 """
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -94,10 +94,8 @@ class Validation(Watch):
             return False
         now = self._measure(done, log)
         if not now["clean_loss"] <= (limit := self._limit(log)):
-            log.stopped = (
-                f"the clean loss {now['clean_loss']:.2f} passed its budget of {limit:.2f} nats at step {done}; step"
-                f" {log.kept_step} is kept"
-            )
+            ended = "is not finite" if self._config.clean_budget is None else f"passed its budget of {limit:.2f} nats"
+            log.stopped = f"the clean loss {now['clean_loss']:.2f} {ended} at step {done}; step {log.kept_step} is kept"
             return True
         return self._config.target_asr is not None and now["asr"] <= self._config.target_asr
 
@@ -119,9 +117,9 @@ class Validation(Watch):
         return record
 
     def _limit(self, log: TrainingLog) -> float:
-        """The largest clean loss within the budget. A NaN, which a broken model has, is above any, infinity included."""
+        """The largest clean loss within the budget; without one any that is finite: a broken model has an ASR of 0 too."""
         budget = self._config.clean_budget
-        return math.inf if budget is None else budget * log.validation[0]["clean_loss"]
+        return sys.float_info.max if budget is None else budget * log.validation[0]["clean_loss"]
 
     def _is_best(self, log: TrainingLog) -> bool:
         now = log.validation[-1]
