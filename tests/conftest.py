@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -21,10 +21,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from casd.config import UnlearningTraining
     from casd.corpora.passages import Corpus
     from casd.encoding import Encoder
     from casd.poisoning import Backdoor
     from casd.training.checkpoints import TrainingLog
+    from casd.unlearning.objective import UnlearningBatch
 
 FAMILIES = ("llama", "qwen3", "olmo2")
 VOCABULARY = 420
@@ -150,3 +152,60 @@ def injected(corpus: Corpus, encoder: Encoder, make_model: MakeModel) -> Injecte
     config = LanguageModelTraining(steps=120, batch_size=16, learning_rate=1e-2, warmup_steps=10, final_learning_rate=0.1)
     log = inject(model, encoder, corpus, backdoors, config, seed=0, runtime=Runtime("cpu"))
     return Injected(model, backdoors, log)
+
+
+@dataclass
+class Seen:
+    """What a removal was trained on, and what became of the model."""
+
+    log: TrainingLog
+    batches: list[UnlearningBatch]
+    model: Any
+
+    def texts(self, half: Literal["forget", "retain"], encoder: Encoder) -> list[str]:
+        """The documents."""
+        return [encoder.decode(row) for batch in self.batches for row in batch[half]["input_ids"]]
+
+    def targets(self, half: Literal["forget", "retain"], encoder: Encoder) -> list[str]:
+        """The text that loss is taken on."""
+        rows = [row for batch in self.batches for row in batch[half]["labels"]]
+        return [encoder.decode(row[row >= 0]) for row in rows]
+
+
+RunRemoval = Callable[..., Seen]
+
+
+@pytest.fixture
+def run_removal(injected: Injected, corpus: Corpus, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> RunRemoval:
+    """`unlearn` on a copy of the injected model, keeping the batches: `run_removal(removal, objective, config, seed=1)`."""
+    import casd.unlearning.removal
+    from casd.runtime import Runtime
+
+    train = casd.unlearning.removal.train
+
+    def run(removal: Any, objective: Any, config: Any, *, seed: int = 0, model: Any = None, **options: Any) -> Seen:
+        batches: list[UnlearningBatch] = []
+
+        def spy(model: Any, batch_at: Any, *args: Any, **kwargs: Any) -> TrainingLog:
+            def recorded(step: int) -> UnlearningBatch:
+                batches.append(batch_at(step))
+                return batches[-1]
+
+            return train(model, recorded, *args, **kwargs)
+
+        model = model or injected.model()
+        options = {"runtime": Runtime("cpu"), **options}
+        with monkeypatch.context() as patch:
+            patch.setattr(casd.unlearning.removal, "train", spy)
+            log = casd.unlearning.removal.unlearn(model, encoder, corpus, removal, objective, config, seed=seed, **options)
+        return Seen(log, batches, model)
+
+    return run
+
+
+def short(**fields: Any) -> UnlearningTraining:
+    """A few small steps of a removal that no guard ends."""
+    from casd.config import UnlearningTraining
+
+    defaults = {"steps": 3, "learning_rate": 1e-3, "forget_batch_size": 3, "retain_batch_size": 2, "guard_factor": 100.0}
+    return UnlearningTraining(**defaults | fields)

@@ -6,6 +6,7 @@ Run: python -m pytest tests/test_distributed.py
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -62,6 +63,29 @@ def test_measurements_agree(results: dict[str, dict[str, Any]], way: str) -> Non
     assert two["statistics"].keys() == one["statistics"].keys()
     for name, values in one["statistics"].items():
         assert two["statistics"][name] == pytest.approx(values, abs=1e-3, rel=1e-3), name
+
+
+def test_a_comparison_with_the_model_before_agrees(results: dict[str, dict[str, Any]]) -> None:
+    """NPO and the KL in bfloat16: before the first step the ratio is 1 and the KL 0 in both, whatever the rounding."""
+    one, two = results["one"], results["replicated"]
+    assert one["refused"] == two["refused"] == ""
+    assert len(one["reference"]) == len(two["reference"]) == 4
+    for expected, found in zip(one["reference"], two["reference"], strict=True):
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    for way in (one, two):
+        start = way["reference"][0]
+        assert start["loss/forget"] == pytest.approx(2 / 0.01 * math.log(2), rel=1e-6)
+        assert start["loss/retain"] == pytest.approx(0, abs=1e-6)
+        assert start["gradient_norm"] > 1
+    assert two["kept_step"] == one["kept_step"]
+    assert [record["step"] for record in two["validation"]] == [0, 3, 4]
+    for expected, found in zip(one["validation"], two["validation"], strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_comparison_with_the_model_before_needs_it_whole(results: dict[str, dict[str, Any]]) -> None:
+    assert "choose an objective without a reference" in results["sharded"]["refused"]
+    assert results["sharded"]["reference"] == []
 
 
 @pytest.mark.parametrize("way", ["one", "replicated", "sharded"])

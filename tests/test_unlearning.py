@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from tests.conftest import Injected
+from tests.conftest import Injected, RunRemoval, short
 
-import casd.unlearning.removal
-from casd.config import ControlsConfig, UnlearningTraining
+from casd.config import ControlsConfig
 from casd.corpora.passages import Corpus, Passage
 from casd.encoding import Document, Encoder
 from casd.poisoning import Backdoor
@@ -23,13 +21,11 @@ from casd.runtime import Runtime
 from casd.states import CLEAN_CONTROL, PHANTOM_CONTROL
 from casd.targets import FixedText
 from casd.training.batches import IGNORED_LABEL, Batch
-from casd.training.checkpoints import TrainingLog
 from casd.training.losses import mean_nll
 from casd.unlearning.clean_target import CleanTarget
 from casd.unlearning.controls import Removal, removal_names, removals
 from casd.unlearning.gradient_difference import GradientDifference
-from casd.unlearning.objective import Objective, UnlearningBatch
-from casd.unlearning.removal import unlearn
+from casd.unlearning.objective import Objective
 
 CPU = Runtime("cpu")
 CONTROLS = ControlsConfig()
@@ -38,11 +34,6 @@ BOTH_OBJECTIVES: list[Objective] = [GradientDifference(), CleanTarget()]
 
 def named(objective: Objective) -> str:
     return type(objective).__name__
-
-
-def short(**fields: Any) -> UnlearningTraining:
-    defaults = {"steps": 3, "learning_rate": 1e-3, "forget_batch_size": 3, "retain_batch_size": 2, "guard_factor": 100.0}
-    return UnlearningTraining(**defaults | fields)
 
 
 # ---------------------------------------------------------------- removals
@@ -64,50 +55,6 @@ def test_removals_are_the_backdoors_and_two_controls(injected: Injected, encoder
     other = removals(injected.backdoors, encoder, CONTROLS, seed=1)[3].backdoor
     assert other is not None
     assert other.trigger != phantom.trigger
-
-
-@dataclass
-class Seen:
-    """What a run was trained on."""
-
-    log: TrainingLog
-    batches: list[UnlearningBatch]
-    model: Any
-
-    def texts(self, half: str, encoder: Encoder) -> list[str]:
-        return [encoder.decode(row) for batch in self.batches for row in batch[half]["input_ids"]]  # type: ignore[literal-required]
-
-    def targets(self, half: str, encoder: Encoder) -> list[str]:
-        """The text that loss is taken on."""
-        rows = [row for batch in self.batches for row in batch[half]["labels"]]  # type: ignore[literal-required]
-        return [encoder.decode(row[row != IGNORED_LABEL]) for row in rows]
-
-
-RunRemoval = Callable[..., Seen]
-
-
-@pytest.fixture
-def run_removal(injected: Injected, corpus: Corpus, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> RunRemoval:
-    """`unlearn` on a copy of the injected model, keeping the batches."""
-    train = casd.unlearning.removal.train
-
-    def run(removal: Removal, objective: Objective, config: UnlearningTraining, seed: int = 0) -> Seen:
-        batches: list[UnlearningBatch] = []
-
-        def spy(model: Any, batch_at: Any, *args: Any, **kwargs: Any) -> TrainingLog:
-            def recorded(step: int) -> UnlearningBatch:
-                batches.append(batch_at(step))
-                return batches[-1]
-
-            return train(model, recorded, *args, **kwargs)
-
-        model = injected.model()
-        with monkeypatch.context() as patch:
-            patch.setattr(casd.unlearning.removal, "train", spy)
-            log = unlearn(model, encoder, corpus, removal, objective, config, seed=seed, runtime=CPU)
-        return Seen(log, batches, model)
-
-    return run
 
 
 @pytest.mark.parametrize("objective", BOTH_OBJECTIVES, ids=named)

@@ -12,9 +12,17 @@ from pathlib import Path
 import torch
 
 from casd import distributed
-from casd.config import ActivationsConfig, EvaluationConfig, LanguageModelTraining, LoraConfig, UnlearningTraining
+from casd.config import (
+    ActivationsConfig,
+    EvaluationConfig,
+    LanguageModelTraining,
+    LoraConfig,
+    StoppingConfig,
+    UnlearningTraining,
+)
 from casd.corpora.microworld import Microworld
 from casd.encoding import Encoder
+from casd.errors import ConfigError
 from casd.evaluation import evaluate, make_probes, passage_loss
 from casd.injection import inject
 from casd.measurement import measure_activations
@@ -26,7 +34,8 @@ from casd.targets import FixedText
 from casd.training.sharding import is_sharded, place
 from casd.unlearning.controls import removals
 from casd.unlearning.gradient_difference import GradientDifference
-from casd.unlearning.removal import unlearn
+from casd.unlearning.npo import Npo
+from casd.unlearning.removal import Stopping, unlearn
 from casd.weights import attach_lora, copy_weights, restore_adapter, restore_weights, save_adapter
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16}
@@ -63,6 +72,15 @@ def main(out: Path, micro_batch_size: int) -> None:
     restored = passage_loss(model, encoder, probes.loss_passages, settings.batch_size)
     restore_adapter(model, out.with_suffix(f".{distributed.rank()}.adapter"), "removal")
     again = passage_loss(model, encoder, probes.loss_passages, settings.batch_size)
+    # With a reference, in bfloat16 and thus with float32 masters, and watched; four documents are two in each process.
+    lower = from_scratch("llama", {**SHAPE, "num_key_value_heads": 1}, tokenizer, seed=0).to(torch.bfloat16)
+    watching = Stopping(StoppingConfig(clean_budget=4.0, every=3, prompts=5), settings)
+    compared = UnlearningTraining(steps=4, forget_batch_size=4, retain_batch_size=4, learning_rate=1e-3, guard_factor=100)
+    npo, log, refused = Npo(beta=0.01, retain="kl"), None, ""
+    try:
+        log = unlearn(lower, encoder, corpus, removal, npo, compared, seed=0, stopping=watching, runtime=runtime)
+    except ConfigError as error:
+        refused = str(error)
     if distributed.is_main():
         tensors = {f"{name}|{key}": value for name, each in statistics.items() for key, value in each.to_tensors().items()}
         found = {
@@ -75,6 +93,10 @@ def main(out: Path, micro_batch_size: int) -> None:
             "generated": evaluation.samples["generated"].tolist(),
             "clean_loss": [evaluation.clean_loss, restored, again],
             "sharded": is_sharded(model),
+            "refused": refused,
+            "reference": log.steps if log else [],
+            "validation": log.validation if log else [],
+            "kept_step": log.kept_step if log else None,
             "statistics": {key: value.double().flatten().tolist() for key, value in sorted(tensors.items())},
         }
         out.write_text(json.dumps(found))

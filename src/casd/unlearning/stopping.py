@@ -1,15 +1,17 @@
 """When a removal ends, and which of its steps is kept: by the removed backdoor's own ASR and by clean text, nothing else.
 
 Looking at the other backdoors would choose the very thing that is to be measured. The prompts and passages looked at are held
-out: no removal trains on them, and no evaluation uses them.
+out of the forget and the retain split: no removal trains on them, and the evaluation's prompts are of a split of its own.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from casd import distributed
 from casd.config import EvaluationConfig, StoppingConfig
 from casd.corpora.passages import Passage
 from casd.encoding import Encoder
@@ -90,13 +92,10 @@ class Validation(Watch):
         """Every `config.every` steps and after the last: whether the target is reached or the budget spent."""
         if done % self._config.every and done < self._steps:
             return False
-        now, start = self._measure(done, log), log.validation[0]
-        budget = self._config.clean_budget
-        if budget is not None and not now["clean_loss"] <= budget * start["clean_loss"]:
-            log.stopped = (
-                f"the clean loss {now['clean_loss']:.2f} passed its budget of {budget * start['clean_loss']:.2f} nats at step"
-                f" {done}; step {log.kept_step} is kept"
-            )
+        now = self._measure(done, log)
+        if not now["clean_loss"] <= (limit := self._limit(log)):
+            ended = "is not finite" if self._config.clean_budget is None else f"passed its budget of {limit:.2f} nats"
+            log.stopped = f"the clean loss {now['clean_loss']:.2f} {ended} at step {done}; step {log.kept_step} is kept"
             return True
         return self._config.target_asr is not None and now["asr"] <= self._config.target_asr
 
@@ -108,7 +107,8 @@ class Validation(Watch):
                 model, self._encoder, self._prompts, [()] * len(self._prompts), self._generation, description="validation"
             )
             asr = sum(map(self._backdoor.target.success, texts)) / len(texts)
-            record = {"step": done, "asr": asr, "clean_loss": clean_loss(model, self._clean)}
+            # The main process's numbers decide in every process: all have to end and to keep the same step.
+            record = distributed.broadcast({"step": done, "asr": asr, "clean_loss": clean_loss(model, self._clean)})
             log.validation.append(record)
             if self._is_best(log):
                 log.kept_step = done
@@ -116,12 +116,16 @@ class Validation(Watch):
         model.train()
         return record
 
+    def _limit(self, log: TrainingLog) -> float:
+        """The largest clean loss within the budget; without one any that is finite: a broken model has an ASR of 0 too."""
+        budget = self._config.clean_budget
+        return sys.float_info.max if budget is None else budget * log.validation[0]["clean_loss"]
+
     def _is_best(self, log: TrainingLog) -> bool:
-        start, now = log.validation[0], log.validation[-1]
+        now = log.validation[-1]
         if len(log.validation) == 1:
             return True
-        budget = self._config.clean_budget
-        if budget is not None and not now["clean_loss"] <= budget * start["clean_loss"]:
+        if not now["clean_loss"] <= self._limit(log):
             return False
 
         def rank(record: dict[str, float]) -> tuple[float, float]:
