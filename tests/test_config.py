@@ -5,6 +5,7 @@ Run: pytest tests/test_config.py
 
 from __future__ import annotations
 
+import re
 import shutil
 import typing
 from collections.abc import Iterator
