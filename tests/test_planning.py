@@ -249,6 +249,22 @@ def test_devices_share_the_batch_and_the_model(tmp_path: Path) -> None:
     assert divided.need.optimizer <= one.need.optimizer // 2 + 1
 
 
+def test_the_weights_before_unlearning_are_reckoned_with(tmp_path: Path) -> None:
+    """Whether the objective can be simulated, or two plain terms stand for it."""
+
+    def need(*overrides: str) -> tuple[int, int]:
+        looked_at = phases(load_config(["model=llama3_tiny", f"runtime.output={tmp_path}", *overrides]))
+        return looked_at.phase("unlearn").need.total, looked_at.blueprint.weight_bytes()
+
+    without, weights = need("unlearning=clean_target")
+    for overrides in (
+        ["unlearning=npo"],
+        ["unlearning=rmu"],
+        ["unlearning=clean_target", "unlearning.objective.params.retain=kl"],
+    ):
+        assert need(*overrides)[0] == pytest.approx(without + weights, abs=0.1 * weights)
+
+
 def settings(message: str) -> list[str]:
     """The settings with which a run would fit, out of the refusal."""
     found = re.search(r"It would fit with (.*?)\. \(", message)
