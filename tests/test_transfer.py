@@ -209,7 +209,10 @@ def test_relation_by_hand() -> None:
         columns=["variant", "a", "b", "distance"],
     )
     relation = relate(casd, example(), permutations=99, seed=0)
-    assert ",".join(relation.columns) == ("variant,response,n_backdoors,n_pairs,rho,p_value,permutations,exact,excluded,note")
+    assert ",".join(relation.columns) == (
+        "variant,response,n_backdoors,n_pairs,rho,p_value,permutations,exact,tau,p_tau,rho_pairs,p_pairs,rho_partial,p_partial"
+        ",excluded,note"
+    )
     assert relation["response"].tolist() == list(RESPONSES)
     for _, row in relation.iterrows():
         assert row["rho"] == pytest.approx(-1)
