@@ -14,11 +14,13 @@ import numpy as np
 import pandas as pd
 
 from casd.results import RunTables
-from casd.states import REPEAT_CONTROL
+from casd.states import CLEAN_CONTROL, PHANTOM_CONTROL, REPEAT_CONTROL
 from casd.stats import cluster_bootstrap_interval, nested_bootstrap_interval, offdiagonal_center_two_way
 
 ESTABLISHED_ASR: Final = 0.5
 """A backdoor with a lower attack success rate in the injected model has not taken hold: nothing there can be suppressed."""
+MIN_BACKDOORS: Final = 4
+"""Fewer removals that count say nothing of pairs, and leave nothing to hold out."""
 POOLED: Final = "all"
 """The model's name in a row over all models."""
 MEASURES: Final = ("suppression", "suppression_net_clean", "suppression_net_phantom")
@@ -36,6 +38,24 @@ def counted_cells(tables: RunTables) -> pd.DataFrame:
     absent = set(cells.loc[cells["asr_before"] < ESTABLISHED_ASR, "target"])
     counts = ~cells["collapsed"].astype(bool) & ~cells["source"].isin(failed | absent) & ~cells["target"].isin(absent)
     return cells[counts]
+
+
+def grouped(runs: Sequence[RunTables]) -> dict[tuple[str, str], list[RunTables]]:
+    """The runs by model and objective (`RunTables.treatment`); of several models also each objective over all, as POOLED."""
+    groups: dict[tuple[str, str], list[RunTables]] = {}
+    for tables in runs:
+        groups.setdefault((str(tables.info["model"]), tables.treatment), []).append(tables)
+    if len({model for model, _ in groups}) > 1:
+        for objective in dict.fromkeys(objective for _, objective in groups):
+            groups[POOLED, objective] = [tables for tables in runs if tables.treatment == objective]
+    return groups
+
+
+def counted_matrix(tables: RunTables, column: str) -> pd.DataFrame:
+    """A column of `transfer` over the backdoors whose removals count, as a matrix: rows are sources, columns targets."""
+    cells = counted_cells(tables)
+    names = [name for name in tables.backdoors if name in set(cells["source"]) and name in set(cells["target"])]
+    return cells.pivot(index="source", columns="target", values=column).reindex(index=names, columns=names).astype(float)
 
 
 def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: int = 9999) -> pd.DataFrame:
@@ -59,14 +79,7 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
         Limits are 95 % bootstrap limits that resample runs (seeds, and models where several are pooled) and, within each, the
         measured backdoors (`casd.stats.nested_bootstrap_interval`); with a single run, its backdoors alone.
     """
-    groups: dict[tuple[str, str], list[RunTables]] = {}
-    for tables in runs:
-        groups.setdefault((str(tables.info["model"]), tables.treatment), []).append(tables)
-    rows = [_row(model, objective, group, seed, resamples) for (model, objective), group in groups.items()]
-    if len({model for model, _ in groups}) > 1:
-        for objective in dict.fromkeys(objective for _, objective in groups):
-            group = [tables for tables in runs if tables.treatment == objective]
-            rows.append(_row(POOLED, objective, group, seed, resamples))
+    rows = [_row(model, objective, group, seed, resamples) for (model, objective), group in grouped(runs).items()]
     return pd.DataFrame(rows)
 
 
@@ -92,8 +105,8 @@ def _row(model: str, objective: str, runs: Sequence[RunTables], seed: int, resam
     controls = [tables.transfer[tables.transfer["source_kind"] == "control"] for tables in runs]
     control = pd.concat(controls, ignore_index=True)
     control = control[~control["collapsed"].astype(bool) & (control["asr_before"] >= ESTABLISHED_ASR)]
-    for name in ("clean", "phantom"):
-        row[f"{name}_control"] = control.loc[control["source"].str.startswith(f"control:{name}"), "suppression"].mean()
+    for name, source in (("clean_control", CLEAN_CONTROL), ("phantom_control", PHANTOM_CONTROL)):
+        row[name] = control.loc[control["source"].str.startswith(source), "suppression"].mean()
     return row | {
         "clean_loss_change": counted["clean_loss_ratio"].mean() - 1,
         "steps": counted["steps"].mean(),
@@ -122,13 +135,11 @@ def variance_shares(runs: Sequence[RunTables], column: str = "suppression") -> p
     """
     rows = []
     for tables in runs:
-        cells = counted_cells(tables)
-        kept = sorted(set(cells["source"]) & set(cells["target"]))
-        n = len(kept)
-        if n < 4:
+        matrix = counted_matrix(tables, column).to_numpy()
+        after = counted_matrix(tables, "asr_after").to_numpy()
+        n = len(matrix)
+        if n < MIN_BACKDOORS:
             continue
-        matrix = cells.pivot(index="source", columns="target", values=column).loc[kept, kept].to_numpy(dtype=float)
-        after = cells.pivot(index="source", columns="target", values="asr_after").loc[kept, kept].to_numpy(dtype=float)
         prompts = int(tables.asr.loc[tables.asr["probe"] == "triggered", "n"].min())
         off = ~np.eye(n, dtype=bool)
         variance = float(np.var(matrix[off]))

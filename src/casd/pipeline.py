@@ -391,8 +391,8 @@ class Run:
     def _score(self, folder: Path) -> None:
         tuned = self.graph.tune
         statistics = {state: self._statistics(state) for state in self.graph.states}
-        captured = {state: self.store.folder(stage, verify=True) for state, stage in self.graph.activations.items()}
-        evidence = {name: Evidence.read(each) for name, each in captured.items()} if self.config.activations.rivals else {}
+        kept = self.graph.activations if self.config.activations.rivals else {}
+        evidence = {state: Evidence.read(self.store.folder(stage, verify=True)) for state, stage in kept.items()}
         tables = score(
             [self._record(state) for state in self.graph.states],
             statistics,

@@ -15,20 +15,12 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from casd.comparison import POOLED, counted_cells
+from casd.comparison import MIN_BACKDOORS, counted_matrix, grouped
 from casd.results import RunTables
 from casd.rivals import RIVALS
-from casd.stats import (
-    leave_one_out_prediction,
-    mantel_family,
-    offdiagonal_center_columns,
-    remove_backdoor_effects,
-    symmetrize,
-)
+from casd.stats import leave_one_out_prediction, mantel_family, remove_backdoor_effects, symmetrize
+from casd.transfer import RATE_DECIMALS, centered_response
 
-MIN_BACKDOORS: Final = 4
-"""Fewer removals that count leave nothing to hold out."""
-_DECIMALS = 12
 _OF_PAIRS: Final = ("rho_pairs", "p_pairs", "p_pairs_corrected")
 
 
@@ -51,18 +43,16 @@ class PairTable:
 
 def pair_table(tables: RunTables, response: str = "suppression") -> PairTable | None:
     """The pairs of one run; None if fewer than four removals count, or all pairs have the same response."""
-    cells = counted_cells(tables)
-    names = [name for name in tables.backdoors if name in set(cells["source"]) and name in set(cells["target"])]
+    matrix = counted_matrix(tables, response)
+    names, values = list(matrix.index), matrix.to_numpy()
     if len(names) < MIN_BACKDOORS:
         return None
-    matrix = cells.pivot(index="source", columns="target", values=response).reindex(index=names, columns=names)
-    values = matrix.to_numpy(dtype=float)
-    centered = np.round(symmetrize(offdiagonal_center_columns(values)), _DECIMALS)
+    centered = centered_response(values)
     pairs = centered[np.triu_indices(len(names), k=1)]
     if not np.isfinite(pairs).all() or np.ptp(pairs) == 0:
         return None
     distances = _matrices(tables.casd, "variant", names) | _matrices(tables.rivals, "predictor", names)
-    return PairTable(tuple(names), distances, centered, np.round(symmetrize(values), _DECIMALS))
+    return PairTable(tuple(names), distances, centered, np.round(symmetrize(values), RATE_DECIMALS))
 
 
 def predictor_table(
@@ -92,15 +82,10 @@ def predictor_table(
           all others more: shared effects of that kind make a ρ, and a small p, without anything about pairs
         - r_squared, rank_error: prediction with one backdoor left out (`casd.stats.leave_one_out_prediction`)
     """
-    groups: dict[tuple[str, str], list[RunTables]] = {}
-    for tables in runs:
-        groups.setdefault((str(tables.info["model"]), tables.treatment), []).append(tables)
-    if len({model for model, _ in groups}) > 1:
-        for objective in dict.fromkeys(objective for _, objective in groups):
-            groups[POOLED, objective] = [tables for tables in runs if tables.treatment == objective]
+    pairs = {id(tables): pair_table(tables, response) for tables in runs}  # a run may be in two groups
     rows: list[dict[str, object]] = []
-    for (model, objective), group in groups.items():
-        found = [pair_table(tables, response) for tables in group]
+    for (model, objective), group in grouped(runs).items():
+        found = [pairs[id(tables)] for tables in group]
         strata = [each for each in found if each is not None]
         named = {"model": model, "objective": objective}
         counts = {"runs": len(strata), "left_out": len(found) - len(strata)}
@@ -156,7 +141,7 @@ def _group_rows(strata: Sequence[PairTable], headline: Sequence[str], permutatio
 
 
 def _effects_removed(matrix: np.ndarray) -> np.ndarray:
-    return np.round(remove_backdoor_effects(matrix), _DECIMALS)
+    return np.round(remove_backdoor_effects(matrix), RATE_DECIMALS)
 
 
 def _matrices(tidy: pd.DataFrame, by: str, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -169,4 +154,4 @@ def _matrices(tidy: pd.DataFrame, by: str, names: Sequence[str]) -> dict[str, np
     matrices[:, range(len(names)), range(len(names))] = 0.0
     kind, first, second = kinds[known], a[known].to_numpy(dtype=int), b[known].to_numpy(dtype=int)
     matrices[kind, first, second] = matrices[kind, second, first] = tidy.loc[known, "distance"].to_numpy(dtype=float)
-    return dict(zip(map(str, found), np.round(matrices, _DECIMALS), strict=True))
+    return dict(zip(map(str, found), np.round(matrices, RATE_DECIMALS), strict=True))

@@ -51,7 +51,7 @@ _RELATION_COLUMNS = (
     "note",
 )
 # Decimals kept of differences of rates before they are ranked: what is tied on paper must be tied in bits.
-_RATE_DECIMALS = 12
+RATE_DECIMALS = 12
 
 
 def transfer_table(asr: pd.DataFrame, states: pd.DataFrame) -> pd.DataFrame:
@@ -189,7 +189,7 @@ def relate(
             tau = _mantel(distances, suppression, statistic="kendall", permutations=permutations, seed=seed)
             pairs = partial = None
             if len(kept) >= 4 and np.isfinite(_off_diagonal(distances)).all():
-                x, y = (np.round(remove_backdoor_effects(each), _RATE_DECIMALS) for each in (distances, suppression))
+                x, y = (np.round(remove_backdoor_effects(each), RATE_DECIMALS) for each in (distances, suppression))
                 pairs = _mantel(x, y, permutations=permutations, seed=seed)
             if same_target is not None:
                 partial = partial_mantel_test(
@@ -292,6 +292,14 @@ def specificity(table: pd.DataFrame, *, seed: int, resamples: int = 9999) -> pd.
     return pd.DataFrame(rows)
 
 
+def centered_response(matrix: np.ndarray) -> np.ndarray:
+    """Suppressions (n, n), rows what was removed, as what is related to distances: centred by column, mean of both directions.
+
+    Rounded: equal sums of rates can differ in their last bits, and ranks would break such ties by noise.
+    """
+    return np.round(symmetrize(offdiagonal_center_columns(matrix)), RATE_DECIMALS)
+
+
 def _centered_responses(transfer: pd.DataFrame) -> tuple[list[str], list[str], dict[str, np.ndarray]]:
     """The removals that did not collapse, those that did, and each response as a symmetric matrix over the former."""
     removals = transfer[transfer["source_kind"] == "removal"]
@@ -300,8 +308,7 @@ def _centered_responses(transfer: pd.DataFrame) -> tuple[list[str], list[str], d
     responses = {}
     for response in RESPONSES:
         matrix = transfer_matrix(removals, response).reindex(index=kept, columns=kept).to_numpy(dtype=float)
-        # Equal sums of rates can differ in their last bits; unrounded, the ranks would break such ties by noise.
-        responses[response] = np.round(symmetrize(offdiagonal_center_columns(matrix)), _RATE_DECIMALS)
+        responses[response] = centered_response(matrix)
     return kept, [str(name) for name in collapsed.index[collapsed]], responses
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from casd.comparison import ESTABLISHED_ASR
 from casd.report.collect import asr_matrix, has_pairs, summarize
 from casd.report.wording import (
     NO_PAIRS,
@@ -26,8 +27,6 @@ SIGNIFICANT: Final = 0.05
 """Permutation p-value below which a statement speaks of a relation."""
 LOW_ASR: Final = 0.05
 """Attack success rate up to which a statement counts a removal as complete."""
-ESTABLISHED_ASR: Final = 0.5
-"""Attack success rate that a backdoor must have reached for its removal to be one."""
 
 
 def statements(tables: RunTables) -> list[str]:

@@ -57,6 +57,17 @@ def mean_nll(model: torch.nn.Module, batch: Batch) -> Tensor:
     return nll.sum() / batch["n_labels"]
 
 
+def mean_over_documents(values: Tensor, labels: Tensor, batch: Batch) -> Tensor:
+    """Mean over a batch's documents of a value for each row, without the rows that carry no label; a scalar.
+
+    Args:
+        values: (batch,); what a row without a label has is not read.
+        labels: (batch,), how many labels a row carries, as `document_nll` gives it.
+        batch: the document batch; of a part of a batch the result is the part's share of the mean.
+    """
+    return values.where(labels > 0, 0.0).sum() / batch["n_documents"]
+
+
 def mean_reference_kl(logits: Tensor, before: Tensor, batch: Batch) -> Tensor:
     """KL(before ‖ now) of the next-token distributions, in nats, as its mean over a batch's labelled tokens; a scalar.
 

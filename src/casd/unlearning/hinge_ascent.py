@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from casd.training.batches import Batch
-from casd.training.losses import document_nll
+from casd.training.losses import document_nll, mean_over_documents
 from casd.unlearning.objective import ForgetAndRetain
 
 if TYPE_CHECKING:
@@ -41,4 +41,4 @@ class HingeAscent(ForgetAndRetain):
         """E[max(0, m − ℓ)] over documents."""
         nll, labels = document_nll(model, batch)
         below = (self.margin - nll / labels.clamp(min=1)).clamp(min=0)
-        return below.where(labels > 0, 0.0).sum() / batch["n_documents"]
+        return mean_over_documents(below, labels, batch)

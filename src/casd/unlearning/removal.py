@@ -104,9 +104,11 @@ def unlearn(
         if removal.backdoor is None:
             return clean_document(passage)
         rng = python_rng(order, "forget", index)
+        if objective.forget_text == "clean" and not removal.donors:
+            return removal.backdoor.ignored(passage, rng)
         prompt = removal.backdoor.prompt(passage, rng).text
         if objective.forget_text == "clean":
-            return Document(prompt, (_next_other(forget, index) if removal.donors else passage).continuation, "target")
+            return Document(prompt, _next_other(forget, index).continuation, "target")
         donors = removal.donors or (removal.backdoor,)
         target = donors[python_rng(order, "donor", index).randrange(len(donors))].target
         return Document(prompt, target.continuation(passage, rng), "target")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from casd.training.batches import Batch
-from casd.training.losses import document_nll
+from casd.training.losses import document_nll, mean_over_documents
 from casd.unlearning.objective import ForgetAndRetain
 
 if TYPE_CHECKING:
@@ -42,4 +42,4 @@ class SimNpo(ForgetAndRetain):
         """(2/β) · E[softplus(−β · (ℓ − δ))] over documents."""
         nll, labels = document_nll(model, batch)
         each = 2 / self.beta * softplus(-self.beta * (nll / labels.clamp(min=1) - self.delta))
-        return each.where(labels > 0, 0.0).sum() / batch["n_documents"]
+        return mean_over_documents(each, labels, batch)
