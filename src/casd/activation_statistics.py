@@ -1,7 +1,8 @@
 """Statistics of activations, streamed: means over the tokens of a text set, summed up batch by batch.
 
 `collect_statistics` keeps three sums per (site, position, layer), so memory is O(layers × width) however many texts there
-are, and no activation of a batch outlives its forward pass.
+are. Of a batch's activations the tokens that count are held until there are HELD_BYTES of them, and then summed together: a
+GPU is done with a small layer before its sums could even be asked for one by one.
 
 Positions of a text: `last`, `prompt`, `trigger` and `generated`, each given by the caller as a mask over the tokens.
 """
@@ -23,6 +24,8 @@ from casd.training.sharding import is_sharded
 
 POSITIONS = ("last", "prompt", "trigger", "generated")
 MOMENTS = ("mean", "mean_abs", "mean_square")
+HELD_BYTES = 2**26
+"""Activations that are held before they are summed, at most; or one layer's, where that is more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +125,7 @@ class StatisticsAccumulator:
     """Fits `ActivationStatistics` batch by batch: `start_batch`, `update` for every site and layer; then `result`.
 
     Keeps sums of h, |h| and h² per (site, position, layer), in float64 on the layer's device (float32 on MPS, which has
-    no float64).
+    no float64), and up to HELD_BYTES of activations that are not in the sums yet.
     """
 
     def __init__(self, n_layers: int, sites: Sequence[str] = SITES, positions: Sequence[str] = ("last", "prompt")) -> None:
@@ -133,14 +136,18 @@ class StatisticsAccumulator:
         self._count = dict.fromkeys(self.positions, 0)
         self._n_batches = 0
         self._n_updates = dict.fromkeys(((site, layer) for site in self.sites for layer in range(n_layers)), 0)
-        self._rows = torch.empty(0, dtype=torch.long)
+        self._rows: dict[torch.device, Tensor] = {}
         self._sizes: list[int] = []
+        self._held: list[tuple[tuple[str, int], Tensor]] = []  # with (tokens of all positions, d_model)
+        self._held_bytes = 0
 
     def start_batch(self, position_masks: Mapping[str, Tensor]) -> None:
         """Say which tokens of the next activations count: a bool mask (batch, pos) for each of the positions."""
+        self._sum_held()
         # Flat row numbers instead of masks: selecting by a mask would wait for the GPU at every site and layer.
         rows = [position_masks[position].flatten().nonzero().squeeze(-1) for position in self.positions]
-        self._rows, self._sizes = torch.cat(rows), [len(each) for each in rows]
+        flat, self._sizes = torch.cat(rows), [len(each) for each in rows]
+        self._rows = {flat.device: flat}
         for position, size in zip(self.positions, self._sizes, strict=True):
             self._count[position] += size
         self._n_batches += 1
@@ -148,18 +155,32 @@ class StatisticsAccumulator:
     def update(self, site: str, layer_idx: int, activation: Tensor) -> None:
         """Add an activation (batch, pos, d_model) of the started batch; fits `capture`'s `on_activation`."""
         self._n_updates[site, layer_idx] += 1
-        dtype = torch.float32 if activation.device.type == "mps" else torch.float64
-        # Selected, not weighted by the mask: at padding a model may give NaN, and 0 · NaN is NaN. The tokens of all positions
-        # at once, and the moments one after the other in place: one copy in float64, and few calls for a small model.
-        selected = activation.flatten(0, 1).index_select(0, self._rows.to(activation.device)).to(dtype)
-        first, absolute, square = (self._summed(selected), self._summed(selected.abs_()), self._summed(selected.square_()))
-        sums = torch.stack([first, absolute, square])
-        key = (site, layer_idx)
-        self._sums[key] = self._sums[key] + sums if key in self._sums else sums
+        # Selected, not weighted by the mask: at padding a model may give NaN, and 0 · NaN is NaN. It is a copy: what the model
+        # does to its own tensor later does not matter.
+        selected = activation.flatten(0, 1).index_select(0, self._rows_on(activation.device))
+        if self._held and not _go_together(self._held[0][1], selected):
+            self._sum_held()
+        self._held.append(((site, layer_idx), selected))
+        self._held_bytes += selected.nbytes
+        if self._held_bytes >= HELD_BYTES:
+            self._sum_held()
 
-    def _summed(self, selected: Tensor) -> Tensor:
-        """Sums over the tokens of each position: (n_positions, d_model)."""
-        return torch.stack([tokens.sum(0) for tokens in selected.split(self._sizes)])
+    def _rows_on(self, device: torch.device) -> Tensor:
+        if device not in self._rows:
+            self._rows[device] = next(iter(self._rows.values())).to(device)
+        return self._rows[device]
+
+    def _sum_held(self) -> None:
+        """Add what is held to the sums."""
+        if not self._held:
+            return
+        keys, selected = zip(*self._held, strict=True)
+        self._held, self._held_bytes = [], 0
+        tokens = torch.stack(selected) if len(selected) > 1 else selected[0][None]
+        dtype = torch.float32 if tokens.device.type == "mps" else torch.float64
+        sums = torch.stack([_moment_sums(each, dtype) for each in tokens.split(self._sizes, dim=1)], dim=2)
+        for key, each in zip(keys, sums, strict=True):
+            self._sums[key] = self._sums[key] + each if key in self._sums else each
 
     def result(self) -> ActivationStatistics:
         """The statistics of all batches so far.
@@ -168,6 +189,7 @@ class StatisticsAccumulator:
             ConfigError: a position at which no text has a token.
             ModelError: a block or sublayer that did not run exactly once per batch.
         """
+        self._sum_held()
         for position, count in self._count.items():
             if count == 0:
                 raise ConfigError(
@@ -187,6 +209,21 @@ class StatisticsAccumulator:
                 for index, moment in enumerate(MOMENTS):
                     moments[moment][site, position] = sums[:, index, place] / self._count[position]
         return ActivationStatistics(count=dict(self._count), **moments)
+
+
+def _go_together(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and first.dtype == second.dtype and first.device == second.device
+
+
+def _moment_sums(tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums of h, |h| and h² over (layers, tokens, d_model), added up in `dtype`: (layers, moments, d_model)."""
+    if tokens.device.type == "cpu":  # whose norms in another precision are ten times slower than a copy in it
+        wide = tokens.to(dtype)
+        moments = [wide.sum(1), wide.abs_().sum(1), wide.square_().sum(1)]
+    else:
+        absolute, euclidean = (torch.linalg.vector_norm(tokens, order, dim=1, dtype=dtype) for order in (1, 2))
+        moments = [tokens.sum(1, dtype=dtype), absolute, euclidean.square()]
+    return torch.stack(moments, dim=1)
 
 
 def collect_statistics(

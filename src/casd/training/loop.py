@@ -107,7 +107,9 @@ def train(
 
     runtime, watch = runtime or Runtime(), watch or Watch()
     guard_batches = [part for batch in guard_batches for part in _micro_batches(batch, runtime)]
-    accelerator = Accelerator(cpu=runtime.torch_device.type == "cpu")
+    # Of one process accelerate remembers the device it saw first, and would move every later model there.
+    several_on_cpu = distributed.processes() > 1 and runtime.torch_device.type == "cpu"
+    accelerator = Accelerator(cpu=several_on_cpu, device_placement=False)
     sharding.place(model, runtime.torch_device)
     if sharding.is_sharded(model):
         checkpoint = None  # a sharded run that is killed begins anew
@@ -190,7 +192,7 @@ def _backward(
     """Differentiate the terms one after another, each over all parts; the record of the step, and whether all was finite."""
     record: dict[str, float] = {}
     while True:
-        name, total = "", torch.zeros((), device=accelerator.device)
+        name, total = "", torch.zeros((), device=trained[0].device)
         for index, part in enumerate(parts):
             # Processes add up their gradients once a term. DDP takes the mean over them, and what is wanted is the sum.
             last = index == len(parts) - 1
