@@ -209,7 +209,8 @@ class _OfAllTokens(StatisticsAccumulator):
         single = ("last", "generated")  # of each text
         sizes = {position: len(mask) if position in single else mask.numel() for position, mask in position_masks.items()}
         self._sizes = list(sizes.values())
-        self._rows = torch.cat([torch.arange(size) for size in self._sizes])
+        rows = torch.cat([torch.arange(size) for size in self._sizes])
+        self._rows = {rows.device: rows}
 
 
 def _inputs(batch: Batch) -> Batch:
