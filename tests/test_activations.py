@@ -15,6 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import casd.activation_statistics
 from casd.activation_statistics import POSITIONS, ActivationStatistics, StatisticsAccumulator, collect_statistics
 from casd.activations import SITES, capture, decoder_layers
 from casd.errors import ConfigError, ModelError, StoreError
@@ -242,6 +243,20 @@ def test_streamed_statistics_are_the_whole_data_s(family: str) -> None:
     assert streamed.mean["attn_out", "prompt"].dtype == torch.float64
     assert (streamed.sites, streamed.positions) == (SITES, POSITIONS)
     assert_close(streamed, whole_data_statistics(model, rows), 1e-4)
+
+
+@pytest.mark.parametrize(("budget", "layers"), [(1, 1), (12_000, 2), (10**9, N_LAYERS)])
+def test_summing_layers_together_changes_nothing(budget: int, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU does it; the CPU sums each layer by itself."""
+    model, rows = build("llama"), texts()
+    batches = [make_batch(rows[:3]), make_batch(rows[3:])]
+    expected = collect(model, batches)
+    together: list[int] = []
+    sums = casd.activation_statistics._moment_sums
+    monkeypatch.setattr("casd.activation_statistics._held_bytes", lambda device: budget)
+    monkeypatch.setattr("casd.activation_statistics._moment_sums", lambda h, dtype: together.append(len(h)) or sums(h, dtype))
+    assert_close(collect(model, batches), expected, 1e-12)
+    assert max(together) == layers
 
 
 def test_batch_split_and_order_change_nothing() -> None:

@@ -1,8 +1,8 @@
 """Statistics of activations, streamed: means over the tokens of a text set, summed up batch by batch.
 
 `collect_statistics` keeps three sums per (site, position, layer), so memory is O(layers × width) however many texts there
-are. Of a batch's activations the tokens that count are held until there are HELD_BYTES of them, and then summed together: a
-GPU is done with a small layer before its sums could even be asked for one by one.
+are. On a GPU the tokens of a batch that count are held until there are HELD_BYTES of them, and then summed together: it is done
+with a small layer before its sums could even be asked for one by one.
 
 Positions of a text: `last`, `prompt`, `trigger` and `generated`, each given by the caller as a mask over the tokens.
 """
@@ -132,13 +132,14 @@ class StatisticsAccumulator:
         self.n_layers = n_layers
         self.sites = checked_choices("site", sites, SITES)
         self.positions = checked_choices("position", positions, POSITIONS)
-        self._sums: dict[tuple[str, int], Tensor] = {}  # each (moments, positions, d_model)
+        # By site and device (layers of one model may lie on several): each (n_layers, moments, positions, d_model).
+        self._sums: dict[tuple[str, torch.device], Tensor] = {}
         self._count = dict.fromkeys(self.positions, 0)
         self._n_batches = 0
         self._n_updates = dict.fromkeys(((site, layer) for site in self.sites for layer in range(n_layers)), 0)
         self._rows: dict[torch.device, Tensor] = {}
         self._sizes: list[int] = []
-        self._held: list[tuple[tuple[str, int], Tensor]] = []  # with (tokens of all positions, d_model)
+        self._held: dict[str, dict[int, Tensor]] = {site: {} for site in self.sites}  # by layer, (selected tokens, d_model)
         self._held_bytes = 0
 
     def start_batch(self, position_masks: Mapping[str, Tensor]) -> None:
@@ -158,11 +159,13 @@ class StatisticsAccumulator:
         # Selected, not weighted by the mask: at padding a model may give NaN, and 0 · NaN is NaN. It is a copy: what the model
         # does to its own tensor later does not matter.
         selected = activation.flatten(0, 1).index_select(0, self._rows_on(activation.device))
-        if self._held and not _go_together(self._held[0][1], selected):
+        held = self._held[site]
+        # Summed together are neighbouring layers of one kind, and each once.
+        if held and (layer_idx - 1 not in held or not _go_together(held[layer_idx - 1], selected)):
             self._sum_held()
-        self._held.append(((site, layer_idx), selected))
+        held[layer_idx] = selected
         self._held_bytes += selected.nbytes
-        if self._held_bytes >= HELD_BYTES:
+        if self._held_bytes >= _held_bytes(selected.device):
             self._sum_held()
 
     def _rows_on(self, device: torch.device) -> Tensor:
@@ -172,15 +175,19 @@ class StatisticsAccumulator:
 
     def _sum_held(self) -> None:
         """Add what is held to the sums."""
-        if not self._held:
-            return
-        keys, selected = zip(*self._held, strict=True)
-        self._held, self._held_bytes = [], 0
-        tokens = torch.stack(selected) if len(selected) > 1 else selected[0][None]
-        dtype = torch.float32 if tokens.device.type == "mps" else torch.float64
-        sums = torch.stack([_moment_sums(each, dtype) for each in tokens.split(self._sizes, dim=1)], dim=2)
-        for key, each in zip(keys, sums, strict=True):
-            self._sums[key] = self._sums[key] + each if key in self._sums else each
+        for site, held in self._held.items():
+            if not held:
+                continue
+            first, selected = min(held), list(held.values())
+            held.clear()
+            tokens = torch.stack(selected) if len(selected) > 1 else selected[0][None]
+            dtype = torch.float32 if tokens.device.type == "mps" else torch.float64
+            sums = torch.stack([_moment_sums(each, dtype) for each in tokens.split(self._sizes, dim=1)], dim=2)
+            key = (site, tokens.device)
+            if key not in self._sums:
+                self._sums[key] = sums.new_zeros(self.n_layers, *sums.shape[1:])
+            self._sums[key][first : first + len(sums)] += sums
+        self._held_bytes = 0
 
     def result(self) -> ActivationStatistics:
         """The statistics of all batches so far.
@@ -204,11 +211,17 @@ class StatisticsAccumulator:
                 )
         moments: dict[str, dict[tuple[str, str], Tensor]] = {moment: {} for moment in MOMENTS}
         for site in self.sites:
-            sums = torch.stack([self._sums[site, layer].cpu().double() for layer in range(self.n_layers)])
+            sums = sum(each.cpu().double() for (where, _), each in self._sums.items() if where == site)
+            assert isinstance(sums, Tensor)
             for place, position in enumerate(self.positions):
                 for index, moment in enumerate(MOMENTS):
                     moments[moment][site, position] = sums[:, index, place] / self._count[position]
         return ActivationStatistics(count=dict(self._count), **moments)
+
+
+def _held_bytes(device: torch.device) -> int:
+    """How much is held before it is summed: on the CPU nothing, for a layer is best summed while it is in the cache."""
+    return 0 if device.type == "cpu" else HELD_BYTES
 
 
 def _go_together(first: Tensor, second: Tensor) -> bool:
@@ -261,7 +274,7 @@ def collect_statistics(
                 raise ValueError("a position mask selects padding")
             position_ids = (mask.long().cumsum(-1) - 1).clamp(min=0).to(device)
             options = {"position_ids": position_ids, "use_cache": False}
-            accumulator.start_batch({position: selected.to(device) for position, selected in masks.items()})
+            accumulator.start_batch(masks)
             forward(
                 input_ids=batch["input_ids"].to(device),
                 attention_mask=mask.to(device),
