@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -31,19 +31,20 @@ from casd.evaluation import Evaluation, Probes, evaluate, make_probes
 from casd.graph import stage_graph
 from casd.injection import inject
 from casd.measurement import TextStatistics, measure_activations, read_statistics, write_statistics
+from casd.one_model import OneModel, load_model
 from casd.poisoning import Backdoor, check_backdoors
 from casd.progress import say, track
+from casd.provenance import identity, origin
 from casd.registry import build
 from casd.results import RunTables
 from casd.rivals.evidence import Evidence, gather_evidence, rival_table
-from casd.runtime import Runtime, give_freed_memory_back
+from casd.runtime import Runtime
 from casd.scoring import StateRecord, check_captured, score
 from casd.seeding import derive_seed
 from casd.stages import MANIFEST, Stage, StageStore, read_json, write_json
 from casd.states import INJECTED
 from casd.targets import TARGETS
 from casd.token_table import TokenTable, write_token_table
-from casd.training import sharding
 from casd.training.checkpoints import TrainingLog
 from casd.transfer import relation_points
 from casd.triggers import TriggerPosition
@@ -105,8 +106,6 @@ class Run:
         self.store = StageStore(Path(config.runtime.store))
         if config.runtime.threads:
             torch.set_num_threads(config.runtime.threads)
-        self._injected_weights: weights.Weights = {}
-        self._in_memory: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -204,13 +203,8 @@ class Run:
         table = TokenTable.open(self.store.folder(self.graph.tokens, verify=True))
         return Encoder(models.load_tokenizer(self._base_folder), self.config.model.max_tokens, table)
 
-    def _load(self, folder: Path) -> PreTrainedModel:
-        model = models.load(folder, dtype=self.config.model.dtype)
-        give_freed_memory_back(model, self.runtime.torch_device)
-        return model
-
     def _make_injected(self, folder: Path) -> None:
-        model = self._load(self._base_folder)
+        model = load_model(self._base_folder, self.config.model.dtype, self.runtime.torch_device)
         lora = self.config.injection.training.lora
         if lora:
             weights.attach_lora(model, lora, "injection", seed=derive_seed(self.config.seed, "injection adapter"))
@@ -234,50 +228,21 @@ class Run:
     # --- the states of the one model in memory ---
 
     @cached_property
-    def _model(self) -> PreTrainedModel:
-        """The injected model, ready for removals: an adapter of the injection stays apart if removals are adapters too."""
+    def _one(self) -> OneModel:
         folder = self.store.folder(self.graph.inject, verify=True)
-        lora = self.config.unlearning.training.lora
-        if self.config.injection.training.lora:
-            model = self._load(self._base_folder)
-            weights.load_adapter(model, folder / "adapter", "injection")
-            if not lora:
-                weights.merge_adapters(model)
-        else:
-            model = self._load(folder / "model")
-        if lora:
-            weights.attach_lora(model, lora, "removal", seed=derive_seed(self.config.seed, "removal adapter"))
-        sharding.place(model, self.runtime.torch_device)
-        self._injected_weights = weights.copy_weights(model)
-        self._in_memory = INJECTED
-        return model
-
-    def _restore_injected(self) -> PreTrainedModel:
-        model = self._model
-        if self._in_memory != INJECTED:
-            weights.restore_weights(model, self._injected_weights)
-            self._in_memory = INJECTED
-        return model
+        return OneModel(self.config, self._base_folder, folder, self.runtime.torch_device)
 
     def _state(self, state: str) -> PreTrainedModel:
         """The model in that state: as it is in memory, from kept weights, or by training it again, which gives the same."""
         if state == INJECTED:
-            return self._restore_injected()
-        if self._in_memory != state:
+            return self._one.restore()
+        if self._one.state != state:
             if self.store.is_done(self.graph.weights[state]):
-                self._load_removed(self.store.folder(self.graph.weights[state], verify=True))
-                self._in_memory = state
+                self._one.read_removal(self.store.folder(self.graph.weights[state], verify=True), state)
             else:
                 say(f"The removed model {state} was not kept (runtime.keep_models); training it again.")
                 self._unlearn(state)
-        return self._model
-
-    def _load_removed(self, folder: Path) -> None:
-        model = self._model
-        if (folder / weights.ADAPTER_FILE).is_file():
-            weights.restore_adapter(model, folder, "removal")
-        else:
-            weights.load_removal(model, folder / "weights.safetensors", injected=self._injected_weights)
+        return self._one.model
 
     @cached_property
     def _removals(self) -> dict[str, Removal]:
@@ -302,7 +267,7 @@ class Run:
                 return log
 
             chosen, tried = tune(config, backdoors, remove)
-        self._in_memory = None  # the last trial is none of the states
+        self._one.state = None  # the last trial is none of them
         tuning_table(chosen, tried).to_parquet(folder / "trials.parquet", index=False)
         write_json(folder / "chosen.json", chosen)
 
@@ -315,8 +280,8 @@ class Run:
 
     def _unlearn(self, state: str, checkpoint: Path | None = None, *, using: UnlearningConfig | None = None) -> TrainingLog:
         config, removal = using or self._unlearning, self._removals[state]
-        model = self._restore_injected()
-        self._in_memory = None
+        model = self._one.restore()
+        self._one.state = None
         log = unlearn(
             model,
             self.encoder,
@@ -329,19 +294,15 @@ class Run:
             runtime=self.runtime,
             checkpoint=checkpoint,
         )
-        self._in_memory = state
+        self._one.state = state
         return log
 
     def _make_removed(self, state: str, folder: Path) -> None:
         self._unlearn(state, self.store.checkpoint_folder(self.graph.unlearn[state])).write(folder / "log.json")
 
     def _write_weights(self, state: str, folder: Path) -> None:
-        model = self._state(state)
-        if self.config.unlearning.training.lora:
-            weights.save_adapter(model, folder, "removal")
-        else:
-            injected = self._injected_weights if self.config.runtime.keep_as == "delta" else None
-            weights.save_removal(model, folder / "weights.safetensors", injected=injected)
+        self._state(state)
+        self._one.write_removal(folder)
 
     # --- measurements ---
 
@@ -369,8 +330,8 @@ class Run:
         write_statistics(statistics, folder)
         if self.config.activations.rivals:
             gather_evidence(
-                self._model,
-                self._injected_weights,
+                self._one.model,
+                self._one.injected_weights,
                 self.encoder,
                 self._probes.triggered,
                 batch_size=self.config.activations.batch_size,
@@ -399,40 +360,12 @@ class Run:
             self.config.metric,
             self.config.evaluation,
             seed=self.config.seed,
-            info=self._identity,
+            info=identity(self.config),
             target_asr=self.config.unlearning.stopping.target_asr,
             rivals=rival_table(self.backdoors, self.encoder, statistics, evidence),
             tuning=pd.read_parquet(self.store.file(tuned, "trials.parquet")) if tuned else None,
         )
         tables.write(folder)
-
-    @property
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "model": self.config.model.name,
-            "objective": self.config.unlearning.objective.name,
-            "seed": self.config.seed,
-            "targets": {name: _target_label(section) for name, section in self.config.backdoor.items()},
-        }
-
-    def _origin(self) -> dict[str, Any]:
-        """Where the numbers come from: the whole configuration, versions, stages and the time they took, in seconds."""
-        tuned = [self.graph.tune] if self.graph.tune else []
-        stages = (self.graph.corpus, self.graph.base, self.graph.inject, *tuned, *self.graph.unlearn.values())
-        measured = (*self.graph.evaluate.values(), *self.graph.activations.values(), *self.graph.utility.values())
-        manifests = [self.store.manifest(stage) for stage in (*stages, *measured)]
-        timings: dict[str, float] = {}
-        for manifest in manifests:
-            timings[manifest["stage"]] = round(timings.get(manifest["stage"], 0.0) + manifest["seconds"], 3)
-        return {
-            "run": self.folder.name,
-            "config": to_yaml(self.config),
-            "timings": timings,
-            "provenance": {
-                **manifests[-1]["made_with"],
-                "stages": {"inject": self.graph.inject.key, "score": self.graph.score.key},
-            },
-        }
 
     # --- report ---
 
@@ -440,7 +373,7 @@ class Run:
         from casd.report import write_report
 
         tables = RunTables.read(self.store.folder(self.graph.score, verify=True))
-        tables.info |= self._origin()
+        tables.info |= origin(self.config, self.graph, self.store, self.folder.name)
         named = tables.casd[~tables.casd["grid"].astype(bool)]
         write_report(tables, folder, relation_points(named, tables.transfer))
 
@@ -457,7 +390,3 @@ class Run:
                 begun.rename(self.folder)
             finally:
                 shutil.rmtree(begun, ignore_errors=True)
-
-
-def _target_label(section: BackdoorConfig) -> str:
-    return " ".join([section.target.name, *map(str, section.target.params.values())])
