@@ -26,7 +26,7 @@ from casd.planning.check import check, disk_refusal, memory_refusal, upper_bound
 from casd.planning.machine import machine
 from casd.planning.memory import Rows, generation_need, loss_need, training_need
 from casd.planning.phases import Devices, Phases
-from casd.planning.plan import PHASES, plans
+from casd.planning.plan import PHASES, Plan, plans
 from casd.planning.simulation import LiveBytes, simulated_peak
 from casd.planning.workload import TextLengths, forward_flops, training_flops
 from casd.training.losses import mean_nll
@@ -263,6 +263,18 @@ def test_the_weights_before_unlearning_are_reckoned_with(tmp_path: Path) -> None
         ["unlearning=clean_target", "unlearning.objective.params.retain=kl"],
     ):
         assert need(*overrides)[0] == pytest.approx(without + weights, abs=0.1 * weights)
+
+
+def test_the_best_step_of_a_watched_removal_is_reckoned_with(tmp_path: Path) -> None:
+    """A copy in float32 on the host, and one in each of the two checkpoints that are there while the second is written."""
+    [plain, watched] = plans([config(tmp_path), config(tmp_path, "unlearning.stopping.target_asr=0.05")])
+    weights = 4 * phases(plain.config).blueprint.parameters
+    assert phases(watched.config).phase("unlearn").copy - phases(plain.config).phase("unlearn").copy == weights
+
+    def begun(plan: Plan) -> set[int]:
+        return {cost.begun for cost in plan.stages if cost.stage.name == "unlearn"}
+
+    assert begun(watched) == {2 * (3 + 1) * weights} and begun(plain) == {2 * 3 * weights}
 
 
 def settings(message: str) -> list[str]:

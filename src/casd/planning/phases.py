@@ -32,7 +32,8 @@ class Phase:
     Attributes:
         name: of the phase.
         need: on each device.
-        copy: bytes of the weights that removals are restored from, in the CPU's memory.
+        copy: bytes of copies of trained weights in the CPU's memory: what removals are restored from, and the best step of a
+            removal that is watched.
         host: bytes that the model takes in the CPU's memory, over all devices, while it is loaded, and the copies.
         rows: documents or prompts that go through the model at once.
         tokens: of each, at most.
@@ -73,6 +74,11 @@ def removal_adapters(config: Config) -> Adapters:
     """The adapters on the model in removals and measurements. One of the injection alone is merged into the weights."""
     lora = config.unlearning.training.lora
     return [*injection_adapters(config), (lora, "removal")] if lora else []
+
+
+def best_step_bytes(blueprint: Blueprint, training: TrainingConfig) -> int:
+    """Bytes of a trained parameter in the copy of a removal's best step, which is as precise as the training."""
+    return 4 if training.optimizer == "adamw" else blueprint.element_size
 
 
 class Phases:
@@ -208,10 +214,12 @@ class Phases:
         number, training = self.devices.number, name in ("pretrain", "inject", "unlearn")
         loaded = self.blueprint.weight_bytes(adapters)
         trained = self.blueprint.trained_parameters(adapters)
+        kept = name == "unlearn" and self.config.unlearning.stopping.watched
         copy = trained * (4 if adapters else self.blueprint.element_size) if restored else 0
+        copy += trained * best_step_bytes(self.blueprint, self.config.unlearning.training) if kept else 0
         if self.devices.sharded:
             loaded = 4 * (self.blueprint.parameters + sum(self.blueprint.trained_parameters([each]) for each in adapters))
-            copy = -(-4 * trained // number) if restored else 0
+            copy = -(-4 * trained * (restored + kept) // number)
             need = self._divided(need, loaded)
         elif number > 1 and training:
             need = need.replicated()

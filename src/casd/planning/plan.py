@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from casd import distributed, models
-from casd.config import Config, LanguageModelTraining, TrainingConfig
+from casd.config import Config, LanguageModelTraining, TrainingConfig, UnlearningTraining
 from casd.errors import CasdError, CorpusError, ModelError
 from casd.injection import GUARD_PASSAGES as GUARD_OF_INJECTION
 from casd.pipeline import Run
 from casd.planning.blueprint import Adapters, Blueprint, blueprint
 from casd.planning.machine import Machine, free_disk, machine
 from casd.planning.memory import EIGHT_BIT_STATE
-from casd.planning.phases import Devices, Phase, PhaseName, Phases, injection_adapters, removal_adapters
+from casd.planning.phases import Devices, Phase, PhaseName, Phases, best_step_bytes, injection_adapters, removal_adapters
 from casd.planning.workload import TextLengths, forward_flops, text_lengths, training_flops
 from casd.rivals.shifts import PROMPTS_PER_SET
 from casd.rivals.updates import SKETCH_SIZE
@@ -305,6 +305,8 @@ class _Costs:
         flops += self._forward(guarded, context)
         trained = self.blueprint.trained_parameters(adapters)
         state = 4 + 8 if training.optimizer == "adamw" else self.blueprint.element_size + EIGHT_BIT_STATE
+        if isinstance(training, UnlearningTraining) and self.config.unlearning.stopping.watched:
+            state += best_step_bytes(self.blueprint, training)
         without = distributed.sharding_asked_for() or math.isinf(self.config.runtime.checkpoint_seconds)
         # While a checkpoint is written, the one before it is still there. Divided models have none.
         begun = 0 if without else round(2 * state * trained)
