@@ -126,6 +126,7 @@ def make_run(
         utility=pd.DataFrame(columns=list(SCHEMAS["utility"])),
         rivals=pd.DataFrame(columns=list(SCHEMAS["rivals"])),
         tuning=pd.DataFrame(columns=list(SCHEMAS["tuning"])),
+        curves=pd.DataFrame(columns=list(SCHEMAS["curves"])),
         info={
             "model": model,
             "objective": objective,
