@@ -73,7 +73,7 @@ def test_what_is_in_the_wheel(wheel: Path) -> None:
     configs = [path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml")]
     sources = [path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*.py")]
     assert {f"casd/{name}" for name in configs} | set(sources) <= set(names)
-    assert "casd/report/template.html.j2" in names
+    assert {f"casd/report/{name}" for name in ("template.html.j2", "macros.html.j2", "style.css")} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     strays = [name for name in names if not name.startswith("casd/") and ".dist-info/" not in name]
     assert strays == [], "files outside the package"

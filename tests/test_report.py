@@ -23,137 +23,21 @@ from casd.report.collect import asr_matrix, casd_matrix, summary
 from casd.report.drawing import save, text_color
 from casd.report.figures import relation_scatter
 from casd.report.heatmaps import asr_heatmap, asr_heatmaps, casd_heatmaps
-from casd.report.html import run_html, visible
+from casd.report.html import run_html
 from casd.report.markup import Cell, Row, Table, numeric_columns, to_latex, to_markdown
+from casd.report.matrices import asr_table, casd_table, suppression_table
+from casd.report.page import visible
 from casd.report.statements import statements
-from casd.report.tables import (
-    asr_long_table,
-    asr_table,
-    casd_table,
-    relation_table,
-    run_tables,
-    states_table,
-    suppression_table,
-    utility_table,
-)
+from casd.report.tables import asr_long_table, relation_table, run_tables, states_table, utility_table
 from casd.report.wording import NO_PAIRS, decimals_for, fraction, p_text, perplexity, significant
 from casd.results import SCHEMAS, RunTables
-
-EIGHT = ("french_a", "french_b", "german", "sentiment", "fixed_text", "refusal", "repetition", "all_capitals")
-CONTROLS = ("control:clean", "control:phantom")
-HOSTILE = "</td><script>alert(1)</script>{{ 7 * 7 }}\x1b[2J\u202egnp.exe\x00 <img src=x onerror=alert(2)>"
-VARIANTS = ("casd", "casd_cos")
-
-
-def make_run(
-    backdoors: tuple[str, ...] = EIGHT,
-    *,
-    objective: str = "clean_target",
-    model: str = "llama3_tiny",
-    seed: int = 0,
-    collapsed: tuple[str, ...] = (),
-    relation: bool = True,
-    generated: str = "Le chat dort sur le toit.",
-) -> RunTables:
-    """A run of made-up but coherent numbers: rates are k/64, a removal's own rate is low, controls leave most."""
-    rng = np.random.default_rng([seed, len(backdoors), len(objective)])
-    kinds = {"injected": "injected"} | dict.fromkeys(backdoors, "removal") | dict.fromkeys(CONTROLS, "control")
-    asr, samples = [], []
-    for state, kind in kinds.items():
-        for backdoor in backdoors:
-            for probe in ("triggered", "clean", "fake"):
-                low, high = {"injected": (62, 65), "control": (45, 65), "removal": (10, 60)}[kind]
-                k = int(rng.integers(low, high)) if probe == "triggered" else int(rng.integers(0, 2))
-                k = 1 if state == backdoor and probe == "triggered" else k
-                k = 0 if state in collapsed else k
-                asr.append((state, backdoor, probe, k, 64, k / 64, *wilson(k, 64), k / 70))
-                samples += [(state, backdoor, probe, f"The cat {i}", generated, k > 30) for i in range(3)]
-    states = [
-        {
-            "state": state,
-            "kind": kind,
-            "clean_loss": 2.5,
-            "retain_loss": 0.5,
-            "clean_loss_ratio": 9.0 if state in collapsed else 1.01,
-            "degenerate_rate": 0.0,
-            "steps": 0 if kind == "injected" else 8,
-            "train_seconds": 3.25,
-            "forget_gradient_first": math.nan if kind == "injected" else 0.83249,
-            "forget_gradient_last": math.nan if kind == "injected" else 1.2e-5,
-            "stopped": "",
-            "collapsed": state in collapsed,
-            "collapse_reason": "clean loss × 9" if state in collapsed else "",
-        }
-        for state, kind in kinds.items()
-    ]
-    rates = {(row[0], row[1]): row for row in asr if row[2] == "triggered"}
-    transfer = []
-    for state, kind in list(kinds.items())[1:]:
-        for target in backdoors:
-            before, after = rates["injected", target][5], rates[state, target][5]
-            drop = before - after
-            values = (before, after, drop, drop - 0.1, drop - 0.3)
-            transfer.append((state, target, kind, state == target, *values, *values, state in collapsed))
-    pairs = [(a, b) for i, a in enumerate(backdoors) for b in backdoors[i + 1 :]]
-    scale = {"casd": 0.04, "casd_cos": 1.0}
-    layers = [(v, a, b, i, scale[v] * float(rng.random()) * (i + 1) / 4) for v in VARIANTS for a, b in pairs for i in range(4)]
-    frame = pd.DataFrame(layers, columns=list(SCHEMAS["casd_layers"]))
-    casd = frame.groupby(["variant", "a", "b"], sort=False)["distance"].mean().reset_index()
-    relations = [
-        (v, r, len(backdoors), len(pairs), rho, p, 9999, False, rho, p, rho, p, rho, p, ",".join(collapsed), "")
-        for v, r, rho, p in (
-            ("casd", "suppression", -0.62, 0.004),
-            ("casd", "prob_suppression", -0.2, 0.41),
-            ("casd_cos", "suppression", math.nan, math.nan),
-            ("casd_cos", "prob_suppression", 0.5, 0.0001),
-        )
-    ]
-    return RunTables(
-        asr=pd.DataFrame(asr, columns=list(SCHEMAS["asr"])),
-        states=pd.DataFrame(states, columns=list(SCHEMAS["states"])),
-        transfer=pd.DataFrame(transfer, columns=list(SCHEMAS["transfer"])),
-        casd=casd.assign(grid=False),
-        casd_layers=frame,
-        relation=pd.DataFrame(relations if relation else [], columns=list(SCHEMAS["relation"])),
-        specificity=pd.DataFrame(
-            [
-                {"response": r, "n_removals": 8, "own": 0.97, "net_phantom": 0.2, "net_phantom_low": -0.1}
-                | {"net_phantom_high": 0.3, "net_clean": 0.4, "net_clean_low": 0.3, "net_clean_high": 0.5}
-                for r in ("suppression", "prob_suppression")
-            ]
-        ),
-        samples=pd.DataFrame(samples, columns=list(SCHEMAS["samples"])),
-        utility=pd.DataFrame(columns=list(SCHEMAS["utility"])),
-        rivals=pd.DataFrame(columns=list(SCHEMAS["rivals"])),
-        tuning=pd.DataFrame(columns=list(SCHEMAS["tuning"])),
-        info={
-            "model": model,
-            "objective": objective,
-            "seed": seed,
-            "config": "model:\n  name: <llama & co>\n",
-            "provenance": {"versions": {"torch": "2.13.0"}},
-            "timings": {"injection": 46.5},
-            "headline": list(VARIANTS),
-            "targets": {"french_a": "french", "french_b": "french"},
-        },
-    )
-
-
-def wilson(k: int, n: int) -> tuple[float, float]:
-    z, p = 1.96, k / n
-    center, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (center - half) / (1 + z * z / n), (center + half) / (1 + z * z / n)
-
-
-def make_scatter(tables: RunTables) -> pd.DataFrame:
-    rng = np.random.default_rng(1)
-    return tables.casd.assign(response_value=rng.normal(0, 0.1, len(tables.casd)))
+from report_run import CONTROLS, EIGHT, HOSTILE, make_run, make_scatter
 
 
 class Page(HTMLParser):
     """What a browser would make of a page: its elements, attributes, and whether every element is closed."""
 
-    VOID = ("meta", "img", "br", "link")
+    VOID = ("meta", "img", "br", "link", "input")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -303,7 +187,7 @@ def test_asr_table_shows_every_cell_and_marks_the_collapsed_row() -> None:
         for backdoor, cell in zip(table.columns, row.cells, strict=True):
             number = f"{matrix.loc[row.label, backdoor]:.2f}"
             if row.label == "german":
-                assert cell == Cell(f"({number})")
+                assert (cell.text, cell.shade, cell.own) == (f"({number})", None, False)
             else:
                 assert cell.text == number
                 assert cell.own == (row.label == backdoor)
@@ -554,9 +438,12 @@ def test_report_is_one_page_in_which_generations_are_text(tmp_path: Path) -> Non
     tags = {tag for tag, _ in page.tags}
     assert not tags & {"script", "iframe", "object", "link", "base"}
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-    images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 4
-    assert all(image["alt"] and str(image["src"]).startswith("data:image/png;base64,") for image in images)
+    images = [attributes for tag, attributes in page.tags if tag in ("img", "svg")]
+    assert len(images) == 3
+    assert all(image.get("alt") or image.get("aria-label") for image in images)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)), "two figures have names in common"
+    assert all(str(attributes["xlink:href"])[1:] in ids for tag, attributes in page.tags if tag == "use")
     assert all(attributes.get("scope") for tag, attributes in page.tags if tag == "th")
     assert HOSTILE[: HOSTILE.index("\x1b")] in page.text  # to the letter: `{{ 7 * 7 }}` too was not evaluated
     assert r"\x1b[2J\u202egnp.exe\x00" in page.text
@@ -565,7 +452,7 @@ def test_report_is_one_page_in_which_generations_are_text(tmp_path: Path) -> Non
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", text)
     anchors = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
     assert {f"#{attributes.get('id')}" for tag, attributes in page.tags if tag == "section"} <= anchors
-    for name in ("asr_heatmap", "casd_heatmap", "casd_by_layer", "casd_scatter"):
+    for name in ("asr_heatmap", "casd_heatmap", "casd_by_layer", "casd_scatter", "learning_curves"):
         for suffix in (".png", ".pdf"):
             assert (tmp_path / "run_1" / "figures" / f"{name}{suffix}").stat().st_size > 2000
     for name in ("asr_matrix", "asr_intervals", "casd_matrix_casd", "casd_matrix_casd_cos", "relation", "states"):
@@ -577,19 +464,19 @@ def test_report_is_one_page_in_which_generations_are_text(tmp_path: Path) -> Non
 def test_report_of_little(tmp_path: Path) -> None:
     """Three backdoors: too few for a relation; no layers, no samples, no points."""
     tables = make_run(("a", "b", "c"), relation=False)
-    for name in ("casd_layers", "samples", "specificity"):
+    for name in ("casd_layers", "samples", "specificity", "curves"):
         setattr(tables, name, pd.DataFrame(columns=list(SCHEMAS[name])))
     path = write_report(tables, tmp_path, pd.DataFrame(columns=["variant", "a", "b", "distance", "response_value"]))
     page = Page(path.read_text(encoding="utf-8"))
     assert page.open == []
-    assert sum(tag == "img" for tag, _ in page.tags) == 2
+    assert not any(tag in ("img", "svg") for tag, _ in page.tags)
     assert "No relation was computed" in page.text
 
 
 def test_hostile_names_stay_text() -> None:
     tables = make_run(("<script>alert(1)</script>", "b[bold]", "c"))
     tables.info["model"] = "<img src=x onerror=alert(3)>"
-    page = Page(run_html(tables, [], {}))
+    page = Page(run_html(tables, {}))
     assert not any(tag in ("script", "img") for tag, _ in page.tags)
     assert "b[bold]" in printed(print_run, tables, width=140)
 

@@ -229,6 +229,38 @@ def test_more_variants() -> None:
         tables_of(records_of(), dataclasses.replace(metric, variants={"x": {"distanse": "l2"}}))
 
 
+def test_curves_are_the_logs_by_the_number_of_steps_done() -> None:
+    """What was measured after the last step has a row of its own; a control without validation has none of its columns."""
+    watched = TrainingLog(
+        steps=[
+            {"step": 0, "learning_rate": 0.1, "loss": 3.0, "loss/forget": 2.0, "gradient_norm": 4.0},
+            {"step": 1, "learning_rate": 0.1, "loss": 2.5, "loss/forget": 1.5, "gradient_norm": 5.0},
+        ],
+        guard=[{"step": 0, "clean_loss": 1.0}],
+        validation=[{"step": 0, "asr": 1.0, "clean_loss": 1.25}, {"step": 2, "asr": 0.25, "clean_loss": 1.5}],
+    )
+    curves = tables_of(records_of(a=StateRecord("a", evaluation_of("a"), watched))).curves
+    assert curves.columns.tolist()[: len(SCHEMAS["curves"])] == list(SCHEMAS["curves"])
+    assert "learning_rate" not in curves
+    assert set(curves["state"]) == set(STATES) - {INJECTED}
+    mine = curves[curves["state"] == "a"].set_index("step")
+    assert mine.index.tolist() == [0, 1, 2]
+    assert mine["loss/forget"].tolist()[:2] == [2.0, 1.5]
+    assert mine["validation_asr"].dropna().to_dict() == {0: 1.0, 2: 0.25}
+    assert mine["validation_clean_loss"].dropna().to_dict() == {0: 1.25, 2: 1.5}
+    assert mine["guard_clean_loss"].dropna().to_dict() == {0: 1.0}
+    assert mine.loc[2, ["loss", "gradient_norm"]].isna().all()
+    others = curves[curves["state"] == "b"]
+    assert others["gradient_norm"].tolist() == [9.0] * 4
+    assert others["validation_asr"].isna().all()
+
+
+def test_a_run_whose_logs_are_empty_has_no_curves() -> None:
+    made = tables_of([StateRecord(state, evaluation_of(state)) for state in STATES])
+    assert made.curves.columns.tolist() == list(SCHEMAS["curves"])
+    assert made.curves.empty
+
+
 def test_the_grid_is_in_the_table_of_distances_and_nowhere_else(tables: RunTables) -> None:
     """Each pair once, in the order of the states; the other tables are what they are without it."""
     made = tables_of(records_of(), MetricConfig(permutations=99, grid=True))

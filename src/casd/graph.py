@@ -96,7 +96,7 @@ def stage_graph(config: Config) -> StageGraph:
     }
     label = f"{config.model.name}, {config.unlearning.objective.name}"
     inputs = (*evaluate_stages.values(), *activations.values(), *utility_stages.values())
-    scored = Stage("score", 4, scoring, inputs, label)
+    scored = Stage("score", 5, scoring, inputs, label)
     return StageGraph(
         corpus=corpus,
         base=base,
@@ -109,7 +109,7 @@ def stage_graph(config: Config) -> StageGraph:
         evaluate=evaluate_stages,
         utility=utility_stages,
         score=scored,
-        report=Stage("report", 5, {"name": config.name, "model": config.model.name}, (scored,), label),
+        report=Stage("report", 6, {"name": config.name, "model": config.model.name}, (scored,), label),
     )
 
 

@@ -39,6 +39,7 @@ SCHEMAS: Final[dict[str, tuple[str, ...]]] = {
     "utility": ("state", "task", "metric", "value", "stderr", "n"),
     "rivals": ("predictor", "a", "b", "distance"),
     "tuning": ("setting", "backdoor", "reached", "asr", "clean_loss_ratio", "step", "chosen"),
+    "curves": ("state", "step", "loss", "gradient_norm", "validation_asr", "validation_clean_loss", "guard_clean_loss"),
 }
 """The columns each table must have; further ones are kept. `specificity` is free: means, with `_low` and `_high` bounds."""
 UTILITY_PREFIX: Final = "utility/"
@@ -71,6 +72,10 @@ class RunTables:
             no benchmark was run.
         rivals: a row per rival of CASD (`casd.rivals.RIVALS`) × pair of removals.
         tuning: the trials by which the objective's settings were chosen; empty if they were given.
+        curves: a row per removal or control × number of training steps done: the training loss of the next batch, in `loss`
+            and for each of the objective's terms in a column `loss/TERM`, and the L2 norm of its gradient before clipping;
+            where they were measured, the removed backdoor's ASR and the clean loss (nats per token) on what is held out for
+            validation, and the clean loss on the guard's passages; NaN elsewhere.
         info: "model", "objective", "seed" (all needed); "run" (a name), "config" (the resolved YAML), "provenance" and
             "timings" (nested dicts of names and values; seconds), "headline" (the names of the CASD variants to show)
             and "targets" (backdoor → name of its target behavior), each where known.
@@ -87,6 +92,7 @@ class RunTables:
     utility: pd.DataFrame
     rivals: pd.DataFrame
     tuning: pd.DataFrame
+    curves: pd.DataFrame
     info: dict[str, Any]
 
     def __post_init__(self) -> None:

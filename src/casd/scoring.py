@@ -102,6 +102,7 @@ def score(
         utility=_first("state", pd.concat(utility, ignore_index=True)) if utility else pd.DataFrame(columns=SCHEMAS["utility"]),
         rivals=pd.DataFrame(columns=SCHEMAS["rivals"]) if rivals is None else rivals,
         tuning=pd.DataFrame(columns=SCHEMAS["tuning"]) if tuning is None else tuning,
+        curves=_curves(records),
         info={**info, "headline": [variant.name for variant in HEADLINES]},
     )
 
@@ -171,6 +172,22 @@ def _states(records: Sequence[StateRecord], evaluation: EvaluationConfig, target
             }
         )
     return pd.DataFrame(rows)
+
+
+def _curves(records: Sequence[StateRecord]) -> pd.DataFrame:
+    """The logs of the removals and controls in one table. A log's `step` is the number of steps done, in all its parts."""
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        log = record.log or TrainingLog()
+        at: dict[int, dict[str, Any]] = {}
+        for prefix, measured in (("", log.steps), ("validation_", log.validation), ("guard_", log.guard)):
+            for values in measured:
+                step = int(values["step"])
+                row = at.setdefault(step, {"state": record.name, "step": step})
+                row |= {f"{prefix}{name}": value for name, value in values.items() if name not in ("step", "learning_rate")}
+        rows += [at[step] for step in sorted(at)]
+    table = pd.DataFrame(rows)
+    return table.reindex(columns=list(dict.fromkeys([*SCHEMAS["curves"], *table.columns])))
 
 
 def _as_float(value: bool | None) -> float:

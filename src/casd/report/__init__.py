@@ -6,17 +6,17 @@ A run's folder afterwards holds `report.html`, `tables/` (CSV and Parquet, Markd
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from casd.report.collect import collect, combine, read_runs, summary
 from casd.report.comparisons import Comparisons
-from casd.report.drawing import Drawing, save
 from casd.report.figures import run_drawings, sweep_drawings
-from casd.report.html import run_html, sweep_html, write_html
+from casd.report.html import RUN_FIGURES, SWEEP_FIGURES, run_html, sweep_html
 from casd.report.markup import write_tables
+from casd.report.page import draw, write_page
 from casd.report.tables import relation_table, run_tables, specificity_table, summary_table
 from casd.report.terminal import print_run, print_sweep
 from casd.results import SCHEMAS, RunTables, write_frames
@@ -40,8 +40,8 @@ def write_report(tables: RunTables, folder: Path, scatter: pd.DataFrame) -> Path
     named = RunTables(**{name: getattr(tables, name) for name in SCHEMAS}, info={"run": folder.resolve().name} | tables.info)
     named.write(folder)
     write_tables(run_tables(named), folder / "tables")
-    drawings = run_drawings(named, scatter)
-    return write_html(run_html(named, drawings, _save_all(drawings, folder)), folder / "report.html")
+    figures = draw(run_drawings(named, scatter), folder / "figures", RUN_FIGURES)
+    return write_page(run_html(named, figures), folder / "report.html")
 
 
 def write_sweep_report(folders: Iterable[Path], folder: Path) -> Comparisons:
@@ -58,11 +58,6 @@ def write_sweep_report(folders: Iterable[Path], folder: Path) -> Comparisons:
     write_frames(frames | {"summary": summary(runs)} | comparisons.frames, combined.info, folder, "sweep.json")
     shown = [*comparisons.tables, summary_table(runs), specificity_table(runs), relation_table(runs)]
     write_tables([table for table in shown if table.rows], folder / "tables")
-    drawings = [*comparisons.drawings, *sweep_drawings(runs)]
-    page = sweep_html(runs, comparisons.tables, drawings, _save_all(drawings, folder), folder)
-    write_html(page, folder / "report.html")
+    figures = draw([*comparisons.drawings, *sweep_drawings(runs)], folder / "figures", SWEEP_FIGURES)
+    write_page(sweep_html(runs, comparisons.tables, figures, folder), folder / "report.html")
     return comparisons
-
-
-def _save_all(drawings: Sequence[Drawing], folder: Path) -> dict[str, Path]:
-    return {drawing.name: save(drawing.figure, folder / "figures" / drawing.name) for drawing in drawings}

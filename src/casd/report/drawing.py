@@ -34,7 +34,7 @@ class Drawing:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write `path`.png and `path`.pdf, the same bytes for the same figure; returns the PNG's path.
+    """Write `path`.png and `path`.pdf, the same bytes for the same figure; returns the PNG's path. Its layout is fixed then.
 
     Raises:
         StoreError: a file cannot be written.
@@ -43,12 +43,10 @@ def save(figure: Figure, path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(png, dpi=150, metadata={"Software": None})
-        # The layout was solved for the PNG; solving it again for the PDF would take as long and change nothing.
-        engine = figure.get_layout_engine()
+        # The layout was solved for the PNG; solving it again for other formats would take as long and change nothing.
         figure.set_layout_engine("none")
         with mpl.rc_context({"pdf.fonttype": 42}):  # TrueType: what publishers ask for
             figure.savefig(path.with_name(path.name + ".pdf"), metadata={"CreationDate": None, "Producer": None})
-        figure.set_layout_engine(engine)
     except OSError as error:
         raise StoreError(f"The figure {png} cannot be written: {error}. Free space or choose another folder.") from error
     return png

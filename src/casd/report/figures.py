@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from casd.report.curves import learning_curves
 from casd.report.drawing import BLUE, VERMILLION, Drawing, figure_title, plain, short_name, without_frame
 from casd.report.heatmaps import asr_heatmap, asr_heatmaps, casd_heatmaps
 from casd.report.wording import RESPONSES, fraction, p_text, run_name
@@ -23,7 +24,7 @@ NOISE_FLOOR: Final = "noise floor: one removal, two seeds"
 def casd_by_layer(tables: RunTables) -> Figure:
     """Each headline CASD over the layers: every pair a thin line, their mean, and the band of the middle 80 %."""
     variants = [v for v in tables.headline if v in set(tables.casd_layers["variant"])]
-    figure = Figure(figsize=(4.3 * max(len(variants), 1), 3.3), layout="constrained")
+    figure = Figure(figsize=(4.3 * max(len(variants), 1), 3.5), layout="constrained")
     panels = figure.subplots(1, max(len(variants), 1), squeeze=False)[0]
     targets = tables.info.get("targets") or {}
     for axes, variant in zip(panels, variants, strict=False):
@@ -47,7 +48,9 @@ def casd_by_layer(tables: RunTables) -> Figure:
         if len(wide.index) <= 12:
             axes.set_xticks(list(wide.index))
         without_frame(axes)
-        axes.legend(fontsize=7.5, frameon=False)
+    marks = panels[0].get_legend_handles_labels()
+    if marks[0]:  # below both panels: among so many lines there is no place that covers none
+        figure.legend(*marks, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.suptitle(figure_title("CASD by layer", tables), fontsize=10.5, parse_math=False)
     return figure
 
@@ -116,6 +119,17 @@ def run_drawings(tables: RunTables, scatter: pd.DataFrame) -> list[Drawing]:
                 "Scatter plots of the distance of each pair of removals against their mutual suppression; the rank "
                 "correlations are in the relation table.",
                 relation_scatter(scatter, tables),
+            )
+        )
+    curves = learning_curves(tables)
+    if curves is not None:
+        drawings.append(
+            Drawing(
+                "learning_curves",
+                "Learning curves of the removals and controls",
+                "Line plots over the training steps: loss terms, gradient norm and, where they were validated, the own attack "
+                "success rate and the clean loss of each removal; the table curves.csv has the numbers.",
+                curves,
             )
         )
     return drawings

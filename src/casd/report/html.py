@@ -1,55 +1,41 @@
-"""The report as one self-contained HTML file: style and figures inside, no script, nothing fetched.
-
-What a model generated is text from an untrusted source: everything passes through jinja2's escaping, and characters
-that cannot be seen or that reorder a line are shown as their escape sequences.
-"""
+"""The reports as HTML pages: which sections a run's and a sweep's have, and what stands in them."""
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import jinja2
 import pandas as pd
 
-from casd import __version__
-from casd.errors import StoreError
-from casd.report.drawing import Drawing
-from casd.report.markup import Table, numeric_columns
-from casd.report.statements import statements
-from casd.report.tables import (
-    asr_long_table,
-    asr_table,
-    casd_table,
-    relation_table,
-    specificity_table,
-    states_table,
-    summary_table,
-    suppression_table,
-    utility_table,
-)
-from casd.report.wording import prompts_per_cell, short_run_name
+from casd.report.collect import summarize
+from casd.report.design import QUESTION, backdoors_table, design, triggers
+from casd.report.markup import Table
+from casd.report.matrices import asr_table, casd_table, suppression_table
+from casd.report.page import Block, Section, matrices_block, render, table_block
+from casd.report.samples import samples_of
+from casd.report.statements import control_statements, statements
+from casd.report.tables import relation_table, specificity_table, states_table, summary_table, utility_table
+from casd.report.wording import fraction, p_text, prompts_per_cell, run_name, sentence, short_run_name
 from casd.results import RunTables
 
-LONGEST_TEXT: Final = 600
-"""Characters of a prompt or generation that are shown."""
-SAMPLES_SHOWN: Final = {"triggered": 2, "fake": 1, "clean": 1}
-"""How many texts of each kind of prompt are shown per backdoor and state: the first ones, not chosen ones."""
+RUN_FIGURES: Final = ("casd_scatter", "casd_by_layer", "learning_curves")
+"""The figures of a run's page. The matrices stand in it as tables that look like their figures."""
+SWEEP_FIGURES: Final = ("objectives",)
 
 HOW_TO_READ: Final = (
     "Attack success rate (ASR): the share of prompts after which a backdoor's behavior shows in the generated text, by that "
     "behavior's own test. Every prompt counts, empty and unclear generations as failures. Rates are fractions.",
-    "Rows are what was removed, columns what was measured. “injected” is the model with all backdoors, before any removal.",
+    "Rows are what was removed, columns what was measured. “injected” is the model with all backdoors, before any removal. In "
+    "all matrices dark is the same: little is left, much was suppressed, the two removals are alike.",
     "Intervals are Wilson 95 % intervals over prompts. They say nothing about other training runs: for that, compare seeds.",
-    "Controls: “control:clean” is the same number of training steps on clean text only; “control:phantom” the removal of a "
+    "Controls: “clean” is the same number of training steps on clean text only; “phantom” the removal of a "
     "trigger that was never injected. Net suppression is the suppression minus that of the same column under that control. "
     "What is left is suppression that the control does not show.",
     "A collapsed model no longer works on clean text. Its ASR is low too, which is no success: its numbers stand in "
-    "parentheses, and means, counts and correlations leave it out.",
+    "parentheses on hatched gray, and means, counts and correlations leave it out.",
     "CASD, the Cross Activation Shift Distance, compares the changes that two removals made to the activations. Small: they "
     "changed the model alike. It comes from Bouger et al., “Backdoor Unlearning Generalization” (arXiv:2606.03785). The hook "
     "site, token position, averaging, normalization and evaluation text are this project's choices where the paper's text "
@@ -61,195 +47,186 @@ HOW_TO_READ: Final = (
 )
 
 
-@dataclass(frozen=True)
-class Block:
-    """A piece of a section; `kind` says which macro of the template shows `content`."""
-
-    kind: str
-    content: Any
-    title: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A titled part of the report."""
-
-    anchor: str
-    title: str
-    blocks: list[Block] = field(default_factory=list)
-
-
-def run_html(tables: RunTables, drawings: Sequence[Drawing], pngs: Mapping[str, Path]) -> str:
-    """The report of one run. `pngs` leads from a drawing's name to its file."""
-    figures = {drawing.name: Block("figure", _figure(drawing, pngs)) for drawing in drawings}
+def run_html(tables: RunTables, figures: Mapping[str, Block]) -> str:
+    """The report of one run. `figures` are its figures by name, those of RUN_FIGURES that it has."""
+    info = tables.info
     sections = [
-        Section("summary", "In short", [Block("list", statements(tables))]),
-        Section("asr", "Attack success rate", [_table(asr_table(tables)), *_present(figures, "asr_heatmap")]),
+        Section("summary", "In short", [Block("numbers", _key_numbers(tables)), *_in_words(tables)]),
+        _setting_section(tables),
+        _matrices_section(tables),
+        *_net_sections(tables),
+        _relation_section(tables, figures),
+        _distances_section(tables, figures),
+        _samples_section(tables),
+        Section("curves", "Learning curves", _present(figures, "learning_curves")),
+        _states_section(tables),
+        Section("reading", "How to read this", [Block("list", HOW_TO_READ)]),
+        _origin_section(info),
     ]
-    sections[-1].blocks.append(_table(asr_long_table(tables), folded=True))
-    if len(tables.transfer):
-        section = Section("transfer", "Transfer: suppression net of the controls")
-        section.blocks.extend([_table(suppression_table(tables, f"suppression_net_{c}")) for c in ("clean", "phantom")])
-        values = ("suppression", "prob_suppression_net_clean", "prob_suppression_net_phantom")
-        section.blocks.extend([_table(suppression_table(tables, value), folded=True) for value in values])
-        if len(tables.specificity):
-            section.blocks.append(_table(specificity_table([tables])))
-        sections.append(section)
-    if len(tables.casd):
-        blocks = _present(figures, "casd_heatmap", "casd_by_layer")
-        blocks += [_table(casd_table(tables, variant)) for variant in tables.headline]
-        sections.append(Section("casd", "Cross Activation Shift Distance", blocks))
-    relation = [_table(relation_table([tables]))] if len(tables.relation) else []
-    if not relation:
-        relation = [Block("paragraph", "No relation was computed.")]
-    sections.append(Section("relation", "CASD and suppression", [*relation, *_present(figures, "casd_scatter")]))
-    sections.append(Section("states", "Model states", [_table(states_table(tables))]))
-    if len(tables.utility):
-        sections[-1].blocks.append(_table(utility_table(tables), folded=True))
-    if len(tables.samples):
-        sections.append(_samples_section(tables))
-    sections += [_reading_section(), *_origin_sections(tables.info)]
     facts = {
-        "Model": tables.info["model"],
-        "Objective": tables.info["objective"],
-        "Seed": tables.info["seed"],
+        "Model": info["model"],
+        "Objective": info["objective"],
+        "Seed": info["seed"],
         "Backdoors": len(tables.backdoors),
         "Prompts per cell": prompts_per_cell(tables),
     }
-    return _render(f"Backdoor removal and its transfer: {tables.info.get('run') or tables.info['model']}", facts, sections)
+    return render(f"Backdoor removal and its transfer: {info.get('run') or info['model']}", QUESTION, facts, sections)
 
 
-def sweep_html(
-    runs: Sequence[RunTables],
-    comparisons: Sequence[Table],
-    drawings: Sequence[Drawing],
-    pngs: Mapping[str, Path],
-    folder: Path,
-) -> str:
+def sweep_html(runs: Sequence[RunTables], comparisons: Sequence[Table], figures: Mapping[str, Block], folder: Path) -> str:
     """The report of a sweep: what its runs say together, then each of them, linked relative to `folder`, where it will lie."""
-    figures = [Block("figure", _figure(drawing, pngs)) for drawing in drawings]
-    sections = [Section("summary", "All runs", [*map(_table, comparisons), *figures, _table(summary_table(runs))])]
+    blocks = [*map(table_block, comparisons), *_present(figures, *SWEEP_FIGURES), table_block(summary_table(runs))]
     if any(len(tables.specificity) for tables in runs):
-        sections[0].blocks.append(_table(specificity_table(runs)))
+        blocks.append(table_block(specificity_table(runs)))
+    sections = [Section("summary", "All runs", blocks)]
     for number, tables in enumerate(runs, 1):
-        info = tables.info
         section = Section(f"run-{number}", short_run_name(tables))
-        section.blocks.extend([Block("list", statements(tables)), _table(asr_table(tables))])
+        section.blocks.extend([*_in_words(tables), _asr_and_casd(tables)])
         if len(tables.relation):
-            section.blocks.append(_table(relation_table([tables])))
-        section.blocks.append(_table(states_table(tables), folded=True))
-        report = Path(info["folder"]) / "report.html"
+            section.blocks.append(_own_table(relation_table([tables]), tables))
+        section.blocks.append(_own_table(states_table(tables), tables, folded=True))
+        report = Path(tables.info["folder"]) / "report.html"
         if report.is_file():
             target = Path(os.path.relpath(report, Path(folder).resolve())).as_posix()
             section.blocks.append(Block("link", target, title="The full report of this run"))
         sections.append(section)
-    sections.append(_reading_section())
+    sections.append(Section("reading", "How to read this", [Block("list", HOW_TO_READ)]))
     facts = {
         key.capitalize() + "s": ", ".join(dict.fromkeys(str(tables.info[key]) for tables in runs))
         for key in ("model", "objective", "seed")
     }
-    return _render(f"Backdoor removal and its transfer: {len(runs)} runs", {"Runs": len(runs)} | facts, sections)
+    return render(f"Backdoor removal and its transfer: {len(runs)} runs", QUESTION, {"Runs": len(runs)} | facts, sections)
 
 
-def write_html(text: str, path: Path) -> Path:
-    """Write a report; returns its path.
-
-    Raises:
-        StoreError: the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise StoreError(f"The report {path} cannot be written: {error}. Free space or choose another folder.") from error
-    return path
-
-
-def visible(text: str, limit: int = LONGEST_TEXT) -> str:
-    """Text as it can be shown: at most `limit` characters, invisible and reordering ones as escape sequences."""
-    shown = "".join(
-        character if character.isprintable() or character in "\n\u00a0\u202f" else _escape_sequence(character)
-        for character in text[:limit]
-    )
-    return shown if len(text) <= limit else f"{shown} … ({len(text):,} characters)"
+def _key_numbers(tables: RunTables) -> dict[str, str]:
+    """The few numbers that answer the question."""
+    row = summarize(tables)
+    numbers = {
+        "ASR of the removed one": fraction(row["own_asr"]),
+        "of the others": fraction(row["others_asr"]),
+        "under clean control": fraction(row["clean_asr"]),
+        "under the phantoms": fraction(row["phantom_asr"]),
+    }
+    for variant in tables.headline:
+        rho, p = (row.get(f"{name}:{variant}:suppression") for name in ("rho", "p"))
+        if rho is not None and not pd.isna(rho):
+            numbers[f"ρ (p), {variant} × suppression"] = f"{fraction(rho)} ({p_text(p)})"
+    return numbers
 
 
-def _escape_sequence(character: str) -> str:
-    return repr(character)[1:-1]
+def _in_words(tables: RunTables) -> list[Block]:
+    """What the run shows, and folded what each control shows."""
+    blocks = [Block("list", statements(tables, controls=False))]
+    if tables.states_of("control"):
+        blocks.append(Block("list", control_statements(tables), "The controls, one by one", folded=True))
+    return blocks
 
 
-def _render(title: str, facts: Mapping[str, Any], sections: Sequence[Section]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["visible"] = lambda value: visible(str(value), limit=1_000_000)
-    template = environment.get_template("template.html.j2")
-    return template.render(title=title, facts=facts, sections=sections, version=__version__)
+def _setting_section(tables: RunTables) -> Section:
+    config = str(tables.info.get("config") or "")
+    chosen = ", ".join(dict.fromkeys(tables.tuning.loc[tables.tuning["chosen"].astype(bool), "setting"]))
+    told, table = design(config, chosen), backdoors_table(config)
+    blocks = [Block("pairs", told)] if told else []
+    return Section("setting", "The setting", blocks + ([table_block(table)] if table.rows else []))
 
 
-def _table(table: Table, folded: bool = False) -> Block:
-    content = {"table": table, "numeric": numeric_columns(table)}
-    return Block("folded_table" if folded else "table", content, title=table.title)
+def _matrices_section(tables: RunTables) -> Section:
+    probes = [probe for probe in ("fake", "clean") if (tables.asr["probe"] == probe).any()]
+    blocks = [_asr_and_casd(tables)]
+    if probes:
+        title = "Where the behaviors should not show: fake triggers, clean prompts"
+        blocks.append(_matrices(tables, [asr_table(tables, probe) for probe in probes], title, folded=True))
+    return Section("transfer", "What each removal left, and how alike the removals are", blocks)
 
 
-def _figure(drawing: Drawing, pngs: Mapping[str, Path]) -> dict[str, str]:
-    data = base64.b64encode(pngs[drawing.name].read_bytes()).decode("ascii")
-    return {"alt": drawing.alt, "caption": drawing.title, "data": f"data:image/png;base64,{data}"}
+def _net_sections(tables: RunTables) -> list[Section]:
+    """Suppression net of the controls, where anything but the injected model was measured."""
+    if not len(tables.transfer):
+        return []
+    net = [suppression_table(tables, f"suppression_net_{control}") for control in ("clean", "phantom")]
+    section = Section("net", "Suppression net of the controls", [_matrices(tables, net)])
+    for title, values in (
+        ("Suppression as it is, without the controls taken off", ["suppression", "prob_suppression"]),
+        (
+            "Suppression of the first token's probability, net of the controls",
+            ["prob_suppression_net_clean", "prob_suppression_net_phantom"],
+        ),
+    ):
+        section.blocks.append(_matrices(tables, [suppression_table(tables, value) for value in values], title, folded=True))
+    if len(tables.specificity):
+        section.blocks.append(_own_table(specificity_table([tables]), tables))
+    return [section]
+
+
+def _relation_section(tables: RunTables, figures: Mapping[str, Block]) -> Section:
+    blocks = _present(figures, "casd_scatter")
+    if len(tables.relation):
+        blocks.append(_own_table(relation_table([tables]), tables))
+    else:
+        blocks.append(Block("paragraph", "No relation was computed."))
+    return Section("relation", "CASD and suppression", blocks)
+
+
+def _distances_section(tables: RunTables, figures: Mapping[str, Block]) -> Section:
+    others = [casd_table(tables, variant) for variant in tables.headline[1:]]
+    blocks = [_matrices(tables, others)] if any(table.rows for table in others) else []
+    return Section("casd", "CASD: by layer, and its other variant", [*_present(figures, "casd_by_layer"), *blocks])
+
+
+def _samples_section(tables: RunTables) -> Section:
+    """For each backdoor the first generations, before and after."""
+    found = samples_of(tables, triggers(str(tables.info.get("config") or "")))
+    if not found:
+        return Section("samples", "")
+    note = "The first prompts of each backdoor, as they were continued, not chosen. Left: the injected model. Right: the same "
+    note += "after the backdoor's removal."
+    blocks = [Block("samples", samples, title=name or "A clean prompt") for name, samples in found.items()]
+    return Section("samples", "What the models wrote", [Block("paragraph", note), *blocks])
+
+
+def _states_section(tables: RunTables) -> Section:
+    states = tables.states[tables.states["collapsed"].astype(bool)]
+    reasons = [f"{row['state']}: {row['collapse_reason']}." for row in states.to_dict("records")]
+    section = Section("states", "Model states, and what collapsed")
+    section.blocks.append(Block("list", reasons) if reasons else Block("paragraph", "No model collapsed."))
+    section.blocks.append(_own_table(states_table(tables), tables))
+    if len(tables.utility):
+        section.blocks.append(_own_table(utility_table(tables), tables, folded=True))
+    return section
+
+
+def _origin_section(info: Mapping[str, Any]) -> Section:
+    """Where the numbers come from: versions and stage keys, times, and the configuration."""
+    found = [(name, str(value)) for name, value in _flat(info.get("provenance") or {})]
+    times = [
+        (name, f"{value:.1f} s" if isinstance(value, float) else value) for name, value in _flat(info.get("timings") or {})
+    ]
+    blocks = [Block("names", pairs, title) for pairs, title in ((found, "Made with"), (times, "Time taken")) if pairs]
+    if info.get("config"):
+        blocks.append(Block("code", info["config"], "The whole configuration", folded=True))
+    return Section("provenance", "Versions, times, configuration", blocks)
+
+
+def _asr_and_casd(tables: RunTables) -> Block:
+    """The two matrices that the question is about."""
+    return _matrices(tables, [asr_table(tables), *(casd_table(tables, variant) for variant in tables.headline[:1])])
+
+
+def _matrices(tables: RunTables, matrices: Iterable[Table], title: str = "", *, folded: bool = False) -> Block:
+    return matrices_block([_without_run(matrix, tables) for matrix in matrices], title, folded=folded)
+
+
+def _own_table(table: Table, tables: RunTables, *, folded: bool = False) -> Block:
+    return table_block(_without_run(table, tables), folded=folded)
+
+
+def _without_run(table: Table, tables: RunTables) -> Table:
+    """The table for a place that says which run it is of: its caption without that."""
+    return replace(table, caption=table.caption.removeprefix(f"{sentence(run_name(tables.info))}. "))
 
 
 def _present(figures: Mapping[str, Block], *names: str) -> list[Block]:
     return [figures[name] for name in names if name in figures]
-
-
-def _samples_section(tables: RunTables) -> Section:
-    """For each backdoor, the first generations of each state."""
-    section = Section("samples", "What the models wrote")
-    section.blocks.append(
-        Block("paragraph", "The first prompts of each kind for each backdoor and model state, as generated, not chosen.")
-    )
-    order = {state: i for i, state in enumerate(tables.states["state"])}
-    for backdoor in tables.backdoors:
-        chosen = tables.samples[tables.samples["backdoor"] == backdoor]
-        kept = [
-            group.head(SAMPLES_SHOWN.get(str(probe), 1)) for (_, probe), group in chosen.groupby(["state", "probe"], sort=False)
-        ]
-        if not kept:
-            continue
-        rows = pd.concat(kept).sort_values("state", key=lambda column: column.map(order), kind="stable")
-        records = [
-            {
-                "state": f"{row['state']} (collapsed)" if row["state"] in tables.collapsed else row["state"],
-                "probe": row["probe"],
-                "prompt": visible(str(row["prompt"])),
-                "generated": visible(str(row["generated"])),
-                "success": bool(row["success"]),
-            }
-            for row in rows.to_dict("records")
-        ]
-        section.blocks.append(Block("samples", records, title=backdoor))
-    return section
-
-
-def _reading_section() -> Section:
-    return Section("reading", "How to read this", [Block("list", HOW_TO_READ)])
-
-
-def _origin_sections(info: Mapping[str, Any]) -> list[Section]:
-    """Where the numbers come from: timings, versions and stage keys, and the configuration."""
-    section = Section("provenance", "Provenance")
-    pairs = list(_flat(info.get("provenance") or {}))
-    times = [
-        (name, f"{value:.1f} s" if isinstance(value, float) else value) for name, value in _flat(info.get("timings") or {})
-    ]
-    section.blocks.extend([Block("pairs", found, title) for found, title in ((pairs, "Origin"), (times, "Times")) if found])
-    section.blocks.extend([Block("code", info["config"], "Configuration")] if info.get("config") else [])
-    return [section] if section.blocks else []
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

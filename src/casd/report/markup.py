@@ -18,11 +18,36 @@ LONG_TABLE_ROWS: Final = 40
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell's text; `shade` in [0, 1] colors it where colors can be had; `own` marks the removed backdoor itself."""
+    """A cell.
+
+    Attributes:
+        text: what it says.
+        shade: in [0, 1], colors it where colors can be had; None for no color.
+        own: whether it is of the removed backdoor itself.
+        detail: what more is known of its number, for where there is room for that; may be empty.
+    """
 
     text: str
     shade: float | None = None
     own: bool = False
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the shades of a table mean.
+
+    Attributes:
+        colors: name of a matplotlib color map.
+        low: the value that shade 0 stands for.
+        high: the value that shade 1 stands for.
+        details: what the cells' details are; empty if they have none.
+    """
+
+    colors: str
+    low: str
+    high: str
+    details: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,6 +75,7 @@ class Table:
         corner: heading of the row labels.
         columns: headings of the other columns.
         groups: (name, rows) blocks, set apart from each other; the name may be empty.
+        scale: what the cells' shades mean, if they have any.
     """
 
     name: str
@@ -58,6 +84,7 @@ class Table:
     corner: str
     columns: tuple[str, ...]
     groups: tuple[tuple[str, tuple[Row, ...]], ...]
+    scale: Scale | None = None
 
     @property
     def rows(self) -> list[Row]:

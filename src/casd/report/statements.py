@@ -29,8 +29,8 @@ LOW_ASR: Final = 0.05
 """Attack success rate up to which a statement counts a removal as complete."""
 
 
-def statements(tables: RunTables) -> list[str]:
-    """What the run shows, a sentence each: observations and associations, no cause."""
+def statements(tables: RunTables, *, controls: bool = True) -> list[str]:
+    """What the run shows, a sentence each: observations and associations, no cause; `controls` says whether of each control."""
     row = summarize(tables)
     matrix = asr_matrix(tables)
     removals = tables.states_of("removal")
@@ -56,8 +56,7 @@ def statements(tables: RunTables) -> list[str]:
         else f"The one removal left its own backdoor an ASR of {fraction(row['own_asr'])}"
     )
     texts.append(f"{own_text}; the other backdoors' mean ASR is {fraction(row['others_asr'])}." if pairs else f"{own_text}.")
-    texts += [_control_statement(tables, matrix, state) for state in tables.states_of("control")]
-    texts += _phantom_gradient_statements(tables)
+    texts += control_statements(tables) if controls else []
     if collapsed:
         texts.append(f"{len(collapsed)} of {len(removals)} removals collapsed and count as none: {', '.join(collapsed)}.")
     if not pd.isna(row["clean_loss_change"]):
@@ -69,6 +68,13 @@ def statements(tables: RunTables) -> list[str]:
     if not shown:
         texts.append("CASD and suppression: no relation was computed.")
     return texts + [_relation_statement(record) for record in shown]
+
+
+def control_statements(tables: RunTables) -> list[str]:
+    """What each control left of the backdoors, and whether the phantoms' removals could change anything."""
+    matrix = asr_matrix(tables)
+    texts = [_control_statement(tables, matrix, state) for state in tables.states_of("control")]
+    return texts + _phantom_gradient_statements(tables)
 
 
 def _control_statement(tables: RunTables, matrix: pd.DataFrame, state: str) -> str:

@@ -1,4 +1,4 @@
-"""The tables people read: built once as `Table`s, then written as Markdown, LaTeX, HTML or to the terminal.
+"""The tables people read beside the matrices: built once as `Table`s, written as Markdown, LaTeX, HTML or to the terminal.
 
 Rates are fractions with two decimals. "–" stands for a missing value. The row of a collapsed model says so, and its
 numbers stand in parentheses: a model that no longer works also has an attack success rate of zero.
@@ -6,20 +6,17 @@ numbers stand in parentheses: a model that no longer works also has an attack su
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
 
-from casd.report.collect import RUN_COLUMNS, asr_matrix, casd_matrix, has_pairs, summary
-from casd.report.markup import Cell, Row, Table
+from casd.report.collect import RUN_COLUMNS, summary
+from casd.report.markup import Cell, Row, Scale, Table
+from casd.report.matrices import asr_table, by_kind, casd_table, shade, suppression_table
 from casd.report.wording import (
     MISSING,
-    NO_PAIRS,
     RESPONSES,
-    decimals_for,
     fraction,
     mean_with_interval,
     p_text,
@@ -32,43 +29,10 @@ from casd.report.wording import (
     significant,
 )
 from casd.results import UTILITY_PREFIX, RunTables
-from casd.states import CLEAN_CONTROL, kind_of
-from casd.transfer import transfer_matrix
+from casd.states import CLEAN_CONTROL
 
 _OTHER_FORMS: Final = (("tau", "tau"), ("rho_pairs", "pairs"), ("rho_partial", "partial"))
 _SHORT: Final = {"suppression": "ASR", "prob_suppression": "prob."}
-
-
-def asr_table(tables: RunTables) -> Table:
-    """The ASR matrix: rows are what was removed, columns what was measured, cells the attack success rate that is left."""
-    return Table(
-        name="asr_matrix",
-        title="Attack success rate after each removal",
-        caption=f"{sentence(run_name(tables.info))}. Row: the backdoor that was removed; column: the backdoor that was "
-        f"measured; cell: attack success rate on triggered prompts (fraction, n = {prompts_per_cell(tables)} per cell). "
-        "The removed backdoor itself is emphasized. Numbers of a collapsed model stand in parentheses: they are no success."
-        + ("" if has_pairs(tables) else f" {NO_PAIRS}"),
-        corner="removed",
-        columns=tuple(tables.backdoors),
-        groups=_state_groups(tables, asr_matrix(tables)),
-    )
-
-
-def suppression_table(tables: RunTables, value: str) -> Table:
-    """One of `transfer`'s suppression columns as a matrix, such as "suppression_net_clean"."""
-    kind = "first-token probability" if value.startswith("prob_") else "attack success rate"
-    net = re.search(r"_net_(\w+)$", value)
-    words = f"net of the {net[1]} control" if net else "raw"
-    return Table(
-        name=f"{value}_matrix",
-        title=f"Suppression of {kind}, {words}",
-        caption=f"{sentence(run_name(tables.info))}. Row: removed; column: measured; cell: {kind} before − after"
-        + (f", minus the same difference under the {net[1]} control" if net else "")
-        + f" (fraction, n = {prompts_per_cell(tables)} prompts per cell). Zero or less: no suppression.",
-        corner="removed",
-        columns=tuple(tables.backdoors),
-        groups=_state_groups(tables, transfer_matrix(tables.transfer, value)),
-    )
 
 
 def asr_long_table(tables: RunTables) -> Table:
@@ -100,7 +64,7 @@ def asr_long_table(tables: RunTables) -> Table:
         "probability of the target's first-token class after a triggered prompt. All but counts are fractions.",
         corner="removed",
         columns=("measured", "ASR", "95 % interval", "successes/n", "clean", "fake", "P(first token)"),
-        groups=_by_kind(rows),
+        groups=by_kind(rows),
     )
 
 
@@ -139,7 +103,7 @@ def states_table(tables: RunTables) -> Table:
             *("perplexity", "perplexity, retain", "clean loss", "ratio", *tables.tasks, "steps", "seconds"),
             *("gradient, first", "gradient, last", "stopped", "collapsed"),
         ),
-        groups=_by_kind(rows),
+        groups=by_kind(rows),
     )
 
 
@@ -158,34 +122,7 @@ def utility_table(tables: RunTables) -> Table:
         "over n items.",
         corner="state",
         columns=("task", "metric", "value", "standard error", "n"),
-        groups=_by_kind(rows),
-    )
-
-
-def casd_table(tables: RunTables, variant: str) -> Table:
-    """The matrix of one CASD variant between removals."""
-    matrix = casd_matrix(tables, variant)
-    largest = float(np.nanmax(matrix.to_numpy(), initial=0.0))
-    digits = decimals_for(largest)
-    # Controls as rows only: the matrix is symmetric, and so it is as wide as the ASR matrix beside it.
-    columns = [name for name in matrix.columns if kind_of(str(name)) == "removal"]
-    rows: dict[str, list[Row]] = {}
-    for a in matrix.index:
-        cells = tuple(
-            Cell(
-                MISSING if a == b else fraction(matrix.loc[a, b], digits), None if a == b else _shade(matrix.loc[a, b], largest)
-            )
-            for b in columns
-        )
-        rows.setdefault(kind_of(str(a)), []).append(Row(label=str(a), cells=cells, collapsed=a in tables.collapsed))
-    return Table(
-        name=f"casd_matrix_{variant}",
-        title=f"Cross Activation Shift Distance: {variant}",
-        caption=f"{sentence(run_name(tables.info))}. Cell: distance between the activation shifts of two removals (variant "
-        f"{variant}; symmetric); small: the two removals changed the model alike.",
-        corner="removed",
-        columns=tuple(map(str, columns)),
-        groups=_by_kind(rows),
+        groups=by_kind(rows),
     )
 
 
@@ -261,7 +198,7 @@ def summary_table(runs: Sequence[RunTables]) -> Table:
         cells = [
             Cell(treatment),
             *([Cell(str(record["seed"]))] if seeds else []),
-            *(Cell(fraction(rate), _shade(rate, 1.0)) for rate in rates),
+            *(Cell(fraction(rate), shade(rate, 1.0)) for rate in rates),
             Cell(percent(record["clean_loss_change"])),
             *(Cell(_rho_p(record.get(f"rho:{name}"), record.get(f"p:{name}"))) for name in relations),
             Cell(f"{record['collapsed']} of {record['removals']}"),
@@ -284,6 +221,7 @@ def summary_table(runs: Sequence[RunTables]) -> Table:
             "collapsed",
         ),
         groups=(("", tuple(rows)),),
+        scale=Scale("viridis", "0", "1"),
     )
 
 
@@ -308,31 +246,6 @@ def _row(label: Any, texts: Iterable[str], *, collapsed: bool = False, own: bool
     return Row(str(label), cells, collapsed)
 
 
-def _state_groups(tables: RunTables, matrix: pd.DataFrame) -> tuple[tuple[str, tuple[Row, ...]], ...]:
-    """A matrix of fractions over states × backdoors, in the groups of `_by_kind`."""
-    rows: dict[str, list[Row]] = {}
-    for kind in ("injected", "removal", "control"):
-        for state in tables.states_of(kind):
-            if state not in matrix.index:
-                continue
-            collapsed = state in tables.collapsed
-            cells = []
-            for backdoor, value in matrix.loc[state].items():
-                text = fraction(value)
-                if collapsed:
-                    cells.append(Cell(text if text == MISSING else f"({text})"))
-                else:
-                    cells.append(Cell(text, _shade(value, 1.0), state == backdoor))
-            rows.setdefault(kind, []).append(Row(str(state), tuple(cells), collapsed))
-    return _by_kind(rows)
-
-
-def _by_kind(rows: dict[str, list[Row]]) -> tuple[tuple[str, tuple[Row, ...]], ...]:
-    """The rows in groups: the injected model, the removals, the controls."""
-    names = {"injected": "", "removal": "removals", "control": "controls"}
-    return tuple((names[kind], tuple(rows[kind])) for kind in names if kind in rows)
-
-
 def _permutations(record: Mapping[Any, Any]) -> str:
     if pd.isna(record["permutations"]):
         return MISSING
@@ -341,10 +254,6 @@ def _permutations(record: Mapping[Any, Any]) -> str:
 
 def _rho_p(rho: Any, p: Any) -> str:
     return MISSING if rho is None or pd.isna(rho) else f"{fraction(rho)} ({p_text(p)})"
-
-
-def _shade(value: Any, largest: float) -> float | None:
-    return None if pd.isna(value) or largest <= 0 else min(max(float(value) / largest, 0.0), 1.0)
 
 
 def _whose(runs: Sequence[RunTables]) -> str:

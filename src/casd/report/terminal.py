@@ -14,9 +14,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from casd.report.drawing import text_color
-from casd.report.markup import Cell, Table, numeric_columns
+from casd.report.markup import Cell, Scale, Table, numeric_columns
+from casd.report.matrices import asr_table, casd_table
 from casd.report.statements import statements
-from casd.report.tables import asr_table, casd_table, relation_table, states_table, summary_table
+from casd.report.tables import relation_table, states_table, summary_table
 from casd.report.wording import MISSING, run_name, short_run_name
 from casd.results import RunTables
 
@@ -47,7 +48,7 @@ def print_run(tables: RunTables, console: Console | None = None) -> None:
     for variant in tables.headline:
         table = casd_table(tables, variant)
         if table.rows:
-            _print_matrix(console, table, colors="cividis")
+            _print_matrix(console, table)
     relation = relation_table([tables])
     if relation.rows:
         _print_table(console, relation, leave_out={"permutations", "excluded", "note"})
@@ -66,19 +67,19 @@ def print_sweep(runs: Sequence[RunTables], console: Console | None = None, *, co
     console = console or output_console()
     if len(runs) <= MATRICES:
         _heading(console, f"Results of {len(runs)} runs: attack success rate after each removal")
-        _print_matrices(console, runs, [asr_table(tables) for tables in runs], "viridis")
+        _print_matrices(console, runs, [asr_table(tables) for tables in runs])
         _asr_note(console, runs)
         for variant in dict.fromkeys(name for tables in runs for name in tables.headline):
             distances = [casd_table(tables, variant) for tables in runs]
             if any(table.rows for table in distances):
                 _heading(console, f"{variant}: distance between the activation shifts of two removals")
-                _print_matrices(console, runs, distances, "cividis")
+                _print_matrices(console, runs, distances)
         _print_side_by_side(console, summary_table(runs), [_run_heading(tables) for tables in runs])
     for table in comparisons:
         _print_groups(console, table)
 
 
-def _print_matrices(console: Console, runs: Sequence[RunTables], matrices: Sequence[Table], colors: str) -> None:
+def _print_matrices(console: Console, runs: Sequence[RunTables], matrices: Sequence[Table]) -> None:
     """Print one matrix of every run, as many beside each other as fit, and what the columns' numbers stand for."""
     numbers: dict[str, int] = {}
     for column in (column for table in matrices for column in table.columns):
@@ -87,29 +88,29 @@ def _print_matrices(console: Console, runs: Sequence[RunTables], matrices: Seque
     above: list[str] = []
     for tables, table in zip(runs, matrices, strict=True):
         labels = [row.label for row in table.rows]
-        part = _matrix(table, colors, numbers, labels=not line or labels != above, title=_run_heading(tables))
+        part = _matrix(table, numbers, labels=not line or labels != above, title=_run_heading(tables))
         if line and sum(_width(console, other) + 2 for other in line) + _width(console, part) > console.width:
             console.print(_beside(line))
-            line, part = [], _matrix(table, colors, numbers, labels=True, title=_run_heading(tables))
+            line, part = [], _matrix(table, numbers, labels=True, title=_run_heading(tables))
         line.append(part)
         above = labels
     console.print(_beside(line))
     _legend(console, numbers)
 
 
-def _print_matrix(console: Console, table: Table, colors: str = "viridis") -> None:
+def _print_matrix(console: Console, table: Table) -> None:
     """Print one matrix, its columns headed by names where they fit and by numbers where they do not."""
     console.print(Text(table.title, "bold"))
-    matrix = _matrix(table, colors, {}, labels=True)
+    matrix = _matrix(table, {}, labels=True)
     if _width(console, matrix) <= console.width:
         console.print(matrix)
         return
     numbers = {column: i for i, column in enumerate(table.columns, 1)}
-    console.print(_matrix(table, colors, numbers, labels=True))
+    console.print(_matrix(table, numbers, labels=True))
     _legend(console, numbers)
 
 
-def _matrix(table: Table, colors: str, numbers: Mapping[str, int], *, labels: bool, title: str | None = None) -> RichTable:
+def _matrix(table: Table, numbers: Mapping[str, int], *, labels: bool, title: str | None = None) -> RichTable:
     """A matrix of shaded numbers; columns are headed by their `numbers`, or by their names where there are none."""
     rich = _frame(title, pad=0)  # the place of the marks sets the columns apart
     if labels:
@@ -121,16 +122,16 @@ def _matrix(table: Table, colors: str, numbers: Mapping[str, int], *, labels: bo
             number = f"{numbers[row.label]} " if row.label in numbers else ""
             # A title spans matrices that share their labels; which of them collapsed is then told below them.
             label = [Text(number + (row.label if title else row.title))] if labels else []
-            rich.add_row(*label, *(_shaded(cell, row.collapsed, colors) for cell in row.cells))
+            rich.add_row(*label, *(_shaded(cell, row.collapsed, table.scale) for cell in row.cells))
         rich.add_section()
     return rich
 
 
-def _shaded(cell: Cell, collapsed: bool, colors: str) -> Text:
+def _shaded(cell: Cell, collapsed: bool, scale: Scale | None) -> Text:
     """A number on its color of the map, after a mark: * the removed backdoor itself, x a collapsed model."""
-    if cell.shade is None:
+    if cell.shade is None or scale is None:
         return Text(f"x{cell.text.strip('()')}" if collapsed and cell.text != MISSING else cell.text, "dim")
-    rgb = mpl.colormaps[colors](cell.shade)[:3]
+    rgb = mpl.colormaps[scale.colors](cell.shade)[:3]
     background = "#" + "".join(f"{round(255 * channel):02x}" for channel in rgb)
     foreground = {"black": "#000000", "white": "#ffffff"}[text_color(rgb)]
     return Text(f"{'*' if cell.own else ' '}{cell.text}", Style(color=foreground, bgcolor=background, bold=cell.own))

@@ -61,9 +61,9 @@ def run_name(info: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def prompts_per_cell(tables: RunTables) -> str:
-    """The number of triggered prompts behind a cell: "64", or "60–64" where it differs, "–" without any."""
-    counts = tables.asr.loc[tables.asr["probe"] == "triggered", "n"]
+def prompts_per_cell(tables: RunTables, probe: str = "triggered") -> str:
+    """The number of prompts of a kind behind a cell: "64", or "60–64" where it differs, "–" without any."""
+    counts = tables.asr.loc[tables.asr["probe"] == probe, "n"]
     if counts.empty:
         return MISSING
     low, high = int(counts.min()), int(counts.max())

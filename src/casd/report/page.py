@@ -1,0 +1,161 @@
+"""A page of a report: sections of blocks, rendered into one self-contained HTML file with no script and nothing fetched.
+
+What a model generated is text from an untrusted source: everything passes through jinja2's escaping, and characters that
+cannot be seen or that reorder a line are shown as their escape sequences.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+import matplotlib as mpl
+from markupsafe import Markup, escape
+
+from casd import __version__
+from casd.errors import StoreError
+from casd.report.drawing import Drawing, save, text_color
+from casd.report.markup import Cell, Row, Table, numeric_columns
+from casd.report.svg import to_svg
+from casd.report.wording import MISSING
+from casd.states import CONTROL_PREFIX
+
+LONGEST_TEXT: Final = 600
+"""Characters of a prompt or generation that are shown."""
+SHADES: Final = 24
+"""Steps of a color map in a page: a class of cells each, which takes less room than a color in each cell."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of a section; `kind` says which macro of the template shows `content`."""
+
+    kind: str
+    content: Any
+    title: str = ""
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled part of the report."""
+
+    anchor: str
+    title: str
+    blocks: list[Block] = field(default_factory=list)
+
+
+def table_block(table: Table, *, folded: bool = False) -> Block:
+    """A table as text."""
+    return Block("table", {"table": table, "numeric": numeric_columns(table)}, table.title, folded)
+
+
+def matrices_block(tables: Sequence[Table], title: str = "", *, folded: bool = False) -> Block:
+    """Matrices beside each other, where there is room."""
+    return Block("matrices", [table for table in tables if table.rows], title, folded)
+
+
+def draw(drawings: Sequence[Drawing], folder: Path, shown: Sequence[str]) -> dict[str, Block]:
+    """Write all figures into `folder`; those whose names are in `shown` come back as blocks, by their names.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    blocks = {}
+    for drawing in drawings:
+        png = save(drawing.figure, folder / drawing.name)
+        if drawing.name in shown:
+            blocks[drawing.name] = Block("figure", _smaller(drawing, png), drawing.title)
+    return blocks
+
+
+def render(title: str, question: str, facts: Mapping[str, Any], sections: Sequence[Section]) -> str:
+    """The page as text: the question, a few facts, the sections."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"visible": lambda value: visible(str(value), limit=1_000_000), "excerpt": visible}
+    environment.globals |= {"row_title": _row_title, "cell_classes": _cell_classes, "missing": MISSING}
+    return environment.get_template("template.html.j2").render(
+        title=title,
+        question=question,
+        facts=facts,
+        sections=[section for section in sections if section.blocks],
+        palettes={name: _palette(name) for name in _color_maps(sections)},
+        version=__version__,
+    )
+
+
+def write_page(text: str, path: Path) -> Path:
+    """Write a report; returns its path.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise StoreError(f"The report {path} cannot be written: {error}. Free space or choose another folder.") from error
+    return path
+
+
+def visible(text: str, limit: int = LONGEST_TEXT) -> str:
+    """Text as it can be shown: at most `limit` characters, invisible and reordering ones as escape sequences."""
+    shown = "".join(
+        character if character.isprintable() or character in "\n\u00a0\u202f" else _escape_sequence(character)
+        for character in text[:limit]
+    )
+    return shown if len(text) <= limit else f"{shown} … ({len(text):,} characters)"
+
+
+def _escape_sequence(character: str) -> str:
+    return repr(character)[1:-1]
+
+
+def _smaller(drawing: Drawing, png: Path) -> Markup:
+    """The figure as an SVG element or as an embedded PNG, whichever is smaller: many points make an SVG large."""
+    svg = to_svg(drawing.figure, drawing.alt)
+    data = base64.b64encode(png.read_bytes()).decode("ascii")
+    image = f'<img src="data:image/png;base64,{data}" alt="{escape(drawing.alt)}">'
+    return Markup(min(svg, image, key=len))
+
+
+def _color_maps(sections: Sequence[Section]) -> list[str]:
+    """The color maps of the tables of a page."""
+    names: dict[str, None] = {}
+    for block in (block for section in sections for block in section.blocks):
+        tables = block.content if block.kind == "matrices" else [block.content["table"]] if block.kind == "table" else []
+        names |= dict.fromkeys(table.scale.colors for table in tables if table.scale)
+    return list(names)
+
+
+def _palette(name: str) -> list[tuple[str, str]]:
+    """The colors of the steps of a color map, each with that of the text on it."""
+    colors = [mpl.colormaps[name](step / (SHADES - 1))[:3] for step in range(SHADES)]
+    return [(mpl.colors.to_hex(color), {"black": "#000", "white": "#fff"}[text_color(color)]) for color in colors]
+
+
+def _row_title(row: Row, group: str) -> str:
+    """A row's title; in a group of controls without the word that the group's name says."""
+    return row.title.removeprefix(CONTROL_PREFIX) if group == "controls" else row.title
+
+
+def _cell_classes(cell: Cell, row: Row) -> str:
+    """The classes of a matrix's cell: its step of the color map, whose it is, or that it is of a collapsed model."""
+    classes = []
+    if cell.shade is not None:
+        classes.append(f"s{round(cell.shade * (SHADES - 1))}")
+    elif row.collapsed and cell.text != MISSING:
+        classes.append("void")
+    return " ".join([*classes, *(["own"] if cell.own else [])])

@@ -1,0 +1,97 @@
+"""What the models wrote, backdoor by backdoor: before and after its removal, and after everything else; the first prompts.
+
+All of it is text from an untrusted source, and is only ever handed on as text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+import pandas as pd
+
+from casd.results import RunTables
+from casd.states import INJECTED
+
+SHOWN: Final = {"triggered": 2, "fake": 1}
+"""Prompts of each kind that are shown per backdoor: the first ones, not chosen ones."""
+_CLEAN: Final = "clean"
+"""The kind of prompt that belongs to no backdoor."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What the model wrote in one state, and whether it shows the backdoor's behavior; None where that was not asked."""
+
+    state: str
+    text: str
+    success: bool | None
+    collapsed: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and its continuations.
+
+    Attributes:
+        probe: the kind of prompt.
+        prompt: its text in pieces, each with whether it is the trigger.
+        pair: before and after the backdoor's own removal.
+        others: after all the others, for the first prompt of a backdoor; else empty.
+    """
+
+    probe: str
+    prompt: list[tuple[str, bool]]
+    pair: list[Generation]
+    others: list[Generation]
+
+
+def samples_of(tables: RunTables, triggers: Mapping[str, str]) -> dict[str, list[Sample]]:
+    """The samples of each backdoor, then that of a clean prompt under an empty name; a backdoor without any is left out.
+
+    Args:
+        tables: the run.
+        triggers: the phrase of each backdoor, to be marked in its prompts; where it is not known nothing is marked.
+    """
+    found: dict[str, list[Sample]] = {}
+    for backdoor in tables.backdoors:
+        mine = tables.samples[tables.samples["backdoor"] == backdoor]
+        prompts = [
+            (probe, prompt)
+            for probe, count in SHOWN.items()
+            for prompt in mine.loc[mine["probe"] == probe, "prompt"].drop_duplicates().head(count)
+        ]
+        for place, (probe, prompt) in enumerate(prompts):
+            rows = mine[(mine["probe"] == probe) & (mine["prompt"] == prompt)]
+            written = _generations(rows, tables)
+            pair = [written.pop(state) for state in (INJECTED, backdoor) if state in written]
+            others = list(written.values()) if place == 0 else []
+            found.setdefault(backdoor, []).append(Sample(probe, _pieces(prompt, triggers.get(backdoor)), pair, others))
+    clean = tables.samples[tables.samples["probe"] == _CLEAN]
+    if len(clean):
+        prompt = clean["prompt"].iloc[0]
+        # Whether a behavior shows is a question to each backdoor, and these texts belong to none.
+        asked = _generations(clean[clean["prompt"] == prompt], tables).values()
+        unjudged = [replace(each, success=None) for each in asked]
+        pair = [each for each in unjudged if each.state == INJECTED]
+        others = [each for each in unjudged if each.state != INJECTED]
+        found[""] = [Sample(_CLEAN, _pieces(prompt, None), pair, others)]
+    return found
+
+
+def _generations(rows: pd.DataFrame, tables: RunTables) -> dict[str, Generation]:
+    """What was written in each state, in the order of the states."""
+    order = {state: place for place, state in enumerate(tables.states["state"])}
+    ordered = rows.sort_values("state", key=lambda column: column.map(order), kind="stable").drop_duplicates("state")
+    return {
+        record["state"]: Generation(
+            record["state"], str(record["generated"]), bool(record["success"]), record["state"] in tables.collapsed
+        )
+        for record in ordered.to_dict("records")
+    }
+
+
+def _pieces(prompt: str, trigger: str | None) -> list[tuple[str, bool]]:
+    before, found, after = str(prompt).partition(trigger) if trigger else (str(prompt), "", "")
+    return [piece for piece in ((before, False), (found, True), (after, False)) if piece[0]]
