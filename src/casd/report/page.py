@@ -83,7 +83,7 @@ def render(title: str, question: str, facts: Mapping[str, Any], sections: Sequen
         lstrip_blocks=True,
     )
     environment.filters |= {"visible": lambda value: visible(str(value), limit=1_000_000), "excerpt": visible}
-    environment.globals |= {"row_title": _row_title, "cell_classes": _cell_classes, "missing": MISSING}
+    environment.globals |= {"row_title": _row_title, "cell_classes": _cell_classes}
     return environment.get_template("template.html.j2").render(
         title=title,
         question=question,
