@@ -9,6 +9,7 @@ import dataclasses
 import io
 import math
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -83,6 +84,41 @@ def test_tables_come_back_from_disk_as_they_were(tmp_path: Path) -> None:
     csv = pd.read_csv(tmp_path / "tables" / "asr.csv")
     pd.testing.assert_frame_equal(csv, tables.asr, check_dtype=False, rtol=0, atol=0)
     assert pd.read_csv(tmp_path / "tables" / "samples.csv", dtype=str)["generated"].iloc[0].startswith("</td>")
+
+
+def test_the_grid_is_in_parquet_alone_and_can_be_left_there(tmp_path: Path) -> None:
+    tables = make_run(("a", "b", "c"))
+    named = tables.casd
+    grid = [named.assign(variant=f"grid/{i}", grid=True) for i in range(1000)]  # more than one row group
+    tables.casd = pd.concat([named, *grid], ignore_index=True)
+    tables.write(tmp_path)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "tables" / "casd.csv"), named, check_dtype=False, rtol=0, atol=0)
+    pd.testing.assert_frame_equal(RunTables.read(tmp_path).casd, tables.casd)
+    pd.testing.assert_frame_equal(RunTables.read(tmp_path, grid=False).casd, named)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda tables: (tables / "rivals.parquet").unlink(), "older version of casd: it has no table 'rivals'"),
+        (
+            lambda tables: make_run().asr.drop(columns=["n", "probe"]).to_parquet(tables / "asr.parquet"),
+            "older version of casd: its table 'asr' lacks n, probe",
+        ),
+        (lambda tables: (tables / "info.json").unlink(), "its tables are not complete"),
+        (lambda tables: (tables / "info.json").rename(tables / "sweep.json"), "it is the report of several runs"),
+        (lambda tables: (tables / "info.json").write_text("{"), r"info\.json cannot be read"),
+        (lambda tables: (tables / "info.json").write_text('{"model": "m"}'), "it lacks objective, seed"),
+        (lambda tables: (tables / "info.json").write_text("[]"), "it lacks model, objective, seed"),
+    ],
+)
+def test_what_is_no_finished_run_of_this_version_says_why(change: Callable[[Path], object], says: str, tmp_path: Path) -> None:
+    make_run().write(tmp_path)
+    change(tmp_path / "tables")
+    with pytest.raises(CasdError, match=says) as error:
+        RunTables.read(tmp_path)
+    assert str(tmp_path) in str(error.value)
+    assert re.search(r"[Rr]un its command again|[Mm]ake the run's report again", str(error.value))
 
 
 def test_a_table_without_its_columns_is_refused() -> None:
