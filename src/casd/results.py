@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
-import pyarrow.parquet as pq
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from casd.errors import StoreError
 
@@ -50,6 +50,8 @@ WITHOUT_GRID: Final = [("grid", "==", False)]
 """The filter that reads of `casd` the headline variants and the named ones alone."""
 _IDENTITY: Final = {"model", "objective", "seed"}
 """What `info` has to say of every run."""
+TABLES_VERSION: Final = 5
+"""STAGE_VERSION of the scores: raise it when tables, columns or what they mean change. Runs of others are not read together."""
 _ROW_GROUP: Final = 4096
 """Rows that a Parquet file has in a group: a reader that filters skips whole groups, so those of the grid stay on the disk."""
 
@@ -86,7 +88,8 @@ class RunTables:
             validation, and the clean loss on the guard's passages; NaN elsewhere.
         info: "model", "objective", "seed" (all needed); "run" (a name), "config" (the resolved YAML), "provenance" and
             "timings" (nested dicts of names and values; seconds), "headline" (the names of the CASD variants to show)
-            and "targets" (backdoor → name of its target behavior), each where known.
+            and "targets" (backdoor → name of its target behavior), each where known; "folder" and "setting" of runs that were
+            read together (`casd.report.read_runs`).
     """
 
     asr: pd.DataFrame
@@ -112,8 +115,7 @@ class RunTables:
     @property
     def treatment(self) -> str:
         """The objective, and what of the configuration sets the run apart from others where `info["setting"]` says so."""
-        setting = self.info.get("setting")
-        return f"{self.info['objective']}, {setting}" if setting else str(self.info["objective"])
+        return treatment(self.info)
 
     @property
     def backdoors(self) -> list[str]:
@@ -140,6 +142,15 @@ class RunTables:
         """The states of one kind: "injected", "removal" or "control"."""
         return list(self.states.loc[self.states["kind"] == kind, "state"])
 
+    def every_variant(self) -> pd.DataFrame:
+        """The `casd` table with the rows of the grid, even if the run was read without them.
+
+        Raises:
+            StoreError: they can no longer be read from `info["folder"]`.
+        """
+        whole = self.casd["grid"].astype(bool).any() or "folder" not in self.info
+        return self.casd if whole else read_table(Path(self.info["folder"]), "casd")
+
     def write(self, folder: Path) -> None:
         """Write every table as Parquet and CSV, then `info`, under `folder/tables`.
 
@@ -152,19 +163,27 @@ class RunTables:
         write_frames({name: getattr(self, name) for name in SCHEMAS}, self.info, folder, "info.json")
 
     @classmethod
-    def read(cls, folder: Path, *, grid: bool = True) -> RunTables:
+    def read(cls, folder: Path, *, grid: bool = True, info: dict[str, Any] | None = None) -> RunTables:
         """Read what `write` wrote.
 
         Args:
             folder: of the run.
-            grid: read the rows of the CASD grid, too; they are nearly all of a run that has them.
+            grid: read the rows of the CASD grid, too; they are nearly all of a run that has them, and `every_variant` reads
+                them later.
+            info: what is to be its `info`, where that was read before (and "folder" added to it).
 
         Raises:
             StoreError: the folder holds no finished run, a table in it is damaged, or an older version wrote it.
         """
-        info = read_info(folder)
+        info = info or read_info(folder)
         filters = {} if grid else {"casd": WITHOUT_GRID}
         return cls(**{name: read_table(folder, name, filters.get(name)) for name in SCHEMAS}, info=info)
+
+
+def treatment(info: Mapping[str, Any]) -> str:
+    """As `RunTables.treatment`, of a run of which only `info` was read."""
+    setting = info.get("setting")
+    return f"{info['objective']}, {setting}" if setting else str(info["objective"])
 
 
 def read_info(folder: Path) -> dict[str, Any]:
