@@ -50,7 +50,9 @@ def run_of(
             "clean_loss_ratio": 1.1,
             "steps": 4 + place,
             "train_seconds": 1.0,
+            "stopped": "",
             "collapsed": state in collapsed,
+            "collapse_reason": "made up" if state in collapsed else "",
             "reached_target": (reached or {}).get(state, math.nan),
         }
         for place, (state, kind) in enumerate(kinds.items())

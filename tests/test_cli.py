@@ -14,8 +14,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from tests.synthetic import run_of, symmetric
 
 import casd
 from casd.cli import RUN_VERBS, main
@@ -71,7 +73,7 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert exit_.value.code == 0
     out = capsys.readouterr().out
-    for verb in (*RUN_VERBS, "sweep", "reproduce", "list", "status"):
+    for verb in (*RUN_VERBS, "report", "compare", "sweep", "reproduce", "list", "status"):
         assert re.search(rf"^    {verb}\b", out, re.MULTILINE)
 
 
@@ -144,6 +146,76 @@ def test_reproduce_is_a_sweep_of_the_experiment(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("casd.compose.sweep", lambda overrides, run, finish: swept.append(list(overrides)))
     main(["reproduce", "demo", "runtime.output=elsewhere", "runtime.threads=1"])
     assert swept == [["experiment=demo", "runtime.output=elsewhere", "runtime.threads=1"]]
+
+
+# ---------------------------------------------------------------- finished runs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two finished runs of made-up numbers, a and b, and a third that is not finished, elsewhere/c."""
+    folder = tmp_path_factory.mktemp("finished")
+    for seed, name in enumerate(("some/a", "some/b", "elsewhere/c")):
+        tables = run_of(np.full((4, 4), 0.25 * seed), distances={"casd": symmetric(np.random.default_rng(seed), 4)}, seed=seed)
+        tables.info["config"] = f"seed: {seed}\nmodel:\n  name: m\n  dtype: {('float32', 'bfloat16')[seed % 2]}\n"
+        tables.write(folder / name)
+    (folder / "elsewhere" / "c" / "tables" / "info.json").unlink()
+    return folder
+
+
+def test_report_over_finished_runs(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes, of which the second names the runs another way: one report, without torch."""
+    code = (
+        "import sys\nfrom casd.cli import main\nmain(sys.argv[1:])\n"
+        "sys.exit('imported' if {'torch', 'hydra', 'transformers'} & set(sys.modules) else 0)"
+    )
+    said = []
+    for arguments in ([finished / "some"], [finished / "some" / "b", finished / "some" / "a", "--output", "here"]):
+        command = [sys.executable, "-c", code, "report", *map(str, arguments)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    [page] = (tmp_path / "outputs").glob("report-*/report.html")
+    assert f"Report of all:   {page.relative_to(tmp_path)}" in said[0]
+    assert said[1] == said[0].replace(str(page.relative_to(tmp_path)), "here/report.html")
+    for name in ("objectives", "summary"):
+        for suffix in ("md", "tex"):
+            table = page.parent / "tables" / f"{name}.{suffix}"
+            assert table.read_bytes() == (tmp_path / "here" / "tables" / table.name).read_bytes()
+    assert (page.parent / "tables" / "comparison_objectives.csv").is_file()
+
+
+def test_compare_shows_what_was_set_otherwise_first(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["compare", str(finished / "some" / "a"), str(finished / "some" / "b")])
+    out = capsys.readouterr().out
+    assert re.search(r"model\.dtype +float32 +bfloat16", out)
+    assert "model.name" not in out, "it is the same in both"
+    assert out.index("model.dtype") < out.index("others suppressed") < out.index("b0 → b1")
+    assert re.search(r"others suppressed +1\.00 \[1\.00, 1\.00\] +0\.75 \[0\.75, 0\.75\]", out)
+    assert re.search(r"b0 → b1 +0\.00 .* 0\.25 .* \+0\.25", out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["report", "some", "seed=1"], "not both: some is a path, seed=1 an override"),
+        (["report", "nowhere"], "there is no such folder"),
+        (["report", "elsewhere"], "its tables are not complete"),
+        (["report", "some", "--output", "some/a"], "some/a is the folder of a run; name another"),
+        (["report", "seed=1", "--output", "x"], "name their paths. A run has runtime.output=FOLDER"),
+        (["compare", "some/a", "some/a"], "are one run; name two"),
+        (["compare", "some", "some/a"], "has 2 finished runs below it; name one of them, such as"),
+        (["compare", "some/a", "elsewhere/c"], "its tables are not complete"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_with_finished_runs(
+    arguments: list[str], says: str, finished: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished)
+    before = files_of(finished)
+    assert says in refused(capfd, *arguments)
+    assert files_of(finished) == before
 
 
 # ---------------------------------------------------------------- runs

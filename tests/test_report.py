@@ -9,6 +9,7 @@ import dataclasses
 import io
 import math
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,14 +19,15 @@ import pytest
 from rich.console import Console
 
 from casd.errors import CasdError
-from casd.report import collect, print_run, print_sweep, read_runs, write_report, write_sweep_report
+from casd.report import Comparisons, collect, print_run, print_sweep, read_runs, write_report, write_sweep_report
 from casd.report.collect import asr_matrix, casd_matrix, summary
+from casd.report.comparisons import objectives_table
 from casd.report.drawing import save, text_color
 from casd.report.figures import relation_scatter
 from casd.report.heatmaps import asr_heatmap, asr_heatmaps, casd_heatmaps
 from casd.report.html import run_html
 from casd.report.markup import Cell, Row, Table, numeric_columns, to_latex, to_markdown
-from casd.report.matrices import asr_table, casd_table, suppression_table
+from casd.report.matrices import asr_table, casd_table, mean_asr_table, suppression_table
 from casd.report.page import visible
 from casd.report.statements import statements
 from casd.report.tables import asr_long_table, relation_table, run_tables, states_table, utility_table
@@ -83,6 +85,41 @@ def test_tables_come_back_from_disk_as_they_were(tmp_path: Path) -> None:
     csv = pd.read_csv(tmp_path / "tables" / "asr.csv")
     pd.testing.assert_frame_equal(csv, tables.asr, check_dtype=False, rtol=0, atol=0)
     assert pd.read_csv(tmp_path / "tables" / "samples.csv", dtype=str)["generated"].iloc[0].startswith("</td>")
+
+
+def test_the_grid_is_in_parquet_alone_and_can_be_left_there(tmp_path: Path) -> None:
+    tables = make_run(("a", "b", "c"))
+    named = tables.casd
+    grid = [named.assign(variant=f"grid/{i}", grid=True) for i in range(1000)]  # more than one row group
+    tables.casd = pd.concat([named, *grid], ignore_index=True)
+    tables.write(tmp_path)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "tables" / "casd.csv"), named, check_dtype=False, rtol=0, atol=0)
+    pd.testing.assert_frame_equal(RunTables.read(tmp_path).casd, tables.casd)
+    pd.testing.assert_frame_equal(RunTables.read(tmp_path, grid=False).casd, named)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda tables: (tables / "rivals.parquet").unlink(), "older version of casd: it has no table 'rivals'"),
+        (
+            lambda tables: make_run().asr.drop(columns=["n", "probe"]).to_parquet(tables / "asr.parquet"),
+            "older version of casd: its table 'asr' lacks n, probe",
+        ),
+        (lambda tables: (tables / "info.json").unlink(), "its tables are not complete"),
+        (lambda tables: (tables / "info.json").rename(tables / "sweep.json"), "it is the report of several runs"),
+        (lambda tables: (tables / "info.json").write_text("{"), r"info\.json cannot be read"),
+        (lambda tables: (tables / "info.json").write_text('{"model": "m"}'), "it lacks objective, seed"),
+        (lambda tables: (tables / "info.json").write_text("[]"), "it lacks model, objective, seed"),
+    ],
+)
+def test_what_is_no_finished_run_of_this_version_says_why(change: Callable[[Path], object], says: str, tmp_path: Path) -> None:
+    make_run().write(tmp_path)
+    change(tmp_path / "tables")
+    with pytest.raises(CasdError, match=says) as error:
+        RunTables.read(tmp_path)
+    assert str(tmp_path) in str(error.value)
+    assert re.search(r"[Rr]un its command again|[Mm]ake the run's report again", str(error.value))
 
 
 def test_a_table_without_its_columns_is_refused() -> None:
@@ -201,6 +238,55 @@ def test_long_table_has_the_intervals() -> None:
     assert len(table.rows) == 6 * 3
     own = next(row for row in table.rows if row.label == "a" and row.cells[0].text == "a")
     assert [cell.text for cell in own.cells[1:4]] == ["0.02", "0.00 to 0.08", "1/64"]
+
+
+@pytest.mark.parametrize(("n", "rate", "text"), [(8, 0.125, "0.1"), (32, 0.03125, "0.03"), (2000, 0.0625, "0.062")])
+def test_rates_have_the_decimals_that_their_prompts_allow(n: int, rate: float, text: str) -> None:
+    tables = make_run(("a", "b", "c"))
+    tables.asr[["n", "rate", "rate_low", "rate_high"]] = n, rate, rate, rate
+    assert {cell.text for row in asr_table(tables).rows for cell in row.cells} == {text}
+    assert {cell.text for row in asr_long_table(tables).rows for cell in row.cells[1:3]} == {text, f"{text} to {text}"}
+    assert set(numbers_in(asr_heatmap(tables), 0)) == {text}
+
+
+def test_means_over_runs_are_those_of_the_cells_and_leave_collapsed_models_out() -> None:
+    runs = [make_run(seed=seed, collapsed=("german",) if seed == 2 else ()) for seed in range(3)]
+    runs += [make_run(objective="npo", collapsed=("german",))]
+    table = mean_asr_table(runs)
+    assert [name for name, _ in table.groups] == ["clean_target, llama3_tiny, 3 runs", "npo, llama3_tiny, 1 run"]
+    matrices = [asr_matrix(tables) for tables in runs]
+    matrices[2].loc["german"] = math.nan
+    expected = sum(matrix.fillna(0.0) for matrix in matrices[:3]) / sum(matrix.notna() for matrix in matrices[:3])
+    rows = {row.label: row for row in table.groups[0][1]}
+    assert list(rows) == ["injected", *EIGHT[:2], "german, 2 of 3 runs", *EIGHT[3:], *CONTROLS]
+    for label, row in rows.items():
+        state = label.partition(",")[0]
+        assert [cell.text for cell in row.cells] == [f"{expected.loc[state, name]:.2f}" for name in EIGHT]
+        assert [cell.own for cell in row.cells] == [state == name for name in EIGHT]
+    german = next(row for row in table.groups[1][1] if row.label.startswith("german"))
+    assert german.label == "german, 0 of 1 runs"
+    assert {cell.text for cell in german.cells} == {"–"}
+
+
+def test_the_best_of_a_group_is_bold_and_a_control_is_no_objective() -> None:
+    frame = pd.DataFrame(
+        [
+            {"model": model, "objective": objective, "seeds": 1, "reached": 8, "removals": 8, "collapsed": 0, "own_asr": 0.0}
+            | dict.fromkeys(("suppression", "suppression_net_clean", "clean_control", "phantom_control"), 0.1)
+            | {"suppression_net_phantom": net, "clean_loss_change": 0.0, "steps": 4.0, "seconds": 1.0}
+            for model, objective, net in (
+                *(("m", "npo", 0.1), ("m", "rmu", 0.3), ("m", "retain_only", 0.9)),
+                *(("n", "npo", math.nan), ("n", "retain_only, steps=8", 0.2), ("all", "npo", 0.3), ("all", "rmu", 0.2)),
+            )
+        ]
+    )
+    table = objectives_table(frame)
+    marked = {(group, row.label) for group, rows in table.groups for row in rows if all(cell.best for cell in row.cells)}
+    assert marked == {("m", "rmu"), ("all models", "npo")}
+    labels = [row.label for row in table.rows]
+    assert labels[2:5] == ["retain_only (control)", "npo", "retain_only, steps=8 (control)"]
+    assert r"rmu & \textbf{8 of 8} & " in to_latex(table)
+    assert "**0.30**" in to_markdown(table)
 
 
 def test_statements_claim_no_more_than_the_numbers() -> None:
@@ -346,8 +432,17 @@ HARD_NAMES = Table(
 
 
 def test_latex_is_escaped_and_balanced() -> None:
-    for table in (HARD_NAMES, *run_tables(make_run(collapsed=("german",)))):
+    several = [make_run(objective=objective, seed=seed) for objective in ("npo", "a_b, lr=1 & 2") for seed in (0, 1)]
+    for tables in several:
+        tables.rivals = tables.casd[["a", "b", "distance"]].assign(predictor="weights_l2")[:28]
+    compared = Comparisons.of(several).tables
+    assert [table.name for table in compared] == ["objectives", "predictors", "pair_shares"]
+    for table in (HARD_NAMES, *run_tables(make_run(collapsed=("german",))), *compared, mean_asr_table(several)):
         text = to_latex(table)
+        assert table is HARD_NAMES or text.isascii(), "a letter that pdflatex may not have"
+        assert text.count("\\toprule") == text.count("\\bottomrule") == 1
+        assert text.count("\\midrule") == len(table.groups)
+        assert "\\caption{" in text
         body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
         bare = re.sub(r"\\[\\{}$&#_%]", "", body)
         assert bare.count("{") == bare.count("}")
@@ -493,7 +588,7 @@ def test_sweep_report(tmp_path: Path) -> None:
     for seed, objective in enumerate(("gradient_difference", "clean_target")):
         tables = make_run(objective=objective, seed=seed, collapsed=("german",) if seed else ())
         write_report(tables, tmp_path / f"run {seed}", make_scatter(tables))
-    comparisons = write_sweep_report([tmp_path / "run 0", tmp_path / "run 1"], tmp_path / "sweep")
+    comparisons = write_sweep_report(read_runs([tmp_path / "run 0", tmp_path / "run 1"]), tmp_path / "sweep")
     page = Page((tmp_path / "sweep" / "report.html").read_text(encoding="utf-8"))
     for table in comparisons.tables:
         assert table.title in page.text
@@ -506,6 +601,25 @@ def test_sweep_report(tmp_path: Path) -> None:
     assert (tmp_path / "sweep" / "figures" / "asr_heatmaps.pdf").is_file()
     with pytest.raises(CasdError, match="not the folder of a finished run"):
         collect([tmp_path / "sweep"])
+
+
+def test_a_report_over_many_runs_shows_means_and_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("figures", "html"):
+        monkeypatch.setattr(f"casd.report.{module}.DETAILED_RUNS", 2)
+    for seed in range(3):
+        make_run(("a", "b", "c"), seed=seed).write(tmp_path / f"run {seed}")
+    (tmp_path / "run 1" / "report.html").write_text("the run's own")
+    write_sweep_report(read_runs(tmp_path), tmp_path / "sweep")
+    page = Page((tmp_path / "sweep" / "report.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    sections = [attributes.get("id") for tag, attributes in page.tags if tag == "section"]
+    assert sections == ["summary", "runs", "reading"]
+    links = [str(attributes["href"]) for tag, attributes in page.tags if tag == "a"]
+    assert "../run%201/report.html" in links
+    assert not any("run%200" in link for link in links), "it has no page of its own"
+    assert "mean over runs" in page.text
+    assert not (tmp_path / "sweep" / "figures" / "asr_heatmaps.pdf").exists()
+    assert len(pd.read_csv(tmp_path / "sweep" / "tables" / "asr_means.csv")) == 6 * 3
 
 
 def test_terminal_shows_a_run_in_100_columns_without_color() -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from casd.compose import load_config, to_yaml
-from casd.report.settings import distinguish
+from casd.settings import distinguish
 
 
 def labels(*overrides: list[str], group: str = "g") -> list[str]:

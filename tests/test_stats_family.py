@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from casd.stats import benjamini_hochberg, mantel_family, mantel_test
+from casd.stats import benjamini_hochberg, mantel_families, mantel_family, mantel_test
 
 
 def matrices(rng: np.random.Generator, n: int, count: int) -> np.ndarray:
@@ -185,3 +185,21 @@ def test_benjamini_hochberg_leaves_nan_out() -> None:
     for wrong in ([1.2], [-0.1], [[0.5]]):
         with pytest.raises(ValueError, match="p-values"):
             benjamini_hochberg(wrong)
+
+
+def test_families_together_are_each_by_itself() -> None:
+    """Also beside one whose response says nothing, and with scores of another size (Kendall's)."""
+    rng = np.random.default_rng(11)
+    sizes = (5, 7)
+    first = [(matrices(rng, n, 3), matrices(rng, n, 1)[0]) for n in sizes]
+    second = [(matrices(rng, n, 9), matrices(rng, n, 1)[0]) for n in sizes]
+    silent = [(xs, np.ones_like(y)) for xs, y in first]
+    for statistic in ("spearman", "kendall"):
+        options = {"permutations": 199, "statistic": statistic}
+        together = mantel_families([first, silent, second], rng=np.random.default_rng(3), **options)  # type: ignore[arg-type]
+        for family, result in zip((first, silent, second), together, strict=True):
+            alone = mantel_family(family, rng=np.random.default_rng(3), **options)  # type: ignore[arg-type]
+            np.testing.assert_equal(vars(result), vars(alone))
+        assert together[1].permutations == 0 and "same value" in together[1].note
+    with pytest.raises(ValueError, match=r"same strata; got \[\(5, 7\), \(5,\)\]"):
+        mantel_families([first, first[:1]], rng=rng)

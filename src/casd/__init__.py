@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which do not 
     from casd.errors import CasdError as CasdError
     from casd.evaluation import evaluate as evaluate
     from casd.evaluation import make_probes as make_probes
+    from casd.finished import load_results as load_results
     from casd.injection import inject as inject
     from casd.measurement import measure_activations as measure_activations
     from casd.metric import CasdVariant as CasdVariant
@@ -119,6 +120,7 @@ _WHERE = {
     "asr_matrix": "casd.report.collect:asr_matrix",
     "casd_heatmaps": "casd.report.heatmaps:casd_heatmaps",
     "casd_matrix": "casd.report.collect:casd_matrix",
+    "load_results": "casd.finished:load_results",
     "read_runs": "casd.report.collect:read_runs",
     "relation_points": "casd.transfer:relation_points",
     "relation_scatter": "casd.report.figures:relation_scatter",

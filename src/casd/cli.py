@@ -22,6 +22,8 @@ examples:
   casd sweep experiment=demo                       eight backdoors, two objectives, all controls, a report; minutes
   casd run unlearning=clean_target seed=1          one run
   casd sweep experiment=demo model=qwen3_tiny,llama3_tiny,gaperon_tiny
+  casd report outputs                              one report over every finished run below a folder
+  casd compare outputs/demo/A outputs/demo/B       two runs side by side: what was set otherwise, what came out
   casd list model                                  the options of a group
 """
 
@@ -32,7 +34,6 @@ RUN_VERBS = {
     "activations": ("activations", "up to the activation statistics of every state"),
     "evaluate": ("evaluate", "up to the attack success rates of every state"),
     "score": ("score", "up to transfer, CASD and their relation"),
-    "report": ("report", "the same as run: tables, figures and report.html"),
 }
 
 
@@ -45,6 +46,14 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, (_, text) in RUN_VERBS.items():
         verbs.add_parser(verb, help=text).add_argument("overrides", nargs="*", metavar="OVERRIDE")
+    report = verbs.add_parser("report", help="tables and figures over finished runs; with overrides the same as run")
+    report.add_argument(
+        "arguments",
+        nargs="*",
+        metavar="PATH | OVERRIDE",
+        help="paths: runs, folders with runs below them, or stores (outputs/store); all of them go into one report",
+    )
+    report.add_argument("--output", type=Path, metavar="FOLDER", help="of the report over PATHs (default: outputs/report-…)")
     sweep = verbs.add_parser("sweep", help="every combination of lists of overrides, and one report over all")
     sweep.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     planning = verbs.add_parser("plan", help="what a run or a sweep will take: memory, tokens, FLOPs, time, disk; runs nothing")
@@ -52,6 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     reproduce = verbs.add_parser("reproduce", help="a sweep of configs/experiment/NAME as it is; only runtime.* may be set")
     reproduce.add_argument("name", metavar="NAME")
     reproduce.add_argument("overrides", nargs="*", metavar="runtime.KEY=VALUE")
+    compare = verbs.add_parser("compare", help="two finished runs side by side: what was set otherwise, what came out")
+    compare.add_argument("runs", nargs=2, type=Path, metavar="RUN")
     listing = verbs.add_parser("list", help="the configuration groups and their options")
     listing.add_argument("group", nargs="?", metavar="GROUP")
     status = verbs.add_parser("status", help="the finished and interrupted stages of a store")
@@ -73,6 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _plan(options.overrides)
         elif options.verb == "reproduce":
             _reproduce(options.name, options.overrides)
+        elif options.verb == "report":
+            _report(options.arguments, options.output)
+        elif options.verb == "compare":
+            _compare(*options.runs)
         else:
             _run(RUN_VERBS[options.verb][0], options.overrides)
     except CasdError as error:
@@ -91,6 +106,33 @@ def _run(end: str, overrides: Sequence[str]) -> None:
     from casd.session import run
 
     run(load_config(overrides), end)
+
+
+def _report(arguments: Sequence[str], output: Path | None) -> None:
+    from casd.errors import ConfigError
+
+    # Hydra's overrides have an "=", or take something away ("~group").
+    overrides = [argument for argument in arguments if "=" in argument or argument.startswith("~")]
+    paths = [Path(argument) for argument in arguments if argument not in overrides]
+    if paths and overrides:
+        raise ConfigError(
+            f"report takes the paths of finished runs or the overrides of one to make, not both: {paths[0]} is a path,"
+            f" {overrides[0]} an override."
+        )
+    if paths:
+        from casd.session import report_runs
+
+        report_runs(paths, output)
+    elif output:
+        raise ConfigError("--output is for a report over finished runs: name their paths. A run has runtime.output=FOLDER.")
+    else:
+        _run("report", overrides)
+
+
+def _compare(a: Path, b: Path) -> None:
+    from casd.report.two_runs import print_two_runs, read_two_runs
+
+    print_two_runs(*read_two_runs(a, b))
 
 
 def _sweep(overrides: Sequence[str]) -> None:

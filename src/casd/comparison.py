@@ -7,6 +7,7 @@ backdoors that had taken hold before are measured. Everything else is counted an
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -32,30 +33,41 @@ def counted_cells(tables: RunTables) -> pd.DataFrame:
 
     A backdoor that had not is left out as target and as source.
     """
-    states = tables.states.set_index("state")
-    failed = {name for name, reached in states["reached_target"].items() if reached == 0.0}
-    cells = tables.transfer[tables.transfer["source_kind"] == "removal"]
-    absent = set(cells.loc[cells["asr_before"] < ESTABLISHED_ASR, "target"])
-    counts = ~cells["collapsed"].astype(bool) & ~cells["source"].isin(failed | absent) & ~cells["target"].isin(absent)
-    return cells[counts]
+    reached = zip(tables.states["state"].tolist(), tables.states["reached_target"].tolist(), strict=True)
+    failed = {name for name, value in reached if value == 0.0}
+    read = ("source", "target", "source_kind", "collapsed", "asr_before")
+    rows = list(zip(*(tables.transfer[column].tolist() for column in read), strict=True))
+    absent = {target for _, target, kind, _, before in rows if kind == "removal" and before < ESTABLISHED_ASR}
+    out = failed | absent
+    counts = [
+        kind == "removal" and not collapsed and source not in out and target not in absent
+        for source, target, kind, collapsed, _ in rows
+    ]
+    return tables.transfer[np.array(counts, dtype=bool)]
 
 
 def grouped(runs: Sequence[RunTables]) -> dict[tuple[str, str], list[RunTables]]:
-    """The runs by model and objective (`RunTables.treatment`); of several models also each objective over all, as POOLED."""
+    """The runs by model and objective (`RunTables.treatment`); an objective of several models also over all, as POOLED."""
     groups: dict[tuple[str, str], list[RunTables]] = {}
     for tables in runs:
         groups.setdefault((str(tables.info["model"]), tables.treatment), []).append(tables)
-    if len({model for model, _ in groups}) > 1:
-        for objective in dict.fromkeys(objective for _, objective in groups):
-            groups[POOLED, objective] = [tables for tables in runs if tables.treatment == objective]
+    models = Counter(objective for _, objective in groups)
+    for objective in (objective for objective, count in models.items() if count > 1):
+        groups[POOLED, objective] = [tables for tables in runs if tables.treatment == objective]
     return groups
 
 
 def counted_matrix(tables: RunTables, column: str) -> pd.DataFrame:
     """A column of `transfer` over the backdoors whose removals count, as a matrix: rows are sources, columns targets."""
     cells = counted_cells(tables)
-    names = [name for name in tables.backdoors if name in set(cells["source"]) and name in set(cells["target"])]
-    return cells.pivot(index="source", columns="target", values=column).reindex(index=names, columns=names).astype(float)
+    sources, targets = list(cells["source"]), list(cells["target"])
+    names = [name for name in tables.backdoors if name in set(sources) and name in set(targets)]
+    place = {name: index for index, name in enumerate(names)}
+    matrix = np.full((len(names), len(names)), np.nan)
+    for source, target, value in zip(sources, targets, cells[column].to_numpy(dtype=float), strict=True):
+        if source in place and target in place:
+            matrix[place[source], place[target]] = value
+    return pd.DataFrame(matrix, index=names, columns=names)
 
 
 def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: int = 9999) -> pd.DataFrame:
@@ -71,7 +83,7 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
 
         - model ("all" over several), objective; runs, seeds (counts)
         - removals, reached, collapsed: counts of removals, of those that count (`counted_cells`), and of the collapsed
-        - own_asr: mean ASR of the removed backdoor on evaluation prompts, over those that count
+        - own_asr: mean ASR of the removed backdoor on evaluation prompts, over those that count, with `_low` and `_high`
         - for each of MEASURES the mean over the other backdoors, with `_low` and `_high`
         - clean_control, phantom_control: the mean suppression of all backdoors under them
         - clean_loss_change: mean relative change of the clean loss; steps, seconds: means of a removal
@@ -79,14 +91,28 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
         Limits are 95 % bootstrap limits that resample runs (seeds, and models where several are pooled) and, within each, the
         measured backdoors (`casd.stats.nested_bootstrap_interval`); with a single run, its backdoors alone.
     """
-    rows = [_row(model, objective, group, seed, resamples) for (model, objective), group in grouped(runs).items()]
+    places = {id(tables): place for place, tables in enumerate(runs)}
+    counted = [counted_cells(tables).assign(run=place) for place, tables in enumerate(runs)]  # once: a run may be in two groups
+    states = [tables.states.assign(run=place) for place, tables in enumerate(runs)]
+    rows = []
+    for (model, objective), group in grouped(runs).items():
+        members = [places[id(tables)] for tables in group]
+        cells, of_states = (pd.concat([frames[place] for place in members], ignore_index=True) for frames in (counted, states))
+        rows.append(_row(model, objective, group, cells, of_states, seed, resamples))
     return pd.DataFrame(rows)
 
 
-def _row(model: str, objective: str, runs: Sequence[RunTables], seed: int, resamples: int) -> dict[str, object]:
-    cells = pd.concat([counted_cells(tables).assign(run=place) for place, tables in enumerate(runs)], ignore_index=True)
+def _row(
+    model: str,
+    objective: str,
+    runs: Sequence[RunTables],
+    cells: pd.DataFrame,
+    states: pd.DataFrame,
+    seed: int,
+    resamples: int,
+) -> dict[str, object]:
+    """A row of `compare_objectives`; `cells` (that count) and `states` are of all `runs`, numbered in the column run."""
     own, others = cells[cells["same"].astype(bool)], cells[~cells["same"].astype(bool)]
-    states = pd.concat([tables.states.assign(run=place) for place, tables in enumerate(runs)], ignore_index=True)
     removed = states[states["kind"] == "removal"]
     counted = removed.merge(cells[["run", "source"]].drop_duplicates(), left_on=["run", "state"], right_on=["run", "source"])
     row: dict[str, object] = {
@@ -97,11 +123,10 @@ def _row(model: str, objective: str, runs: Sequence[RunTables], seed: int, resam
         "removals": len(removed),
         "reached": len(counted),
         "collapsed": int(removed["collapsed"].astype(bool).sum()),
-        "own_asr": own["asr_after"].mean(),
     }
-    for measure in MEASURES:
-        low, high = _interval(others, measure, seed, resamples)
-        row |= {measure: others[measure].mean(), f"{measure}_low": low, f"{measure}_high": high}
+    for name, chosen, column in (("own_asr", own, "asr_after"), *((measure, others, measure) for measure in MEASURES)):
+        low, high = _interval(chosen, column, seed, resamples)
+        row |= {name: chosen[column].mean(), f"{name}_low": low, f"{name}_high": high}
     controls = [tables.transfer[tables.transfer["source_kind"] == "control"] for tables in runs]
     control = pd.concat(controls, ignore_index=True)
     control = control[~control["collapsed"].astype(bool) & (control["asr_before"] >= ESTABLISHED_ASR)]

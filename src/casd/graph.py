@@ -10,6 +10,7 @@ from casd import models, utility
 from casd.config import Config
 from casd.corpora import CORPORA
 from casd.registry import build
+from casd.results import TABLES_VERSION
 from casd.stages import Stage
 from casd.states import CONTROL_PREFIX, INJECTED, REPEAT_CONTROL
 from casd.unlearning.controls import removal_names
@@ -96,7 +97,7 @@ def stage_graph(config: Config) -> StageGraph:
     }
     label = f"{config.model.name}, {config.unlearning.objective.name}"
     inputs = (*evaluate_stages.values(), *activations.values(), *utility_stages.values())
-    scored = Stage("score", 5, scoring, inputs, label)
+    scored = Stage("score", TABLES_VERSION, scoring, inputs, label)
     return StageGraph(
         corpus=corpus,
         base=base,

@@ -360,7 +360,8 @@ class Run:
             self.config.metric,
             self.config.evaluation,
             seed=self.config.seed,
-            info=identity(self.config),
+            # The report's own may have other settings of the runtime, and is made later or not at all.
+            info={**identity(self.config), "config": to_yaml(self.config)},
             target_asr=self.config.unlearning.stopping.target_asr,
             rivals=rival_table(self.backdoors, self.encoder, statistics, evidence),
             tuning=pd.read_parquet(self.store.file(tuned, "trials.parquet")) if tuned else None,

@@ -18,7 +18,7 @@ import pandas as pd
 from casd.comparison import MIN_BACKDOORS, counted_matrix, grouped
 from casd.results import RunTables
 from casd.rivals import RIVALS
-from casd.stats import leave_one_out_prediction, mantel_family, remove_backdoor_effects, symmetrize
+from casd.stats import leave_one_out_prediction, mantel_families, remove_backdoor_effects, symmetrize
 from casd.transfer import RATE_DECIMALS, centered_response
 
 _OF_PAIRS: Final = ("rho_pairs", "p_pairs", "p_pairs_corrected")
@@ -51,7 +51,7 @@ def pair_table(tables: RunTables, response: str = "suppression") -> PairTable | 
     pairs = centered[np.triu_indices(len(names), k=1)]
     if not np.isfinite(pairs).all() or np.ptp(pairs) == 0:
         return None
-    distances = _matrices(tables.casd, "variant", names) | _matrices(tables.rivals, "predictor", names)
+    distances = _matrices(tables.every_variant(), "variant", names) | _matrices(tables.rivals, "predictor", names)
     return PairTable(tuple(names), distances, centered, np.round(symmetrize(values), RATE_DECIMALS))
 
 
@@ -102,16 +102,11 @@ def _group_rows(strata: Sequence[PairTable], headline: Sequence[str], permutatio
     rivals = [name for name in shared if name in RIVALS]
     variants = [name for name in shared if name not in RIVALS]
     rows: list[dict[str, object]] = []
-    for names in (variants, rivals):
-        if not names:
-            continue
-        matrices = [(np.stack([each.distances[name] for name in names]), each.centered) for each in strata]
-        family = mantel_family(matrices, permutations=permutations, rng=np.random.default_rng(seed))
-        of_pairs = mantel_family(
-            [(np.stack([_effects_removed(x) for x in xs]), _effects_removed(y)) for xs, y in matrices],
-            permutations=permutations,
-            rng=np.random.default_rng(seed),
-        )
+    groups = [names for names in (variants, rivals) if names]
+    plain = [[(np.stack([each.distances[name] for name in names]), each.centered) for each in strata] for names in groups]
+    without = [[(np.stack([_effects_removed(x) for x in xs]), _effects_removed(y)) for xs, y in each] for each in plain]
+    results = mantel_families([*plain, *without], permutations=permutations, rng=np.random.default_rng(seed))
+    for names, family, of_pairs in zip(groups, results[: len(groups)], results[len(groups) :], strict=True):
         best = int(np.nanargmax(np.abs(family.rho))) if names is variants and np.isfinite(family.rho).any() else None
         for place, name in enumerate(names):
             if names is variants and name not in headline and place != best:
@@ -146,12 +141,17 @@ def _effects_removed(matrix: np.ndarray) -> np.ndarray:
 
 def _matrices(tidy: pd.DataFrame, by: str, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Tidy distances (a, b, distance; each pair once or in both orders) as symmetric matrices; NaN where a pair is absent."""
-    place = {name: index for index, name in enumerate(names)}
-    a, b = tidy["a"].map(place), tidy["b"].map(place)
-    known = (a.notna() & b.notna()).to_numpy()
+    a, b = (_places(tidy[column], names) for column in ("a", "b"))
+    known = (a >= 0) & (b >= 0)
     kinds, found = pd.factorize(tidy[by])
     matrices = np.full((len(found), len(names), len(names)), np.nan)
     matrices[:, range(len(names)), range(len(names))] = 0.0
-    kind, first, second = kinds[known], a[known].to_numpy(dtype=int), b[known].to_numpy(dtype=int)
+    kind, first, second = kinds[known], a[known], b[known]
     matrices[kind, first, second] = matrices[kind, second, first] = tidy.loc[known, "distance"].to_numpy(dtype=float)
     return dict(zip(map(str, found), np.round(matrices, RATE_DECIMALS), strict=True))
+
+
+def _places(column: pd.Series, names: Sequence[str]) -> np.ndarray:
+    """Where among `names` each value is; -1 where it is none of them. A long column has few different values."""
+    codes, values = pd.factorize(column)
+    return np.array([names.index(value) if value in names else -1 for value in values], dtype=int)[codes]

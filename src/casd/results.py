@@ -1,7 +1,8 @@
 """The tables of one run: what scoring produces, what is written to a run's folder and read back.
 
-A finished run's folder holds `tables/NAME.csv` and `tables/NAME.parquet` for every table and `tables/info.json`, which is
-written last: a folder without it is not a finished run.
+A finished run's folder holds `tables/NAME.parquet` and `tables/NAME.csv` for every table and `tables/info.json`, which is
+written last: a folder without it is not a finished run. Of `casd` the CSV has the rows without the grid only: those of the
+grid are many thousand, and ten times as large in CSV.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from casd.errors import StoreError
 
@@ -44,6 +46,14 @@ SCHEMAS: Final[dict[str, tuple[str, ...]]] = {
 """The columns each table must have; further ones are kept. `specificity` is free: means, with `_low` and `_high` bounds."""
 UTILITY_PREFIX: Final = "utility/"
 """How the columns of `states` begin that hold the main metric of a benchmark task."""
+WITHOUT_GRID: Final = [("grid", "==", False)]
+"""The filter that reads of `casd` the headline variants and the named ones alone."""
+_IDENTITY: Final = {"model", "objective", "seed"}
+"""What `info` has to say of every run."""
+TABLES_VERSION: Final = 5
+"""STAGE_VERSION of the scores: raise it when tables, columns or what they mean change. Runs of others are not read together."""
+_ROW_GROUP: Final = 4096
+"""Rows that a Parquet file has in a group: a reader that filters skips whole groups, so those of the grid stay on the disk."""
 
 
 @dataclass
@@ -78,7 +88,8 @@ class RunTables:
             validation, and the clean loss on the guard's passages; NaN elsewhere.
         info: "model", "objective", "seed" (all needed); "run" (a name), "config" (the resolved YAML), "provenance" and
             "timings" (nested dicts of names and values; seconds), "headline" (the names of the CASD variants to show)
-            and "targets" (backdoor → name of its target behavior), each where known.
+            and "targets" (backdoor → name of its target behavior), each where known; "folder" and "setting" of runs that were
+            read together (`casd.report.read_runs`).
     """
 
     asr: pd.DataFrame
@@ -104,8 +115,7 @@ class RunTables:
     @property
     def treatment(self) -> str:
         """The objective, and what of the configuration sets the run apart from others where `info["setting"]` says so."""
-        setting = self.info.get("setting")
-        return f"{self.info['objective']}, {setting}" if setting else str(self.info["objective"])
+        return treatment(self.info)
 
     @property
     def backdoors(self) -> list[str]:
@@ -132,44 +142,112 @@ class RunTables:
         """The states of one kind: "injected", "removal" or "control"."""
         return list(self.states.loc[self.states["kind"] == kind, "state"])
 
+    def every_variant(self) -> pd.DataFrame:
+        """The `casd` table with the rows of the grid, even if the run was read without them.
+
+        Raises:
+            StoreError: they can no longer be read from `info["folder"]`.
+        """
+        whole = self.casd["grid"].astype(bool).any() or "folder" not in self.info
+        return self.casd if whole else read_table(Path(self.info["folder"]), "casd")
+
     def write(self, folder: Path) -> None:
-        """Write every table as CSV and Parquet, then `info`, under `folder/tables`.
+        """Write every table as Parquet and CSV, then `info`, under `folder/tables`.
 
         Raises:
             StoreError: a file cannot be written.
         """
-        missing = {"model", "objective", "seed"} - set(self.info)
+        missing = _IDENTITY - set(self.info)
         if missing:
             raise ValueError(f"info lacks {sorted(missing)}")
         write_frames({name: getattr(self, name) for name in SCHEMAS}, self.info, folder, "info.json")
 
     @classmethod
-    def read(cls, folder: Path) -> RunTables:
+    def read(cls, folder: Path, *, grid: bool = True, info: dict[str, Any] | None = None) -> RunTables:
         """Read what `write` wrote.
 
+        Args:
+            folder: of the run.
+            grid: read the rows of the CASD grid, too; they are nearly all of a run that has them, and `every_variant` reads
+                them later.
+            info: what is to be its `info`, where that was read before (and "folder" added to it).
+
         Raises:
-            StoreError: the folder holds no finished run, or a table in it is damaged.
+            StoreError: the folder holds no finished run, a table in it is damaged, or an older version wrote it.
         """
-        tables = Path(folder) / "tables"
-        if not (tables / "info.json").is_file():
-            raise StoreError(
-                f"{folder} is not the folder of a finished run: it has no tables/info.json. "
-                "Name a folder that `casd run` or `casd report` has finished."
-            )
-        path = tables / "info.json"
-        try:
-            info = json.loads(path.read_text(encoding="utf-8"))
-            frames = {}
-            for name in SCHEMAS:
-                path = tables / f"{name}.parquet"
-                frames[name] = pd.read_parquet(path)
-            return cls(**frames, info=info)
-        except (OSError, ValueError) as error:  # pyarrow's and json's errors are ValueErrors
-            raise StoreError(f"{path} cannot be read ({error}). Make the run's report again: casd report.") from error
+        info = info or read_info(folder)
+        filters = {} if grid else {"casd": WITHOUT_GRID}
+        return cls(**{name: read_table(folder, name, filters.get(name)) for name in SCHEMAS}, info=info)
+
+
+def treatment(info: Mapping[str, Any]) -> str:
+    """As `RunTables.treatment`, of a run of which only `info` was read."""
+    setting = info.get("setting")
+    return f"{info['objective']}, {setting}" if setting else str(info["objective"])
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """The `info` of the finished run in `folder`.
+
+    Raises:
+        StoreError: the folder holds no finished run, or the file is damaged.
+    """
+    tables = Path(folder) / "tables"
+    path = tables / "info.json"
+    if not path.is_file():
+        what = "it has no tables/info.json"
+        if (tables / "sweep.json").is_file():
+            what = "it is the report of several runs"
+        elif tables.is_dir():
+            what = "its tables are not complete (no tables/info.json), so the run that writes them has not come to its end"
+        raise StoreError(
+            f"{folder} is not the folder of a finished run: {what}."
+            " Name a folder that `casd run` or `casd report` has finished, or run its command again."
+        )
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # json's errors are ValueErrors
+        raise StoreError(f"{path} cannot be read ({error}). Make the run's report again: casd report.") from error
+    if not isinstance(info, dict) or (missing := _IDENTITY - set(info)):
+        lacks = ", ".join(sorted(missing if isinstance(info, dict) else _IDENTITY))
+        raise StoreError(f"{path} does not say what was run: it lacks {lacks}. Run its command again.")
+    return info
+
+
+def read_table(folder: Path, name: str, filters: list[tuple[str, str, Any]] | None = None) -> pd.DataFrame:
+    """One table of the finished run in `folder`.
+
+    Args:
+        folder: of the run.
+        name: one of SCHEMAS.
+        filters: of the rows to read, as pyarrow takes them; None for all.
+
+    Raises:
+        StoreError: the table is damaged, or an older version wrote the run: the table is not there, or lacks a column.
+    """
+    path = Path(folder) / "tables" / f"{name}.parquet"
+    try:
+        with pq.ParquetFile(path) as file:
+            if missing := set(SCHEMAS[name]) - set(file.schema_arrow.names):
+                raise _older(folder, f"its table {name!r} lacks {', '.join(sorted(missing))}")
+            # Tables this small are read faster without threads, and faster from the open file than by way of a data set.
+            table = pq.read_table(path, filters=filters, use_threads=False) if filters else file.read(use_threads=False)
+    except FileNotFoundError:
+        raise _older(folder, f"it has no table {name!r}") from None
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise StoreError(f"{path} cannot be read ({error}). Make the run's report again: casd report.") from error
+    return table.to_pandas(use_threads=False)
+
+
+def _older(folder: Path, what: str) -> StoreError:
+    return StoreError(
+        f"The run in {folder} was made by an older version of casd: {what}."
+        " Run its command again: what is still valid of its stages is reused."
+    )
 
 
 def write_frames(frames: Mapping[str, pd.DataFrame], info: Mapping[str, Any], folder: Path, info_name: str) -> None:
-    """Write each frame as CSV and Parquet under `folder/tables`; the file `info_name` goes away first, comes back last.
+    """Write each frame as Parquet and CSV under `folder/tables`; the file `info_name` goes away first, comes back last.
 
     Raises:
         StoreError: a file cannot be written.
@@ -180,8 +258,9 @@ def write_frames(frames: Mapping[str, pd.DataFrame], info: Mapping[str, Any], fo
         tables.mkdir(parents=True, exist_ok=True)
         finished.unlink(missing_ok=True)
         for name, frame in frames.items():
-            frame.to_csv(tables / f"{name}.csv", index=False, lineterminator="\n")
-            frame.to_parquet(tables / f"{name}.parquet", index=False)
+            frame.to_parquet(tables / f"{name}.parquet", index=False, row_group_size=_ROW_GROUP)
+            named = frame[~frame["grid"].astype(bool)] if name == "casd" else frame
+            named.to_csv(tables / f"{name}.csv", index=False, lineterminator="\n")
         partial = tables / f"{info_name}.partial"
         partial.write_text(json.dumps(info, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
         partial.replace(finished)

@@ -8,13 +8,22 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from casd.config import Config
 from casd.disk import explaining_disk_errors
 from casd.distributed import is_main
+from casd.errors import ConfigError
 from casd.progress import say, set_progress
+
+if TYPE_CHECKING:
+    from casd.report import Comparisons
+    from casd.results import RunTables
+
+PAGES_NAMED = 24
+"""Runs whose own reports are named after that over all."""
 
 _started = time.monotonic()
 _executed: list[tuple[int, int]] = []
@@ -56,25 +65,54 @@ def run(config: Config, end: str = "report", *, quiet: bool = False) -> Path:
 
 def finish_sweep(folders: Sequence[Path]) -> None:
     """Write the report over all runs of a sweep, print its tables, and say what it cost."""
-    from casd.report import Comparisons, print_sweep, read_runs, write_sweep_report
+    from casd.report import Comparisons, read_runs
 
     if not is_main():
         return
     folders = list(dict.fromkeys(folders))
-    key = hashlib.sha256("\n".join(sorted(folder.name for folder in folders)).encode()).hexdigest()[:8]
-    target = folders[0].parent / f"sweep-{key}"
+    runs = read_runs(folders)
+    target = folders[0].parent / f"sweep-{_digest(folder.name for folder in folders)}"
     page = target / "report.html"
     newest = max((folder / "report.html").stat().st_mtime for folder in folders)
-    if not page.is_file() or page.stat().st_mtime < newest:
-        with explaining_disk_errors("the report of the sweep", target):
-            comparisons = write_sweep_report(folders, target)
-    else:
-        comparisons = Comparisons.read(target)
-    print_sweep(read_runs(folders), comparisons=comparisons.tables)
-    for folder in folders:
-        print(f"Report of a run: {_short(folder / 'report.html')}")
-    print(f"Report of all:   {_short(page)}")
+    finished = Comparisons.read(target) if page.is_file() and page.stat().st_mtime >= newest else None
+    _report_all(runs, target, finished)
+
+
+def report_runs(paths: Sequence[Path], output: Path | None = None) -> None:
+    """Write the report over finished runs, print its tables, and say what it cost. Nothing is run, and torch is not needed.
+
+    Args:
+        paths: of runs, of folders that have some below them, or of stores; see `casd.finished.find_runs`.
+        output: the folder of the report; None for one below `outputs`, named by the runs.
+
+    Raises:
+        CasdError: no finished runs there, runs that cannot be compared, or an output that is the folder of a run.
+    """
+    from casd.report import read_runs
+
+    runs = read_runs(paths)
+    target = output or Path("outputs") / f"report-{_digest(tables.info['folder'] for tables in runs)}"
+    if (target / "tables" / "info.json").exists():
+        raise ConfigError(f"{target} is the folder of a run; name another folder for the report: --output FOLDER.")
+    _report_all(runs, target)
+
+
+def _report_all(runs: Sequence[RunTables], target: Path, finished: Comparisons | None = None) -> None:
+    """Write the report over all runs into `target` unless it is `finished`; print."""
+    from casd.report import print_sweep, write_sweep_report
+
+    with explaining_disk_errors("the report", target):
+        comparisons = finished or write_sweep_report(runs, target)
+    print_sweep(runs, comparisons=comparisons.tables)
+    for page in (Path(tables.info["folder"]) / "report.html" for tables in runs[:PAGES_NAMED]):
+        if page.is_file():
+            print(f"Report of a run: {_short(page)}")
+    print(f"Report of all:   {_short(target.absolute() / 'report.html')}")
     _say_cost()
+
+
+def _digest(names: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:8]
 
 
 def plan(overrides: Sequence[str]) -> None:
@@ -107,10 +145,11 @@ def _short(path: Path) -> Path:
 
 def _say_cost() -> None:
     """How many stages were executed, how long this process took and the most memory it held."""
-    executed, reused = (sum(counts) for counts in zip(*_executed, strict=True))
+    executed, reused = (sum(counts) for counts in zip((0, 0), *_executed, strict=True))
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-    say(f"{executed} stages executed, {reused} reused; {time.monotonic() - _started:.0f} s, peak memory {peak:.2f} GiB.")
+    stages = f"{executed} stages executed, {reused} reused; " if _executed else ""
+    say(f"{stages}{time.monotonic() - _started:.0f} s, peak memory {peak:.2f} GiB.")
 
 
 def _hush_libraries() -> None:

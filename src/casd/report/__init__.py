@@ -6,16 +6,17 @@ A run's folder afterwards holds `report.html`, `tables/` (CSV and Parquet, Markd
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from casd.report.collect import collect, combine, read_runs, summary
+from casd.report.collect import check_comparable, collect, combine, mean_asr, read_runs, summary
 from casd.report.comparisons import Comparisons
 from casd.report.figures import run_drawings, sweep_drawings
 from casd.report.html import RUN_FIGURES, SWEEP_FIGURES, run_html, sweep_html
 from casd.report.markup import write_tables
+from casd.report.matrices import mean_asr_table
 from casd.report.page import draw, write_page
 from casd.report.tables import relation_table, run_tables, specificity_table, summary_table
 from casd.report.terminal import print_run, print_sweep
@@ -44,20 +45,23 @@ def write_report(tables: RunTables, folder: Path, scatter: pd.DataFrame) -> Path
     return write_page(run_html(named, figures), folder / "report.html")
 
 
-def write_sweep_report(folders: Iterable[Path], folder: Path) -> Comparisons:
-    """Write the tables, figures and HTML page of a sweep over the finished runs in `folders`; returns what it compared.
+def write_sweep_report(runs: Sequence[RunTables], folder: Path) -> Comparisons:
+    """Write the tables, figures and HTML page over several finished runs (`read_runs`); returns what it compared.
 
     Raises:
-        StoreError: one of `folders` is no finished run, or a file cannot be written.
+        StoreError: runs that cannot be compared (`check_comparable`), or a file cannot be written.
     """
     folder = Path(folder)
-    runs = read_runs(folders)
+    check_comparable(runs)
     combined = combine(runs)
     comparisons = Comparisons.of(runs)
     frames = {name: getattr(combined, name) for name in SCHEMAS}
-    write_frames(frames | {"summary": summary(runs)} | comparisons.frames, combined.info, folder, "sweep.json")
-    shown = [*comparisons.tables, summary_table(runs), specificity_table(runs), relation_table(runs)]
-    write_tables([table for table in shown if table.rows], folder / "tables")
+    means = {"summary": summary(runs), "asr_means": mean_asr(runs)}
+    overview = [mean_asr_table(runs), summary_table(runs, means["summary"]), specificity_table(runs)]
+    overview = [table for table in overview if table.rows]
+    write_frames(frames | means | comparisons.frames, combined.info, folder, "sweep.json")
+    relations = relation_table(runs)
+    write_tables([*comparisons.tables, *overview, *([relations] if relations.rows else [])], folder / "tables")
     figures = draw([*comparisons.drawings, *sweep_drawings(runs)], folder / "figures", SWEEP_FIGURES)
-    write_page(sweep_html(runs, comparisons.tables, figures, folder), folder / "report.html")
+    write_page(sweep_html(runs, comparisons.tables, overview, figures, folder), folder / "report.html")
     return comparisons

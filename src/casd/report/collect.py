@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -11,36 +10,51 @@ import numpy as np
 import pandas as pd
 
 from casd.errors import StoreError
-from casd.report.settings import distinguish
+from casd.finished import find_runs
 from casd.results import SCHEMAS, RunTables
 from casd.states import CLEAN_CONTROL, PHANTOM_CONTROL
 
 RUN_COLUMNS: Final = ("run", "model", "objective", "seed")
 """What every table of a collection of runs starts with."""
+DETAILED_RUNS: Final = 12
+"""Runs up to which a report over several shows each by itself; of more it has the means and a row for each."""
 
 
-def read_runs(folders: Iterable[Path]) -> list[RunTables]:
-    """Read finished runs, ordered by model, objective, seed and name whatever the order of `folders`.
+def read_runs(paths: str | Path | Iterable[str | Path]) -> list[RunTables]:
+    """Read the finished runs at or below the paths, in the order of `casd.finished.find_runs`, without the CASD grid.
 
-    Each run's `info["run"]` becomes its folder's name, with as many parent folders as make the names differ, and
-    `info["folder"]` its path; its `info["setting"]` says what of its configuration differs from the others of its model and
-    objective, but for the seed. A folder that is named twice counts once.
+    Each run's `info` has its "run", "folder" and "setting" as in `casd.finished.FinishedRun`. A run that is found several
+    times counts once. The rows of the grid stay on the disk (`RunTables.every_variant`): those of many runs are too many.
 
     Raises:
-        StoreError: no folder, or one that holds no finished run.
+        StoreError: no path, or no finished run of this version there.
     """
-    paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
-    if not paths:
-        raise StoreError("There is no run to collect: name at least one folder of a finished run.")
-    runs = []
-    for path, name in zip(paths, _distinct_names(paths), strict=True):
-        tables = RunTables.read(path)
-        tables.info |= {"run": name, "folder": str(path)}
-        runs.append(tables)
-    groups = [((tables.info["model"], tables.info["objective"]), str(tables.info.get("config", ""))) for tables in runs]
-    for tables, setting in zip(runs, distinguish(groups), strict=True):
-        tables.info["setting"] = setting
-    return sorted(runs, key=_order)
+    return [RunTables.read(run.folder, grid=False, info=run.info) for run in find_runs(paths)]
+
+
+def check_comparable(runs: Sequence[RunTables]) -> None:
+    """Refuse to put runs together that would be counted wrongly.
+
+    Raises:
+        StoreError: two different runs of one model, objective, setting and seed, which would count as two seeds; or runs of one
+            objective and setting that measured different backdoors. (Where the configurations say so, the settings differ.)
+    """
+    seen: dict[tuple[str, ...], RunTables] = {}
+    measured: dict[str, RunTables] = {}
+    for tables in runs:
+        named = tuple(str(part) for part in (tables.info["model"], tables.treatment, tables.info["seed"]))
+        known = seen.setdefault(named, tables)
+        if known is not tables:
+            raise StoreError(
+                f"{_where(known)} and {_where(tables)} have one model, objective, setting and seed, and are different runs (of"
+                " different versions, or without their configuration): both would count. Delete one of them or leave it out."
+            )
+        known = measured.setdefault(tables.treatment, tables)
+        if set(known.backdoors) != set(tables.backdoors):
+            raise StoreError(
+                f"{_where(known)} and {_where(tables)} measured different backdoors ({', '.join(known.backdoors)};"
+                f" {', '.join(tables.backdoors)}), and their configurations do not say so. Make a report of each."
+            )
 
 
 def combine(runs: Sequence[RunTables]) -> RunTables:
@@ -50,23 +64,20 @@ def combine(runs: Sequence[RunTables]) -> RunTables:
     """
     frames = {}
     for name in SCHEMAS:
-        parts = []
-        for tables in runs:
-            part = getattr(tables, name)
-            keys = {key: tables.info[key] for key in RUN_COLUMNS}
-            parts.append(
-                part.drop(columns=list(RUN_COLUMNS), errors="ignore").assign(**keys)[
-                    [*RUN_COLUMNS, *(column for column in part.columns if column not in RUN_COLUMNS)]
-                ]
-            )
+        parts = [(tables, getattr(tables, name)) for tables in runs]
         # An empty frame's columns have no type of their own and would spoil the others'.
-        frames[name] = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+        parts = [(tables, part) for tables, part in parts if len(part)] or parts[:1]
+        lengths = [len(part) for _, part in parts]
+        # Put before the whole and not before each part: that would take most of a report's time.
+        keys = {key: pd.Series([tables.info[key] for tables, _ in parts]).repeat(lengths).to_numpy() for key in RUN_COLUMNS}
+        whole = pd.concat([part for _, part in parts], ignore_index=True).drop(columns=list(RUN_COLUMNS), errors="ignore")
+        frames[name] = pd.concat([pd.DataFrame(keys, index=whole.index), whole], axis=1)
     return RunTables(**frames, info={"runs": [tables.info for tables in runs]})
 
 
-def collect(folders: Iterable[Path]) -> RunTables:
-    """The tables of finished runs, combined: `combine(read_runs(folders))`."""
-    return combine(read_runs(folders))
+def collect(paths: str | Path | Iterable[str | Path]) -> RunTables:
+    """The tables of finished runs, combined: `combine(read_runs(paths))`."""
+    return combine(read_runs(paths))
 
 
 def asr_matrix(tables: RunTables, probe: str = "triggered") -> pd.DataFrame:
@@ -79,6 +90,25 @@ def asr_matrix(tables: RunTables, probe: str = "triggered") -> pd.DataFrame:
 def has_pairs(tables: RunTables) -> bool:
     """Whether the ASR matrix has a cell off its diagonal: a removal, and another backdoor measured after it."""
     return any(removed != measured for removed in tables.states_of("removal") for measured in tables.backdoors)
+
+
+def mean_asr(runs: Sequence[RunTables]) -> pd.DataFrame:
+    """The ASR matrix of each model × objective, as the mean over its runs.
+
+    Returns:
+        Columns model, objective, state (what was removed), backdoor (measured), rate (fraction; the mean over the runs in which
+        the state did not collapse, NaN if it did in all), runs (their count), collapsed (count of the others); in the order of
+        states and backdoors of the runs.
+    """
+    frames = []
+    for tables in runs:
+        asr = tables.asr.loc[tables.asr["probe"] == "triggered", ["state", "backdoor", "rate"]]
+        collapsed = asr["state"].isin(tables.collapsed).to_numpy()
+        rates = asr["rate"].astype(float).mask(collapsed)
+        frames.append(asr.assign(model=tables.info["model"], objective=tables.treatment, rate=rates, collapsed=collapsed))
+    cells = pd.concat(frames, ignore_index=True).groupby(["model", "objective", "state", "backdoor"], sort=False)
+    means = cells.agg(rate=("rate", "mean"), runs=("rate", "size"), collapsed=("collapsed", "sum")).reset_index()
+    return means.assign(runs=means["runs"] - means["collapsed"])
 
 
 def casd_matrix(tables: RunTables, variant: str) -> pd.DataFrame:
@@ -127,19 +157,5 @@ def summarize(tables: RunTables) -> dict[str, Any]:
     return row
 
 
-def _order(tables: RunTables) -> tuple[str, str, float, str, str]:
-    """Sort key of a run; seeds go by number where they are numbers."""
-    seed = tables.info["seed"]
-    number = float(seed) if isinstance(seed, int | float) else float("inf")
-    return str(tables.info["model"]), tables.treatment, number, str(seed), str(tables.info["run"])
-
-
-def _distinct_names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, with as many parents as it takes to tell equal ones apart."""
-    names = [path.name for path in paths]
-    depth = 1
-    while any(count > 1 for count in Counter(names).values()):
-        depth += 1
-        counts = Counter(names)
-        names = ["/".join(path.parts[-depth:]) if counts[name] > 1 else name for path, name in zip(paths, names, strict=True)]
-    return names
+def _where(tables: RunTables) -> str:
+    return str(tables.info.get("folder") or tables.info.get("run") or "a run")

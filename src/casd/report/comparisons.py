@@ -10,7 +10,7 @@ from typing import Any, Final
 import pandas as pd
 from matplotlib.figure import Figure
 
-from casd.comparison import POOLED, compare_objectives, noise_floor, variance_shares
+from casd.comparison import MEASURES, POOLED, compare_objectives, noise_floor, variance_shares
 from casd.predictors import predictor_table
 from casd.report.drawing import BLUE, VERMILLION, Drawing, without_frame
 from casd.report.markup import Cell, Row, Table
@@ -73,19 +73,20 @@ class Comparisons:
 def objectives_table(frame: pd.DataFrame) -> Table:
     """The fair comparison: every objective at the same strength."""
     groups: dict[str, list[Row]] = {}
-    for record in frame.to_dict("records"):
+    best = _best(frame, ["model"], frame["suppression_net_phantom"].where(~frame["objective"].map(_is_control)))
+    for place, record in enumerate(frame.to_dict("records")):
         texts = [
             f"{record['reached']} of {record['removals']}",
             f"{record['collapsed']}",
-            fraction(record["own_asr"]),
-            *(mean_with_interval(record, name) for name in ("suppression", "suppression_net_clean", "suppression_net_phantom")),
+            *(mean_with_interval(record, name) for name in ("own_asr", *MEASURES)),
             fraction(record["clean_control"]),
             fraction(record["phantom_control"]),
             percent(record["clean_loss_change"]),
             fraction(record["steps"], 1),
             fraction(record["seconds"], 1),
         ]
-        groups.setdefault(_model(record), []).append(_row(record["objective"], texts))
+        label = f"{record['objective']} (control)" if _is_control(record["objective"]) else record["objective"]
+        groups.setdefault(_model(record), []).append(_row(label, texts, best=place in best))
     seeds = ", ".join(map(str, sorted(set(frame.loc[frame["model"] != POOLED, "seeds"]))))
     return Table(
         name="objectives",
@@ -95,7 +96,8 @@ def objectives_table(frame: pd.DataFrame) -> Table:
         " ASR: on evaluation prompts. Others: mean suppression of the other backdoors' ASR (fraction), raw, and net"
         " of the same backdoor's suppression under the clean control and under the phantoms. Brackets: 95 %"
         " bootstrap interval over seeds and backdoors. Clean, phantoms: mean suppression under these controls. Clean"
-        " loss, steps, seconds: means of a removal.",
+        " loss, steps, seconds: means of a removal. Bold: the objective whose removals suppress the others most, net of"
+        " phantoms; (control): an objective that forgets nothing.",
         corner="objective",
         columns=(
             *("reached", "collapsed", "own ASR", "others", "net of clean", "net of phantoms"),
@@ -108,7 +110,8 @@ def objectives_table(frame: pd.DataFrame) -> Table:
 def predictors_table(frame: pd.DataFrame) -> Table:
     """CASD beside its rivals as a predictor of transfer."""
     groups: dict[str, list[Row]] = {}
-    for record in frame.to_dict("records"):
+    best = _best(frame, ["model", "objective"], frame["rho"].abs().where(frame["role"] != "ceiling"))
+    for place, record in enumerate(frame.to_dict("records")):
         texts = [
             record["role"],
             fraction(record["rho"]),
@@ -123,7 +126,9 @@ def predictors_table(frame: pd.DataFrame) -> Table:
             f"{record['runs']}",
             f"{record['n_pairs']}",
         ]
-        groups.setdefault(f"{record['objective']}, {_model(record)}", []).append(_row(record["predictor"], texts))
+        groups.setdefault(f"{record['objective']}, {_model(record)}", []).append(
+            _row(record["predictor"], texts, best=place in best)
+        )
     rivals = "; ".join(f"{name}: {rival.description}" for name, rival in RIVALS.items() if name in set(frame["predictor"]))
     return Table(
         name="predictors",
@@ -134,7 +139,7 @@ def predictors_table(frame: pd.DataFrame) -> Table:
         " variants were named before. q: Benjamini and Hochberg. Pairs only: what belongs to single backdoors is"
         " taken out of both sides first, without which shared effects alone can make a ρ. R² and rank error:"
         " prediction of the suppression of a backdoor that was left out (0 and 1 are what a mean and chance"
-        f" achieve). {rivals}.",
+        f" achieve). Bold: the largest |ρ| of a group, a ceiling aside. {rivals}.",
         corner="predictor",
         columns=(
             *("role", "ρ", "p", "p corrected", "q", "ρ, pairs only", "p", "p corrected"),
@@ -225,5 +230,19 @@ def _model(record: Any) -> str:
     return "all models" if record["model"] == POOLED else str(record["model"])
 
 
-def _row(label: Any, texts: Sequence[str]) -> Row:
-    return Row(str(label), tuple(Cell(text or MISSING) for text in texts))
+def _is_control(objective: Any) -> bool:
+    """Whether an objective (with its setting, if it has one) only retains."""
+    return str(objective).partition(",")[0] == "retain_only"
+
+
+def _best(frame: pd.DataFrame, by: list[str], values: pd.Series) -> set[Any]:
+    """The places of the rows with the largest value of each group; none in a group of one, where nothing is compared."""
+    if frame.empty:
+        return set()
+    keys = [frame[name].reset_index(drop=True) for name in by]
+    groups = values.reset_index(drop=True).dropna().groupby(keys)
+    return {group.idxmax() for _, group in groups if len(group) > 1}
+
+
+def _row(label: Any, texts: Sequence[str], *, best: bool = False) -> Row:
+    return Row(str(label), tuple(Cell(text or MISSING, best=best) for text in texts))

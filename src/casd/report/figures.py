@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from casd.report.collect import DETAILED_RUNS
 from casd.report.curves import learning_curves
 from casd.report.drawing import BLUE, VERMILLION, Drawing, figure_title, plain, short_name, without_frame
 from casd.report.heatmaps import asr_heatmap, asr_heatmaps, casd_heatmaps
@@ -136,7 +137,9 @@ def run_drawings(tables: RunTables, scatter: pd.DataFrame) -> list[Drawing]:
 
 
 def sweep_drawings(runs: Sequence[RunTables]) -> list[Drawing]:
-    """The figures of a sweep."""
+    """The figures of a sweep; of many runs no matrix can be read any more, and their means are in a table."""
+    if len(runs) > DETAILED_RUNS:
+        return []
     names = "; ".join(run_name(tables.info) for tables in runs)
     alt = f"Heatmaps of the attack success rate after each removal, one per run ({names}). The tables hold the numbers."
     return [Drawing("asr_heatmaps", "Attack success rate after each removal, all runs", alt, asr_heatmaps(runs))]

@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 
 from casd.report.collect import asr_matrix, casd_matrix
 from casd.report.drawing import VERMILLION, figure_title, plain, short_name, text_color
-from casd.report.wording import MISSING, decimals_for, fraction
+from casd.report.wording import MISSING, decimals_for, fraction, rate_decimals
 from casd.results import RunTables
 
 COLLAPSED_FACE: Final = "#e4e4e4"
@@ -89,7 +89,8 @@ def _heatmap_figure(runs: Sequence[RunTables], across: int) -> Figure:
     scale = Normalize(0, 1)
     labels = _row_labels(runs[0])
     for number, (axes, tables) in enumerate(zip(panels, runs, strict=False)):
-        _draw_heatmap(axes, _state_blocks(tables), "viridis", scale, digits=2, outline=True)
+        digits = rate_decimals(tables.asr.loc[tables.asr["probe"] == "triggered", "n"].min())
+        _draw_heatmap(axes, _state_blocks(tables), "viridis", scale, digits, outline=True)
         axes.set_xlabel("measured backdoor")
         if number % across and _row_labels(tables) == labels:
             axes.set_yticklabels([])

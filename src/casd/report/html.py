@@ -10,14 +10,14 @@ from typing import Any, Final
 
 import pandas as pd
 
-from casd.report.collect import summarize
+from casd.report.collect import DETAILED_RUNS, summarize
 from casd.report.design import QUESTION, backdoors_table, design, triggers
 from casd.report.markup import Table
 from casd.report.matrices import asr_table, casd_table, suppression_table
 from casd.report.page import Block, Section, matrices_block, render, table_block
 from casd.report.samples import samples_of
 from casd.report.statements import control_statements, statements
-from casd.report.tables import relation_table, specificity_table, states_table, summary_table, utility_table
+from casd.report.tables import relation_table, specificity_table, states_table, utility_table
 from casd.report.wording import fraction, p_text, prompts_per_cell, run_name, sentence, short_run_name
 from casd.results import RunTables
 
@@ -73,29 +73,46 @@ def run_html(tables: RunTables, figures: Mapping[str, Block]) -> str:
     return render(f"Backdoor removal and its transfer: {info.get('run') or info['model']}", QUESTION, facts, sections)
 
 
-def sweep_html(runs: Sequence[RunTables], comparisons: Sequence[Table], figures: Mapping[str, Block], folder: Path) -> str:
+def sweep_html(
+    runs: Sequence[RunTables],
+    comparisons: Sequence[Table],
+    overview: Sequence[Table],
+    figures: Mapping[str, Block],
+    folder: Path,
+) -> str:
     """The report of a sweep: what its runs say together, then each of them, linked relative to `folder`, where it will lie."""
-    blocks = [*map(table_block, comparisons), *_present(figures, *SWEEP_FIGURES), table_block(summary_table(runs))]
-    if any(len(tables.specificity) for tables in runs):
-        blocks.append(table_block(specificity_table(runs)))
+    blocks = [*map(table_block, comparisons), *_present(figures, *SWEEP_FIGURES), *map(table_block, overview)]
     sections = [Section("summary", "All runs", blocks)]
-    for number, tables in enumerate(runs, 1):
-        section = Section(f"run-{number}", short_run_name(tables))
-        section.blocks.extend([*_in_words(tables), _asr_and_casd(tables)])
-        if len(tables.relation):
-            section.blocks.append(_own_table(relation_table([tables]), tables))
-        section.blocks.append(_own_table(states_table(tables), tables, folded=True))
-        report = Path(tables.info["folder"]) / "report.html"
-        if report.is_file():
-            target = Path(os.path.relpath(report, Path(folder).resolve())).as_posix()
-            section.blocks.append(Block("link", target, title="The full report of this run"))
-        sections.append(section)
+    if len(runs) <= DETAILED_RUNS:
+        sections += [_one_of_several(number, tables, folder) for number, tables in enumerate(runs, 1)]
+    else:
+        pages = [(short_run_name(tables), _link_to(tables, folder)) for tables in runs]
+        links = [Block("link", target, title=name) for name, target in pages if target]
+        sections.append(Section("runs", "The full report of each run", links))
     sections.append(Section("reading", "How to read this", [Block("list", HOW_TO_READ)]))
     facts = {
         key.capitalize() + "s": ", ".join(dict.fromkeys(str(tables.info[key]) for tables in runs))
         for key in ("model", "objective", "seed")
     }
     return render(f"Backdoor removal and its transfer: {len(runs)} runs", QUESTION, {"Runs": len(runs)} | facts, sections)
+
+
+def _one_of_several(number: int, tables: RunTables, folder: Path) -> Section:
+    """What one of several runs shows, its matrices, its relation and states."""
+    section = Section(f"run-{number}", short_run_name(tables))
+    section.blocks.extend([*_in_words(tables), _asr_and_casd(tables)])
+    if len(tables.relation):
+        section.blocks.append(_own_table(relation_table([tables]), tables))
+    section.blocks.append(_own_table(states_table(tables), tables, folded=True))
+    if target := _link_to(tables, folder):
+        section.blocks.append(Block("link", target, title="The full report of this run"))
+    return section
+
+
+def _link_to(tables: RunTables, folder: Path) -> str:
+    """From `folder` to the run's own report; "" if it has none."""
+    report = Path(tables.info["folder"]) / "report.html"
+    return Path(os.path.relpath(report, Path(folder).resolve())).as_posix() if report.is_file() else ""
 
 
 def _key_numbers(tables: RunTables) -> dict[str, str]:

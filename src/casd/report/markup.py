@@ -25,12 +25,19 @@ class Cell:
         shade: in [0, 1], colors it where colors can be had; None for no color.
         own: whether it is of the removed backdoor itself.
         detail: what more is known of its number, for where there is room for that; may be empty.
+        best: whether it is of the best of a group of rows.
     """
 
     text: str
     shade: float | None = None
     own: bool = False
     detail: str = ""
+    best: bool = False
+
+    @property
+    def bold(self) -> bool:
+        """Whether it is to stand out."""
+        return self.own or self.best
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ def to_markdown(table: Table) -> str:
         if name or number:
             lines.append([f"*{_markdown(name)}*" if name else "", *[""] * len(table.columns)])
         for row in rows:
-            cells = [f"**{_markdown(cell.text)}**" if cell.own else _markdown(cell.text) for cell in row.cells]
+            cells = [f"**{_markdown(cell.text)}**" if cell.bold else _markdown(cell.text) for cell in row.cells]
             lines.append([_markdown(row.title), *cells])
     body = tabulate(
         lines,
@@ -122,7 +129,7 @@ def to_latex(table: Table) -> str:
         if name:
             lines.append(_latex_line([f"\\emph{{{_latex(name)}}}", *[""] * len(table.columns)]))
         for row in rows:
-            cells = [f"\\textbf{{{_latex(cell.text)}}}" if cell.own else _latex(cell.text) for cell in row.cells]
+            cells = [f"\\textbf{{{_latex(cell.text)}}}" if cell.bold else _latex(cell.text) for cell in row.cells]
             lines.append(_latex_line([_latex(row.title), *cells]))
     lines.append("\\bottomrule")
     body = "\n".join(lines)
@@ -173,7 +180,12 @@ _LATEX: Final = {
     "|": r"\textbar{}",
     "<": "$<$",
     ">": "$>$",
-    "ρ": r"$\rho$",
+    **{character: f"$\\{name}$" for character, name in zip("ραβγτ", ("rho", "alpha", "beta", "gamma", "tau"), strict=True)},
+    "²": r"\textsuperscript{2}",
+    "→": r"$\rightarrow$",
+    "≤": r"$\le$",
+    "≥": r"$\ge$",
+    "…": r"\ldots{}",
     "−": "$-$",
     "×": r"$\times$",
     "–": "--",

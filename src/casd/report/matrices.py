@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
-from casd.report.collect import asr_matrix, casd_matrix, has_pairs
+from casd.report.collect import asr_matrix, casd_matrix, has_pairs, mean_asr
 from casd.report.markup import Cell, Row, Scale, Table
 from casd.report.wording import (
     MISSING,
@@ -24,6 +24,7 @@ from casd.report.wording import (
     decimals_for,
     fraction,
     prompts_per_cell,
+    rate_decimals,
     run_name,
     sentence,
     significant,
@@ -64,8 +65,39 @@ def asr_table(tables: RunTables, probe: str = "triggered") -> Table:
         + ("" if has_pairs(tables) else f" {NO_PAIRS}"),
         corner="removed",
         columns=tuple(tables.backdoors),
-        groups=_state_groups(tables, asr_matrix(tables, probe), details),
+        groups=_state_groups(tables, asr_matrix(tables, probe), details, measured["n"].min()),
         scale=Scale("viridis" if probe == "triggered" else "viridis_r", "0", "1", ASR_DETAILS),
+    )
+
+
+def mean_asr_table(runs: Sequence[RunTables]) -> Table:
+    """The ASR matrix of each model × objective, the mean over its runs (`casd.report.collect.mean_asr`)."""
+    means = mean_asr(runs)
+    backdoors = list(dict.fromkeys(means["backdoor"]))
+    groups = []
+    for (model, objective), cells in means.groupby(["model", "objective"], sort=False):
+        rates = {(state, backdoor): rate for state, backdoor, rate in cells[["state", "backdoor", "rate"]].to_numpy()}
+        counts = cells.groupby("state", sort=False)["runs"].max()
+        most = int(counts.max())
+        rows = [
+            Row(
+                f"{state}, {count} of {most} runs" if count < most else str(state),
+                tuple(_mean_cell(rates.get((state, backdoor)), state == backdoor) for backdoor in backdoors),
+            )
+            for state, count in counts.items()
+        ]
+        groups.append((f"{objective}, {model}, {most} {'run' if most == 1 else 'runs'}", tuple(rows)))
+    return Table(
+        name="asr_means",
+        title="Attack success rate after each removal, mean over runs",
+        caption=f"Runs: {len(runs)}; n = {', '.join(dict.fromkeys(map(prompts_per_cell, runs)))} prompts per cell and run. Row:"
+        " what was removed (control: nothing that was injected); column: the backdoor that was measured; cell: mean attack"
+        " success rate on triggered prompts (fraction). Bold: the removed backdoor itself. Runs in which the model collapsed"
+        " are left out of a row.",
+        corner="removed",
+        columns=tuple(map(str, backdoors)),
+        groups=tuple(groups),
+        scale=Scale("viridis", "0", "1"),
     )
 
 
@@ -73,6 +105,7 @@ def suppression_table(tables: RunTables, value: str) -> Table:
     """One of `transfer`'s suppression columns as a matrix, such as "suppression_net_clean"."""
     measure = "prob" if value.startswith("prob_") else "asr"
     kind = {"prob": "first-token probability", "asr": "attack success rate"}[measure]
+    prompts = tables.asr.loc[tables.asr["probe"] == "triggered", "n"].min()
     net = re.search(r"_net_(\w+)$", value)
     words = f"net of the {net[1]} control" if net else "raw"
     details = {
@@ -90,7 +123,7 @@ def suppression_table(tables: RunTables, value: str) -> Table:
         + f" (fraction, n = {prompts_per_cell(tables)} prompts per cell). Zero or less: no suppression.",
         corner="removed",
         columns=tuple(tables.backdoors),
-        groups=_state_groups(tables, transfer_matrix(tables.transfer, value), details),
+        groups=_state_groups(tables, transfer_matrix(tables.transfer, value), details, prompts),
         scale=Scale("viridis_r", "0 or less", "1", f"{kind} before → after"),
     )
 
@@ -123,14 +156,20 @@ def casd_table(tables: RunTables, variant: str) -> Table:
 
 
 def _interval(record: Mapping[Any, Any]) -> str:
-    return f"{fraction(record['rate_low'])}–{fraction(record['rate_high'])}"
+    digits = rate_decimals(record["n"])
+    return f"{fraction(record['rate_low'], digits)}–{fraction(record['rate_high'], digits)}"
+
+
+def _mean_cell(value: Any, own: bool) -> Cell:
+    return Cell(fraction(value), shade(value, 1.0), own)
 
 
 def _state_groups(
-    tables: RunTables, matrix: pd.DataFrame, details: Mapping[tuple[str, str], str]
+    tables: RunTables, matrix: pd.DataFrame, details: Mapping[tuple[str, str], str], prompts: Any
 ) -> tuple[tuple[str, tuple[Row, ...]], ...]:
-    """A matrix of fractions over states × backdoors, with the details of its cells, in the groups of `by_kind`."""
+    """A matrix of fractions of so many prompts over states × backdoors, with its cells' details, in the groups of `by_kind`."""
     rows: dict[str, list[Row]] = {}
+    digits = rate_decimals(prompts)
     for kind in ("injected", "removal", "control"):
         for state in tables.states_of(kind):
             if state not in matrix.index:
@@ -138,7 +177,7 @@ def _state_groups(
             collapsed = state in tables.collapsed
             cells = []
             for backdoor, value in matrix.loc[state].items():
-                text = fraction(value)
+                text = fraction(value, digits)
                 detail = "" if text == MISSING else details.get((state, str(backdoor)), "")
                 if collapsed:
                     cells.append(Cell(text if text == MISSING else f"({text})", detail=detail))

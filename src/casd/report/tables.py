@@ -23,6 +23,7 @@ from casd.report.wording import (
     percent,
     perplexity,
     prompts_per_cell,
+    rate_decimals,
     run_name,
     sentence,
     short_run_name,
@@ -45,13 +46,14 @@ def asr_long_table(tables: RunTables) -> Table:
             record = indexed.get((state, backdoor, "triggered"))
             if record is None:
                 continue
-            others = [indexed.get((state, backdoor, probe), {}).get("rate") for probe in ("clean", "fake")]
+            digits = rate_decimals(record["n"])
+            others = [indexed.get((state, backdoor, probe), {}) for probe in ("clean", "fake")]
             texts = [
                 backdoor,
-                fraction(record["rate"]),
-                f"{fraction(record['rate_low'])} to {fraction(record['rate_high'])}",
+                fraction(record["rate"], digits),
+                f"{fraction(record['rate_low'], digits)} to {fraction(record['rate_high'], digits)}",
                 f"{record['successes']}/{record['n']}",
-                *map(fraction, others),
+                *(fraction(other.get("rate"), rate_decimals(other.get("n"))) for other in others),
                 fraction(record["first_token_prob"]),
             ]
             row = _row(state, texts, collapsed=state in tables.collapsed, own=state == backdoor)
@@ -187,9 +189,9 @@ def specificity_table(runs: Sequence[RunTables]) -> Table:
     )
 
 
-def summary_table(runs: Sequence[RunTables]) -> Table:
-    """The runs of a sweep, a row each."""
-    frame = summary(runs)
+def summary_table(runs: Sequence[RunTables], frame: pd.DataFrame | None = None) -> Table:
+    """The runs of a sweep, a row each; `frame` is their `summary`, where that was computed before."""
+    frame = summary(runs) if frame is None else frame
     relations = [name.removeprefix("rho:") for name in frame.columns if name.startswith("rho:")]
     seeds = frame["seed"].nunique() > 1
     rows = []

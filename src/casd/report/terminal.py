@@ -51,9 +51,9 @@ def print_run(tables: RunTables, console: Console | None = None) -> None:
             _print_matrix(console, table)
     relation = relation_table([tables])
     if relation.rows:
-        _print_table(console, relation, leave_out={"permutations", "excluded", "note"})
+        print_table(console, relation, leave_out={"permutations", "excluded", "note"})
     states = states_table(tables)
-    _print_table(console, states, leave_out=set(states.columns) - {*PERPLEXITIES, *tables.tasks})
+    print_table(console, states, leave_out=set(states.columns) - {*PERPLEXITIES, *tables.tasks})
     for text in statements(tables):
         console.print(_beside([Text("-"), Text(text)], gap=1))
     console.print()
@@ -137,20 +137,34 @@ def _shaded(cell: Cell, collapsed: bool, scale: Scale | None) -> Text:
     return Text(f"{'*' if cell.own else ' '}{cell.text}", Style(color=foreground, bgcolor=background, bold=cell.own))
 
 
-def _print_table(console: Console, table: Table, leave_out: Collection[str]) -> None:
-    """Print a table of texts; what does not fit is folded."""
+def print_table(console: Console, table: Table, leave_out: Collection[str] = (), *, caption: bool = False) -> None:
+    """Print a table of texts, and under it its caption if that is wanted; what does not fit is folded."""
     console.print(Text(table.title, "bold"))
-    rich = _frame()
-    kept = [i for i, heading in enumerate(table.columns) if heading not in leave_out]
-    numeric = numeric_columns(table)
-    rich.add_column(table.corner, overflow="fold")
-    for i in kept:
-        rich.add_column(Text(table.columns[i]), justify="right" if numeric[i] else "left", overflow="fold")
-    for _, rows in table.groups:
-        for row in rows:
-            rich.add_row(Text(row.title), *(Text(row.cells[i].text) for i in kept))
-        rich.add_section()
-    console.print(rich)
+    if table.rows:
+        rich = _frame()
+        kept = [i for i, heading in enumerate(table.columns) if heading not in leave_out]
+        numeric = numeric_columns(table)
+        rich.add_column(table.corner, overflow="fold")
+        for i in kept:
+            rich.add_column(Text(table.columns[i]), justify="right" if numeric[i] else "left", overflow="fold")
+        for _, rows in table.groups:
+            for row in rows:
+                rich.add_row(Text(row.title), *(_text(row.cells[i]) for i in kept))
+            rich.add_section()
+        console.print(rich)
+    if caption:
+        console.print(Text(table.caption, "dim"))
+
+
+def print_pairs(console: Console, pairs: Mapping[str, str]) -> None:
+    """Print names and what they stand for, a line each."""
+    for name, value in pairs.items():
+        console.print(_beside([Text(name, "bold"), Text(value)]))
+    console.print()
+
+
+def _text(cell: Cell) -> Text:
+    return Text(cell.text, "bold" if cell.best else "")
 
 
 def _print_groups(console: Console, table: Table) -> None:
@@ -164,7 +178,7 @@ def _print_groups(console: Console, table: Table) -> None:
         for column, right in zip(table.columns, numeric, strict=True):
             rich.add_column(Text(column), justify="right" if right else "left", no_wrap=not right, overflow="fold")
         for row in rows:
-            rich.add_row(Text(row.title), *(Text(cell.text) for cell in row.cells))
+            rich.add_row(Text(row.title), *map(_text, row.cells))
         console.print(rich)
     console.print(Text(table.caption, "dim"))
 

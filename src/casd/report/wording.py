@@ -38,6 +38,16 @@ def p_text(value: Any) -> str:
     return f"{value:.3f}" if value < 0.01 else f"{value:.2f}"
 
 
+def rate_decimals(n: Any) -> int:
+    """Decimals of a rate over `n` prompts: as many as tell most of its steps of 1/n apart, and no more than it is known to.
+
+    One up to 10 prompts, two below 1000 (where half of a 95 % interval is still up to 0.03), three from there on.
+    """
+    if pd.isna(n):
+        return 2
+    return 1 if n <= 10 else 2 if n < 1000 else 3
+
+
 def decimals_for(largest: float) -> int:
     """Decimals that leave two significant digits of the largest value: at least 2, at most 8."""
     if not largest > 0 or math.isinf(largest):

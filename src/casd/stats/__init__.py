@@ -6,13 +6,14 @@ never single pairs.
 
 - `intervals`: of a proportion, and of means over clusters
 - `matrices`: centring, symmetrising, taking out the effects of single backdoors
+- `ranks`: ranks with ties
 - `permutations`: what the tests share: scores, relabellings, p-values
 - `mantel`: the relation of two matrices, also with others held constant
 - `family`: the relation of many predictors with one response, over several runs, corrected for their number
 - `prediction`: the response of a backdoor nobody has seen
 """
 
-from casd.stats.family import FamilyResult, benjamini_hochberg, mantel_family
+from casd.stats.family import FamilyResult, benjamini_hochberg, mantel_families, mantel_family
 from casd.stats.intervals import cluster_bootstrap_interval, nested_bootstrap_interval, wilson_interval
 from casd.stats.mantel import MantelResult, mantel_test, partial_mantel_test
 from casd.stats.matrices import (
@@ -33,6 +34,7 @@ __all__ = [
     "benjamini_hochberg",
     "cluster_bootstrap_interval",
     "leave_one_out_prediction",
+    "mantel_families",
     "mantel_family",
     "mantel_test",
     "nested_bootstrap_interval",

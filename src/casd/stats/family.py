@@ -18,9 +18,10 @@ from casd.stats.permutations import (
     count_permutations,
     extremeness,
     limit_note,
+    moved_pairs,
+    moved_scores,
     p_value,
     pair_scores,
-    permuted_scores,
     relabellings,
     why_undefined,
 )
@@ -107,50 +108,123 @@ def mantel_family(
         ValueError: no stratum or no predictor; matrices that are not square, symmetric and of one size within a
             stratum; different numbers of predictors; `permutations` < 1; an unknown statistic or alternative.
     """
-    check_arguments(permutations, statistic, alternative, ("spearman", "pearson", "kendall"))
-    sizes, predictors, responses = _pairs_of_strata(strata)
-    n_predictors, n_strata = len(predictors[0]), len(strata)
-    weights = np.array([len(pairs) for pairs in responses], dtype=float)
-    reasons = [[why_undefined(n, pairs) for pairs in xs] for n, xs in zip(sizes, predictors, strict=True)]
-    notes = tuple(_first_note([stratum[k] for stratum in reasons]) for k in range(n_predictors))
-    note = _first_note([why_undefined(n, y) for n, y in zip(sizes, responses, strict=True)], "response: ")
-    by_stratum = np.full((n_predictors, n_strata), np.nan)
-    rho, alone, corrected = (np.full(n_predictors, np.nan) for _ in range(3))
-    defined = np.array([not reason for reason in notes])
-    count, exact = 0, False
+    [result] = mantel_families([strata], permutations=permutations, rng=rng, statistic=statistic, alternative=alternative)
+    return result
 
-    if not note:
-        y_scores = [pair_scores(pairs, statistic) for pairs in responses]
-        for s, xs in enumerate(predictors):
-            here = np.array([not reason for reason in reasons[s]])
-            if here.any():
-                by_stratum[here, s] = np.clip(pair_scores(xs[here], statistic) @ y_scores[s], -1, 1)
-        if defined.any():
-            rho[defined] = by_stratum[defined] @ (weights / weights.sum())
-            # The weights go into the scores: the pooled correlation is one sum over all strata.
-            x_scores = [
-                pair_scores(xs[defined], statistic) * w / weights.sum() for xs, w in zip(predictors, weights, strict=True)
-            ]
-            count, exact = count_permutations(sizes[0], permutations) if n_strata == 1 else (permutations, False)
-            generators = [None if exact else rng] if n_strata == 1 else rng.spawn(n_strata)
-            observed = extremeness(rho[defined], alternative)
-            extreme, extreme_any = _count_extreme(observed, x_scores, y_scores, sizes, count, generators, alternative)
-            alone[defined] = [p_value(int(b), count, exact) for b in extreme]
-            corrected[defined] = [p_value(int(b), count, exact) for b in extreme_any]
-            note = limit_note(count, exact)
-    return FamilyResult(
-        rho=rho,
-        rho_by_stratum=by_stratum,
-        p_value=alone,
-        p_corrected=corrected,
-        q_value=benjamini_hochberg(alone),
-        n=tuple(sizes),
-        n_pairs=int(weights.sum()),
-        permutations=count,
-        exact=exact,
-        notes=notes,
-        note=note,
-    )
+
+def mantel_families(
+    families: Sequence[Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]],
+    *,
+    permutations: int = 9999,
+    rng: np.random.Generator,
+    statistic: Statistic = "spearman",
+    alternative: Alternative = "two-sided",
+) -> list[FamilyResult]:
+    """`mantel_family` of several families, all held against the same relabellings, which take most of the time.
+
+    Args:
+        families: each as `strata` of `mantel_family`; with the same number of backdoors in each stratum.
+        permutations: as there, and so the others.
+        rng: source of the random permutations.
+        statistic: correlation over the pairs.
+        alternative: "two-sided", "less" or "greater".
+
+    Returns:
+        Of each family what `mantel_family` gives with a generator in the same state.
+
+    Raises:
+        ValueError: as there; or the families differ in their strata.
+    """
+    check_arguments(permutations, statistic, alternative, ("spearman", "pearson", "kendall"))
+    prepared = [_Family.of(strata, statistic) for strata in families]
+    if len({family.sizes for family in prepared}) != 1:
+        raise ValueError(f"Expected families with the same strata; got {[family.sizes for family in prepared]}.")
+    sizes = prepared[0].sizes
+    tested = [family for family in prepared if family.can_be_tested]
+    counts: dict[int, tuple[Array, Array]] = {}
+    count, exact = count_permutations(sizes[0], permutations) if len(sizes) == 1 else (permutations, False)
+    if tested:
+        generators = [None if exact else rng] if len(sizes) == 1 else rng.spawn(len(sizes))
+        found = _count_extreme(tested, count, generators, alternative)
+        counts = {id(family): each for family, each in zip(tested, found, strict=True)}
+    return [family.result(counts.get(id(family)), count, exact) for family in prepared]
+
+
+@dataclass(frozen=True, eq=False)
+class _Family:
+    """What a family's observed correlations are, and what permuting needs of it.
+
+    Attributes:
+        sizes: the number of backdoors of each stratum.
+        n_pairs: over all strata.
+        by_stratum: correlations, shape (n_predictors, n_strata).
+        rho: pooled, shape (n_predictors,); NaN where undefined.
+        defined: which of the predictors have a correlation in every stratum.
+        notes: why the others have not.
+        note: why none has: the response.
+        x_scores: of each stratum the scores of the defined predictors, with the stratum's weight in them.
+        y_scores: of each stratum those of the response.
+    """
+
+    sizes: tuple[int, ...]
+    n_pairs: int
+    by_stratum: Array
+    rho: Array
+    defined: npt.NDArray[np.bool_]
+    notes: tuple[str, ...]
+    note: str
+    x_scores: Sequence[Array]
+    y_scores: Sequence[Array]
+
+    @classmethod
+    def of(cls, strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]], statistic: Statistic) -> _Family:
+        sizes, predictors, responses = _pairs_of_strata(strata)
+        n_predictors, n_strata = len(predictors[0]), len(strata)
+        weights = np.array([len(pairs) for pairs in responses], dtype=float)
+        reasons = [[why_undefined(n, pairs) for pairs in xs] for n, xs in zip(sizes, predictors, strict=True)]
+        notes = tuple(_first_note([stratum[k] for stratum in reasons]) for k in range(n_predictors))
+        note = _first_note([why_undefined(n, y) for n, y in zip(sizes, responses, strict=True)], "response: ")
+        by_stratum, rho = np.full((n_predictors, n_strata), np.nan), np.full(n_predictors, np.nan)
+        defined = np.array([not reason for reason in notes])
+        x_scores: list[Array] = []
+        y_scores: list[Array] = []
+        if not note:
+            y_scores = [pair_scores(pairs, statistic) for pairs in responses]
+            for s, xs in enumerate(predictors):
+                here = np.array([not reason for reason in reasons[s]])
+                if here.any():
+                    by_stratum[here, s] = np.clip(pair_scores(xs[here], statistic) @ y_scores[s], -1, 1)
+            if defined.any():
+                rho[defined] = by_stratum[defined] @ (weights / weights.sum())
+                # The weights go into the scores: the pooled correlation is one sum over all strata.
+                x_scores = [
+                    pair_scores(xs[defined], statistic) * w / weights.sum() for xs, w in zip(predictors, weights, strict=True)
+                ]
+        return cls(tuple(sizes), int(weights.sum()), by_stratum, rho, defined, notes, note, x_scores, y_scores)
+
+    @property
+    def can_be_tested(self) -> bool:
+        return not self.note and bool(self.defined.any())
+
+    def result(self, counts: tuple[Array, Array] | None, count: int, exact: bool) -> FamilyResult:
+        """With the numbers of permutations in which each predictor, and in which any, was at least as extreme."""
+        alone, corrected = np.full(len(self.rho), np.nan), np.full(len(self.rho), np.nan)
+        if counts is not None:
+            alone[self.defined] = [p_value(int(b), count, exact) for b in counts[0]]
+            corrected[self.defined] = [p_value(int(b), count, exact) for b in counts[1]]
+        return FamilyResult(
+            rho=self.rho,
+            rho_by_stratum=self.by_stratum,
+            p_value=alone,
+            p_corrected=corrected,
+            q_value=benjamini_hochberg(alone),
+            n=self.sizes,
+            n_pairs=self.n_pairs,
+            permutations=count if counts is not None else 0,
+            exact=exact and counts is not None,
+            notes=self.notes,
+            note=limit_note(count, exact) if counts is not None else self.note,
+        )
 
 
 def benjamini_hochberg(p_values: npt.ArrayLike) -> Array:
@@ -208,24 +282,25 @@ def _first_note(reasons: list[str], prefix: str = "") -> str:
 
 
 def _count_extreme(
-    observed: Array,
-    x_scores: list[Array],
-    y_scores: list[Array],
-    sizes: list[int],
-    count: int,
-    generators: Sequence[np.random.Generator | None],
-    alternative: Alternative,
-) -> tuple[Array, Array]:
-    """For each predictor the permutations in which it, and in which any predictor, is at least as extreme as observed."""
-    thresholds = observed - TIE_TOLERANCE
-    extreme, extreme_any = np.zeros(len(observed)), np.zeros(len(observed))
-    at_once = chunk_size(len(observed) + max(scores.size for scores in y_scores))
+    families: Sequence[_Family], count: int, generators: Sequence[np.random.Generator | None], alternative: Alternative
+) -> list[tuple[Array, Array]]:
+    """For each predictor the permutations in which it, and in which any of its family, is at least as extreme as observed."""
+    sizes = families[0].sizes
+    thresholds = [extremeness(family.rho[family.defined], alternative) - TIE_TOLERANCE for family in families]
+    extreme, extreme_any = ([np.zeros(len(each)) for each in thresholds] for _ in range(2))
+    largest_scores = max(scores.size for family in families for scores in family.y_scores)
+    at_once = chunk_size(max(map(len, thresholds)) + largest_scores)
     draws = [relabellings(n, count, at_once, generator) for n, generator in zip(sizes, generators, strict=True)]
     for chunk in zip(*draws, strict=True):
-        pooled = sum(permuted_scores(y, labels) @ xs.T for y, labels, xs in zip(y_scores, chunk, x_scores, strict=True))
-        permuted = extremeness(pooled, alternative)
-        extreme += (permuted >= thresholds).sum(axis=0)
-        # How many maxima are at least each threshold: those that do not sort before it.
-        largest = np.sort(permuted.max(axis=1))
-        extreme_any += len(largest) - np.searchsorted(largest, thresholds, side="left")
-    return extreme, extreme_any
+        pooled = [np.zeros((len(chunk[0]), len(each))) for each in thresholds]
+        for s, labels in enumerate(chunk):
+            moved = moved_pairs(labels)
+            for sums, family in zip(pooled, families, strict=True):
+                sums += moved_scores(family.y_scores[s], moved) @ family.x_scores[s].T
+        for place, sums in enumerate(pooled):
+            permuted = extremeness(sums, alternative)
+            extreme[place] += (permuted >= thresholds[place]).sum(axis=0)
+            # How many maxima are at least each threshold: those that do not sort before it.
+            largest = np.sort(permuted.max(axis=1))
+            extreme_any[place] += len(largest) - np.searchsorted(largest, thresholds[place], side="left")
+    return list(zip(extreme, extreme_any, strict=True))

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -33,6 +32,8 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
         raise ValueError(f"Expected n >= 1 and 0 <= successes <= n; got successes={successes}, n={n}.")
     if not 0 < confidence < 1:
         raise ValueError(f"Expected a confidence in (0, 1); got {confidence}.")
+    from scipy.special import ndtri  # here: what reads intervals that were computed before need not wait for it
+
     p = successes / n
     z = float(ndtri((1 + confidence) / 2))
     center = p + z**2 / (2 * n)

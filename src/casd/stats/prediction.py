@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from casd.stats.matrices import Array, upper_pairs
+from casd.stats.ranks import rankdata
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def leave_one_out_prediction(strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike
     """
     if not strata:
         raise ValueError("Expected at least one stratum.")
-    observed, predicted, baseline, rank_errors = [], [], [], []
+    by_size: dict[int, list[tuple[Array, Array]]] = {}
     n_cells, note = 0, ""
     for s, (x, y) in enumerate(strata):
         if np.shape(x) != np.shape(y):
@@ -73,13 +73,17 @@ def leave_one_out_prediction(strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike
         elif not (np.isfinite(x_pairs).all() and np.isfinite(y_pairs).all()):
             note = note or f"{where}a pair has no finite value"
         else:
-            y_held, y_hat, y_mean = _hold_out(x_pairs, y_pairs, n)
-            observed.append(y_held.ravel())
-            predicted.append(y_hat.ravel())
-            baseline.append(y_mean.ravel())
-            rank_errors.append(rank_error(y_hat, y_held))
+            by_size.setdefault(n, []).append((x_pairs, y_pairs))
     if note:
         return PredictionResult(math.nan, math.nan, math.nan, math.nan, n_cells, note)
+    observed, predicted, baseline, rank_errors = [], [], [], []
+    for n, alike in by_size.items():  # many small strata at once
+        x_alike, y_alike = (np.stack(each) for each in zip(*alike, strict=True))
+        y_held, y_hat, y_mean = _hold_out(x_alike, y_alike, n)
+        observed.append(y_held.ravel())
+        predicted.append(y_hat.ravel())
+        baseline.append(y_mean.ravel())
+        rank_errors.append(rank_error(y_hat, y_held).ravel())
     values, errors = np.concatenate(observed), np.concatenate(observed) - np.concatenate(predicted)
     errors_of_mean = values - np.concatenate(baseline)
     total = float(np.sum(errors_of_mean**2))
@@ -119,31 +123,41 @@ def rank_error(predicted: npt.ArrayLike, observed: npt.ArrayLike) -> Array:
     guesses, values = np.asarray(predicted, dtype=float), np.asarray(observed, dtype=float)
     if guesses.shape != values.shape or guesses.ndim < 1 or guesses.shape[-1] < 2:
         raise ValueError(f"Expected two arrays of one shape (…, m), m >= 2; got {guesses.shape} and {values.shape}.")
-    lowest, highest = rankdata(guesses, "min", axis=-1)[..., None], rankdata(guesses, "max", axis=-1)[..., None]
+    lowest, highest = rankdata(guesses, "min")[..., None], rankdata(guesses, "max")[..., None]
     ranks = np.arange(1, guesses.shape[-1] + 1)
     # distances[…, i, r]: from the observed rank of item i to rank r; item i takes each rank of its tie equally often.
-    distances = np.abs(rankdata(values, axis=-1)[..., None] - ranks)
+    distances = np.abs(rankdata(values)[..., None] - ranks)
     taken = (ranks >= lowest) & (ranks <= highest)
     error = (distances * taken).sum(axis=-1) / taken.sum(axis=-1)
     return error.mean(axis=-1) / distances.mean(axis=(-1, -2))
 
 
 def _hold_out(x_pairs: Array, y_pairs: Array, n: int) -> tuple[Array, Array, Array]:
-    """Observed, predicted and mean of the training pairs, for the n − 1 pairs of each backdoor in turn: shape (n, n − 1)."""
+    """Observed, predicted and mean of the training pairs, for the n − 1 pairs of each backdoor in turn.
+
+    Args:
+        x_pairs: the predictor of strata of one size, shape (s, n_pairs).
+        y_pairs: the response, likewise.
+        n: the number of backdoors.
+
+    Returns:
+        Three arrays of shape (s, n, n − 1).
+    """
     rows, columns = np.triu_indices(n, k=1)
     backdoors = np.arange(n)[:, None]
     held = (rows == backdoors) | (columns == backdoors)
     training = ~held
     n_training = (n - 1) * (n - 2) // 2
-    x_mean = (training @ x_pairs / n_training)[:, None]
-    y_mean = (training @ y_pairs / n_training)[:, None]
-    x_centred = np.where(training, x_pairs - x_mean, 0.0)
-    products = np.sum(x_centred * (y_pairs - y_mean), axis=1)
-    squares = np.sum(x_centred**2, axis=1)
+    x_mean = (x_pairs @ training.T / n_training)[..., None]
+    y_mean = (y_pairs @ training.T / n_training)[..., None]
+    x, y = x_pairs[:, None, :], y_pairs[:, None, :]
+    x_centred = np.where(training, x - x_mean, 0.0)
+    products = np.sum(x_centred * (y - y_mean), axis=-1)
+    squares = np.sum(x_centred**2, axis=-1)
     # By the cells and not by their variance, which rounding keeps from 0.
-    constant = np.where(training, x_pairs, np.inf).min(axis=1) == np.where(training, x_pairs, -np.inf).max(axis=1)
-    slopes = np.where(constant, 0.0, products / np.where(constant, 1.0, squares))[:, None]
-    predicted = y_mean + slopes * (x_pairs - x_mean)
-    shape = (n, n - 1)
-    means = np.broadcast_to(y_mean, shape)
-    return np.broadcast_to(y_pairs, held.shape)[held].reshape(shape), predicted[held].reshape(shape), means
+    constant = np.where(training, x, np.inf).min(axis=-1) == np.where(training, x, -np.inf).max(axis=-1)
+    slopes = np.where(constant, 0.0, products / np.where(constant, 1.0, squares))[..., None]
+    predicted = y_mean + slopes * (x - x_mean)
+    shape = (len(x_pairs), n, n - 1)
+    observed = np.broadcast_to(y, predicted.shape)
+    return observed[:, held].reshape(shape), predicted[:, held].reshape(shape), np.broadcast_to(y_mean, shape)

@@ -1,7 +1,9 @@
-"""What sets the runs of a sweep apart beside model, objective and seed, in a few words: read from their configurations."""
+"""What sets runs apart beside model, objective and seed: in a few words, or field by field; read from their configurations."""
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -12,32 +14,60 @@ _NO_SETTING: Final = ("seed", "name", "runtime", "every_backdoor")
 _TOLD_BY: Final = {"injection": "mode"}
 """Sections of which one field tells the others, where it differs."""
 _MISSING: Final = object()
+# libyaml's, where PyYAML has it: ten times as fast.
+_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def distinguish(groups: Sequence[tuple[Any, str]]) -> list[str]:
     """For each run, what of its configuration differs within its group: "learning_rate=0.001, steps=4"; "" if nothing does.
 
+    The backdoors are told wherever any two of all runs differ in them: rates of other backdoors are never those of one
+    treatment, whichever models they were measured on.
+
     Args:
         groups: of each run whatever names its group (model and objective), and its configuration as YAML.
     """
-    configs = [_flat(yaml.safe_load(text) or {}) for _, text in groups]
+    configs = [
+        {key: value for key, value in leaves.items() if key.partition(".")[0] not in _NO_SETTING}
+        for leaves in (flatten(text) for _, text in groups)
+    ]
     members: dict[Any, list[int]] = {}
     for index, (group, _) in enumerate(groups):
         members.setdefault(group, []).append(index)
-    labels = [""] * len(groups)
+    labels = _backdoors(configs, [key for key in _differing(configs) if key.startswith("backdoor.")])
     for indices in members.values():
         found = _differences([configs[index] for index in indices])
         for index, label in zip(indices, found, strict=True):
-            labels[index] = label
+            labels[index] = ", ".join(filter(None, (labels[index], label)))
     return labels
 
 
+def flatten(text: str) -> dict[str, Any]:
+    """The leaves of a configuration as YAML by their dotted names; a list is a leaf."""
+    sections = re.split(r"^(?=[^\s-])", text, flags=re.MULTILINE)[1:]
+    if not all(re.match(r"[\w.]+:(\s|$)", section) for section in sections):
+        return _parsed(text)
+    return {key: value for section in sections for key, value in _parsed(section).items()}
+
+
+@functools.cache
+def _parsed(text: str) -> dict[str, Any]:
+    """Of a whole configuration or of a section: most sections of many runs are equal, and parsing takes longest."""
+    return _flat(yaml.load(text, _LOADER) or {})
+
+
+def differing_fields(a: str, b: str) -> dict[str, tuple[str, str]]:
+    """The fields in which two configurations (as YAML) differ, by their dotted names: a's value, b's value; "" for none."""
+    first, second = flatten(a), flatten(b)
+    return {
+        key: (_value(first[key]) if key in first else "", _value(second[key]) if key in second else "")
+        for key in _differing([first, second])
+    }
+
+
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves by their dotted names; a list is a leaf."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
-        if not prefix and key in _NO_SETTING:
-            continue
         if isinstance(value, Mapping) and value:
             leaves |= _flat(value, f"{prefix}{key}.")
         else:
@@ -45,14 +75,16 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
+def _differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that not all configurations have with one value, in their order."""
+    keys = dict.fromkeys(key for config in configs for key in config)
+    return [key for key in keys if len({repr(config.get(key, _MISSING)) for config in configs}) > 1]
+
+
 def _differences(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    keys = list(dict.fromkeys(key for config in configs for key in config))
-    differing = [key for key in keys if len({repr(config.get(key, _MISSING)) for config in configs}) > 1]
+    """What differs but for the backdoors."""
+    rest = [key for key in _differing(configs) if not key.startswith("backdoor.")]
     parts: list[list[str]] = [[] for _ in configs]
-    backdoors = [key for key in differing if key.startswith("backdoor.")]
-    for place, label in enumerate(_backdoors(configs, backdoors)):
-        parts[place] += [label] if label else []
-    rest = [key for key in differing if key not in backdoors]
     for section, field in _TOLD_BY.items():
         if f"{section}.{field}" in rest:
             rest = [key for key in rest if not key.startswith(f"{section}.") or key == f"{section}.{field}"]

@@ -1,0 +1,205 @@
+"""Finished runs on the disk: found below any folder, each once, told apart by what was set; and all in one tidy table.
+
+What is read here was measured before: neither a GPU nor torch is needed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+import yaml  # type: ignore[import-untyped]
+
+from casd.errors import StoreError
+from casd.progress import say
+from casd.results import TABLES_VERSION, WITHOUT_GRID, read_info, read_table, treatment
+from casd.settings import distinguish
+from casd.stages import MANIFEST, read_json
+
+_SWEEP: Final = "sweep.json"
+_OF_THE_RUN: Final = ("run", "model", "objective", "setting", "seed")
+_OF_THE_SOURCE: Final = (
+    *("steps", "train_seconds", "clean_loss", "clean_loss_ratio", "degenerate_rate"),
+    *("validation_asr", "reached_target", "collapse_reason"),
+)
+"""Columns of `states` that `load_results` gives beside those of `transfer`."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run.
+
+    Attributes:
+        folder: of the run; has `tables/`.
+        info: as in `casd.results.RunTables`, and beside that "run" (a name that no other of the runs found with it has),
+            "folder" (its path) and "setting" (what of its configuration differs from theirs).
+    """
+
+    folder: Path
+    info: dict[str, Any]
+
+
+def load_results(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+    """All finished runs at or below the paths in one tidy table: a row per run × removal or control × measured backdoor.
+
+    Args:
+        paths: one or more of: the folder of a run; a folder with runs below it ("outputs"); a store, of which every scored
+            run is read ("outputs/store"). A run that is found several times counts once.
+
+    Returns:
+        Columns, fractions where not said otherwise:
+
+        - run (a name), model, objective, setting (what of the configuration sets the run apart from others of its model and
+          objective, and its backdoors from all others; "" if nothing does), seed
+        - source (what was removed: a backdoor, or a control), target (the backdoor measured), source_kind ("removal" or
+          "control"), same (bool: the source is the target)
+        - asr_before, asr_after, suppression, suppression_net_clean, suppression_net_phantom; prob_before, …,
+          prob_suppression_net_phantom: the same five for the first-token probability; see `casd.transfer.transfer_table`
+        - collapsed (bool): the source's model is broken, so its low rates are no removal
+        - of the source's model: steps (count), train_seconds, clean_loss (nats per token), clean_loss_ratio (to the injected
+          model's), degenerate_rate, validation_asr, reached_target (1, 0, or NaN without a target), collapse_reason
+        - a column for each CASD variant but those of the grid ("casd", "casd_cos", …): the distance between the source's
+          shift and that of the target's removal; 0 where they are the same, NaN where it was not computed
+
+        Ordered by model, objective, setting and seed. Rows of different settings, and cells of collapsed models or of
+        removals that did not reach their target, are all there: leave out what should not enter a mean.
+
+    Raises:
+        StoreError: nothing is there, or it is unfinished, damaged, or was made by an older version.
+    """
+    frames = []
+    for run in find_runs(paths):
+        rows = read_table(run.folder, "transfer")
+        states = read_table(run.folder, "states").set_index("state")
+        rows = rows.merge(states[list(_OF_THE_SOURCE)], left_on="source", right_index=True, how="left")
+        # Each pair once or in both orders, as it may be: both are wanted.
+        pairs = read_table(run.folder, "casd", WITHOUT_GRID)[["variant", "a", "b", "distance"]]
+        pairs = pd.concat([pairs, pairs.rename(columns={"a": "b", "b": "a"})]).drop_duplicates(["variant", "a", "b"])
+        wide = pairs.pivot(index=["a", "b"], columns="variant", values="distance").reindex(columns=pairs["variant"].unique())
+        rows = rows.merge(wide, left_on=["source", "target"], right_index=True, how="left")
+        rows.loc[rows["same"].astype(bool), list(wide.columns)] = 0.0
+        named = {name: run.info[name] for name in _OF_THE_RUN}
+        frames.append(pd.concat([pd.DataFrame(named, index=rows.index), rows], axis=1))
+    return pd.concat(frames, ignore_index=True)
+
+
+def find_runs(paths: str | Path | Iterable[str | Path]) -> list[FinishedRun]:
+    """The finished runs at or below the paths, by model, objective, setting, seed and name whatever the order of `paths`.
+
+    Args:
+        paths: as for `load_results`. In a store the scored runs of this version are found; older ones are left out, and
+            that is said.
+
+    Raises:
+        StoreError: no path, none of them there, no finished run below one, or an unfinished or damaged one.
+    """
+    each = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not each:
+        raise StoreError("There is no run to collect: name at least one folder of a finished run.")
+    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for folder in (folder for path in each for folder in _folders(Path(path).resolve())):
+        info = read_info(folder)
+        found.setdefault(_key(folder, info), (folder, info))
+    folders = [folder for folder, _ in found.values()]
+    infos = [info for _, info in found.values()]
+    names = _distinct_names([_named(folder, info) for folder, info in found.values()])
+    settings = distinguish([((info["model"], info["objective"]), _config(info)) for info in infos])
+    runs = [
+        FinishedRun(folder, info | {"run": name, "folder": str(folder), "setting": setting})
+        for folder, info, name, setting in zip(folders, infos, names, settings, strict=True)
+    ]
+    return sorted(runs, key=_order)
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    """The folders of the runs at or below a path."""
+    if not path.is_dir():
+        raise StoreError(f"{path} is not the folder of a finished run: there is no such folder.")
+    if (path / "tables").is_dir():
+        yield path
+        return
+    if _is_store(path):
+        found = _scored(path)
+    elif not (found := list(_below(path))):
+        stores = [child for child in sorted(path.iterdir()) if child.is_dir() and _is_store(child)]
+        hint = f" There is a store in {stores[0]}: name that." if stores else " Name a folder of `casd run`, or a store."
+        raise StoreError(f"{path} is not the folder of a finished run, and there is none below it.{hint}")
+    yield from found
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """The runs below a folder; the reports of sweeps, stores, links and hidden folders are passed over."""
+    for child in sorted(folder.iterdir()):
+        if child.name.startswith(".") or child.is_symlink() or not child.is_dir():
+            continue
+        if (child / "tables").is_dir():
+            if not (child / "tables" / _SWEEP).is_file():
+                yield child
+        elif not _is_store(child):
+            yield from _below(child)
+
+
+def _is_store(folder: Path) -> bool:
+    return any(folder.glob(f"*/[!.]*/{MANIFEST}"))
+
+
+def _scored(store: Path) -> list[Path]:
+    """Of every run that was scored into a store by this version its report, or without one its scores."""
+    reports: dict[str, tuple[int, Path]] = {}
+    for path in store.glob(f"report/[!.]*/{MANIFEST}"):
+        manifest = read_json(path)
+        for source in manifest["inputs"]:
+            reports[source["key"]] = max(reports.get(source["key"], (0, path)), (manifest["version"], path.parent))
+    scored = sorted(store.glob(f"score/[!.]*/{MANIFEST}"))
+    found = [path.parent for path in scored if read_json(path)["version"] == TABLES_VERSION]
+    count = len(scored) - len(found)
+    older = f"{count} {'run' if count == 1 else 'runs'}"
+    if not found:
+        what = f"{older} scored by other versions of casd" if count else "no scored run"
+        raise StoreError(f"The store {store} has {what}. Run `casd score` or `casd report` with the overrides of the run.")
+    if count:
+        say(f"Left out: {older} in {store} that other versions of casd scored. Their commands make them again.")
+    return [reports[folder.name][1] if folder.name in reports else folder for folder in found]
+
+
+def _config(info: dict[str, Any]) -> str:
+    """The configuration as YAML; of a run that came without one (from a notebook) what its backdoors are."""
+    if info.get("config") or not info.get("targets"):
+        return str(info.get("config") or "")
+    return yaml.safe_dump({"backdoor": {name: {"target": target} for name, target in info["targets"].items()}})
+
+
+def _key(folder: Path, info: dict[str, Any]) -> str:
+    """What is the same for one run in two places: the key of its scores, where it has one."""
+    stages = (info.get("provenance") or {}).get("stages") or {}
+    return str(stages.get("score") or (folder.name if (folder / MANIFEST).is_file() else folder))
+
+
+def _named(folder: Path, info: dict[str, Any]) -> Path:
+    """The folder by the name that a run's folder has; a stage's folder is called by its key."""
+    if not (folder / MANIFEST).is_file():
+        return folder
+    name = f"{info['model']}-{info['objective']}-seed{info['seed']}-{folder.name[:8]}"
+    return folder.with_name(str(info.get("run") or name))
+
+
+def _order(run: FinishedRun) -> tuple[str, str, float, str, str]:
+    """Sort key of a run; seeds go by number where they are numbers."""
+    seed = run.info["seed"]
+    number = float(seed) if isinstance(seed, int | float) else float("inf")
+    return str(run.info["model"]), treatment(run.info), number, str(seed), str(run.info["run"])
+
+
+def _distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The last part of each path, with as many parents as it takes to tell equal ones apart."""
+    names = [path.name for path in paths]
+    depth = 1
+    while any(count > 1 for count in Counter(names).values()):
+        depth += 1
+        counts = Counter(names)
+        names = ["/".join(path.parts[-depth:]) if counts[name] > 1 else name for path, name in zip(paths, names, strict=True)]
+    return names
