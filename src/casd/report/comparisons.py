@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from casd.comparison import MEASURES, POOLED, compare_objectives, noise_floor, variance_shares
 from casd.predictors import predictor_table
@@ -214,6 +215,8 @@ def objectives_figure(frame: pd.DataFrame) -> Figure:
         axes.set_title("all models" if model == POOLED else model, fontsize=9.5, parse_math=False)
         axes.set_yticks(range(len(objectives)), objectives, fontsize=8)
         axes.set_ylim(len(objectives) - 0.5, -0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.tick_params(axis="x", labelsize=8)
         without_frame(axes)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.suptitle("Mean suppression of the other backdoors' ASR, with 95 % intervals", fontsize=10.5)
