@@ -159,9 +159,7 @@ def _draw_scatter(axes: Axes, points: pd.DataFrame, tables: RunTables, variant: 
     distances = tables.casd[tables.casd["variant"] == variant]
     floor = [d for a, b, d in zip(distances["a"], distances["b"], distances["distance"], strict=True) if _is_repeat((a, b))]
     if floor:
-        axes.axvline(
-            float(np.mean(floor)), color="black", linestyle="--", linewidth=1, label="noise floor: one removal, two seeds"
-        )
+        axes.axvline(float(np.mean(floor)), color="black", linestyle="--", linewidth=1, label=NOISE_FLOOR)
     # With few points each has its names beside it; among many the names would hide other points.
     for a, b, x, y in zip(*(points[c] for c in ("a", "b", "distance", "response_value")), strict=True):
         if len(points) > 6:
