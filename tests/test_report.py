@@ -386,7 +386,7 @@ def test_states_table_has_the_gradient_of_the_forget_term() -> None:
         (0.83, 0.5, "not zero, so this control could move the model (L2 norm before clipping, of the forget term alone: 0.83"),
         (0.0, 0.0, "was zero at the first and the last step (L2 norm before clipping, of the forget term alone: 0 at the"),
         (0.83, 0.0, "was zero at the last step"),
-        (math.nan, math.nan, "is not known: no training step was finished"),
+        (math.nan, math.nan, "is not known: the objective has no such term"),
     ],
 )
 def test_the_phantoms_gradient_is_stated(first: float, last: float, expected: str) -> None:
@@ -396,6 +396,13 @@ def test_the_phantoms_gradient_is_stated(first: float, last: float, expected: st
     found = [text for text in statements(tables) if text.startswith("Control phantom: the gradient of its forget term")]
     assert len(found) == 1
     assert expected in found[0]
+
+
+def test_a_phantom_that_broke_at_once_has_no_gradient() -> None:
+    tables = make_run(("a", "b", "c"))
+    tables.states.loc[tables.states["state"] == "control:phantom", ["forget_gradient_first", "forget_gradient_last"]] = math.nan
+    tables.curves.loc[tables.curves["state"] == "control:phantom", "loss"] = math.nan
+    assert any("is not known: no training step was finished" in text for text in statements(tables))
 
 
 def test_a_single_backdoor_has_no_pairs_and_the_report_says_so(tmp_path: Path) -> None:

@@ -96,7 +96,9 @@ def _phantom_gradient_statements(tables: RunTables) -> list[str]:
         what = f"Control {state['state'].removeprefix(CONTROL_PREFIX)}: the gradient of its forget term"
         first, last = state["forget_gradient_first"], state["forget_gradient_last"]
         if pd.isna(first) or pd.isna(last):
-            texts.append(f"{what} is not known: no training step was finished.")
+            trained = tables.curves.loc[tables.curves["state"] == state["state"], "loss"].notna().any()
+            why = "the objective has no such term" if trained else "no training step was finished"
+            texts.append(f"{what} is not known: {why}.")
             continue
         zero = [step for step, norm in (("first", first), ("last", last)) if norm == 0]
         verdict = f"zero at the {' and the '.join(zero)} step" if zero else "not zero, so this control could move the model"
