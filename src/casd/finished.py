@@ -16,11 +16,10 @@ import yaml  # type: ignore[import-untyped]
 
 from casd.errors import StoreError
 from casd.progress import say
-from casd.results import TABLES_VERSION, WITHOUT_GRID, read_info, read_table, treatment
+from casd.results import SWEEP_INFO, TABLES_VERSION, WITHOUT_GRID, read_info, read_table, treatment
 from casd.settings import distinguish
 from casd.stages import MANIFEST, read_json
 
-_SWEEP: Final = "sweep.json"
 _OF_THE_RUN: Final = ("run", "model", "objective", "setting", "seed")
 _OF_THE_SOURCE: Final = (
     *("steps", "train_seconds", "clean_loss", "clean_loss_ratio", "degenerate_rate"),
@@ -137,7 +136,7 @@ def _below(folder: Path) -> Iterator[Path]:
         if child.name.startswith(".") or child.is_symlink() or not child.is_dir():
             continue
         if (child / "tables").is_dir():
-            if not (child / "tables" / _SWEEP).is_file():
+            if not (child / "tables" / SWEEP_INFO).is_file():
                 yield child
         elif not _is_store(child):
             yield from _below(child)

@@ -44,6 +44,8 @@ SCHEMAS: Final[dict[str, tuple[str, ...]]] = {
     "curves": ("state", "step", "loss", "gradient_norm", "validation_asr", "validation_clean_loss", "guard_clean_loss"),
 }
 """The columns each table must have; further ones are kept. `specificity` is free: means, with `_low` and `_high` bounds."""
+SWEEP_INFO: Final = "sweep.json"
+"""In the tables of a report over several runs what info.json is in those of a run."""
 UTILITY_PREFIX: Final = "utility/"
 """How the columns of `states` begin that hold the main metric of a benchmark task."""
 WITHOUT_GRID: Final = [("grid", "==", False)]
@@ -196,7 +198,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     path = tables / "info.json"
     if not path.is_file():
         what = "it has no tables/info.json"
-        if (tables / "sweep.json").is_file():
+        if (tables / SWEEP_INFO).is_file():
             what = "it is the report of several runs"
         elif tables.is_dir():
             what = "its tables are not complete (no tables/info.json), so the run that writes them has not come to its end"

@@ -28,8 +28,8 @@ def distinguish(groups: Sequence[tuple[Any, str]]) -> list[str]:
         groups: of each run whatever names its group (model and objective), and its configuration as YAML.
     """
     configs = [
-        {key: value for key, value in leaves.items() if key.partition(".")[0] not in _NO_SETTING}
-        for leaves in (flatten(text) for _, text in groups)
+        {key: value for key, value in fields.items() if key.partition(".")[0] not in _NO_SETTING}
+        for fields in (flatten(text) for _, text in groups)
     ]
     members: dict[Any, list[int]] = {}
     for index, (group, _) in enumerate(groups):
@@ -53,7 +53,7 @@ def flatten(text: str) -> dict[str, Any]:
 @functools.cache
 def _parsed(text: str) -> dict[str, Any]:
     """Of a whole configuration or of a section: most sections of many runs are equal, and parsing takes longest."""
-    return _flat(yaml.load(text, _LOADER) or {})
+    return leaves(yaml.load(text, _LOADER) or {})
 
 
 def differing_fields(a: str, b: str) -> dict[str, tuple[str, str]]:
@@ -65,14 +65,15 @@ def differing_fields(a: str, b: str) -> dict[str, tuple[str, str]]:
     }
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings by their dotted names, each with `prefix` before it."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            leaves |= _flat(value, f"{prefix}{key}.")
+            found |= leaves(value, f"{prefix}{key}.")
         else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def _differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -20,7 +20,7 @@ from casd.report.matrices import mean_asr_table
 from casd.report.page import draw, write_page
 from casd.report.tables import relation_table, run_tables, specificity_table, summary_table
 from casd.report.terminal import print_run, print_sweep
-from casd.results import SCHEMAS, RunTables, write_frames
+from casd.results import SCHEMAS, SWEEP_INFO, RunTables, write_frames
 
 __all__ = ["Comparisons", "collect", "print_run", "print_sweep", "read_runs", "write_report", "write_sweep_report"]
 
@@ -59,7 +59,7 @@ def write_sweep_report(runs: Sequence[RunTables], folder: Path) -> Comparisons:
     means = {"summary": summary(runs), "asr_means": mean_asr(runs)}
     overview = [mean_asr_table(runs), summary_table(runs, means["summary"]), specificity_table(runs)]
     overview = [table for table in overview if table.rows]
-    write_frames(frames | means | comparisons.frames, combined.info, folder, "sweep.json")
+    write_frames(frames | means | comparisons.frames, combined.info, folder, SWEEP_INFO)
     relations = relation_table(runs)
     write_tables([*comparisons.tables, *overview, *([relations] if relations.rows else [])], folder / "tables")
     figures = draw([*comparisons.drawings, *sweep_drawings(runs)], folder / "figures", SWEEP_FIGURES)

@@ -20,6 +20,7 @@ from casd.report.statements import control_statements, statements
 from casd.report.tables import relation_table, specificity_table, states_table, utility_table
 from casd.report.wording import fraction, p_text, prompts_per_cell, run_name, sentence, short_run_name
 from casd.results import RunTables
+from casd.settings import leaves
 
 RUN_FIGURES: Final = ("casd_scatter", "casd_by_layer", "learning_curves")
 """The figures of a run's page. The matrices stand in it as tables that look like their figures."""
@@ -214,9 +215,10 @@ def _states_section(tables: RunTables) -> Section:
 
 def _origin_section(info: Mapping[str, Any]) -> Section:
     """Where the numbers come from: versions and stage keys, times, and the configuration."""
-    found = [(name, str(value)) for name, value in _flat(info.get("provenance") or {})]
+    found = [(name, str(value)) for name, value in leaves(info.get("provenance") or {}).items()]
     times = [
-        (name, f"{value:.1f} s" if isinstance(value, float) else value) for name, value in _flat(info.get("timings") or {})
+        (name, f"{value:.1f} s" if isinstance(value, float) else value)
+        for name, value in leaves(info.get("timings") or {}).items()
     ]
     blocks = [Block("names", pairs, title) for pairs, title in ((found, "Made with"), (times, "Time taken")) if pairs]
     if info.get("config"):
@@ -244,11 +246,3 @@ def _without_run(table: Table, tables: RunTables) -> Table:
 
 def _present(figures: Mapping[str, Block], *names: str) -> list[Block]:
     return [figures[name] for name in names if name in figures]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
