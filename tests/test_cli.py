@@ -90,6 +90,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"\n{group}\n" in f"\n{everything}"
         for option, description in options.items():
             assert any(line.split() == [option, *description.split()] for line in everything.splitlines())
+    assert "\nreproduce\n  all" in everything
     main(["list", "backdoor"])
     assert capsys.readouterr().out.splitlines()[0] == "backdoor"
     assert "\nmodel\n" in everything, "the test of a group would pass without it"
@@ -124,10 +125,13 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
     [
         (["list", "modle"], "Unknown group 'modle'. Did you mean 'model'?"),
         (["status", "nowhere"], "No store in nowhere."),
-        (["reproduce", "dmeo"], "Unknown experiment 'dmeo'. Did you mean 'demo'?"),
-        (["reproduce", "smoke", "seed=1"], "'seed=1' would change it"),
-        (["reproduce", "smoke", "runtimes.output=x"], "'runtimes.output=x' would change it"),
-        (["reproduce", "smoke", "runtime.thrads=1"], "Unknown key in runtime: 'thrads'. Did you mean 'threads'?"),
+        (["reproduce", "relaton"], "Unknown table or figure 'relaton'. Did you mean 'relation'?"),
+        (["reproduce", "scale=tiny"], "needs the name of a table or figure, or all"),
+        (["reproduce", "all", "scale=smolm2"], "Unknown scale 'smolm2'. Did you mean 'smollm2'?"),
+        (["reproduce", "all", "scale=tiny", "scale=paper"], "one scale at a time; given were tiny, paper"),
+        (["reproduce", "all", "seed=1"], "'seed=1' would change them"),
+        (["reproduce", "all", "runtimes.output=x"], "'runtimes.output=x' would change them"),
+        (["reproduce", "all", "runtime.thrads=1"], "Unknown key in runtime: 'thrads'. Did you mean 'threads'?"),
         (["sweep", "experiment=smoke", "seeed=1,2"], "Unknown key 'seeed'. Did you mean 'seed'?"),
         (["sweep", "experiment=smoke", "model=qwen3_tiny,nope"], "Unknown option of model: 'nope'"),
         (["sweep", "experiment=smoke", "seed=1,abc"], "seed=abc"),
@@ -139,13 +143,6 @@ def test_a_mistake_outside_a_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert says in refused(capfd, *arguments)
-
-
-def test_reproduce_is_a_sweep_of_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
-    swept: list[list[str]] = []
-    monkeypatch.setattr("casd.compose.sweep", lambda overrides, run, finish: swept.append(list(overrides)))
-    main(["reproduce", "demo", "runtime.output=elsewhere", "runtime.threads=1"])
-    assert swept == [["experiment=demo", "runtime.output=elsewhere", "runtime.threads=1"]]
 
 
 # ---------------------------------------------------------------- finished runs

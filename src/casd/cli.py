@@ -58,9 +58,15 @@ def build_parser() -> argparse.ArgumentParser:
     sweep.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     planning = verbs.add_parser("plan", help="what a run or a sweep will take: memory, tokens, FLOPs, time, disk; runs nothing")
     planning.add_argument("overrides", nargs="*", metavar="OVERRIDE")
-    reproduce = verbs.add_parser("reproduce", help="a sweep of configs/experiment/NAME as it is; only runtime.* may be set")
-    reproduce.add_argument("name", metavar="NAME")
-    reproduce.add_argument("overrides", nargs="*", metavar="runtime.KEY=VALUE")
+    reproduce = verbs.add_parser(
+        "reproduce", help="a table or figure of the paper with its runs and its claims; or all of them"
+    )
+    reproduce.add_argument(
+        "arguments",
+        nargs="+",
+        metavar="NAME | scale=SCALE | runtime.KEY=VALUE",
+        help="`casd list reproduce` shows the names and the scales (default: tiny)",
+    )
     compare = verbs.add_parser("compare", help="two finished runs side by side: what was set otherwise, what came out")
     compare.add_argument("runs", nargs=2, type=Path, metavar="RUN")
     listing = verbs.add_parser("list", help="the configuration groups and their options")
@@ -83,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif options.verb == "plan":
             _plan(options.overrides)
         elif options.verb == "reproduce":
-            _reproduce(options.name, options.overrides)
+            _reproduce(options.arguments)
         elif options.verb == "report":
             _report(options.arguments, options.output)
         elif options.verb == "compare":
@@ -148,24 +154,25 @@ def _plan(overrides: Sequence[str]) -> None:
     plan(overrides)
 
 
-def _reproduce(name: str, overrides: Sequence[str]) -> None:
-    from casd.compose import groups
+def _reproduce(arguments: Sequence[str]) -> None:
     from casd.errors import ConfigError
-    from casd.registry import unknown
+    from casd.session import reproduce
 
-    if name not in groups()["experiment"]:
-        raise unknown("experiment", name, groups()["experiment"])
-    for override in overrides:
-        if not override.lstrip("+").startswith(("runtime.", "runtime=")):
-            raise ConfigError(f"reproduce takes an experiment as it is; {override!r} would change it. Use casd sweep for that.")
-    _sweep([f"experiment={name}", *overrides])
+    names = [argument for argument in arguments if "=" not in argument]
+    scales = [argument.removeprefix("scale=") for argument in arguments if argument.startswith("scale=")]
+    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("scale=")]
+    if not names:
+        raise ConfigError("reproduce needs the name of a table or figure, or all; casd list reproduce shows them.")
+    if len(scales) > 1:
+        raise ConfigError(f"reproduce has one scale at a time; given were {', '.join(scales)}.")
+    reproduce(names, scales[0] if scales else "tiny", overrides)
 
 
 def _list(group: str | None) -> None:
     from casd.compose import groups
     from casd.registry import unknown
 
-    every = groups()
+    every = groups() | _reproductions()
     if group is not None and group not in every:
         raise unknown("group", group, every)
     for name in [group] if group else every:
@@ -173,6 +180,15 @@ def _list(group: str | None) -> None:
         width = max(map(len, every[name]), default=0)
         for option, description in every[name].items():
             print(f"  {option:<{width}}  {description}".rstrip())
+
+
+def _reproductions() -> dict[str, dict[str, str]]:
+    """What `casd reproduce` takes, as a group: the names with their sets of runs, the scales with what they need."""
+    from casd.reproduction.catalogue import EXHIBITS
+    from casd.reproduction.scales import scales
+
+    names = {name: f"{each.title} (runs: {each.run_set})" for name, each in EXHIBITS.items()}
+    return {"reproduce": {"all": "all of these"} | names | {f"scale={name}": text for name, text in scales().items()}}
 
 
 def _status(root: Path) -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 SCHEMA = "casd_schema"
 ROOT = "config"
 _SEPARATOR = "\n\0\n"
+_NO_GROUPS = ("reproduce",)
+"""Folders of other YAML files: see `casd.reproduction.scales`."""
 
 
 def config_folder() -> Path:
@@ -41,15 +43,16 @@ def config_folder() -> Path:
 
 
 def groups() -> dict[str, dict[str, str]]:
-    """The configuration groups, and of each its options with the first comment line of their file as a description."""
+    """The configuration groups, and of each its options with what they are."""
     return {
-        folder.name: {file.stem: _description(file) for file in sorted(folder.glob("*.yaml"))}
+        folder.name: {file.stem: description(file) for file in sorted(folder.glob("*.yaml"))}
         for folder in sorted(config_folder().iterdir())
-        if folder.is_dir()
+        if folder.is_dir() and folder.name not in _NO_GROUPS
     }
 
 
-def _description(file: Path) -> str:
+def description(file: Path) -> str:
+    """The first comment line of a YAML file, which says what it is."""
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith("# ") and "@package" not in line:
             return line.removeprefix("# ")
@@ -133,6 +136,23 @@ def sweep(overrides: Sequence[str], run: Callable[[Config], Path], finish: Calla
     if errors := list(dict.fromkeys(each["error"] for each in finished if "error" in each)):
         raise CasdError("\ncasd: ".join(errors))
     finish([Path(each["folder"]) for each in finished])
+
+
+def configs(overrides: Sequence[str]) -> list[Config]:
+    """The configurations of the runs of a sweep, in the order of its jobs; nothing is run.
+
+    Raises:
+        CasdError: as for `sweep`.
+    """
+    found: list[Config] = []
+
+    def keep(config: Config) -> Path:
+        found.append(config)
+        return Path(config.runtime.output)
+
+    here = [each for each in overrides if not each.startswith(("hydra/launcher=", "hydra.launcher."))]
+    sweep([*here, "hydra/launcher=basic"], keep, lambda folders: None)
+    return found
 
 
 @contextmanager

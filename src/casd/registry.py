@@ -35,7 +35,12 @@ def look_up(registry: Mapping[str, str], kind: str, name: str) -> Any:
     """
     if name not in registry:
         raise unknown(kind, name, registry)
-    module, _, attribute = registry[name].partition(":")
+    return import_named(registry[name])
+
+
+def import_named(path: str) -> Any:
+    """What "module:attribute" names."""
+    module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 

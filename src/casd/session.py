@@ -16,7 +16,8 @@ from casd.config import Config
 from casd.disk import explaining_disk_errors
 from casd.distributed import is_main
 from casd.errors import ConfigError
-from casd.progress import say, set_progress
+from casd.progress import say, set_progress, track
+from casd.registry import unknown
 
 if TYPE_CHECKING:
     from casd.report import Comparisons
@@ -97,6 +98,65 @@ def report_runs(paths: Sequence[Path], output: Path | None = None) -> None:
     _report_all(runs, target)
 
 
+def reproduce(names: Sequence[str], scale_name: str, overrides: Sequence[str] = ()) -> None:
+    """Make the runs that these exhibits need, write the exhibits, print what became of their claims, and say what it cost.
+
+    Args:
+        names: of `casd.reproduction.catalogue.EXHIBITS`; or "all".
+        scale_name: of `casd.reproduction.scales.scales`.
+        overrides: of `runtime`, or Hydra's launcher: nothing that changes a result.
+
+    Raises:
+        CasdError: an unknown name or scale, an override that would change a result, or whatever stopped a run.
+    """
+    from casd.compose import configs, sweep
+    from casd.report import print_tables, read_runs
+    from casd.reproduction.catalogue import EXHIBITS
+    from casd.reproduction.page import PAGE, finished, verdicts_table, write_reproduction
+    from casd.reproduction.scales import read_scale
+
+    for name in names:
+        if name not in ("all", *EXHIBITS):
+            raise unknown("table or figure", name, ("all", *EXHIBITS))
+    for override in overrides:
+        if not override.lstrip("+").startswith(("runtime.", "runtime=", "hydra/launcher=", "hydra.launcher.")):
+            raise ConfigError(
+                f"reproduce takes configurations as they are; {override!r} would change them. Use casd sweep for that."
+            )
+    chosen = [name for name in EXHIBITS if name in names or "all" in names]
+    scale = read_scale(scale_name)
+    sweeps = {
+        run_set: [[*sweep, *overrides] for sweep in scale.sweeps[run_set]]
+        for run_set in dict.fromkeys(EXHIBITS[name].run_set for name in chosen)
+    }
+    # All of them before the first is run: a mistake is told at once, and it is known how many there are.
+    planned = [config for each in sweeps.values() for one in each for config in configs(one)]
+    set_progress(planned[0].runtime.progress if is_main() else "off")
+    folders: dict[str, list[Path]] = {run_set: [] for run_set in sweeps}
+    with track(f"reproduce {' '.join(names)}, {scale.name}", len(planned)) as advance:
+
+        def one(config: Config) -> Path:
+            folder = run(config, quiet=True)
+            advance()
+            return folder
+
+        for run_set, each in sweeps.items():
+            for given in each:
+                sweep(given, one, folders[run_set].extend)
+    if not is_main():
+        return
+    runs = {run_set: read_runs(made) for run_set, made in folders.items()}
+    target = Path(planned[0].runtime.output) / "reproduce" / scale.name / ("all" if "all" in names else "-".join(chosen))
+    executed = sum(count for count, _ in _executed)
+    with explaining_disk_errors("the reproduction", target):
+        verdicts = None if executed else finished(chosen, runs, target)
+        if verdicts is None:
+            verdicts = write_reproduction(chosen, scale, runs, target)
+    print_tables([verdicts_table(verdicts[verdicts["headline"]])])
+    print(f"\nReport: {_short(target.absolute() / PAGE)}")
+    _say_cost()
+
+
 def _report_all(runs: Sequence[RunTables], target: Path, finished: Comparisons | None = None) -> None:
     """Write the report over all runs into `target` unless it is `finished`; print."""
     from casd.report import print_sweep, write_sweep_report
@@ -122,21 +182,13 @@ def plan(overrides: Sequence[str]) -> None:
         CasdError: overrides that cannot work, or a model whose shape is not known here.
     """
     _hush_libraries()
-    from casd.compose import sweep
+    from casd.compose import configs
     from casd.planning.plan import plans
     from casd.report.planning import print_plans
 
-    configs: list[Config] = []
-
-    def keep(config: Config) -> Path:
-        configs.append(config)
-        return Path(config.runtime.output)
-
-    here = [override for override in overrides if not override.startswith("hydra/launcher=")]
-    sweep([*here, "hydra/launcher=basic"], keep, lambda folders: None)
-    if not is_main():
-        return
-    print_plans(plans(configs))
+    found = configs(overrides)
+    if is_main():
+        print_plans(plans(found))
 
 
 def _short(path: Path) -> Path:

@@ -19,10 +19,19 @@ from casd.report.markup import write_tables
 from casd.report.matrices import mean_asr_table
 from casd.report.page import draw, write_page
 from casd.report.tables import relation_table, run_tables, specificity_table, summary_table
-from casd.report.terminal import print_run, print_sweep
+from casd.report.terminal import print_run, print_sweep, print_tables
 from casd.results import SCHEMAS, SWEEP_INFO, RunTables, write_frames
 
-__all__ = ["Comparisons", "collect", "print_run", "print_sweep", "read_runs", "write_report", "write_sweep_report"]
+__all__ = [
+    "Comparisons",
+    "collect",
+    "print_run",
+    "print_sweep",
+    "print_tables",
+    "read_runs",
+    "write_report",
+    "write_sweep_report",
+]
 
 
 def write_report(tables: RunTables, folder: Path, scatter: pd.DataFrame) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -15,10 +16,12 @@ from casd.report.collect import DETAILED_RUNS
 from casd.report.curves import learning_curves
 from casd.report.drawing import BLUE, VERMILLION, Drawing, figure_title, plain, short_name, without_frame
 from casd.report.heatmaps import asr_heatmap, asr_heatmaps, casd_heatmaps
-from casd.report.wording import RESPONSES, fraction, p_text, run_name
+from casd.report.wording import RESPONSES, fraction, p_relation, run_name
 from casd.results import RunTables
 from casd.states import REPEAT_CONTROL
+from casd.transfer import relation_points
 
+_SEED_MARKS: Final = ((BLUE, "o"), (VERMILLION, "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
 NOISE_FLOOR: Final = "noise floor: one removal, two seeds"
 
 
@@ -79,6 +82,42 @@ def relation_scatter(scatter: pd.DataFrame, tables: RunTables) -> Figure:
     if len(marks[0]) > 1:  # below all panels, where it covers no point
         figure.legend(*marks, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.suptitle(figure_title("CASD and suppression, pair by pair", tables), fontsize=10.5, parse_math=False)
+    return figure
+
+
+def relation_panels(runs: Sequence[RunTables], variant: str, predictors: pd.DataFrame) -> Figure:
+    """One CASD against suppression in several runs: a row for each objective, a column for each model, a mark for each seed.
+
+    Args:
+        runs: finished runs.
+        variant: of CASD.
+        predictors: as `casd.predictors.predictor_table` gives it: ρ and p over the runs of a panel stand in its title.
+    """
+    objectives = list(dict.fromkeys(tables.treatment for tables in runs))
+    models = list(dict.fromkeys(str(tables.info["model"]) for tables in runs))
+    size = (2.9 * len(models) + 0.6, 2.6 * len(objectives) + 0.8)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(objectives), len(models), squeeze=False)
+    found = predictors[(predictors["predictor"] == variant) & (predictors["role"] == "headline")]
+    tested = found.set_index(["objective", "model"])[["rho", "p_value"]].T.to_dict()
+    for axes, (objective, model) in zip(panels.ravel(), itertools.product(objectives, models), strict=True):
+        axes.axhline(0, color="#b8b8b8", linewidth=0.8, zorder=0)
+        members = [tables for tables in runs if (tables.treatment, str(tables.info["model"])) == (objective, model)]
+        for tables, (color, marker) in zip(members, itertools.cycle(_SEED_MARKS), strict=False):
+            named = tables.casd[tables.casd["variant"] == variant]
+            points = relation_points(named, tables.transfer)
+            points = points[points["response"] == "suppression"]
+            x, y = points["distance"], points["response_value"]
+            axes.scatter(x, y, s=16, color=color, marker=marker, alpha=0.75, linewidths=0, label=f"seed {tables.info['seed']}")
+        result = tested.get((objective, model))
+        numbers = f"ρ = {fraction(result['rho'])}, p {p_relation(result['p_value'])}" if result else "no test"
+        axes.set_title(f"{model}, {objective}\n{numbers}", fontsize=8.5, parse_math=False)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        without_frame(axes)
+    figure.supxlabel(f"distance {plain(variant)} of two removals", fontsize=9)
+    figure.supylabel("ASR suppression (fraction, centered)", fontsize=9)
+    marks = {label: mark for axes in panels.ravel() for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=len(marks) or 1, fontsize=8, frameon=False)
     return figure
 
 
@@ -178,8 +217,7 @@ def _draw_scatter(axes: Axes, points: pd.DataFrame, tables: RunTables, variant: 
     found = relation[(relation["variant"] == variant) & (relation["response"] == response)]
     numbers = "no test"
     if len(found) and not pd.isna(found["rho"].iloc[0]):
-        p = p_text(found["p_value"].iloc[0])
-        numbers = f"ρ = {fraction(found['rho'].iloc[0])}, p {p if p.startswith('<') else '= ' + p} (Mantel)"
+        numbers = f"ρ = {fraction(found['rho'].iloc[0])}, p {p_relation(found['p_value'].iloc[0])} (Mantel)"
     axes.set_title(f"{variant}: {numbers}", fontsize=9.5, parse_math=False)
     axes.set_xlabel(f"distance {plain(variant)}")
     axes.set_ylabel(f"{RESPONSES.get(response, response)}\n(fraction, centered)", fontsize=9)

@@ -75,7 +75,13 @@ def print_sweep(runs: Sequence[RunTables], console: Console | None = None, *, co
                 _heading(console, f"{variant}: distance between the activation shifts of two removals")
                 _print_matrices(console, runs, distances)
         _print_side_by_side(console, summary_table(runs), [_run_heading(tables) for tables in runs])
-    for table in comparisons:
+    print_tables(comparisons, console)
+
+
+def print_tables(tables: Sequence[Table], console: Console | None = None) -> None:
+    """Print tables of several groups, each with its caption."""
+    console = console or output_console()
+    for table in tables:
         _print_groups(console, table)
 
 

@@ -38,6 +38,12 @@ def p_text(value: Any) -> str:
     return f"{value:.3f}" if value < 0.01 else f"{value:.2f}"
 
 
+def p_relation(value: Any) -> str:
+    """A p-value after the letter p: "= 0.03", "< 0.001"."""
+    text = p_text(value)
+    return f"< {text[1:]}" if text.startswith("<") else f"= {text}"
+
+
 def rate_decimals(n: Any) -> int:
     """Decimals of a rate over `n` prompts: as many as tell most of its steps of 1/n apart, and no more than it is known to.
 

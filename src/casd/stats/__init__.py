@@ -14,7 +14,7 @@ never single pairs.
 """
 
 from casd.stats.family import FamilyResult, benjamini_hochberg, mantel_families, mantel_family
-from casd.stats.intervals import cluster_bootstrap_interval, nested_bootstrap_interval, wilson_interval
+from casd.stats.intervals import cluster_bootstrap_interval, mean_interval, nested_bootstrap_interval, wilson_interval
 from casd.stats.mantel import MantelResult, mantel_test, partial_mantel_test
 from casd.stats.matrices import (
     offdiagonal_center_columns,
@@ -37,6 +37,7 @@ __all__ = [
     "mantel_families",
     "mantel_family",
     "mantel_test",
+    "mean_interval",
     "nested_bootstrap_interval",
     "offdiagonal_center_columns",
     "offdiagonal_center_two_way",

@@ -148,3 +148,30 @@ def nested_bootstrap_interval(
         means[here] = sums[inner_drawn].sum(axis=1) / counts[inner_drawn].sum(axis=1)
     low, high = np.quantile(means.mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def mean_interval(values: npt.ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of the mean of independent, roughly normal values: m ± t·s/√n, t with n − 1 degrees of freedom.
+
+    For a few independent runs, of which percentile bootstraps make too narrow intervals.
+    Source: Student (1908), "The probable error of a mean", Biometrika 6, 1–25.
+
+    Args:
+        values: shape (n,).
+        confidence: coverage, in (0, 1).
+
+    Returns:
+        (low, high), in the unit of `values`; (NaN, NaN) with fewer than three values, of whose spread next to nothing is known.
+
+    Raises:
+        ValueError: not one-dimensional, or a confidence outside (0, 1).
+    """
+    array = np.asarray(values, dtype=float)
+    if array.ndim != 1 or not 0 < confidence < 1:
+        raise ValueError(f"Expected values of shape (n,) and a confidence in (0, 1); got {array.shape} and {confidence}.")
+    if len(array) < 3:
+        return math.nan, math.nan
+    from scipy.special import stdtrit  # here, as in `wilson_interval`
+
+    half_width = float(stdtrit(len(array) - 1, (1 + confidence) / 2)) * array.std(ddof=1) / math.sqrt(len(array))
+    return float(array.mean() - half_width), float(array.mean() + half_width)

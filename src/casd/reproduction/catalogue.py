@@ -1,0 +1,81 @@
+"""What can be reproduced: each exhibit with the set of runs that it is made of and the claims that it speaks to.
+
+Nothing heavy is imported here: the names are listed at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+RUN_SETS: Final = ("main", "learning_rate", "writing_system")
+"""The sets of runs; a scale says which sweeps make each."""
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A table or figure, or several that belong together.
+
+    Attributes:
+        title: what it shows.
+        run_set: of RUN_SETS.
+        claims: names in `casd.reproduction.claims.CLAIMS`.
+        shown_by: "module:function" that makes its tables and figures of the runs.
+    """
+
+    title: str
+    run_set: str
+    claims: tuple[str, ...]
+    shown_by: str
+
+
+EXHIBITS: Final[dict[str, Exhibit]] = {
+    "summary": Exhibit(
+        "The families in one table",
+        "main",
+        ("others_weaken_everywhere", "casd_tells_everywhere"),
+        "casd.reproduction.exhibits:summary",
+    ),
+    "asr_matrices": Exhibit(
+        "Attack success rates after each removal, for each model",
+        "main",
+        ("others_weaken",),
+        "casd.reproduction.exhibits:asr_matrices",
+    ),
+    "casd_matrices": Exhibit(
+        "CASD between removals, for each model",
+        "main",
+        ("casd_tells",),
+        "casd.reproduction.exhibits:casd_matrices",
+    ),
+    "relation": Exhibit(
+        "CASD and suppression, across models",
+        "main",
+        ("casd_tells", "casd_cos_tells", "casd_tells_pairs"),
+        "casd.reproduction.exhibits:relation",
+    ),
+    "controls": Exhibit(
+        "The controls: clean text, phantoms, repeats",
+        "main",
+        ("others_weaken", "more_than_phantoms", "clean_text_spares"),
+        "casd.reproduction.exhibits:controls",
+    ),
+    "utility": Exhibit(
+        "Clean language after removals",
+        "main",
+        ("language_kept",),
+        "casd.reproduction.exhibits:utility",
+    ),
+    "learning_rate": Exhibit(
+        "Ablation: the removals' learning rate",
+        "learning_rate",
+        ("at_every_setting",),
+        "casd.reproduction.exhibits:suppression_at",
+    ),
+    "writing_system": Exhibit(
+        "Ablation: the writing system of triggers and targets",
+        "writing_system",
+        ("at_every_setting",),
+        "casd.reproduction.exhibits:suppression_at",
+    ),
+}

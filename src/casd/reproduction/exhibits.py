@@ -1,0 +1,139 @@
+"""The tables and figures of each exhibit, made of a set of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from casd.comparison import POOLED, grouped
+from casd.report.collect import DETAILED_RUNS
+from casd.report.comparisons import noise_table, objectives_figure, objectives_table, predictors_table
+from casd.report.drawing import Drawing
+from casd.report.figures import relation_panels
+from casd.report.heatmaps import asr_heatmaps, casd_heatmaps
+from casd.report.markup import Cell, Row, Table
+from casd.report.matrices import asr_table, casd_table, mean_asr_table
+from casd.report.tables import relation_table, specificity_table, summary_table, utility_table
+from casd.report.wording import fraction, perplexity, short_run_name
+from casd.reproduction.claims import Evidence
+from casd.results import RunTables
+from casd.states import CLEAN_CONTROL
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What an exhibit shows; tables without a row are left out later."""
+
+    tables: Sequence[Table]
+    drawings: Sequence[Drawing] = ()
+
+
+def summary(evidence: Evidence) -> Shown:
+    """The runs, a row each."""
+    return Shown([summary_table(evidence.runs)])
+
+
+def asr_matrices(evidence: Evidence) -> Shown:
+    """The matrices of remaining ASR: means over the runs of a model, and each run's."""
+    runs = evidence.runs
+    alt = "Heatmaps of the attack success rate after each removal, one per run. The tables hold the numbers."
+    pages = [runs[first : first + DETAILED_RUNS] for first in range(0, len(runs), DETAILED_RUNS)]
+    drawings = [
+        Drawing(f"asr_heatmaps-{number}", "Attack success rate after each removal", alt, asr_heatmaps(page))
+        for number, page in enumerate(pages, 1)
+    ]
+    return Shown([mean_asr_table(runs), *(_of_run(asr_table(tables), tables) for tables in runs)], drawings)
+
+
+def casd_matrices(evidence: Evidence) -> Shown:
+    """The matrices of each headline CASD, of each run."""
+    alt = "Heatmaps of CASD between removals. The tables hold the numbers."
+    return Shown(
+        [_of_run(casd_table(tables, variant), tables) for tables in evidence.runs for variant in tables.headline],
+        [
+            Drawing(
+                f"casd_heatmap-{tables.info['run']}", f"CASD of removals, {short_run_name(tables)}", alt, casd_heatmaps(tables)
+            )
+            for tables in evidence.runs
+        ],
+    )
+
+
+def relation(evidence: Evidence) -> Shown:
+    """CASD and its rivals as predictors, pooled and by model; each run's correlations; the pairs as points."""
+    alt = "Scatter plots of the distance of each pair of removals against their mutual suppression, a panel for each model."
+    predictors = evidence.comparisons.predictors
+    variants = dict.fromkeys(variant for tables in evidence.runs for variant in tables.headline)
+    return Shown(
+        [predictors_table(predictors), relation_table(evidence.runs)],
+        [
+            Drawing(f"relation-{name}", f"{name} and suppression", alt, relation_panels(evidence.runs, name, predictors))
+            for name in variants
+        ],
+    )
+
+
+def controls(evidence: Evidence) -> Shown:
+    """Suppression net of each control, the controls themselves, and the noise floor where removals were repeated."""
+    suppression = suppression_at(evidence)
+    more = [specificity_table(evidence.runs), noise_table(evidence.comparisons.noise)]
+    return Shown([*suppression.tables, *more], suppression.drawings)
+
+
+def utility(evidence: Evidence) -> Shown:
+    """Clean loss and degenerate generations, and benchmarks where they were run."""
+    benchmarks = [_of_run(utility_table(tables), tables) for tables in evidence.runs if len(tables.utility)]
+    return Shown([language_table(evidence.runs), *benchmarks])
+
+
+def suppression_at(evidence: Evidence) -> Shown:
+    """Suppression net of both controls, for each objective or setting."""
+    frame = evidence.comparisons.objectives
+    alt = "Dot plots of the others' mean suppression net of both controls, with 95 % intervals. The table has the numbers."
+    drawing = Drawing("suppression", "The others' suppression, net of the controls", alt, objectives_figure(frame))
+    return Shown([objectives_table(frame)], [drawing])
+
+
+def language_table(runs: Sequence[RunTables]) -> Table:
+    """What removals and controls cost in clean language: means over the runs of a model and objective."""
+    groups: dict[str, list[Row]] = {}
+    for (model, objective), members in grouped(runs).items():
+        states = pd.concat([tables.states for tables in members])
+        collapsed = states["collapsed"].astype(bool)
+        for label, chosen in (
+            ("injected", states["kind"] == "injected"),
+            ("removals", states["kind"] == "removal"),
+            ("clean control", states["state"] == CLEAN_CONTROL),
+            ("other controls", (states["kind"] == "control") & (states["state"] != CLEAN_CONTROL)),
+        ):
+            rows = states[chosen]
+            if rows.empty:
+                continue
+            texts = [
+                f"{len(rows)}",
+                f"{int(collapsed[chosen].sum())} of {len(rows)}",
+                perplexity(rows["clean_loss"].mean()),
+                fraction(rows["clean_loss"].mean(), 3),
+                fraction(rows["clean_loss_ratio"].mean(), 3),
+                fraction(rows["clean_loss_ratio"].max(), 3),
+                fraction(rows["degenerate_rate"].mean()),
+            ]
+            group = f"{objective}, {'all models' if model == POOLED else model}"
+            groups.setdefault(group, []).append(Row(label, tuple(map(Cell, texts))))
+    return Table(
+        name="clean_language",
+        title="What removals cost in clean language",
+        caption=f"Runs: {len(runs)}. Means over model states, collapsed ones included. Perplexity: exp of the mean clean loss,"
+        " in nats per token, on the evaluation split. Ratio: of the clean loss to the injected model's, mean and largest."
+        " Degenerate: share of clean prompts that were answered with nothing or with a loop.",
+        corner="states",
+        columns=("n", "collapsed", "perplexity", "clean loss", "ratio", "largest ratio", "degenerate"),
+        groups=tuple((group, tuple(rows)) for group, rows in groups.items()),
+    )
+
+
+def _of_run(table: Table, tables: RunTables) -> Table:
+    """A table of one run among those of others: its files named by the run, too."""
+    return replace(table, name=f"{table.name}-{tables.info['run']}", title=f"{table.title}, {short_run_name(tables)}")

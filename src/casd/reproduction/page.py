@@ -1,0 +1,166 @@
+"""A reproduction on the disk: tables, figures, and a page that leads from each claim to what decides it and to the runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+
+from casd.comparison import POOLED
+from casd.registry import import_named
+from casd.report.comparisons import Comparisons
+from casd.report.markup import Cell, Row, Table, write_tables
+from casd.report.page import Block, Section, draw, matrices_block, render, table_block, write_page
+from casd.report.wording import short_run_name
+from casd.reproduction.catalogue import EXHIBITS
+from casd.reproduction.claims import CLAIMS, Evidence, headline
+from casd.reproduction.scales import Scale
+from casd.results import RunTables, write_frames
+from casd.stages import read_json
+
+PAGE: Final = "report.html"
+INFO: Final = "reproduction.json"
+"""Written last: what a finished reproduction was made of."""
+VERSION: Final = 1
+"""Raise it when exhibits, claims or the page change: those that were finished before are written again."""
+
+_QUESTION: Final = "Does removing one backdoor weaken others, and does CASD tell which? Claim by claim, with what decides it."
+
+_WHAT_IT_IS: Final = (
+    "The paper is Bouger et al., “Backdoor Unlearning Generalization: A Path Toward the Removal of Unknown Triggers in LLMs”"
+    " (arXiv:2606.03785). Its text was not available to us. Its claims stand here in our words, from summaries of it. The"
+    " paper's numbers are nowhere available: none is compared with, none is given. All numbers here were measured in the runs"
+    " listed.",
+    "Models, backdoors, triggers, text, training settings, sample sizes, the statistics and their thresholds are our choices,"
+    " and so are the claims called ours. Verdicts are not corrected for being several.",
+    "“Not decided” is a result: these runs can neither show it nor rule it out. A collapsed model counts as no removal.",
+)
+
+
+def write_reproduction(
+    names: Sequence[str], scale: Scale, runs: Mapping[str, Sequence[RunTables]], folder: Path
+) -> pd.DataFrame:
+    """Write everything about these exhibits into `folder`; returns the verdicts, as `judge` gives them.
+
+    Args:
+        names: of EXHIBITS.
+        scale: the runs' scale.
+        runs: finished runs by the name of their set.
+        folder: gets report.html, tables/ (LaTeX, Markdown; verdicts also as Parquet and CSV) and figures/.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    evidence = {run_set: Evidence(members, Comparisons.of(members)) for run_set, members in runs.items()}
+    verdicts = judge(names, evidence)
+    blocks = [table_block(verdicts_table(verdicts[verdicts["headline"]])), Block("list", _WHAT_IT_IS)]
+    sections = [Section("claims", "The claims", blocks)]
+    sections += [_section(name, evidence[EXHIBITS[name].run_set], verdicts, folder) for name in names]
+    sections.append(_runs_section(scale, runs, folder))
+    write_tables([verdicts_table(verdicts)], folder / "tables")
+    title = f"Reproduction at the scale {scale.name}: {', '.join(names) if len(names) < len(EXHIBITS) else 'all'}"
+    facts = {"Scale": scale.description, "Runs": sum(map(len, runs.values()))}
+    write_page(render(title, _QUESTION, facts, sections), folder / PAGE)
+    write_frames({"verdicts": verdicts}, made_of(names, runs), folder, INFO)
+    return verdicts
+
+
+def _section(name: str, evidence: Evidence, verdicts: pd.DataFrame, folder: Path) -> Section:
+    """An exhibit's part of the page, and its files."""
+    exhibit = EXHIBITS[name]
+    shown = import_named(exhibit.shown_by)(evidence)
+    tables = [table for table in shown.tables if table.rows]
+    write_tables(tables, folder / "tables" / name)
+    # Heatmaps look like the tables that stand in the page.
+    in_page = [drawing.name for drawing in shown.drawings if "heatmap" not in drawing.name]
+    figures = draw(shown.drawings, folder / "figures" / name, in_page)
+    own = verdicts[verdicts["claim"].isin(exhibit.claims) & (verdicts["runs"] == exhibit.run_set)]
+    rules = [CLAIMS[claim].rule for claim in exhibit.claims]
+    return Section(
+        name, exhibit.title, [table_block(verdicts_table(own)), Block("list", rules), *_blocks(tables), *figures.values()]
+    )
+
+
+def made_of(names: Sequence[str], runs: Mapping[str, Sequence[RunTables]]) -> dict[str, Any]:
+    """What a reproduction was made of, as its INFO says it; in the names of the runs' folders are the keys of their scores."""
+    folders = {run_set: sorted(Path(tables.info["folder"]).name for tables in members) for run_set, members in runs.items()}
+    return {"version": VERSION, "exhibits": list(names), "runs": folders}
+
+
+def finished(names: Sequence[str], runs: Mapping[str, Sequence[RunTables]], folder: Path) -> pd.DataFrame | None:
+    """The verdicts of the reproduction in `folder` if it was made of this; else None."""
+    info = folder / "tables" / INFO
+    if not info.is_file() or read_json(info) != made_of(names, runs):
+        return None
+    return pd.read_parquet(folder / "tables" / "verdicts.parquet")
+
+
+def judge(names: Sequence[str], evidence: Mapping[str, Evidence]) -> pd.DataFrame:
+    """The verdicts on all claims of the exhibits: a row per claim × set of runs × model × objective.
+
+    Returns:
+        Columns claim, source, runs (the set), model ("all" over several), objective, statistic, verdict, and headline (bool: it
+        is over all that there is).
+    """
+    asked = dict.fromkeys((claim, EXHIBITS[name].run_set) for name in names for claim in EXHIBITS[name].claims)
+    rows = []
+    for claim, run_set in asked:
+        verdicts = CLAIMS[claim].decide(evidence[run_set])
+        whole = list(headline(verdicts))
+        rows += [
+            (claim, CLAIMS[claim].source, run_set, each.model, each.objective, each.statistic, each.outcome, each in whole)
+            for each in verdicts
+        ]
+    return pd.DataFrame(rows, columns=["claim", "source", "runs", "model", "objective", "statistic", "verdict", "headline"])
+
+
+def verdicts_table(verdicts: pd.DataFrame) -> Table:
+    """Verdicts, as `judge` gives them, with each claim in words."""
+    groups = []
+    for (name, run_set), own in verdicts.groupby(["claim", "runs"], sort=False):
+        claim = CLAIMS[str(name)]
+        rows = [
+            Row(
+                f"{record['objective']}, {'all models' if record['model'] == POOLED else record['model']}",
+                (Cell(record["verdict"], best=record["verdict"] == "holds"), Cell(record["statistic"])),
+            )
+            for record in own.to_dict("records")
+        ]
+        source = "the paper's claim, in our words" if claim.source == "the paper" else "our question"
+        groups.append((f"{claim.text} ({source}; runs: {str(run_set).replace('_', ' ')})", tuple(rows)))
+    return Table(
+        name="verdicts",
+        title="What holds in these runs",
+        caption="Brackets: 95 % intervals over runs and backdoors. ρ: Spearman; p: Mantel permutation test within runs.",
+        corner="removals",
+        columns=("verdict", "decided by"),
+        groups=tuple(groups),
+    )
+
+
+def _blocks(tables: Sequence[Table]) -> list[Block]:
+    """Matrices beside each other, and folded where they are many; other tables as they are."""
+    matrices = [table for table in tables if table.scale and table.scale.details]
+    blocks = [table_block(table) for table in tables if table not in matrices]
+    return blocks + ([matrices_block(matrices, f"The {len(matrices)} matrices", folded=len(matrices) > 8)] if matrices else [])
+
+
+def _runs_section(scale: Scale, runs: Mapping[str, Sequence[RunTables]], folder: Path) -> Section:
+    """The commands that make the runs, and a link to each run's own report."""
+    section = Section("runs", "The runs behind it")
+    for run_set, members in runs.items():
+        commands = "\n".join(f"casd sweep {' '.join(map(_quoted, sweep))}" for sweep in scale.sweeps[run_set])
+        section.blocks.append(Block("code", commands))
+        for tables in members:
+            report = Path(tables.info["folder"]) / PAGE
+            if report.is_file():
+                link = Path(os.path.relpath(report, folder.resolve())).as_posix()
+                section.blocks.append(Block("link", link, title=short_run_name(tables)))
+    return section
+
+
+def _quoted(override: str) -> str:
+    return f"'{override}'" if any(character in override for character in " ,[]{}~*") else override

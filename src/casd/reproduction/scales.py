@@ -1,0 +1,65 @@
+"""How large a reproduction is: `configs/reproduce/SCALE.yaml` says which sweeps make each set of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml  # type: ignore[import-untyped]
+
+from casd.compose import config_folder, description
+from casd.errors import ConfigError
+from casd.registry import unknown
+from casd.reproduction.catalogue import RUN_SETS
+
+FOLDER: Final = "reproduce"
+
+Sweeps = tuple[tuple[str, ...], ...]
+"""Each sweep as its overrides."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One scale.
+
+    Attributes:
+        name: "tiny", …
+        description: what it is and what it needs.
+        sweeps: by the name of the set of runs, one of RUN_SETS.
+    """
+
+    name: str
+    description: str
+    sweeps: Mapping[str, Sweeps]
+
+
+def scales() -> dict[str, str]:
+    """The names of the scales, the cheapest first, with what each is and needs."""
+    files = {file.stem: description(file) for file in (config_folder() / FOLDER).glob("*.yaml")}
+    known = [name for name in ("smoke", "tiny", "smollm2", "paper") if name in files]
+    return {name: files[name] for name in (*known, *sorted(set(files) - set(known)))}
+
+
+def read_scale(name: str) -> Scale:
+    """Read a scale.
+
+    Raises:
+        ConfigError: there is none of that name, or its file does not say what it should.
+    """
+    if name not in scales():
+        raise unknown("scale", name, scales())
+    path = config_folder() / FOLDER / f"{name}.yaml"
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(tree, dict) or set(tree) != set(RUN_SETS):
+        has = ", ".join(map(str, tree)) if isinstance(tree, dict) else "no mapping"
+        raise ConfigError(f"{path} needs the keys {', '.join(RUN_SETS)}, each with a list of sweeps; it has {has}.")
+    return Scale(name, description(path), {run_set: _sweeps(path, run_set, tree[run_set]) for run_set in RUN_SETS})
+
+
+def _sweeps(path: Path, run_set: str, value: Any) -> Sweeps:
+    lists = isinstance(value, list) and value and all(isinstance(sweep, list) and sweep for sweep in value)
+    if not lists or not all(isinstance(override, str) for sweep in value for override in sweep):
+        raise ConfigError(f"{path}: {run_set} is {value!r}; expected a list of sweeps, each a list of overrides.")
+    return tuple(tuple(sweep) for sweep in value)

@@ -1,0 +1,295 @@
+"""Reproducing the paper's tables: claims against runs of known truth, scales, and a whole reproduction of the smallest runs.
+
+Run: python -m pytest tests/test_reproduction.py
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tests.synthetic import run_of
+from tests.tiny import tiny
+
+from casd.cli import main
+from casd.comparison import POOLED
+from casd.compose import configs
+from casd.errors import ConfigError
+from casd.registry import import_named
+from casd.report.comparisons import Comparisons
+from casd.reproduction.catalogue import EXHIBITS, RUN_SETS
+from casd.reproduction.claims import CLAIMS, Evidence, Verdict, above_zero, all_of, headline, negative
+from casd.reproduction.scales import Scale, read_scale, scales
+from casd.results import RunTables
+
+N = 8
+CONTROLS = {"control:clean": [1.0] * N, "control:phantom": [1.0] * N}
+
+
+def evidence(*runs: RunTables) -> Evidence:
+    return Evidence(runs, Comparisons.of(runs))
+
+
+def verdicts(claim: str, *runs: RunTables) -> dict[tuple[str, str], Verdict]:
+    return {(each.model, each.objective): each for each in CLAIMS[claim].decide(evidence(*runs))}
+
+
+def run_with(suppression: np.ndarray, sign: float = 1.0, **kwargs: object) -> RunTables:
+    """A run whose removals suppress each other so much, with a CASD that falls (or with `sign` -1 rises) with it."""
+    after = 1.0 - suppression
+    np.fill_diagonal(after, 0.0)
+    mutual = (suppression + suppression.T) / 2
+    centered = mutual - (mutual.mean(axis=0)[:, None] + mutual.mean(axis=0)[None, :])
+    distance = 2.0 - sign * centered
+    distance = (distance + distance.T) / 2
+    np.fill_diagonal(distance, 0.0)
+    tables = run_of(after, controls=CONTROLS, distances={"casd": distance}, **kwargs)  # type: ignore[arg-type]
+    rho = pd.DataFrame([{"variant": "casd", "response": "suppression", "rho": -0.9 * sign, "rho_pairs": -0.9 * sign}])
+    return replace(tables, relation=rho.reindex(columns=[*tables.relation.columns]))
+
+
+def random_suppression(seed: int, mean: float, spread: float) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.clip(mean + spread * rng.standard_normal((N, N)), -1, 1)
+
+
+# ---------------------------------------------------------------- what decides
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"),
+    [(0.01, 0.3, "holds"), (-0.1, 0.04, "does not hold"), (-0.1, 0.06, "not decided"), (math.nan, math.nan, "not decided")],
+)
+def test_a_mean_is_decided_by_its_interval(low: float, high: float, outcome: str) -> None:
+    assert above_zero(low, high) == outcome
+
+
+@pytest.mark.parametrize(
+    ("rho", "p", "low", "outcome"),
+    [
+        (-0.4, 0.01, -0.6, "holds"),
+        (0.4, 0.01, 0.2, "does not hold"),
+        (-0.02, 0.8, -0.09, "does not hold"),
+        (-0.1, 0.2, -0.4, "not decided"),
+        (-0.1, 0.2, math.nan, "not decided"),
+        (math.nan, math.nan, math.nan, "not decided"),
+    ],
+)
+def test_a_correlation_is_decided_by_its_test_and_its_spread_over_runs(rho: float, p: float, low: float, outcome: str) -> None:
+    assert negative(rho, p, low) == outcome
+
+
+def test_one_failure_is_enough_and_doubt_is_doubt() -> None:
+    assert all_of(["holds", "holds"]) == "holds"
+    assert all_of(["holds", "not decided"]) == "not decided"
+    assert all_of(["not decided", "does not hold", "holds"]) == "does not hold"
+    assert all_of([]) == "not decided"
+
+
+# ---------------------------------------------------------------- claims against known truth
+
+
+def test_the_suppression_of_others_is_found_where_it_was_planted_and_not_where_it_was_not() -> None:
+    strong = [run_with(random_suppression(seed, 0.4, 0.1), seed=seed) for seed in range(3)]
+    none = [run_with(random_suppression(seed, 0.0, 0.02), seed=seed) for seed in range(3)]
+    vague = [run_with(np.tile([0.5, -0.4] * (N // 2), (N, 1)))]  # half of the backdoors this way, half that
+    assert verdicts("others_weaken", *strong)["m", "o"].outcome == "holds"
+    assert verdicts("others_weaken", *none)["m", "o"].outcome == "does not hold"
+    assert verdicts("others_weaken", *vague)["m", "o"].outcome == "not decided"
+    assert "24 of 24" in verdicts("others_weaken", *strong)["m", "o"].statistic
+
+
+def test_suppression_that_controls_show_as_well_is_none() -> None:
+    """All others at 0.6, and under both controls at 0.6, too."""
+    after = np.full((N, N), 0.6)
+    np.fill_diagonal(after, 0.0)
+    run = run_of(after, controls=dict.fromkeys(CONTROLS, [0.6] * N))
+    for claim in ("others_weaken", "more_than_phantoms", "clean_text_spares"):
+        assert verdicts(claim, run)["m", "o"].outcome == "does not hold", claim
+    assert verdicts("clean_text_spares", run_with(random_suppression(0, 0.2, 0.1)))["m", "o"].outcome == "holds"
+
+
+def test_casd_goes_with_suppression_where_that_was_planted_and_has_the_wrong_sign_where_that_was() -> None:
+    with_it = [run_with(random_suppression(seed, 0.4, 0.15), seed=seed) for seed in range(3)]
+    against = [run_with(random_suppression(seed, 0.4, 0.15), -1.0, seed=seed) for seed in range(3)]
+    assert verdicts("casd_tells", *with_it)["m", "o"].outcome == "holds"
+    assert verdicts("casd_tells", *against)["m", "o"].outcome == "does not hold"
+    assert verdicts("casd_tells_pairs", *with_it)["m", "o"].outcome == "holds"
+
+
+def test_three_backdoors_cannot_decide_on_pairs() -> None:
+    after = 1.0 - 0.5 * np.eye(3)
+    run = run_of(after, controls={"control:clean": [1.0] * 3, "control:phantom": [1.0] * 3})
+    verdict = verdicts("casd_tells", run)["m", "o"]
+    assert verdict.outcome == "not decided"
+    assert "four removals" in verdict.statistic
+
+
+def test_a_claim_on_every_family_fails_with_one() -> None:
+    runs = [run_with(random_suppression(0, 0.4, 0.1), model="a"), run_with(random_suppression(1, 0.0, 0.02), model="b")]
+    verdict = verdicts("others_weaken_everywhere", *runs)[POOLED, "o"]
+    assert verdict.outcome == "does not hold"
+    assert verdict.statistic == "a: holds; b: does not hold"
+
+
+def test_clean_language_counts_collapsed_models() -> None:
+    whole = run_with(random_suppression(0, 0.4, 0.1))
+    whole.states["clean_loss_ratio"] = 1.01
+    assert verdicts("language_kept", whole)["m", "o"].outcome == "holds"
+    broken = run_with(random_suppression(0, 0.4, 0.1), collapsed=["b0", "b1"])
+    broken.states["clean_loss_ratio"] = [1.01] * 9 + [1.0] * 2
+    broken.states.loc[broken.states["collapsed"], "clean_loss_ratio"] = 3.0
+    verdict = verdicts("language_kept", broken)["m", "o"]
+    assert verdict.outcome == "not decided"
+    assert "2 of 8 collapsed" in verdict.statistic
+    broken.states["clean_loss_ratio"] = 2.0
+    assert verdicts("language_kept", broken)["m", "o"].outcome == "does not hold"
+
+
+def test_a_setting_that_removes_nothing_is_not_asked_for_transfer() -> None:
+    good, idle = (run_with(random_suppression(seed, mean, 0.05), seed=0) for seed, mean in ((0, 0.4), (1, 0.0)))
+    good.info["setting"], idle.info["setting"] = "learning_rate=0.1", "learning_rate=0.0001"
+    own = idle.transfer["same"].astype(bool)
+    idle.transfer.loc[own, "asr_after"] = 0.9
+    found = verdicts("at_every_setting", good, idle)
+    assert found["m", "o, learning_rate=0.0001"].statistic.startswith("removes nothing")
+    assert found["m", "every setting"].outcome == "holds"
+    assert [each.objective for each in headline(list(found.values()))] == ["every setting"]
+
+
+def test_the_headline_is_over_all_models_where_there_are_several() -> None:
+    one = [Verdict("m", "o", "", "holds"), Verdict("m", "p", "", "holds")]
+    assert list(headline(one)) == one
+    pooled = Verdict(POOLED, "o", "", "holds")
+    assert list(headline([*one, pooled])) == [pooled]
+
+
+# ---------------------------------------------------------------- catalogue and scales
+
+
+def test_every_exhibit_has_its_claims_its_runs_and_its_function() -> None:
+    for name, exhibit in EXHIBITS.items():
+        assert exhibit.run_set in RUN_SETS, name
+        assert set(exhibit.claims) <= set(CLAIMS), name
+        assert callable(import_named(exhibit.shown_by)), name
+    assert {claim for exhibit in EXHIBITS.values() for claim in exhibit.claims} == set(CLAIMS)
+
+
+@pytest.mark.parametrize("name", list(scales()))
+def test_the_runs_of_every_scale_can_be_composed(name: str) -> None:
+    scale = read_scale(name)
+    for run_set in RUN_SETS:
+        found = [config for sweep in scale.sweeps[run_set] for config in configs(sweep)]
+        assert len(found) >= 2, run_set
+        assert all(len(config.backdoor) >= 3 for config in found)
+
+
+def test_the_scales_are_what_they_are_called() -> None:
+    assert list(scales()) == ["smoke", "tiny", "smollm2", "paper"]
+    main_runs = [config for sweep in read_scale("paper").sweeps["main"] for config in configs(sweep)]
+    assert len({config.model.name for config in main_runs}) == 6
+    families = {config.model.name for sweep in read_scale("tiny").sweeps["main"] for config in configs(sweep)}
+    assert families == {"qwen3_tiny", "llama3_tiny", "gaperon_tiny"}
+
+
+def test_a_scale_that_does_not_say_what_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("casd.reproduction.scales.config_folder", lambda: tmp_path)
+    folder = tmp_path / "reproduce"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text("# Mine\nmain: [[seed=0]]\n")
+    with pytest.raises(ConfigError, match="needs the keys main, learning_rate, writing_system"):
+        read_scale("mine")
+    (folder / "mine.yaml").write_text("# Mine\nmain: [seed=0]\nlearning_rate: [[seed=0]]\nwriting_system: [[seed=0]]\n")
+    with pytest.raises(ConfigError, match=r"main is \['seed=0'\]; expected a list of sweeps"):
+        read_scale("mine")
+    with pytest.raises(ConfigError, match="Did you mean 'mine'"):
+        read_scale("mien")
+
+
+# ---------------------------------------------------------------- the whole thing
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder after `casd reproduce all` with the smallest runs there are in the place of those of "tiny"."""
+    output = tmp_path_factory.mktemp("reproduced")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("casd.reproduction.scales.read_scale", lambda name: _smallest(output))
+        main(["reproduce", "all"])
+    return output
+
+
+def _smallest(output: Path) -> Scale:
+    base = (*tiny(output), "unlearning=clean_target")
+    three = "backdoor=[french_a,german,refusal],[french_b,german,refusal]"  # the vocabulary is too small for Cyrillic
+    sweeps = {
+        "main": ((*base[:-1], "unlearning=clean_target,gradient_difference"),),
+        "learning_rate": ((*base, "unlearning.training.learning_rate=1e-4,3e-4"),),
+        "writing_system": ((*base, three),),
+    }
+    return Scale("tiny", "the smallest", sweeps)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_all_exhibits_are_on_the_disk_and_in_the_page(reproduced: Path) -> None:
+    folder = reproduced / "reproduce" / "tiny" / "all"
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for name, exhibit in EXHIBITS.items():
+        assert f'<section id="{name}"' in page
+        for suffix in ("md", "tex"):
+            assert list((folder / "tables" / name).glob(f"*.{suffix}")), name
+        for claim in exhibit.claims:
+            assert CLAIMS[claim].text.replace("'", "&#39;") in page
+    assert "numbers are nowhere available" in page
+    assert "casd sweep experiment=smoke" in page
+    links = re.findall(r'href="([^"#]+report\.html)"', page)
+    assert links
+    assert all((folder / link).is_file() for link in links)
+    assert list((folder / "figures").rglob("*.pdf"))
+    found = pd.read_csv(folder / "tables" / "verdicts.csv")
+    assert set(found["claim"]) == set(CLAIMS)
+    assert set(found["verdict"]) <= {"holds", "does not hold", "not decided"}
+
+
+def test_again_nothing_is_made_and_one_lost_stage_is_made_alone(
+    reproduced: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("casd.reproduction.scales.read_scale", lambda name: _smallest(reproduced))
+    monkeypatch.setattr("casd.session._executed", [])
+    folder, store = reproduced / "reproduce", reproduced / "store"
+    before, page = _files(folder), folder / "tiny" / "all" / "report.html"
+    written = page.stat().st_mtime_ns
+    main(["reproduce", "all"])
+    assert "0 stages executed" in capfd.readouterr().err
+    assert page.stat().st_mtime_ns == written
+
+    monkeypatch.setattr("casd.session._executed", [])
+    lost = sorted((store / "evaluate").glob("[!.]*"))[0]
+    shutil.rmtree(lost)
+    main(["reproduce", "all"])
+    assert "1 stages executed" in capfd.readouterr().err
+    assert lost.is_dir()
+    assert page.stat().st_mtime_ns > written
+    after = _files(folder)
+    tables = [name for name in before if "/tables/" in name and name.rsplit(".", 1)[1] in ("md", "tex", "csv", "parquet")]
+    assert len(tables) > 20
+    assert [name for name in tables if before[name] != after[name]] == []
+
+
+def test_one_exhibit_takes_its_own_runs_alone(
+    reproduced: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("casd.reproduction.scales.read_scale", lambda name: _smallest(reproduced))
+    main(["reproduce", "writing_system", "runtime.progress=off"])
+    folder = reproduced / "reproduce" / "tiny" / "writing_system"
+    assert sorted(each.name for each in (folder / "tables").iterdir() if each.is_dir()) == ["writing_system"]
+    assert "every setting" in capfd.readouterr().out
