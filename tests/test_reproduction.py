@@ -227,11 +227,12 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _smallest(output: Path) -> Scale:
     base = (*tiny(output), "unlearning=clean_target")
-    three = "backdoor=[french_a,german,refusal],[french_b,german,refusal]"  # the vocabulary is too small for Cyrillic
+    rates = "unlearning.training.learning_rate=6e-4,3e-4"  # the first is the experiment's own: no run twice
+    backdoors = "backdoor=[french_a,french_b,german,refusal],[french_a,german,refusal]"  # likewise; too few tokens for Cyrillic
     sweeps = {
         "main": ((*base[:-1], "unlearning=clean_target,gradient_difference"),),
-        "learning_rate": ((*base, "unlearning.training.learning_rate=1e-4,3e-4"),),
-        "writing_system": ((*base, three),),
+        "learning_rate": ((*base, rates),),
+        "writing_system": ((*base, backdoors),),
     }
     return Scale("tiny", "the smallest", sweeps)
 

@@ -30,12 +30,6 @@ class Exhibit:
 
 
 EXHIBITS: Final[dict[str, Exhibit]] = {
-    "summary": Exhibit(
-        "The families in one table",
-        "main",
-        ("others_weaken_everywhere", "casd_tells_everywhere"),
-        "casd.reproduction.exhibits:summary",
-    ),
     "asr_matrices": Exhibit(
         "Attack success rates after each removal, for each model",
         "main",
@@ -77,5 +71,11 @@ EXHIBITS: Final[dict[str, Exhibit]] = {
         "writing_system",
         ("at_every_setting",),
         "casd.reproduction.exhibits:suppression_at",
+    ),
+    "summary": Exhibit(
+        "The families in one table",
+        "main",
+        ("others_weaken_everywhere", "casd_tells_everywhere"),
+        "casd.reproduction.exhibits:summary",
     ),
 }

@@ -255,7 +255,7 @@ CLAIMS: Final[dict[str, Claim]] = {
         _mean_suppression("suppression_net_clean"),
     ),
     "more_than_phantoms": Claim(
-        "They are suppressed more than by the removal of triggers that were never injected.",
+        "The others are suppressed more than by the removal of triggers that were never injected.",
         "ours",
         f"Mean suppression of the other backdoors' ASR, net of the phantoms. {_ABOVE}",
         _mean_suppression("suppression_net_phantom"),
@@ -274,7 +274,7 @@ CLAIMS: Final[dict[str, Claim]] = {
         _falls_with("casd", "rho", "p_value"),
     ),
     "casd_cos_tells": Claim(
-        "The same of the cosine distance.",
+        "The smaller the cosine distance of two removals' shifts, the more do they suppress each other's backdoors.",
         "ours",
         f"Spearman's ρ of casd_cos and suppression over pairs. {_NEGATIVE}",
         _falls_with("casd_cos", "rho", "p_value"),
@@ -306,7 +306,7 @@ CLAIMS: Final[dict[str, Claim]] = {
         _in_every_model("others_weaken"),
     ),
     "casd_tells_everywhere": Claim(
-        "CASD goes with it in every family.",
+        "CASD goes with the suppression in every family.",
         "the paper",
         "The claim on ρ of casd and suppression in every model.",
         _in_every_model("casd_tells"),
