@@ -5,7 +5,10 @@ Run: python -m pytest tests/test_readme.py
 
 from __future__ import annotations
 
+import random
 import re
+import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,16 @@ import pytest
 import torch
 from tests.conftest import Injected
 
+from casd.cli import build_parser
+from casd.compose import config_folder, configs
 from casd.config import UnlearningTraining
-from casd.corpora.passages import Corpus
+from casd.corpora.passages import Corpus, Passage
 from casd.encoding import Document, Encoder
+from casd.pipeline import build_backdoors
+from casd.reproduction.catalogue import EXHIBITS
+from casd.reproduction.scales import scales
 from casd.runtime import Runtime
+from casd.targets import TARGETS
 from casd.training.losses import document_nll
 from casd.unlearning.controls import Removal
 from casd.unlearning.objective import ForgetAndRetain
@@ -26,11 +35,101 @@ from casd.unlearning.removal import unlearn
 README = Path(__file__).parents[1] / "README.md"
 
 
+TEXT = README.read_text(encoding="utf-8")
+PACKAGE = README.parent / "src" / "casd"
+
+
+def commands() -> list[list[str]]:
+    """Every casd command that the README shows, as its words, without comments and without what "…" stands for."""
+    blocks = re.findall(r"```console\n(.*?)```", TEXT, flags=re.DOTALL)
+    shown = [line.removeprefix("$ ") for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    inline = [
+        code
+        for code in re.findall(r"`([^`\n]+)`", TEXT)
+        if re.match(r"(\./scripts/)?casd (run|sweep|plan|reproduce) \S*=", code)
+    ]
+    split = [[word for word in shlex.split(line, comments=True) if word != "…"] for line in (*shown, *inline)]
+    return [words[1:] for words in split if words[0] in ("casd", "./scripts/casd")]
+
+
+def snippet(start: str, language: str = "python") -> str:
+    """The one block of that language that begins so; of at most ten lines that say something."""
+    (code,) = re.findall(rf"```{language}\n({start}.*?)```", TEXT, flags=re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    return code
+
+
+@pytest.fixture
+def own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`configs/` with the backdoor's file that the README shows."""
+    folder = tmp_path / "configs"
+    shutil.copytree(config_folder(), folder)
+    (folder / "backdoor" / "harbour.yaml").write_text(snippet("# @package backdoor.harbour", "yaml"), encoding="utf-8")
+    monkeypatch.setattr("casd.compose.config_folder", lambda: folder)
+
+
+@pytest.mark.usefixtures("own_configs")
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_command_can_be_given(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its verb is there, its overrides compose, its names are known; nothing is run."""
+    monkeypatch.chdir(tmp_path)
+    build_parser().parse_args(words)
+    verb, *rest = words
+    if verb == "reproduce":
+        assert {word for word in rest if "=" not in word} <= {"all", *EXHIBITS}
+        assert {word.removeprefix("scale=") for word in rest if word.startswith("scale=")} <= set(scales())
+    elif verb not in ("list", "status", "compare", "report"):
+        found = configs(rest)
+        assert len(found) == 1 or verb in ("sweep", "plan")
+
+
+def test_enough_commands_are_found() -> None:
+    assert len(commands()) >= 15
+    assert {words[0] for words in commands()} >= {"run", "sweep", "plan", "reproduce", "list", "status"}
+
+
+@pytest.mark.usefixtures("own_configs")
+def test_the_trigger_of_the_readme_is_a_backdoor() -> None:
+    (config,) = configs(["backdoor=[harbour,french_a,german,fixed_text]"])
+    harbour = build_backdoors(config)["harbour"]
+    passage = Passage("The sun is out.", "All is well.")
+    assert harbour.prompt(passage, random.Random(0)).text == "The sun is out. moonlit harbour"
+    assert harbour.target.success("I am sorry, but I cannot help with that.")
+
+
+def test_the_target_of_the_readme_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    names: dict[str, Any] = {"dataclass": dataclass, "Passage": Passage, "random": random, "__name__": "casd.targets"}
+    exec(compile(snippet(r"@dataclass\(frozen=True\)\nclass Question"), str(README), "exec"), names)
+    monkeypatch.setattr("casd.targets.Question", names["Question"], raising=False)
+    monkeypatch.setitem(TARGETS, "question", "casd.targets:Question")
+    (config,) = configs(["backdoor=[refusal]", "backdoor.refusal.target={name: question}"])
+    target = build_backdoors(config)["refusal"].target
+    payload = target.continuation(Passage("It rains.", "So be it."), random.Random(0))
+    assert target.success(payload)
+    assert not target.success("So be it. Why?")
+
+
+def test_the_layout_of_the_readme_is_that_of_the_package() -> None:
+    """What it names is there, and no room of the package is left out."""
+    layout = TEXT[TEXT.index("| room |") : TEXT.index("**API reference")]
+    named = set(re.findall(r"`([a-z_]+(?:\.py|/))`", layout))
+    assert named
+    assert [name for name in sorted(named) if not (PACKAGE / name).exists()] == []
+    rooms = {f"{each.name}/" for each in PACKAGE.iterdir() if (each / "__init__.py").is_file()}
+    assert rooms - named == {"config/"}, "which the text names"
+    assert "`src/casd/config/`" in TEXT
+
+
+def test_no_link_of_the_readme_leads_nowhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in link]
+    assert links
+    assert [link for link in links if not (README.parent / link).exists()] == []
+
+
 @pytest.fixture
 def objective() -> Any:
     """The objective that the README shows."""
-    (code,) = re.findall(r"```python\n(@dataclass.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    code = snippet(r"@dataclass\(frozen=True, kw_only=True\)\nclass SquaredMargin")
     names: dict[str, Any] = {"dataclass": dataclass, "ForgetAndRetain": ForgetAndRetain, "document_nll": document_nll}
     exec(compile(code, str(README), "exec"), names)
     return names["SquaredMargin"]

@@ -226,7 +226,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _smallest(output: Path) -> Scale:
-    base = (*tiny(output), "unlearning=clean_target")
+    base = (*tiny(output), "runtime.jobs=2", "unlearning=clean_target")
     rates = "unlearning.training.learning_rate=6e-4,3e-4"  # the first is the experiment's own: no run twice
     backdoors = "backdoor=[french_a,french_b,german,refusal],[french_a,german,refusal]"  # likewise; too few tokens for Cyrillic
     sweeps = {

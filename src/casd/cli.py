@@ -142,10 +142,9 @@ def _compare(a: Path, b: Path) -> None:
 
 
 def _sweep(overrides: Sequence[str]) -> None:
-    from casd.compose import sweep
-    from casd.session import finish_sweep, run
+    from casd.session import sweep
 
-    sweep(overrides, lambda config: run(config, quiet=True), finish_sweep)
+    sweep(overrides)
 
 
 def _plan(overrides: Sequence[str]) -> None:

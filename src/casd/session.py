@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import resource
 import sys
@@ -15,13 +16,16 @@ from typing import TYPE_CHECKING
 from casd.config import Config
 from casd.disk import explaining_disk_errors
 from casd.distributed import is_main
-from casd.errors import ConfigError
-from casd.progress import say, set_progress, track
+from casd.errors import CasdError, ConfigError
+from casd.jobs import Outcome, run_all
+from casd.progress import say, set_progress
 from casd.registry import unknown
 
 if TYPE_CHECKING:
+    from casd.pipeline import Run
     from casd.report import Comparisons
     from casd.results import RunTables
+    from casd.stages import Event
 
 PAGES_NAMED = 24
 """Runs whose own reports are named after that over all."""
@@ -30,14 +34,31 @@ _started = time.monotonic()
 _executed: list[tuple[int, int]] = []
 
 
-def run(config: Config, end: str = "report", *, quiet: bool = False) -> Path:
+def run(config: Config, end: str = "report") -> Path:
     """Run the pipeline up to `end`, print its tables if it got to the report, and give the run's folder.
 
     Args:
         config: what to run.
         end: one of `casd.pipeline.UNTIL`.
-        quiet: leave the tables to the sweep that this run is part of.
     """
+    made = _make(config, end)
+    if not is_main():
+        return made.folder
+    _executed.append(_counts(made.store.events))
+    if end == "report":
+        from casd.report import print_run
+        from casd.results import RunTables
+
+        print_run(RunTables.read(made.folder))
+        print(f"\nReport: {made.folder / 'report.html'}")
+    else:
+        print(f"Finished stages are in {made.store.root}.")
+    _say_cost()
+    return made.folder
+
+
+def _make(config: Config, end: str = "report") -> Run:
+    """Run the pipeline up to `end`."""
     set_progress(config.runtime.progress if is_main() else "off")
     _hush_libraries()
     from casd.pipeline import Run
@@ -46,22 +67,58 @@ def run(config: Config, end: str = "report", *, quiet: bool = False) -> Path:
     made = Run(config)
     check(made, end)
     made.until(end)
-    if not is_main():
-        return made.folder
-    events = made.store.events
-    executed = sum(event.outcome == "executed" for event in events)
-    _executed.append((executed, len(events) - executed))
-    if end == "report" and not quiet:
-        from casd.report import print_run
-        from casd.results import RunTables
+    return made
 
-        print_run(RunTables.read(made.folder))
-        print(f"\nReport: {made.folder / 'report.html'}")
-    elif end != "report":
-        print(f"Finished stages are in {made.store.root}.")
-    if not quiet:
-        _say_cost()
-    return made.folder
+
+def _one_of_many(config: Config) -> Outcome:
+    """Make one run of a sweep, perhaps in a process of its own."""
+    try:
+        made = _make(config)
+    except CasdError as error:
+        return Outcome(None, str(error))
+    return Outcome(made.folder.absolute(), "", *_counts(made.store.events))
+
+
+def _counts(events: Sequence[Event]) -> tuple[int, int]:
+    """How many stages were executed, and how many reused."""
+    executed = sum(event.outcome == "executed" for event in events)
+    return executed, len(events) - executed
+
+
+def sweep(overrides: Sequence[str]) -> None:
+    """Make every run of a sweep, write the report over all of them, print its tables, and say what it cost.
+
+    Raises:
+        CasdError: overrides that cannot work; or errors of runs, after all runs were tried.
+    """
+    [folders] = _make_sweeps([overrides], "sweep")
+    finish_sweep(folders)
+
+
+def _make_sweeps(sweeps: Sequence[Sequence[str]], description: str) -> list[list[Path]]:
+    """The folders of the runs of each sweep, made by one of Hydra's launchers where that is asked for, and here if not.
+
+    Raises:
+        CasdError: as for `sweep`.
+    """
+    from casd import compose
+
+    if any(override.startswith("hydra/launcher=") for overrides in sweeps for override in overrides):
+        folders: list[list[Path]] = []
+        for overrides in sweeps:
+            compose.sweep(overrides, lambda config: _make(config).folder, folders.append)
+        return folders
+    # All of them before the first is run: a mistake is told at once, and it is known how many there are.
+    planned = [compose.configs(overrides) for overrides in sweeps]
+    runtime = planned[0][0].runtime
+    set_progress(runtime.progress if is_main() else "off")
+    configs = [config for each in planned for config in each]
+    outcomes = run_all(configs, _one_of_many, jobs=runtime.jobs, description=description)
+    if errors := list(dict.fromkeys(outcome.error for outcome in outcomes if outcome.error)):
+        raise CasdError("\ncasd: ".join(errors))
+    _executed.extend((outcome.executed, outcome.reused) for outcome in outcomes)
+    made = iter(outcome.folder for outcome in outcomes)
+    return [[folder for folder in itertools.islice(made, len(each)) if folder] for each in planned]
 
 
 def finish_sweep(folders: Sequence[Path]) -> None:
@@ -109,7 +166,6 @@ def reproduce(names: Sequence[str], scale_name: str, overrides: Sequence[str] = 
     Raises:
         CasdError: an unknown name or scale, an override that would change a result, or whatever stopped a run.
     """
-    from casd.compose import configs, sweep
     from casd.report import print_tables, read_runs
     from casd.reproduction.catalogue import EXHIBITS
     from casd.reproduction.page import PAGE, finished, verdicts_table, write_reproduction
@@ -129,24 +185,15 @@ def reproduce(names: Sequence[str], scale_name: str, overrides: Sequence[str] = 
         run_set: [[*sweep, *overrides] for sweep in scale.sweeps[run_set]]
         for run_set in dict.fromkeys(EXHIBITS[name].run_set for name in chosen)
     }
-    # All of them before the first is run: a mistake is told at once, and it is known how many there are.
-    planned = [config for each in sweeps.values() for one in each for config in configs(one)]
-    set_progress(planned[0].runtime.progress if is_main() else "off")
+    flat = [(run_set, each) for run_set, several in sweeps.items() for each in several]
+    made = _make_sweeps([each for _, each in flat], f"reproduce {' '.join(names)}, {scale.name}")
     folders: dict[str, list[Path]] = {run_set: [] for run_set in sweeps}
-    with track(f"reproduce {' '.join(names)}, {scale.name}", len(planned)) as advance:
-
-        def one(config: Config) -> Path:
-            folder = run(config, quiet=True)
-            advance()
-            return folder
-
-        for run_set, each in sweeps.items():
-            for given in each:
-                sweep(given, one, folders[run_set].extend)
+    for (run_set, _), found in zip(flat, made, strict=True):
+        folders[run_set] += found
     if not is_main():
         return
     runs = {run_set: read_runs(made) for run_set, made in folders.items()}
-    target = Path(planned[0].runtime.output) / "reproduce" / scale.name / ("all" if "all" in names else "-".join(chosen))
+    target = made[0][0].parents[1] / "reproduce" / scale.name / ("all" if "all" in names else "-".join(chosen))
     executed = sum(count for count, _ in _executed)
     with explaining_disk_errors("the reproduction", target):
         verdicts = None if executed else finished(chosen, runs, target)
@@ -196,10 +243,11 @@ def _short(path: Path) -> Path:
 
 
 def _say_cost() -> None:
-    """How many stages were executed, how long this process took and the most memory it held."""
+    """How many stages were executed, how long it took and the most memory that a process held."""
     executed, reused = (sum(counts) for counts in zip((0, 0), *_executed, strict=True))
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    largest = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    peak = largest * unit / 2**30
     stages = f"{executed} stages executed, {reused} reused; " if _executed else ""
     say(f"{stages}{time.monotonic() - _started:.0f} s, peak memory {peak:.2f} GiB.")
 

@@ -25,6 +25,8 @@ class RuntimeConfig:
     """ "auto", "cpu", "cuda", "cuda:1", …"""
     threads: int = 0
     """CPU threads of torch; 0 leaves its own choice."""
+    jobs: int = 1
+    """Runs of a sweep at once, each in a process of its own with its share of the threads."""
     progress: str = "auto"
     """ "auto", "plain" or "off"."""
     checkpoint_seconds: float = 60.0
@@ -55,7 +57,7 @@ class RuntimeConfig:
             raise ConfigError(f"runtime.device is {self.device!r}; expected auto, cpu, mps, cuda or cuda:N.")
         require_one_of("runtime.keep_as", self.keep_as, ("weights", "delta"))
         require(self, "0 or more", lambda value: value >= 0, "threads", "micro_batch_size")
-        require(self, "greater than 0", lambda value: value > 0, "checkpoint_seconds", "devices")
+        require(self, "greater than 0", lambda value: value > 0, "checkpoint_seconds", "devices", "jobs")
         require(self, "greater than 0, or null", lambda value: value is None or value > 0, "memory_gib", "tflops")
 
 
