@@ -18,7 +18,7 @@ import pandas as pd
 from casd.comparison import MIN_BACKDOORS, counted_matrix, grouped
 from casd.results import RunTables
 from casd.rivals import RIVALS
-from casd.stats import leave_one_out_prediction, mantel_families, remove_backdoor_effects, symmetrize
+from casd.stats import leave_one_out_predictions, mantel_families, remove_backdoor_effects, symmetrize
 from casd.transfer import RATE_DECIMALS, centered_response
 
 _OF_PAIRS: Final = ("rho_pairs", "p_pairs", "p_pairs_corrected")
@@ -39,6 +39,10 @@ class PairTable:
     distances: Mapping[str, np.ndarray]
     centered: np.ndarray
     suppression: np.ndarray
+
+    def stacked(self, predictors: Sequence[str]) -> np.ndarray:
+        """The distances of some predictors, shape (n_predictors, n, n)."""
+        return np.stack([self.distances[name] for name in predictors])
 
 
 def pair_table(tables: RunTables, response: str = "suppression") -> PairTable | None:
@@ -101,20 +105,21 @@ def _group_rows(strata: Sequence[PairTable], headline: Sequence[str], permutatio
     shared = [name for name in strata[0].distances if all(name in each.distances for each in strata)]
     rivals = [name for name in shared if name in RIVALS]
     variants = [name for name in shared if name not in RIVALS]
-    rows: list[dict[str, object]] = []
     groups = [names for names in (variants, rivals) if names]
-    plain = [[(np.stack([each.distances[name] for name in names]), each.centered) for each in strata] for names in groups]
-    without = [[(np.stack([_effects_removed(x) for x in xs]), _effects_removed(y)) for xs, y in each] for each in plain]
+    plain = [[(each.stacked(names), each.centered) for each in strata] for names in groups]
+    without = [[(_effects_removed(xs), _effects_removed(y)) for xs, y in each] for each in plain]
     results = mantel_families([*plain, *without], permutations=permutations, rng=np.random.default_rng(seed))
+    rows: list[dict[str, object]] = []
     for names, family, of_pairs in zip(groups, results[: len(groups)], results[len(groups) :], strict=True):
         best = int(np.nanargmax(np.abs(family.rho))) if names is variants and np.isfinite(family.rho).any() else None
-        for place, name in enumerate(names):
-            if names is variants and name not in headline and place != best:
-                continue
+        shown = [place for place, name in enumerate(names) if names is rivals or name in headline or place == best]
+        chosen = [names[place] for place in shown]
+        predictions = leave_one_out_predictions([(each.stacked(chosen), each.suppression) for each in strata]) if shown else []
+        for place, prediction in zip(shown, predictions, strict=True):
+            name = names[place]
             roles: list[str] = [RIVALS[name].role] if name in RIVALS else []
             roles += ["headline"] if name in headline else []
             roles += [f"best of {len(variants)}"] if place == best and len(variants) > len(headline) else []
-            prediction = leave_one_out_prediction([(each.distances[name], each.suppression) for each in strata])
             rows += [
                 {
                     "predictor": name,
@@ -135,8 +140,8 @@ def _group_rows(strata: Sequence[PairTable], headline: Sequence[str], permutatio
     return rows
 
 
-def _effects_removed(matrix: np.ndarray) -> np.ndarray:
-    return np.round(remove_backdoor_effects(matrix), RATE_DECIMALS)
+def _effects_removed(matrices: np.ndarray) -> np.ndarray:
+    return np.round(remove_backdoor_effects(matrices), RATE_DECIMALS)
 
 
 def _matrices(tidy: pd.DataFrame, by: str, names: Sequence[str]) -> dict[str, np.ndarray]:

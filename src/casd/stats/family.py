@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from casd.stats.matrices import Array, upper_pairs
+from casd.stats.matrices import Array
 from casd.stats.permutations import (
     TIE_TOLERANCE,
     Alternative,
+    Labels,
     Statistic,
     check_arguments,
     chunk_size,
     count_permutations,
     extremeness,
     limit_note,
+    moved_cells,
     moved_pairs,
-    moved_scores,
     p_value,
     pair_scores,
+    random_moves,
     relabellings,
     why_undefined,
 )
+from casd.stats.strata import first_note, pairs_of_strata
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,8 +165,9 @@ class _Family:
         defined: which of the predictors have a correlation in every stratum.
         notes: why the others have not.
         note: why none has: the response.
-        x_scores: of each stratum the scores of the defined predictors, with the stratum's weight in them.
-        y_scores: of each stratum those of the response.
+        cells: the number of scores that each stratum has.
+        x_scores: those of the defined predictors, with the strata's weights in them, shape (n_defined, all cells).
+        y_scores: those of the response, shape (all cells,).
     """
 
     sizes: tuple[int, ...]
@@ -173,34 +177,49 @@ class _Family:
     defined: npt.NDArray[np.bool_]
     notes: tuple[str, ...]
     note: str
-    x_scores: Sequence[Array]
-    y_scores: Sequence[Array]
+    cells: tuple[int, ...]
+    x_scores: Array
+    y_scores: Array
 
     @classmethod
     def of(cls, strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]], statistic: Statistic) -> _Family:
-        sizes, predictors, responses = _pairs_of_strata(strata)
-        n_predictors, n_strata = len(predictors[0]), len(strata)
+        sizes, predictors, responses = pairs_of_strata(strata)
         weights = np.array([len(pairs) for pairs in responses], dtype=float)
-        reasons = [[why_undefined(n, pairs) for pairs in xs] for n, xs in zip(sizes, predictors, strict=True)]
-        notes = tuple(_first_note([stratum[k] for stratum in reasons]) for k in range(n_predictors))
-        note = _first_note([why_undefined(n, y) for n, y in zip(sizes, responses, strict=True)], "response: ")
-        by_stratum, rho = np.full((n_predictors, n_strata), np.nan), np.full(n_predictors, np.nan)
-        defined = np.array([not reason for reason in notes])
-        x_scores: list[Array] = []
-        y_scores: list[Array] = []
-        if not note:
-            y_scores = [pair_scores(pairs, statistic) for pairs in responses]
-            for s, xs in enumerate(predictors):
-                here = np.array([not reason for reason in reasons[s]])
-                if here.any():
-                    by_stratum[here, s] = np.clip(pair_scores(xs[here], statistic) @ y_scores[s], -1, 1)
-            if defined.any():
-                rho[defined] = by_stratum[defined] @ (weights / weights.sum())
-                # The weights go into the scores: the pooled correlation is one sum over all strata.
-                x_scores = [
-                    pair_scores(xs[defined], statistic) * w / weights.sum() for xs, w in zip(predictors, weights, strict=True)
-                ]
-        return cls(tuple(sizes), int(weights.sum()), by_stratum, rho, defined, notes, note, x_scores, y_scores)
+        reasons = _reasons(sizes, predictors)
+        notes = tuple(first_note(of_predictor) for of_predictor in zip(*reasons, strict=True))
+        note = first_note([why_undefined(n, y) for n, y in zip(sizes, responses, strict=True)], "response: ")
+        here = np.array([[not reason for reason in of_stratum] for of_stratum in reasons])
+        defined = here.all(axis=0)
+        by_stratum, rho = np.full(here.T.shape, np.nan), np.full(len(notes), np.nan)
+        if note:
+            none = np.empty(0)
+            return cls(tuple(sizes), int(weights.sum()), by_stratum, rho, defined, notes, note, (), none, none)
+        x_scores: dict[int, Array] = {}
+        y_scores: dict[int, Array] = {}
+        for n in dict.fromkeys(sizes):  # strata of one size at once
+            alike = [s for s, size in enumerate(sizes) if size == n]
+            y = pair_scores(np.stack([responses[s] for s in alike]), statistic)
+            x = np.zeros((len(alike), len(notes), y.shape[1]))
+            x[here[alike]] = pair_scores(np.stack([predictors[s] for s in alike])[here[alike]], statistic)
+            by_stratum[:, alike] = np.where(here[alike], np.clip(np.einsum("svc,sc->sv", x, y), -1, 1), np.nan).T
+            x_scores |= dict(zip(alike, x[:, defined], strict=True))
+            y_scores |= dict(zip(alike, y, strict=True))
+        weights /= weights.sum()
+        rho[defined] = by_stratum[defined] @ weights
+        places = range(len(sizes))
+        return cls(
+            sizes=tuple(sizes),
+            n_pairs=sum(map(len, responses)),
+            by_stratum=by_stratum,
+            rho=rho,
+            defined=defined,
+            notes=notes,
+            note="",
+            cells=tuple(len(y_scores[s]) for s in places),
+            # The weights go into the scores: the pooled correlation is one sum over all strata.
+            x_scores=np.concatenate([weights[s] * x_scores[s] for s in places], axis=1),
+            y_scores=np.concatenate([y_scores[s] for s in places]),
+        )
 
     @property
     def can_be_tested(self) -> bool:
@@ -256,51 +275,49 @@ def benjamini_hochberg(p_values: npt.ArrayLike) -> Array:
     return adjusted
 
 
-def _pairs_of_strata(strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]) -> tuple[list[int], list[Array], list[Array]]:
-    """Per stratum: the number of backdoors, the pairs of the predictors (v, n_pairs), those of the response (n_pairs,)."""
-    sizes, predictors, responses = [], [], []
-    for s, (xs, y) in enumerate(strata):
-        x_shape, y_shape = np.shape(xs), np.shape(y)
-        if len(x_shape) != 3 or len(y_shape) != 2 or x_shape[1:] != y_shape:
-            raise ValueError(f"Expected shapes (v, n, n) and (n, n); stratum {s} has {x_shape} and {y_shape}.")
-        sizes.append(y_shape[0])
-        predictors.append(upper_pairs(xs, f"a predictor of stratum {s}"))
-        responses.append(upper_pairs(y, f"the response of stratum {s}"))
-    if {len(xs) for xs in predictors} in (set(), {0}):
-        raise ValueError("Expected at least one stratum and one predictor.")
-    if len({len(xs) for xs in predictors}) > 1:
-        raise ValueError(f"Expected the same predictors in every stratum; got {[len(xs) for xs in predictors]} of them.")
-    return sizes, predictors, responses
-
-
-def _first_note(reasons: list[str], prefix: str = "") -> str:
-    """The first reason that is not empty, with its stratum where there are several; "" if all are."""
-    for s, reason in enumerate(reasons):
-        if reason:
-            return prefix + (f"stratum {s}: {reason}" if len(reasons) > 1 else reason)
-    return ""
+def _reasons(sizes: Sequence[int], predictors: Sequence[Array]) -> list[list[str]]:
+    """Of each stratum and predictor why it has no correlation, "" where it may have one."""
+    found = []
+    for n, xs in zip(sizes, predictors, strict=True):
+        fine = (n >= 3) & np.isfinite(xs).all(axis=1) & (xs.min(axis=1, initial=np.inf) < xs.max(axis=1, initial=-np.inf))
+        found.append(["" if good else why_undefined(n, pairs) for good, pairs in zip(fine, xs, strict=True)])
+    return found
 
 
 def _count_extreme(
     families: Sequence[_Family], count: int, generators: Sequence[np.random.Generator | None], alternative: Alternative
 ) -> list[tuple[Array, Array]]:
     """For each predictor the permutations in which it, and in which any of its family, is at least as extreme as observed."""
-    sizes = families[0].sizes
     thresholds = [extremeness(family.rho[family.defined], alternative) - TIE_TOLERANCE for family in families]
     extreme, extreme_any = ([np.zeros(len(each)) for each in thresholds] for _ in range(2))
-    largest_scores = max(scores.size for family in families for scores in family.y_scores)
-    at_once = chunk_size(max(map(len, thresholds)) + largest_scores)
-    draws = [relabellings(n, count, at_once, generator) for n, generator in zip(sizes, generators, strict=True)]
-    for chunk in zip(*draws, strict=True):
-        pooled = [np.zeros((len(chunk[0]), len(each))) for each in thresholds]
-        for s, labels in enumerate(chunk):
-            moved = moved_pairs(labels)
-            for sums, family in zip(pooled, families, strict=True):
-                sums += moved_scores(family.y_scores[s], moved) @ family.x_scores[s].T
-        for place, sums in enumerate(pooled):
-            permuted = extremeness(sums, alternative)
-            extreme[place] += (permuted >= thresholds[place]).sum(axis=0)
-            # How many maxima are at least each threshold: those that do not sort before it.
-            largest = np.sort(permuted.max(axis=1))
-            extreme_any[place] += len(largest) - np.searchsorted(largest, thresholds[place], side="left")
+    # Families of one response are one family while it is permuted.
+    alike: dict[bytes, list[int]] = {}
+    for place, family in enumerate(families):
+        alike.setdefault(family.y_scores.tobytes(), []).append(place)
+    stacked = [np.concatenate([families[place].x_scores for place in places]).T for places in alike.values()]
+    at_once = chunk_size(sum(families[0].cells) + max(scores.shape[1] for scores in stacked))
+    for moved in _moved_strata(families[0], count, at_once, generators):
+        for places, x_scores in zip(alike.values(), stacked, strict=True):
+            sums = extremeness(families[places[0]].y_scores.take(moved) @ x_scores, alternative)
+            ends = np.cumsum([len(thresholds[place]) for place in places])
+            for place, permuted in zip(places, np.split(sums, ends[:-1], axis=1), strict=True):
+                extreme[place] += (permuted >= thresholds[place]).sum(axis=0)
+                # How many maxima are at least each threshold: those that do not sort before it.
+                largest = np.sort(permuted.max(axis=1))
+                extreme_any[place] += len(largest) - np.searchsorted(largest, thresholds[place], side="left")
     return list(zip(extreme, extreme_any, strict=True))
+
+
+def _moved_strata(
+    family: _Family, count: int, at_once: int, generators: Sequence[np.random.Generator | None]
+) -> Iterator[Labels]:
+    """Which score stands at the place of each after relabelling every stratum by itself, in chunks of shape (m, all cells)."""
+    starts = np.cumsum((0, *family.cells[:-1]))
+    draws = [
+        random_moves(n, count, at_once, rng) if rng else map(moved_pairs, relabellings(n, count, at_once, None))
+        for n, rng in zip(family.sizes, generators, strict=True)
+    ]
+    for chunk in zip(*draws, strict=True):
+        yield np.concatenate(
+            [start + moved_cells(each, cells) for start, each, cells in zip(starts, chunk, family.cells, strict=True)], axis=1
+        )

@@ -76,8 +76,7 @@ def cluster_bootstrap_interval(
     value_array, cluster_array = np.asarray(values, dtype=float), np.asarray(clusters)
     if value_array.ndim != 1 or value_array.shape != cluster_array.shape:
         raise ValueError(f"Expected two arrays of one length; got shapes {value_array.shape} and {cluster_array.shape}.")
-    if resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(f"Expected resamples >= 1 and a confidence in (0, 1); got {resamples} and {confidence}.")
+    _check_resampling(resamples, confidence)
     kept = ~np.isnan(value_array)
     names, membership = np.unique(cluster_array[kept], return_inverse=True)
     if len(names) < 2:
@@ -130,21 +129,79 @@ def nested_bootstrap_interval(
     if value_array.ndim != 1 or not value_array.shape == outer_array.shape == inner_array.shape:
         shapes = f"{value_array.shape}, {outer_array.shape} and {inner_array.shape}"
         raise ValueError(f"Expected three arrays of one length; got shapes {shapes}.")
-    if resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(f"Expected resamples >= 1 and a confidence in (0, 1); got {resamples} and {confidence}.")
-    kept = ~np.isnan(value_array)
+    [interval] = nested_bootstrap_intervals(
+        value_array[:, None], outer_array, inner_array, rng=rng, resamples=resamples, confidence=confidence
+    )
+    return interval
+
+
+def nested_bootstrap_intervals(
+    values: npt.ArrayLike,
+    outer: npt.ArrayLike,
+    inner: npt.ArrayLike,
+    *,
+    rng: np.random.Generator,
+    resamples: int = 9999,
+    confidence: float = 0.95,
+) -> list[tuple[float, float]]:
+    """`nested_bootstrap_interval` of several quantities of the same cells, all on the same resamples.
+
+    Args:
+        values: shape (n_values, k), a column for each quantity. A row with a NaN is left out of all of them.
+        outer: as there, and so the others.
+        inner: the inner cluster of each row.
+        rng: source of the resamples.
+        resamples: number of bootstrap samples, at least 1.
+        confidence: coverage, in (0, 1).
+
+    Returns:
+        An interval for each column: what `nested_bootstrap_interval` gives with a generator in the same state.
+
+    Raises:
+        ValueError: as there.
+    """
+    cells, outer_array, inner_array = np.asarray(values, dtype=float), np.asarray(outer), np.asarray(inner)
+    if cells.ndim != 2 or not cells.shape[:1] == outer_array.shape == inner_array.shape:
+        shapes = f"{cells.shape}, {outer_array.shape} and {inner_array.shape}"
+        raise ValueError(f"Expected shapes (n, k), (n,) and (n,); got {shapes}.")
+    _check_resampling(resamples, confidence)
+    kept = ~np.isnan(cells).any(axis=1)
+    cells, inner_array = cells[kept], inner_array[kept]
     names, membership = np.unique(outer_array[kept], return_inverse=True)
     if len(names) < 2:
-        return math.nan, math.nan
-    drawn = rng.integers(len(names), size=(resamples, len(names)))
-    means = np.empty(drawn.shape)
-    for cluster in range(len(names)):
+        return [(math.nan, math.nan)] * cells.shape[1]
+    drawn = rng.integers(len(names), size=(resamples, len(names))).ravel()
+    # The places where each outer cluster was drawn, one cluster after another, and so the resamples that drew it.
+    resample = np.argsort(drawn, kind="stable") // len(names)
+    ends = np.cumsum(np.bincount(drawn, minlength=len(names)))
+    means = np.zeros((cells.shape[1], resamples))
+    for cluster, of_cluster in enumerate(np.split(resample, ends[:-1])):
         own = membership == cluster
-        _, inner_membership = np.unique(inner_array[kept][own], return_inverse=True)
-        sums = np.bincount(inner_membership, weights=value_array[kept][own])
-        counts = np.bincount(inner_membership)
-        here = drawn == cluster
-        inner_drawn = rng.integers(len(sums), size=(int(here.sum()), len(sums)))
-        means[here] = sums[inner_drawn].sum(axis=1) / counts[inner_drawn].sum(axis=1)
-    low, high = np.quantile(means.mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+        _, inner_membership = np.unique(inner_array[own], return_inverse=True)
+        sums, counts = _sums_by_cluster(cells[own], inner_membership)
+        weights = _times_drawn(rng.integers(len(counts), size=(len(of_cluster), len(counts))))
+        for total, column in zip(means, sums.T, strict=True):
+            total += np.bincount(of_cluster, weights=(weights @ column) / (weights @ counts), minlength=resamples)
+    limits = np.quantile(means / len(names), [(1 - confidence) / 2, (1 + confidence) / 2], axis=1)
+    return [(float(low), float(high)) for low, high in limits.T]
+
+
+def _check_resampling(resamples: int, confidence: float) -> None:
+    if resamples < 1 or not 0 < confidence < 1:
+        raise ValueError(f"Expected resamples >= 1 and a confidence in (0, 1); got {resamples} and {confidence}.")
+
+
+def _sums_by_cluster(cells: npt.NDArray[np.float64], membership: npt.NDArray[np.intp]) -> tuple[np.ndarray, np.ndarray]:
+    """Per cluster the sums of the columns, shape (clusters, k), and its number of rows, as floats."""
+    sums = np.stack([np.bincount(membership, weights=column) for column in cells.T], axis=1)
+    return sums, np.bincount(membership).astype(float)
+
+
+def _times_drawn(draws: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """How often each of k things is among the k of a draw: of draws (m, k) of numbers below k, shape (m, k).
+
+    With these as weights the sums over what was drawn are one matrix product, whatever is summed.
+    """
+    m, k = draws.shape
+    cells = (np.arange(0, m * k, k)[:, None] + draws).ravel()
+    return np.bincount(cells, minlength=m * k).reshape(m, k).astype(float)
