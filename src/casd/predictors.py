@@ -15,8 +15,8 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from casd.comparison import MIN_BACKDOORS, counted_matrix, grouped
-from casd.results import RunTables
+from casd.comparison import MIN_BACKDOORS, counted_matrices, grouped
+from casd.results import RunTables, rows_of
 from casd.rivals import RIVALS
 from casd.stats import leave_one_out_predictions, mantel_families, remove_backdoor_effects, symmetrize
 from casd.transfer import RATE_DECIMALS, centered_response
@@ -47,8 +47,7 @@ class PairTable:
 
 def pair_table(tables: RunTables, response: str = "suppression") -> PairTable | None:
     """The pairs of one run; None if fewer than four removals count, or all pairs have the same response."""
-    matrix = counted_matrix(tables, response)
-    names, values = list(matrix.index), matrix.to_numpy()
+    names, [values] = counted_matrices(tables, response)
     if len(names) < MIN_BACKDOORS:
         return None
     centered = centered_response(values)
@@ -146,17 +145,13 @@ def _effects_removed(matrices: np.ndarray) -> np.ndarray:
 
 def _matrices(tidy: pd.DataFrame, by: str, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Tidy distances (a, b, distance; each pair once or in both orders) as symmetric matrices; NaN where a pair is absent."""
-    a, b = (_places(tidy[column], names) for column in ("a", "b"))
-    known = (a >= 0) & (b >= 0)
-    kinds, found = pd.factorize(tidy[by])
+    place = {name: index for index, name in enumerate(names)}
+    rows = list(rows_of(tidy, by, "a", "b", "distance"))
+    found = {kind: index for index, kind in enumerate(dict.fromkeys(kind for kind, *_ in rows))}
+    cells = [(found[kind], place[a], place[b], distance) for kind, a, b, distance in rows if a in place and b in place]
     matrices = np.full((len(found), len(names), len(names)), np.nan)
     matrices[:, range(len(names)), range(len(names))] = 0.0
-    kind, first, second = kinds[known], a[known], b[known]
-    matrices[kind, first, second] = matrices[kind, second, first] = tidy.loc[known, "distance"].to_numpy(dtype=float)
-    return dict(zip(map(str, found), np.round(matrices, RATE_DECIMALS), strict=True))
-
-
-def _places(column: pd.Series, names: Sequence[str]) -> np.ndarray:
-    """Where among `names` each value is; -1 where it is none of them. A long column has few different values."""
-    codes, values = pd.factorize(column)
-    return np.array([names.index(value) if value in names else -1 for value in values], dtype=int)[codes]
+    if cells:
+        kinds, first, second = np.array([cell[:3] for cell in cells]).T
+        matrices[kinds, first, second] = matrices[kinds, second, first] = [cell[3] for cell in cells]
+    return dict(zip(found, np.round(matrices, RATE_DECIMALS), strict=True))

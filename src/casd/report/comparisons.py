@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,7 +45,7 @@ class Comparisons:
         """By the names of their files."""
         return {self._file(name): getattr(self, name) for name in self._names()}
 
-    @property
+    @cached_property
     def tables(self) -> list[Table]:
         """For people; those without a row are left out."""
         every = [objectives_table(self.objectives), predictors_table(self.predictors)]

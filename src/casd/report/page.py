@@ -112,10 +112,12 @@ def write_page(text: str, path: Path) -> Path:
 
 def visible(text: str, limit: int = LONGEST_TEXT) -> str:
     """Text as it can be shown: at most `limit` characters, invisible and reordering ones as escape sequences."""
-    shown = "".join(
-        character if character.isprintable() or character in "\n\u00a0\u202f" else _escape_sequence(character)
-        for character in text[:limit]
-    )
+    shown = text[:limit]
+    if not shown.isprintable():
+        shown = "".join(
+            character if character.isprintable() or character in "\n\u00a0\u202f" else _escape_sequence(character)
+            for character in shown
+        )
     return shown if len(text) <= limit else f"{shown} … ({len(text):,} characters)"
 
 

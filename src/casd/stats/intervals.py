@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
 import numpy.typing as npt
+
+from casd.stats.matrices import Array
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -144,10 +147,10 @@ def nested_bootstrap_intervals(
     resamples: int = 9999,
     confidence: float = 0.95,
 ) -> list[tuple[float, float]]:
-    """`nested_bootstrap_interval` of several quantities of the same cells, all on the same resamples.
+    """`nested_bootstrap_interval` of several quantities, on the same resamples as far as they have the same clusters.
 
     Args:
-        values: shape (n_values, k), a column for each quantity. A row with a NaN is left out of all of them.
+        values: shape (n_values, k), a column for each quantity. NaN is left out of its column.
         outer: as there, and so the others.
         inner: the inner cluster of each row.
         rng: source of the resamples.
@@ -165,25 +168,47 @@ def nested_bootstrap_intervals(
         shapes = f"{cells.shape}, {outer_array.shape} and {inner_array.shape}"
         raise ValueError(f"Expected shapes (n, k), (n,) and (n,); got {shapes}.")
     _check_resampling(resamples, confidence)
-    kept = ~np.isnan(cells).any(axis=1)
-    cells, inner_array = cells[kept], inner_array[kept]
-    names, membership = np.unique(outer_array[kept], return_inverse=True)
-    if len(names) < 2:
-        return [(math.nan, math.nan)] * cells.shape[1]
-    drawn = rng.integers(len(names), size=(resamples, len(names))).ravel()
-    # The places where each outer cluster was drawn, one cluster after another, and so the resamples that drew it.
-    resample = np.argsort(drawn, kind="stable") // len(names)
-    ends = np.cumsum(np.bincount(drawn, minlength=len(names)))
-    means = np.zeros((cells.shape[1], resamples))
-    for cluster, of_cluster in enumerate(np.split(resample, ends[:-1])):
-        own = membership == cluster
-        _, inner_membership = np.unique(inner_array[own], return_inverse=True)
-        sums, counts = _sums_by_cluster(cells[own], inner_membership)
-        weights = _times_drawn(rng.integers(len(counts), size=(len(of_cluster), len(counts))))
-        for total, column in zip(means, sums.T, strict=True):
-            total += np.bincount(of_cluster, weights=(weights @ column) / (weights @ counts), minlength=resamples)
-    limits = np.quantile(means / len(names), [(1 - confidence) / 2, (1 + confidence) / 2], axis=1)
+    outer_codes, inner_codes = (np.unique(names, return_inverse=True)[1] for names in (outer_array, inner_array))
+    clusters, membership = np.unique(np.stack([outer_codes, inner_codes]), axis=1, return_inverse=True)
+    known = ~np.isnan(cells)
+    counts, sums = (_sums(each, membership, clusters.shape[1]) for each in (known.astype(float), np.where(known, cells, 0.0)))
+    alike: dict[bytes, list[int]] = {}
+    for column, present in enumerate((counts > 0).T):
+        alike.setdefault(present.tobytes(), []).append(column)
+    limits = np.full((2, cells.shape[1]), np.nan)
+    quantiles = [(1 - confidence) / 2, (1 + confidence) / 2]
+    state = copy.deepcopy(rng)
+    for turn, columns in enumerate(alike.values()):
+        present = counts[:, columns[0]] > 0
+        starts = np.flatnonzero(np.diff(clusters[0][present], prepend=-1))
+        if len(starts) > 1:
+            generator = copy.deepcopy(state) if turn else rng
+            parts = [np.split(each[present][:, columns], starts[1:]) for each in (sums, counts)]
+            limits[:, columns] = np.quantile(_nested_means(*parts, generator, resamples), quantiles, axis=1)
     return [(float(low), float(high)) for low, high in limits.T]
+
+
+def _nested_means(sums: list[Array], counts: list[Array], rng: np.random.Generator, resamples: int) -> Array:
+    """The resampled means of k quantities, shape (k, resamples).
+
+    Args:
+        sums: of each outer cluster the sums over its inner ones, shape (inner clusters, k).
+        counts: likewise the numbers of values, none of them 0.
+        rng: source of the resamples.
+        resamples: their number.
+    """
+    drawn = rng.integers(len(sums), size=(resamples, len(sums))).ravel()
+    # The places where each outer cluster was drawn, one cluster after another, and so the resamples that drew it.
+    resample = np.argsort(drawn.astype(np.min_scalar_type(len(sums))), kind="stable") // len(sums)
+    ends = np.cumsum(np.bincount(drawn, minlength=len(sums)))
+    means = np.zeros((sums[0].shape[1], resamples))
+    for of_cluster, inner_sums, inner_counts in zip(np.split(resample, ends[:-1]), sums, counts, strict=True):
+        n_inner = len(inner_sums)
+        weights = _times_drawn(rng.integers(n_inner, size=(len(of_cluster), n_inner)))
+        of_draws = (weights @ inner_sums) / (weights @ inner_counts)
+        for mean, column in zip(means, of_draws.T, strict=True):
+            mean += np.bincount(of_cluster, weights=column, minlength=resamples)
+    return means / len(sums)
 
 
 def _check_resampling(resamples: int, confidence: float) -> None:
@@ -191,13 +216,12 @@ def _check_resampling(resamples: int, confidence: float) -> None:
         raise ValueError(f"Expected resamples >= 1 and a confidence in (0, 1); got {resamples} and {confidence}.")
 
 
-def _sums_by_cluster(cells: npt.NDArray[np.float64], membership: npt.NDArray[np.intp]) -> tuple[np.ndarray, np.ndarray]:
-    """Per cluster the sums of the columns, shape (clusters, k), and its number of rows, as floats."""
-    sums = np.stack([np.bincount(membership, weights=column) for column in cells.T], axis=1)
-    return sums, np.bincount(membership).astype(float)
+def _sums(cells: Array, membership: npt.NDArray[np.intp], n_clusters: int) -> Array:
+    """The sums of the columns (n, k) over the rows of each cluster, shape (n_clusters, k)."""
+    return np.stack([np.bincount(membership, weights=column, minlength=n_clusters) for column in cells.T], axis=1)
 
 
-def _times_drawn(draws: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _times_drawn(draws: npt.NDArray[np.int64]) -> Array:
     """How often each of k things is among the k of a draw: of draws (m, k) of numbers below k, shape (m, k).
 
     With these as weights the sums over what was drawn are one matrix product, whatever is summed.

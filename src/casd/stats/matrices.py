@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 
@@ -136,12 +138,18 @@ def upper_pairs(matrices: npt.ArrayLike, name: str) -> Array:
     cells = np.asarray(matrices, dtype=float)
     if cells.ndim < 2 or cells.shape[-1] != cells.shape[-2]:
         raise ValueError(f"Expected a square matrix; {name} has the shape {cells.shape}.")
-    rows, columns = np.triu_indices(cells.shape[-1], k=1)
+    rows, columns = places_of_pairs(cells.shape[-1])
     above, below = cells[..., rows, columns], cells[..., columns, rows]
     # Nearly always they are equal in bits, which is known sooner.
     if not (np.array_equal(above, below) or np.allclose(above, below, rtol=1e-6, atol=1e-12, equal_nan=True)):
         raise ValueError(f"Expected symmetric matrices; {name} is not.")
     return above
+
+
+@functools.cache
+def places_of_pairs(n: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Rows and columns of the upper triangle of an (n, n) matrix, in the order of `upper_pairs`. Not to be written to."""
+    return np.triu_indices(n, k=1)
 
 
 def _without_diagonal(cells: Array) -> Array:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from casd.stats.matrices import Array
+from casd.stats.matrices import Array, places_of_pairs
 from casd.stats.ranks import rankdata
 from casd.stats.strata import first_note, pairs_of_strata
 
@@ -164,7 +164,7 @@ def _hold_out(x_pairs: Array, y_pairs: Array, n: int) -> tuple[Array, Array, Arr
     Returns:
         Three arrays of shape (…, n, n − 1).
     """
-    rows, columns = np.triu_indices(n, k=1)
+    rows, columns = places_of_pairs(n)
     backdoors = np.arange(n)[:, None]
     held = (rows == backdoors) | (columns == backdoors)
     training = ~held
