@@ -98,17 +98,18 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
     places = {id(tables): place for place, tables in enumerate(runs)}
     # Once of all: a run may be in two groups.
     states = _over_runs([tables.states for tables in runs])
-    transfer = _over_runs([tables.transfer for tables in runs])
-    cells = transfer[np.concatenate([_counting(tables) for tables in runs])]
-    controls = transfer[
-        (transfer["source_kind"] == "control")
-        & ~transfer["collapsed"].astype(bool)
-        & (transfer["asr_before"] >= ESTABLISHED_ASR)
+    removed = states.loc[
+        states["kind"] == "removal", ["run", "state", "collapsed", "clean_loss_ratio", "steps", "train_seconds"]
     ]
+    transfer = _over_runs([tables.transfer for tables in runs])
+    counts = np.concatenate([_counting(tables) for tables in runs])
+    cells = transfer.loc[counts, ["run", "source", "target", "same", "asr_after", *MEASURES]]
+    intact = ~transfer["collapsed"].astype(bool) & (transfer["asr_before"] >= ESTABLISHED_ASR)
+    controls = transfer.loc[(transfer["source_kind"] == "control") & intact, ["run", "source", "suppression"]]
     rows = []
     for (model, objective), group in grouped(runs).items():
         members = [places[id(tables)] for tables in group]
-        of_group = (frame[frame["run"].isin(members)] for frame in (cells, states, controls))
+        of_group = (frame[frame["run"].isin(members)] for frame in (cells, removed, controls))
         counts = {"runs": len(group), "seeds": len({str(tables.info["seed"]) for tables in group})}
         rows.append({"model": model, "objective": objective} | counts | _row(*of_group, seed, resamples))
     return pd.DataFrame(rows)
@@ -119,9 +120,8 @@ def _over_runs(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True).assign(run=np.repeat(np.arange(len(frames)), [len(frame) for frame in frames]))
 
 
-def _row(cells: pd.DataFrame, states: pd.DataFrame, controls: pd.DataFrame, seed: int, resamples: int) -> dict[str, object]:
-    """A row of `compare_objectives`, of all `_over_runs` of a group: cells that count, states, cells of intact controls."""
-    removed = states[states["kind"] == "removal"]
+def _row(cells: pd.DataFrame, removed: pd.DataFrame, controls: pd.DataFrame, seed: int, resamples: int) -> dict[str, object]:
+    """A row of `compare_objectives`, of all `_over_runs` of a group: cells that count, removals, cells of intact controls."""
     counted = removed.merge(cells[["run", "source"]].drop_duplicates(), left_on=["run", "state"], right_on=["run", "source"])
     row: dict[str, object] = {
         "removals": len(removed),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,39 +118,52 @@ def mantel_family(
 def mantel_families(
     families: Sequence[Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]],
     *,
+    runs: Sequence[Sequence[int]] | None = None,
     permutations: int = 9999,
     rng: np.random.Generator,
     statistic: Statistic = "spearman",
     alternative: Alternative = "two-sided",
 ) -> list[FamilyResult]:
-    """`mantel_family` of several families, all held against the same relabellings, which take most of the time.
+    """`mantel_family` of several families, all held against the same relabellings of the runs that they share.
+
+    Each test is valid by itself, as those of `mantel_family` are: within a family the runs are relabelled independently. What
+    families have in common (a run that is in two of them, a response) is permuted once, which takes most of the time.
 
     Args:
-        families: each as `strata` of `mantel_family`; with the same number of backdoors in each stratum.
+        families: each as `strata` of `mantel_family`.
+        runs: for each family the number, from 0 up, of the run that each of its strata is of; None if all are of the same.
         permutations: as there, and so the others.
         rng: source of the random permutations.
         statistic: correlation over the pairs.
         alternative: "two-sided", "less" or "greater".
 
     Returns:
-        Of each family what `mantel_family` gives with a generator in the same state.
+        Of each family what `mantel_family` gives; if all have the same strata, with a generator in the same state.
 
     Raises:
-        ValueError: as there; or the families differ in their strata.
+        ValueError: as there; or strata of one run differ in their number of backdoors.
     """
     check_arguments(permutations, statistic, alternative, ("spearman", "pearson", "kendall"))
-    prepared = [_Family.of(strata, statistic) for strata in families]
-    if len({family.sizes for family in prepared}) != 1:
-        raise ValueError(f"Expected families with the same strata; got {[family.sizes for family in prepared]}.")
-    sizes = prepared[0].sizes
-    tested = [family for family in prepared if family.can_be_tested]
+    if runs is None and len({len(strata) for strata in families}) != 1:
+        raise ValueError(f"Expected families with the same strata; got {[len(strata) for strata in families]} of them.")
+    places = [range(len(strata)) for strata in families] if runs is None else runs
+    prepared = [_Family.of(strata, of, statistic) for strata, of in zip(families, places, strict=True)]
+    sizes: dict[int, int] = {}
+    for run, n in (pair for family in prepared for pair in zip(family.runs, family.sizes, strict=True)):
+        if sizes.setdefault(run, n) != n:
+            raise ValueError(f"Expected the strata of a run to have one size; run {run} has {sizes[run]} and {n} backdoors.")
+    # Families of one small run are held against all its relabellings, each run's by themselves.
+    together: dict[int | None, list[_Family]] = {}
+    for family in prepared:
+        if family.can_be_tested:
+            together.setdefault(family.runs[0] if family.relabellings(permutations)[1] else None, []).append(family)
+    generators = dict(zip(sizes, [rng] if len(sizes) == 1 else rng.spawn(len(sizes)), strict=True))
     counts: dict[int, tuple[Array, Array]] = {}
-    count, exact = count_permutations(sizes[0], permutations) if len(sizes) == 1 else (permutations, False)
-    if tested:
-        generators = [None if exact else rng] if len(sizes) == 1 else rng.spawn(len(sizes))
-        found = _count_extreme(tested, count, generators, alternative)
-        counts = {id(family): each for family, each in zip(tested, found, strict=True)}
-    return [family.result(counts.get(id(family)), count, exact) for family in prepared]
+    for exact_run, tested in together.items():
+        count, _ = tested[0].relabellings(permutations)
+        found = _count_extreme(tested, count, generators if exact_run is None else {exact_run: None}, alternative)
+        counts |= {id(family): each for family, each in zip(tested, found, strict=True)}
+    return [family.result(counts.get(id(family)), *family.relabellings(permutations)) for family in prepared]
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +171,7 @@ class _Family:
     """What a family's observed correlations are, and what permuting needs of it.
 
     Attributes:
+        runs: which run each stratum is of.
         sizes: the number of backdoors of each stratum.
         n_pairs: over all strata.
         by_stratum: correlations, shape (n_predictors, n_strata).
@@ -165,11 +179,12 @@ class _Family:
         defined: which of the predictors have a correlation in every stratum.
         notes: why the others have not.
         note: why none has: the response.
-        cells: the number of scores that each stratum has.
-        x_scores: those of the defined predictors, with the strata's weights in them, shape (n_defined, all cells).
-        y_scores: those of the response, shape (all cells,).
+        weights: of the strata, with the sum 1.
+        x_scores: of each stratum the scores of the defined predictors, shape (n_defined, cells).
+        y_scores: of each stratum those of the response, shape (cells,).
     """
 
+    runs: tuple[int, ...]
     sizes: tuple[int, ...]
     n_pairs: int
     by_stratum: Array
@@ -177,26 +192,24 @@ class _Family:
     defined: npt.NDArray[np.bool_]
     notes: tuple[str, ...]
     note: str
-    cells: tuple[int, ...]
-    x_scores: Array
-    y_scores: Array
+    weights: Array
+    x_scores: Sequence[Array]
+    y_scores: Sequence[Array]
 
     @classmethod
-    def of(cls, strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]], statistic: Statistic) -> _Family:
+    def of(cls, strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]], runs: Sequence[int], statistic: Statistic) -> _Family:
         sizes, predictors, responses = pairs_of_strata(strata)
-        weights = np.array([len(pairs) for pairs in responses], dtype=float)
         reasons = _reasons(sizes, predictors)
         notes = tuple(first_note(of_predictor) for of_predictor in zip(*reasons, strict=True))
         note = first_note([why_undefined(n, y) for n, y in zip(sizes, responses, strict=True)], "response: ")
         here = np.array([[not reason for reason in of_stratum] for of_stratum in reasons])
         defined = here.all(axis=0)
+        n_pairs = sum(map(len, responses))
+        weights = np.array([len(pairs) / max(n_pairs, 1) for pairs in responses])
         by_stratum, rho = np.full(here.T.shape, np.nan), np.full(len(notes), np.nan)
-        if note:
-            none = np.empty(0)
-            return cls(tuple(sizes), int(weights.sum()), by_stratum, rho, defined, notes, note, (), none, none)
         x_scores: dict[int, Array] = {}
         y_scores: dict[int, Array] = {}
-        for n in dict.fromkeys(sizes):  # strata of one size at once
+        for n in () if note else dict.fromkeys(sizes):  # strata of one size at once
             alike = [s for s, size in enumerate(sizes) if size == n]
             y = pair_scores(np.stack([responses[s] for s in alike]), statistic)
             x = np.zeros((len(alike), len(notes), y.shape[1]))
@@ -204,22 +217,13 @@ class _Family:
             by_stratum[:, alike] = np.where(here[alike], np.clip(np.einsum("svc,sc->sv", x, y), -1, 1), np.nan).T
             x_scores |= dict(zip(alike, x[:, defined], strict=True))
             y_scores |= dict(zip(alike, y, strict=True))
-        weights /= weights.sum()
         rho[defined] = by_stratum[defined] @ weights
-        places = range(len(sizes))
-        return cls(
-            sizes=tuple(sizes),
-            n_pairs=sum(map(len, responses)),
-            by_stratum=by_stratum,
-            rho=rho,
-            defined=defined,
-            notes=notes,
-            note="",
-            cells=tuple(len(y_scores[s]) for s in places),
-            # The weights go into the scores: the pooled correlation is one sum over all strata.
-            x_scores=np.concatenate([weights[s] * x_scores[s] for s in places], axis=1),
-            y_scores=np.concatenate([y_scores[s] for s in places]),
-        )
+        x_in_order, y_in_order = ([scores[s] for s in sorted(scores)] for scores in (x_scores, y_scores))
+        return cls(tuple(runs), tuple(sizes), n_pairs, by_stratum, rho, defined, notes, note, weights, x_in_order, y_in_order)
+
+    def relabellings(self, permutations: int) -> tuple[int, bool]:
+        """How many it is held against, and whether these are all there are: with one stratum, if there are few."""
+        return count_permutations(self.sizes[0], permutations) if len(self.sizes) == 1 else (permutations, False)
 
     @property
     def can_be_tested(self) -> bool:
@@ -285,39 +289,49 @@ def _reasons(sizes: Sequence[int], predictors: Sequence[Array]) -> list[list[str
 
 
 def _count_extreme(
-    families: Sequence[_Family], count: int, generators: Sequence[np.random.Generator | None], alternative: Alternative
+    families: Sequence[_Family], count: int, generators: Mapping[int, np.random.Generator | None], alternative: Alternative
 ) -> list[tuple[Array, Array]]:
     """For each predictor the permutations in which it, and in which any of its family, is at least as extreme as observed."""
     thresholds = [extremeness(family.rho[family.defined], alternative) - TIE_TOLERANCE for family in families]
     extreme, extreme_any = ([np.zeros(len(each)) for each in thresholds] for _ in range(2))
-    # Families of one response are one family while it is permuted.
-    alike: dict[bytes, list[int]] = {}
-    for place, family in enumerate(families):
-        alike.setdefault(family.y_scores.tobytes(), []).append(place)
-    stacked = [np.concatenate([families[place].x_scores for place in places]).T for places in alike.values()]
-    at_once = chunk_size(sum(families[0].cells) + max(scores.shape[1] for scores in stacked))
-    for moved in _moved_strata(families[0], count, at_once, generators):
-        for places, x_scores in zip(alike.values(), stacked, strict=True):
-            sums = extremeness(families[places[0]].y_scores.take(moved) @ x_scores, alternative)
-            ends = np.cumsum([len(thresholds[place]) for place in places])
-            for place, permuted in zip(places, np.split(sums, ends[:-1], axis=1), strict=True):
-                extreme[place] += (permuted >= thresholds[place]).sum(axis=0)
-                # How many maxima are at least each threshold: those that do not sort before it.
-                largest = np.sort(permuted.max(axis=1))
-                extreme_any[place] += len(largest) - np.searchsorted(largest, thresholds[place], side="left")
+    for pooled in _permuted(families, count, generators):
+        for place, correlations in enumerate(pooled):
+            permuted = extremeness(correlations, alternative)
+            extreme[place] += (permuted >= thresholds[place]).sum(axis=0)
+            # How many maxima are at least each threshold: those that do not sort before it.
+            largest = np.sort(permuted.max(axis=1))
+            extreme_any[place] += len(largest) - np.searchsorted(largest, thresholds[place], side="left")
     return list(zip(extreme, extreme_any, strict=True))
 
 
-def _moved_strata(
-    family: _Family, count: int, at_once: int, generators: Sequence[np.random.Generator | None]
-) -> Iterator[Labels]:
-    """Which score stands at the place of each after relabelling every stratum by itself, in chunks of shape (m, all cells)."""
-    starts = np.cumsum((0, *family.cells[:-1]))
-    draws = [
-        random_moves(n, count, at_once, rng) if rng else map(moved_pairs, relabellings(n, count, at_once, None))
-        for n, rng in zip(family.sizes, generators, strict=True)
-    ]
-    for chunk in zip(*draws, strict=True):
-        yield np.concatenate(
-            [start + moved_cells(each, cells) for start, each, cells in zip(starts, chunk, family.cells, strict=True)], axis=1
-        )
+def _permuted(
+    families: Sequence[_Family], count: int, generators: Mapping[int, np.random.Generator | None]
+) -> Iterator[list[Array]]:
+    """The pooled correlations of each family after relabelling its runs, in chunks of shape (m, n_defined)."""
+    # By run: each response, for it each set of predictors, and for these the families that have them, and with what weight.
+    work: dict[int, dict[bytes, tuple[Array, dict[bytes, tuple[Array, list[tuple[int, float]]]]]]] = {}
+    sizes: dict[int, int] = {}
+    for place, family in enumerate(families):
+        sizes |= dict(zip(family.runs, family.sizes, strict=True))
+        for run, x, y, weight in zip(family.runs, family.x_scores, family.y_scores, family.weights, strict=True):
+            _, predictors = work.setdefault(run, {}).setdefault(y.tobytes(), (y, {}))
+            predictors.setdefault(x.tobytes(), (x, []))[1].append((place, weight))
+    widths = [len(family.x_scores[0]) for family in families]
+    at_once = chunk_size(sum(widths) + max(y.size for family in families for y in family.y_scores))
+    draws = {run: _moves(sizes[run], count, at_once, generators[run]) for run in work}
+    for start in range(0, count, at_once):
+        pooled = [np.zeros((min(at_once, count - start), width)) for width in widths]
+        for run, responses in work.items():
+            moved = next(draws[run])
+            for y, predictors in responses.values():
+                permuted = y.take(moved_cells(moved, y.size))
+                for x, uses in predictors.values():
+                    correlations = permuted @ x.T
+                    for place, weight in uses:
+                        pooled[place] += weight * correlations
+        yield pooled
+
+
+def _moves(n: int, count: int, at_once: int, rng: np.random.Generator | None) -> Iterator[Labels]:
+    """Which pair stands at the place of each after relabelling n backdoors, at random or, without `rng`, in all ways."""
+    return random_moves(n, count, at_once, rng) if rng else map(moved_pairs, relabellings(n, count, at_once, None))
