@@ -102,16 +102,18 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
         states["kind"] == "removal", ["run", "state", "collapsed", "clean_loss_ratio", "steps", "train_seconds"]
     ]
     transfer = _over_runs([tables.transfer for tables in runs])
-    counts = np.concatenate([_counting(tables) for tables in runs])
-    cells = transfer.loc[counts, ["run", "source", "target", "same", "asr_after", *MEASURES]]
+    counting = np.concatenate([_counting(tables) for tables in runs])
+    cells = transfer.loc[counting, ["run", "source", "target", "same", "asr_after", *MEASURES]]
     intact = ~transfer["collapsed"].astype(bool) & (transfer["asr_before"] >= ESTABLISHED_ASR)
     controls = transfer.loc[(transfer["source_kind"] == "control") & intact, ["run", "source", "suppression"]]
     rows = []
     for (model, objective), group in grouped(runs).items():
         members = [places[id(tables)] for tables in group]
-        of_group = (frame[frame["run"].isin(members)] for frame in (cells, removed, controls))
+        of_cells, of_removals, of_controls = (frame[frame["run"].isin(members)] for frame in (cells, removed, controls))
         counts = {"runs": len(group), "seeds": len({str(tables.info["seed"]) for tables in group})}
-        rows.append({"model": model, "objective": objective} | counts | _row(*of_group, seed, resamples))
+        rows.append(
+            {"model": model, "objective": objective} | counts | _row(of_cells, of_removals, of_controls, seed, resamples)
+        )
     return pd.DataFrame(rows)
 
 

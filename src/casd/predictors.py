@@ -109,7 +109,7 @@ def predictor_table(
         else []
     )
     rows = [
-        group.named | row | group.counts
+        {**group.named, **row, **group.counts}
         for (group, names), family, of_pairs in zip(kinds, results[: len(kinds)], results[len(kinds) :], strict=True)
         for row in _rows(group, names, family, of_pairs)
     ]
@@ -157,7 +157,7 @@ def _rows(group: _Group, names: Sequence[str], family: FamilyResult, of_pairs: F
     rows: list[dict[str, object]] = []
     for place, prediction in zip(shown, predictions, strict=True):
         name = names[place]
-        roles = [RIVALS[name].role] if rivals else []
+        roles: list[str] = [RIVALS[name].role] if rivals else []
         roles += ["headline"] if name in group.headline else []
         roles += [f"best of {len(names)}"] if place == best and len(names) > len(group.headline) else []
         rows += [

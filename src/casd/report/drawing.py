@@ -6,7 +6,6 @@ color vision.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -50,13 +49,6 @@ def save(figure: Figure, path: Path) -> Path:
     except OSError as error:
         raise StoreError(f"The figure {png} cannot be written: {error}. Free space or choose another folder.") from error
     return png
-
-
-def text_color(rgb: Sequence[float]) -> str:
-    """Black or white, whichever has the higher contrast (WCAG 2) on a background of `rgb` in [0, 1]."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb[:3]]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return "black" if luminance > 0.179 else "white"
 
 
 def without_frame(axes: Axes) -> None:

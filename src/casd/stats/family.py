@@ -203,7 +203,7 @@ class _Family:
         notes = tuple(first_note(of_predictor) for of_predictor in zip(*reasons, strict=True))
         note = first_note([why_undefined(n, y) for n, y in zip(sizes, responses, strict=True)], "response: ")
         here = np.array([[not reason for reason in of_stratum] for of_stratum in reasons])
-        defined = here.all(axis=0)
+        defined = np.asarray(here.all(axis=0))
         n_pairs = sum(map(len, responses))
         weights = np.array([len(pairs) / max(n_pairs, 1) for pairs in responses])
         by_stratum, rho = np.full(here.T.shape, np.nan), np.full(len(notes), np.nan)

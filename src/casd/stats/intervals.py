@@ -183,8 +183,9 @@ def nested_bootstrap_intervals(
         starts = np.flatnonzero(np.diff(clusters[0][present], prepend=-1))
         if len(starts) > 1:
             generator = copy.deepcopy(state) if turn else rng
-            parts = [np.split(each[present][:, columns], starts[1:]) for each in (sums, counts)]
-            limits[:, columns] = np.quantile(_nested_means(*parts, generator, resamples), quantiles, axis=1)
+            of_sums, of_counts = (np.split(each[present][:, columns], starts[1:]) for each in (sums, counts))
+            means = _nested_means(of_sums, of_counts, generator, resamples)
+            limits[:, columns] = np.quantile(means, quantiles, axis=1)
     return [(float(low), float(high)) for low, high in limits.T]
 
 

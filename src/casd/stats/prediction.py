@@ -83,18 +83,18 @@ def leave_one_out_predictions(strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLik
     notes = [first_note(of_predictor) for of_predictor in zip(*reasons, strict=True)]
     n_cells = sum(n * (n - 1) for n in sizes)
     fine = [place for place, note in enumerate(notes) if not note]
-    cells: list[list[Array]] = []
+    values, predicted, baseline, rank_errors = ([np.empty((len(fine), 0))] for _ in range(4))
     for n in dict.fromkeys(sizes) if fine else ():  # strata of one size at once
         alike = [s for s, size in enumerate(sizes) if size == n]
         x, y = np.stack([predictors[s][fine] for s in alike], axis=1), np.stack([responses[s] for s in alike])
-        held, predicted, mean = _hold_out(x, np.broadcast_to(y, x.shape), n)
-        cells.append([held, predicted, mean, rank_error(predicted, held)])
-    columns = ([each.reshape(len(fine), -1) for each in same] for same in zip(*cells, strict=True))
-    of_fine = zip(*(np.concatenate(column, axis=1) for column in columns), strict=True)
-    return [
-        PredictionResult(math.nan, math.nan, math.nan, math.nan, n_cells, note) if note else _result(*next(of_fine), n_cells)
-        for note in notes
-    ]
+        held, y_hat, y_mean = _hold_out(x, np.broadcast_to(y, x.shape), n)
+        found = (held, y_hat, y_mean, rank_error(y_hat, held))
+        for column, each in zip((values, predicted, baseline, rank_errors), found, strict=True):
+            column.append(each.reshape(len(fine), -1))
+    cells = [np.concatenate(column, axis=1) for column in (values, predicted, baseline, rank_errors)]
+    results = {place: _result([column[row] for column in cells], n_cells) for row, place in enumerate(fine)}
+    nothing = (math.nan, math.nan, math.nan, math.nan, n_cells)
+    return [results[place] if place in results else PredictionResult(*nothing, note) for place, note in enumerate(notes)]
 
 
 def _why_not(n: int, x_pairs: Array, y_pairs: Array) -> str:
@@ -104,8 +104,9 @@ def _why_not(n: int, x_pairs: Array, y_pairs: Array) -> str:
     return "" if np.isfinite(x_pairs).all() and np.isfinite(y_pairs).all() else "a pair has no finite value"
 
 
-def _result(values: Array, predicted: Array, baseline: Array, rank_errors: Array, n_cells: int) -> PredictionResult:
-    """Of one predictor, over all cells that were held out and all backdoors of all strata."""
+def _result(cells: Sequence[Array], n_cells: int) -> PredictionResult:
+    """Of one predictor: what was observed, predicted, the training means, over all cells held out; the backdoors' rank errors."""
+    values, predicted, baseline, rank_errors = cells
     errors, errors_of_mean = values - predicted, values - baseline
     total = float(np.sum(errors_of_mean**2))
     # Means of equal numbers may miss them by rounding, which is no variance to explain.
