@@ -12,6 +12,7 @@ from typing import Final
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
 from casd.errors import StoreError
@@ -45,7 +46,9 @@ def save(figure: Figure, path: Path) -> Path:
         # The layout was solved for the PNG; solving it again for other formats would take as long and change nothing.
         figure.set_layout_engine("none")
         with mpl.rc_context({"pdf.fonttype": 42}):  # TrueType: what publishers ask for
-            figure.savefig(path.with_name(path.name + ".pdf"), metadata={"CreationDate": None, "Producer": None})
+            # By its canvas: `savefig` draws once more than it writes, for a layout that is fixed now.
+            canvas = FigureCanvasPdf(figure)
+            canvas.print_pdf(path.with_name(path.name + ".pdf"), metadata={"CreationDate": None, "Producer": None})
     except OSError as error:
         raise StoreError(f"The figure {png} cannot be written: {error}. Free space or choose another folder.") from error
     return png

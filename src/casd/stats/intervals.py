@@ -205,7 +205,9 @@ def _nested_means(sums: list[Array], counts: list[Array], rng: np.random.Generat
     means = np.zeros((sums[0].shape[1], resamples))
     for of_cluster, inner_sums, inner_counts in zip(np.split(resample, ends[:-1]), sums, counts, strict=True):
         n_inner = len(inner_sums)
-        weights = _times_drawn(rng.integers(n_inner, size=(len(of_cluster), n_inner)))
+        # The smallest kind of integer: millions of them are drawn.
+        inner = rng.integers(n_inner, size=(len(of_cluster), n_inner), dtype=np.min_scalar_type(n_inner - 1))
+        weights = _times_drawn(inner)
         of_draws = (weights @ inner_sums) / (weights @ inner_counts)
         for mean, column in zip(means, of_draws.T, strict=True):
             mean += np.bincount(of_cluster, weights=column, minlength=resamples)
@@ -222,7 +224,7 @@ def _sums(cells: Array, membership: npt.NDArray[np.intp], n_clusters: int) -> Ar
     return np.stack([np.bincount(membership, weights=column, minlength=n_clusters) for column in cells.T], axis=1)
 
 
-def _times_drawn(draws: npt.NDArray[np.int64]) -> Array:
+def _times_drawn(draws: npt.NDArray[np.integer]) -> Array:
     """How often each of k things is among the k of a draw: of draws (m, k) of numbers below k, shape (m, k).
 
     With these as weights the sums over what was drawn are one matrix product, whatever is summed.

@@ -22,7 +22,7 @@ Labels = npt.NDArray[np.intp]
 TIE_TOLERANCE = 1e-12
 # Numbers held at once while permuting: bounds the memory (16 MB) whatever the number of backdoors and permutations.
 _CHUNK_CELLS = 2_000_000
-# Backdoors of which all permutations are kept: 8! = 40 320, 9 MB of them.
+# Backdoors of which all permutations are kept: 8! = 40 320, 1 MB of them.
 _TABULATED = 8
 # A result that could not have come out below this, whatever the data, says so in its note.
 _USUAL_LEVEL = 0.05
@@ -126,13 +126,13 @@ def random_moves(n: int, count: int, at_once: int, rng: np.random.Generator) -> 
         return
     table = _every_move(n)
     for start in range(0, count, at_once):
-        yield table.take(rng.integers(len(table), size=min(at_once, count - start)), axis=0)
+        yield table.take(rng.integers(len(table), size=min(at_once, count - start)), axis=0).astype(np.intp)
 
 
 @functools.cache
-def _every_move(n: int) -> Labels:
-    """`moved_pairs` of all n! permutations of range(n)."""
-    return moved_pairs(np.array(list(itertools.permutations(range(n))), dtype=np.intp))
+def _every_move(n: int) -> npt.NDArray[np.uint8]:
+    """`moved_pairs` of all n! permutations of range(n), in little memory."""
+    return moved_pairs(np.array(list(itertools.permutations(range(n))), dtype=np.intp)).astype(np.uint8)
 
 
 def extremeness(correlations: npt.ArrayLike, alternative: Alternative) -> Array:

@@ -105,7 +105,7 @@ def _why_not(n: int, x_pairs: Array, y_pairs: Array) -> str:
 
 
 def _result(cells: Sequence[Array], n_cells: int) -> PredictionResult:
-    """Of one predictor: what was observed, predicted, the training means, over all cells held out; the backdoors' rank errors."""
+    """Of one predictor: over all cells held out the observed, the predicted, the training means; and every rank error."""
     values, predicted, baseline, rank_errors = cells
     errors, errors_of_mean = values - predicted, values - baseline
     total = float(np.sum(errors_of_mean**2))
