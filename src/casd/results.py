@@ -282,7 +282,8 @@ def _read_tables(folders: Sequence[Path], name: str) -> list[pd.DataFrame]:
     frames: dict[int, pd.DataFrame] = {}
     for places in alike.values():
         whole = _frame(pa.concat_tables([read[place] for place in places]).combine_chunks())
-        # Few texts at a time are taken out several times as fast as plain strings than as Arrow's.
+        # Few texts at a time are taken out several times as fast as plain strings than as Arrow's; so are columns by name.
+        whole.columns = whole.columns.astype(object)
         whole = whole.astype({name: object for name, dtype in whole.dtypes.items() if isinstance(dtype, pd.StringDtype)})
         end = 0
         for place in places:
