@@ -21,8 +21,9 @@ from rich.console import Console
 from casd.errors import CasdError
 from casd.report import Comparisons, collect, print_run, print_sweep, read_runs, write_report, write_sweep_report
 from casd.report.collect import asr_matrix, casd_matrix, summary
+from casd.report.colors import text_color
 from casd.report.comparisons import objectives_table
-from casd.report.drawing import save, text_color
+from casd.report.drawing import save
 from casd.report.figures import relation_scatter
 from casd.report.heatmaps import asr_heatmap, asr_heatmaps, casd_heatmaps
 from casd.report.html import run_html
@@ -611,8 +612,8 @@ def test_sweep_report(tmp_path: Path) -> None:
 
 
 def test_a_report_over_many_runs_shows_means_and_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("figures", "html"):
-        monkeypatch.setattr(f"casd.report.{module}.DETAILED_RUNS", 2)
+    for module in ("casd.report", "casd.report.figures", "casd.report.html"):
+        monkeypatch.setattr(f"{module}.DETAILED_RUNS", 2)
     for seed in range(3):
         make_run(("a", "b", "c"), seed=seed).write(tmp_path / f"run {seed}")
     (tmp_path / "run 1" / "report.html").write_text("the run's own")
@@ -627,6 +628,34 @@ def test_a_report_over_many_runs_shows_means_and_links(tmp_path: Path, monkeypat
     assert "mean over runs" in page.text
     assert not (tmp_path / "sweep" / "figures" / "asr_heatmaps.pdf").exists()
     assert len(pd.read_csv(tmp_path / "sweep" / "tables" / "asr_means.csv")) == 6 * 3
+    assert not (tmp_path / "sweep" / "tables" / "samples.csv").exists(), "every run's own folder has them"
+
+
+def test_many_runs_are_read_as_each_by_itself(tmp_path: Path) -> None:
+    """Read together, on demand, and where one has another column: the same as each by itself."""
+    for seed in range(3):
+        tables = make_run(("a", "b", "c"), seed=seed, collapsed=("a",) if seed else ())
+        if seed == 1:
+            tables.states["utility/task"] = 0.5
+        tables.write(tmp_path / f"run {seed}")
+    for tables in read_runs(tmp_path):
+        alone = RunTables.read(Path(tables.info["folder"]), grid=False)
+        for name in SCHEMAS:
+            pd.testing.assert_frame_equal(
+                getattr(tables, name), getattr(alone, name), check_dtype=False, check_column_type=False
+            )
+        assert (tables.backdoors, tables.collapsed, tables.tasks) == (alone.backdoors, alone.collapsed, alone.tasks)
+    with pytest.raises(AttributeError):
+        _ = tables.nonsense  # type: ignore[attr-defined]
+
+
+def test_a_table_that_is_not_compared_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
+    make_run(("a", "b", "c")).write(tmp_path)
+    (tmp_path / "tables" / "samples.parquet").unlink()
+    [tables] = read_runs(tmp_path)
+    assert len(tables.transfer)
+    with pytest.raises(CasdError, match="it has no table 'samples'"):
+        _ = tables.samples
 
 
 def test_terminal_shows_a_run_in_100_columns_without_color() -> None:

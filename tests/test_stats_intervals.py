@@ -13,7 +13,12 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from casd.stats import cluster_bootstrap_interval, nested_bootstrap_interval, wilson_interval
+from casd.stats import (
+    cluster_bootstrap_interval,
+    nested_bootstrap_interval,
+    nested_bootstrap_intervals,
+    wilson_interval,
+)
 
 # --- Wilson -----------------------------------------------------------------------------------------------------------
 
@@ -164,3 +169,21 @@ def test_nested_bootstrap_leaves_nan_out_and_needs_two_seeds() -> None:
         nested_bootstrap_interval([1.0], [0], [0, 1], rng=rng)
     with pytest.raises(ValueError, match="confidence"):
         nested_bootstrap_interval([1.0], [0], [0], rng=rng, confidence=1.0)
+
+
+def test_nested_bootstrap_of_several_quantities_is_that_of_each() -> None:
+    """Also of one that is missing in some cells, and of one that is missing in a whole seed, and so in other clusters."""
+    rng = np.random.default_rng(6)
+    values = rng.normal(size=(48, 4))
+    outer, inner = np.repeat(np.arange(4), 12), np.tile(np.repeat(np.arange(6), 2), 4)
+    values[::2, 1] = np.nan
+    values[outer == 2, 2] = np.nan
+    values[outer > 0, 3] = np.nan
+    together = nested_bootstrap_intervals(values, outer, inner, rng=np.random.default_rng(0), resamples=99)
+    for column, interval in zip(values.T, together, strict=True):
+        alone = nested_bootstrap_interval(column, outer, inner, rng=np.random.default_rng(0), resamples=99)
+        assert interval == pytest.approx(alone, nan_ok=True)
+    assert np.isfinite(together[:3]).all() and np.isnan(together[3]).all(), "one seed has no spread between seeds"
+    assert len(set(together[:3])) == 3
+    with pytest.raises(ValueError, match=r"\(n, k\)"):
+        nested_bootstrap_intervals(values[:, 0], outer, inner, rng=rng)

@@ -124,3 +124,10 @@ def test_a_missing_cell_is_not_guessed() -> None:
 def test_backdoor_effects_are_those_of_a_symmetric_matrix() -> None:
     with pytest.raises(ValueError, match="symmetric"):
         remove_backdoor_effects(np.arange(16.0).reshape(4, 4))
+
+
+def test_effects_of_several_matrices_are_those_of_each() -> None:
+    rng = np.random.default_rng(8)
+    stacked = np.stack([symmetrize(rng.normal(scale=scale, size=(6, 6))) for scale in (1.0, 1e-14, 1e6)])
+    for found, matrix in zip(remove_backdoor_effects(stacked), stacked, strict=True):
+        np.testing.assert_array_equal(found, remove_backdoor_effects(matrix))

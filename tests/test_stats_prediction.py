@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from casd.stats import leave_one_out_prediction, rank_error
+from casd.stats import leave_one_out_prediction, leave_one_out_predictions, rank_error
 
 
 def symmetric(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -119,6 +119,19 @@ def test_prediction_says_why_there_is_none() -> None:
         leave_one_out_prediction([(x, y[:4, :4])])
     with pytest.raises(ValueError, match="symmetric"):
         leave_one_out_prediction([(np.arange(25.0).reshape(5, 5), y)])
+
+
+def test_several_predictors_are_each_by_itself() -> None:
+    """In strata of different sizes, one of them with a predictor that has a hole."""
+    rng = np.random.default_rng(6)
+    strata = [(np.stack([symmetric(rng, n) for _ in range(3)]), symmetric(rng, n)) for n in (5, 7, 5)]
+    strata[1][0][1, 0, 2] = strata[1][0][1, 2, 0] = np.nan
+    together = leave_one_out_predictions(strata)
+    for place, result in enumerate(together):
+        alone = leave_one_out_prediction([(xs[place], y) for xs, y in strata])
+        np.testing.assert_equal(vars(result), vars(alone))
+    assert [bool(result.note) for result in together] == [False, True, False]
+    assert "stratum 1: a pair has no finite value" in together[1].note
 
 
 # --- rank error -------------------------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from casd.results import RunTables
+from casd.results import RunTables, rows_of
 from casd.states import CLEAN_CONTROL, PHANTOM_CONTROL, REPEAT_CONTROL
-from casd.stats import cluster_bootstrap_interval, nested_bootstrap_interval, offdiagonal_center_two_way
+from casd.stats import cluster_bootstrap_interval, nested_bootstrap_intervals, offdiagonal_center_two_way
 
 ESTABLISHED_ASR: Final = 0.5
 """A backdoor with a lower attack success rate in the injected model has not taken hold: nothing there can be suppressed."""
@@ -33,17 +33,20 @@ def counted_cells(tables: RunTables) -> pd.DataFrame:
 
     A backdoor that had not is left out as target and as source.
     """
-    reached = zip(tables.states["state"].tolist(), tables.states["reached_target"].tolist(), strict=True)
-    failed = {name for name, value in reached if value == 0.0}
-    read = ("source", "target", "source_kind", "collapsed", "asr_before")
-    rows = list(zip(*(tables.transfer[column].tolist() for column in read), strict=True))
+    return tables.transfer[_counting(tables)]
+
+
+def _counting(tables: RunTables) -> np.ndarray:
+    """Which rows of `transfer` are `counted_cells`."""
+    failed = {name for name, reached in rows_of(tables.states, "state", "reached_target") if reached == 0.0}
+    rows = list(rows_of(tables.transfer, "source", "target", "source_kind", "collapsed", "asr_before"))
     absent = {target for _, target, kind, _, before in rows if kind == "removal" and before < ESTABLISHED_ASR}
     out = failed | absent
     counts = [
         kind == "removal" and not collapsed and source not in out and target not in absent
         for source, target, kind, collapsed, _ in rows
     ]
-    return tables.transfer[np.array(counts, dtype=bool)]
+    return np.array(counts, dtype=bool)
 
 
 def grouped(runs: Sequence[RunTables]) -> dict[tuple[str, str], list[RunTables]]:
@@ -57,17 +60,18 @@ def grouped(runs: Sequence[RunTables]) -> dict[tuple[str, str], list[RunTables]]
     return groups
 
 
-def counted_matrix(tables: RunTables, column: str) -> pd.DataFrame:
-    """A column of `transfer` over the backdoors whose removals count, as a matrix: rows are sources, columns targets."""
-    cells = counted_cells(tables)
-    sources, targets = list(cells["source"]), list(cells["target"])
-    names = [name for name in tables.backdoors if name in set(sources) and name in set(targets)]
-    place = {name: index for index, name in enumerate(names)}
-    matrix = np.full((len(names), len(names)), np.nan)
-    for source, target, value in zip(sources, targets, cells[column].to_numpy(dtype=float), strict=True):
-        if source in place and target in place:
-            matrix[place[source], place[target]] = value
-    return pd.DataFrame(matrix, index=names, columns=names)
+def counted_matrices(tables: RunTables, *columns: str) -> tuple[list[str], list[np.ndarray]]:
+    """The backdoors whose removals count, and columns of `transfer` over them as matrices: a row for each source."""
+    counts = _counting(tables)
+    sources, targets = (tables.transfer[name].to_numpy()[counts].tolist() for name in ("source", "target"))
+    both = set(sources) & set(targets)
+    place = {name: index for index, name in enumerate(name for name in tables.backdoors if name in both)}
+    rows, across = (np.array([place.get(name, -1) for name in names], dtype=int) for names in (sources, targets))
+    known = (rows >= 0) & (across >= 0)
+    matrices = np.full((len(columns), len(place), len(place)), np.nan)
+    for matrix, column in zip(matrices, columns, strict=True):
+        matrix[rows[known], across[known]] = tables.transfer[column].to_numpy(dtype=float)[counts][known]
+    return list(place), list(matrices)
 
 
 def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: int = 9999) -> pd.DataFrame:
@@ -92,46 +96,47 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
         measured backdoors (`casd.stats.nested_bootstrap_interval`); with a single run, its backdoors alone.
     """
     places = {id(tables): place for place, tables in enumerate(runs)}
-    counted = [counted_cells(tables).assign(run=place) for place, tables in enumerate(runs)]  # once: a run may be in two groups
-    states = [tables.states.assign(run=place) for place, tables in enumerate(runs)]
+    # Once of all: a run may be in two groups.
+    states = _over_runs([tables.states for tables in runs])
+    removed = states.loc[
+        states["kind"] == "removal", ["run", "state", "collapsed", "clean_loss_ratio", "steps", "train_seconds"]
+    ]
+    transfer = _over_runs([tables.transfer for tables in runs])
+    counting = np.concatenate([_counting(tables) for tables in runs])
+    cells = transfer.loc[counting, ["run", "source", "target", "same", "asr_after", *MEASURES]]
+    intact = ~transfer["collapsed"].astype(bool) & (transfer["asr_before"] >= ESTABLISHED_ASR)
+    controls = transfer.loc[(transfer["source_kind"] == "control") & intact, ["run", "source", "suppression"]]
     rows = []
     for (model, objective), group in grouped(runs).items():
         members = [places[id(tables)] for tables in group]
-        cells, of_states = (pd.concat([frames[place] for place in members], ignore_index=True) for frames in (counted, states))
-        rows.append(_row(model, objective, group, cells, of_states, seed, resamples))
+        of_cells, of_removals, of_controls = (frame[frame["run"].isin(members)] for frame in (cells, removed, controls))
+        counts = {"runs": len(group), "seeds": len({str(tables.info["seed"]) for tables in group})}
+        rows.append(
+            {"model": model, "objective": objective} | counts | _row(of_cells, of_removals, of_controls, seed, resamples)
+        )
     return pd.DataFrame(rows)
 
 
-def _row(
-    model: str,
-    objective: str,
-    runs: Sequence[RunTables],
-    cells: pd.DataFrame,
-    states: pd.DataFrame,
-    seed: int,
-    resamples: int,
-) -> dict[str, object]:
-    """A row of `compare_objectives`; `cells` (that count) and `states` are of all `runs`, numbered in the column run."""
-    own, others = cells[cells["same"].astype(bool)], cells[~cells["same"].astype(bool)]
-    removed = states[states["kind"] == "removal"]
+def _over_runs(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """One frame of several runs, with their numbers in the column run."""
+    return pd.concat(frames, ignore_index=True).assign(run=np.repeat(np.arange(len(frames)), [len(frame) for frame in frames]))
+
+
+def _row(cells: pd.DataFrame, removed: pd.DataFrame, controls: pd.DataFrame, seed: int, resamples: int) -> dict[str, object]:
+    """A row of `compare_objectives`, of all `_over_runs` of a group: cells that count, removals, cells of intact controls."""
     counted = removed.merge(cells[["run", "source"]].drop_duplicates(), left_on=["run", "state"], right_on=["run", "source"])
     row: dict[str, object] = {
-        "model": model,
-        "objective": objective,
-        "runs": len(runs),
-        "seeds": len({str(tables.info["seed"]) for tables in runs}),
         "removals": len(removed),
         "reached": len(counted),
         "collapsed": int(removed["collapsed"].astype(bool).sum()),
     }
-    for name, chosen, column in (("own_asr", own, "asr_after"), *((measure, others, measure) for measure in MEASURES)):
-        low, high = _interval(chosen, column, seed, resamples)
-        row |= {name: chosen[column].mean(), f"{name}_low": low, f"{name}_high": high}
-    controls = [tables.transfer[tables.transfer["source_kind"] == "control"] for tables in runs]
-    control = pd.concat(controls, ignore_index=True)
-    control = control[~control["collapsed"].astype(bool) & (control["asr_before"] >= ESTABLISHED_ASR)]
+    own = cells["same"].astype(bool)
+    others = cells[list(MEASURES)].mask(own)
+    values = others.assign(own_asr=cells["asr_after"].where(own))[["own_asr", *MEASURES]]
+    for name, (low, high) in zip(values, _intervals(values, cells, seed, resamples), strict=True):
+        row |= {str(name): values[name].mean(), f"{name}_low": low, f"{name}_high": high}
     for name, source in (("clean_control", CLEAN_CONTROL), ("phantom_control", PHANTOM_CONTROL)):
-        row[name] = control.loc[control["source"].str.startswith(source), "suppression"].mean()
+        row[name] = controls.loc[controls["source"].str.startswith(source), "suppression"].mean()
     return row | {
         "clean_loss_change": counted["clean_loss_ratio"].mean() - 1,
         "steps": counted["steps"].mean(),
@@ -139,11 +144,16 @@ def _row(
     }
 
 
-def _interval(cells: pd.DataFrame, column: str, seed: int, resamples: int) -> tuple[float, float]:
-    rng = np.random.default_rng(seed)
+def _intervals(values: pd.DataFrame, cells: pd.DataFrame, seed: int, resamples: int) -> list[tuple[float, float]]:
+    """The limits of the mean of each column of `values`, which has a row for each of the cells; NaN is left out."""
+    columns, (targets, _) = values.to_numpy(dtype=float), pd.factorize(cells["target"], sort=True)
     if cells["run"].nunique() > 1:
-        return nested_bootstrap_interval(cells[column], cells["run"], cells["target"], rng=rng, resamples=resamples)
-    return cluster_bootstrap_interval(cells[column], cells["target"], rng=rng, resamples=resamples)
+        rng = np.random.default_rng(seed)
+        return nested_bootstrap_intervals(columns, cells["run"], targets, rng=rng, resamples=resamples)
+    return [
+        cluster_bootstrap_interval(column, targets, rng=np.random.default_rng(seed), resamples=resamples)
+        for column in columns.T
+    ]
 
 
 def variance_shares(runs: Sequence[RunTables], column: str = "suppression") -> pd.DataFrame:
@@ -160,12 +170,11 @@ def variance_shares(runs: Sequence[RunTables], column: str = "suppression") -> p
     """
     rows = []
     for tables in runs:
-        matrix = counted_matrix(tables, column).to_numpy()
-        after = counted_matrix(tables, "asr_after").to_numpy()
-        n = len(matrix)
+        names, (matrix, after) = counted_matrices(tables, column, "asr_after")
+        n = len(names)
         if n < MIN_BACKDOORS:
             continue
-        prompts = int(tables.asr.loc[tables.asr["probe"] == "triggered", "n"].min())
+        prompts = int(min(count for probe, count in rows_of(tables.asr, "probe", "n") if probe == "triggered"))
         off = ~np.eye(n, dtype=bool)
         variance = float(np.var(matrix[off]))
         pair = float(np.mean(offdiagonal_center_two_way(matrix)[off] ** 2)) / variance if variance else math.nan
@@ -197,15 +206,15 @@ def noise_floor(runs: Sequence[RunTables]) -> pd.DataFrame:
     """
     rows: dict[tuple[str, str, str], list[dict[str, float]]] = {}
     for tables in runs:
-        removals = set(tables.states_of("removal")) - tables.collapsed
-        repeats = [name for name in tables.states_of("control") if name.startswith(REPEAT_CONTROL)]
+        collapsed = tables.collapsed
+        removals = set(tables.states_of("removal")) - collapsed
+        repeats = [name for name in tables.states_of("control") if name.startswith(REPEAT_CONTROL) and name not in collapsed]
+        every = _distances(tables.casd) if repeats else {}
         for variant in tables.headline:
-            pairs = tables.casd[tables.casd["variant"] == variant]
-            distances = {(a, b): d for a, b, d in zip(pairs["a"], pairs["b"], pairs["distance"], strict=True)}
-            distances |= {(b, a): d for (a, b), d in distances.items()}
+            distances = every.get(variant, {})
             for repeat in repeats:
                 own = repeat.removeprefix(f"{REPEAT_CONTROL}:")
-                if own not in removals or repeat in tables.collapsed or (own, repeat) not in distances:
+                if own not in removals or (own, repeat) not in distances:
                     continue
                 different = [distances[own, other] for other in sorted(removals - {own})]
                 nearest = min((distances[repeat, other] for other in sorted(removals - {own})), default=math.nan)
@@ -225,3 +234,11 @@ def noise_floor(runs: Sequence[RunTables]) -> pd.DataFrame:
         summaries.append({**named, **{str(name): float(value) for name, value in frame.items()}, **ratio})
     columns = ["model", "objective", "variant", "repeats", "same", "different", "ratio", "closest"]
     return pd.DataFrame(summaries, columns=columns)
+
+
+def _distances(casd: pd.DataFrame) -> dict[str, dict[tuple[str, str], float]]:
+    """Of each variant the distance of every pair, in both orders."""
+    found: dict[str, dict[tuple[str, str], float]] = {}
+    for variant, a, b, distance in rows_of(casd, "variant", "a", "b", "distance"):
+        found.setdefault(variant, {}).update({(a, b): distance, (b, a): distance})
+    return found

@@ -16,7 +16,7 @@ import yaml  # type: ignore[import-untyped]
 
 from casd.errors import StoreError
 from casd.progress import say
-from casd.results import SWEEP_INFO, TABLES_VERSION, WITHOUT_GRID, read_info, read_table, treatment
+from casd.results import SWEEP_INFO, TABLES_VERSION, read_info, read_table, treatment
 from casd.settings import distinguish
 from casd.stages import MANIFEST, read_json
 
@@ -76,7 +76,7 @@ def load_results(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
         states = read_table(run.folder, "states").set_index("state")
         rows = rows.merge(states[list(_OF_THE_SOURCE)], left_on="source", right_index=True, how="left")
         # Each pair once or in both orders, as it may be: both are wanted.
-        pairs = read_table(run.folder, "casd", WITHOUT_GRID)[["variant", "a", "b", "distance"]]
+        pairs = read_table(run.folder, "casd", grid=False)[["variant", "a", "b", "distance"]]
         pairs = pd.concat([pairs, pairs.rename(columns={"a": "b", "b": "a"})]).drop_duplicates(["variant", "a", "b"])
         wide = pairs.pivot(index=["a", "b"], columns="variant", values="distance").reindex(columns=pairs["variant"].unique())
         rows = rows.merge(wide, left_on=["source", "target"], right_index=True, how="left")

@@ -15,10 +15,10 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from casd.comparison import MIN_BACKDOORS, counted_matrix, grouped
-from casd.results import RunTables
+from casd.comparison import MIN_BACKDOORS, counted_matrices, grouped
+from casd.results import RunTables, rows_of
 from casd.rivals import RIVALS
-from casd.stats import leave_one_out_prediction, mantel_families, remove_backdoor_effects, symmetrize
+from casd.stats import FamilyResult, leave_one_out_predictions, mantel_families, remove_backdoor_effects, symmetrize
 from casd.transfer import RATE_DECIMALS, centered_response
 
 _OF_PAIRS: Final = ("rho_pairs", "p_pairs", "p_pairs_corrected")
@@ -40,11 +40,14 @@ class PairTable:
     centered: np.ndarray
     suppression: np.ndarray
 
+    def stacked(self, predictors: Sequence[str]) -> np.ndarray:
+        """The distances of some predictors, shape (n_predictors, n, n)."""
+        return np.stack([self.distances[name] for name in predictors])
+
 
 def pair_table(tables: RunTables, response: str = "suppression") -> PairTable | None:
     """The pairs of one run; None if fewer than four removals count, or all pairs have the same response."""
-    matrix = counted_matrix(tables, response)
-    names, values = list(matrix.index), matrix.to_numpy()
+    names, [values] = counted_matrices(tables, response)
     if len(names) < MIN_BACKDOORS:
         return None
     centered = centered_response(values)
@@ -83,75 +86,113 @@ def predictor_table(
         - r_squared, rank_error: prediction with one backdoor left out (`casd.stats.leave_one_out_prediction`)
     """
     pairs = {id(tables): pair_table(tables, response) for tables in runs}  # a run may be in two groups
-    rows: list[dict[str, object]] = []
-    for (model, objective), group in grouped(runs).items():
-        found = [pairs[id(tables)] for tables in group]
-        strata = [each for each in found if each is not None]
-        named = {"model": model, "objective": objective}
-        counts = {"runs": len(strata), "left_out": len(found) - len(strata)}
-        if strata:
-            rows += [named | row | counts for row in _group_rows(strata, group[0].headline, permutations, seed)]
+    places = {id(tables): place for place, tables in enumerate(runs)}
+    groups: list[_Group] = []
+    for (model, objective), members in grouped(runs).items():
+        kept = [tables for tables in members if pairs[id(tables)] is not None]
+        if kept:
+            counts = {"runs": len(kept), "left_out": len(members) - len(kept)}
+            strata = [pair for tables in kept if (pair := pairs[id(tables)])]
+            of = [places[id(tables)] for tables in kept]
+            groups.append(_Group({"model": model, "objective": objective}, counts, members[0].headline, strata, of))
+    kinds = [(group, names) for group in groups for names in group.kinds]
+    plain = [[(each.stacked(names), each.centered) for each in group.strata] for group, names in kinds]
+    without = [[(_effects_removed(xs), _effects_removed(y)) for xs, y in family] for family in plain]
+    results = (
+        mantel_families(
+            [*plain, *without],
+            runs=[group.runs for group, _ in kinds] * 2,
+            permutations=permutations,
+            rng=np.random.default_rng(seed),
+        )
+        if kinds
+        else []
+    )
+    rows = [
+        {**group.named, **row, **group.counts}
+        for (group, names), family, of_pairs in zip(kinds, results[: len(kinds)], results[len(kinds) :], strict=True)
+        for row in _rows(group, names, family, of_pairs)
+    ]
     columns = ["model", "objective", "predictor", "role", "runs", "left_out", "n_pairs"]
     return pd.DataFrame(
         rows, columns=[*columns, "rho", "p_value", "p_corrected", "q_value", *_OF_PAIRS, "r_squared", "rank_error"]
     )
 
 
-def _group_rows(strata: Sequence[PairTable], headline: Sequence[str], permutations: int, seed: int) -> list[dict[str, object]]:
-    shared = [name for name in strata[0].distances if all(name in each.distances for each in strata)]
-    rivals = [name for name in shared if name in RIVALS]
-    variants = [name for name in shared if name not in RIVALS]
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """The runs of a model and objective, or of an objective over all models.
+
+    Attributes:
+        named: model and objective.
+        counts: of the runs that enter and of those that are left out.
+        headline: the names of the CASD variants that were named before looking.
+        strata: the pairs of each run that enters.
+        runs: the numbers of these among all runs.
+    """
+
+    named: Mapping[str, str]
+    counts: Mapping[str, int]
+    headline: Sequence[str]
+    strata: Sequence[PairTable]
+    runs: Sequence[int]
+
+    @property
+    def kinds(self) -> list[list[str]]:
+        """The predictors that all runs have: the variants of CASD, and the rivals, as far as there are any."""
+        shared = [name for name in self.strata[0].distances if all(name in each.distances for each in self.strata)]
+        rivals = [name for name in shared if name in RIVALS]
+        return [names for names in ([name for name in shared if name not in RIVALS], rivals) if names]
+
+
+def _rows(group: _Group, names: Sequence[str], family: FamilyResult, of_pairs: FamilyResult) -> list[dict[str, object]]:
+    """The rows of a group's variants or of its rivals, by their tests as they are and without the effects of backdoors."""
+    rivals = names[0] in RIVALS
+    best = int(np.nanargmax(np.abs(family.rho))) if not rivals and np.isfinite(family.rho).any() else None
+    shown = [place for place, name in enumerate(names) if rivals or name in group.headline or place == best]
+    chosen = [names[place] for place in shown]
+    predictions = (
+        leave_one_out_predictions([(each.stacked(chosen), each.suppression) for each in group.strata]) if shown else []
+    )
     rows: list[dict[str, object]] = []
-    groups = [names for names in (variants, rivals) if names]
-    plain = [[(np.stack([each.distances[name] for name in names]), each.centered) for each in strata] for names in groups]
-    without = [[(np.stack([_effects_removed(x) for x in xs]), _effects_removed(y)) for xs, y in each] for each in plain]
-    results = mantel_families([*plain, *without], permutations=permutations, rng=np.random.default_rng(seed))
-    for names, family, of_pairs in zip(groups, results[: len(groups)], results[len(groups) :], strict=True):
-        best = int(np.nanargmax(np.abs(family.rho))) if names is variants and np.isfinite(family.rho).any() else None
-        for place, name in enumerate(names):
-            if names is variants and name not in headline and place != best:
-                continue
-            roles: list[str] = [RIVALS[name].role] if name in RIVALS else []
-            roles += ["headline"] if name in headline else []
-            roles += [f"best of {len(variants)}"] if place == best and len(variants) > len(headline) else []
-            prediction = leave_one_out_prediction([(each.distances[name], each.suppression) for each in strata])
-            rows += [
-                {
-                    "predictor": name,
-                    "role": role,
-                    "n_pairs": family.n_pairs,
-                    "rho": family.rho[place],
-                    "p_value": family.p_value[place],
-                    "p_corrected": math.nan if role == "headline" else family.p_corrected[place],
-                    "q_value": family.q_value[place],
-                    "rho_pairs": of_pairs.rho[place],
-                    "p_pairs": of_pairs.p_value[place],
-                    "p_pairs_corrected": math.nan if role == "headline" else of_pairs.p_corrected[place],
-                    "r_squared": prediction.r_squared,
-                    "rank_error": prediction.rank_error,
-                }
-                for role in roles
-            ]
+    for place, prediction in zip(shown, predictions, strict=True):
+        name = names[place]
+        roles: list[str] = [RIVALS[name].role] if rivals else []
+        roles += ["headline"] if name in group.headline else []
+        roles += [f"best of {len(names)}"] if place == best and len(names) > len(group.headline) else []
+        rows += [
+            {
+                "predictor": name,
+                "role": role,
+                "n_pairs": family.n_pairs,
+                "rho": family.rho[place],
+                "p_value": family.p_value[place],
+                "p_corrected": math.nan if role == "headline" else family.p_corrected[place],
+                "q_value": family.q_value[place],
+                "rho_pairs": of_pairs.rho[place],
+                "p_pairs": of_pairs.p_value[place],
+                "p_pairs_corrected": math.nan if role == "headline" else of_pairs.p_corrected[place],
+                "r_squared": prediction.r_squared,
+                "rank_error": prediction.rank_error,
+            }
+            for role in roles
+        ]
     return rows
 
 
-def _effects_removed(matrix: np.ndarray) -> np.ndarray:
-    return np.round(remove_backdoor_effects(matrix), RATE_DECIMALS)
+def _effects_removed(matrices: np.ndarray) -> np.ndarray:
+    return np.round(remove_backdoor_effects(matrices), RATE_DECIMALS)
 
 
 def _matrices(tidy: pd.DataFrame, by: str, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Tidy distances (a, b, distance; each pair once or in both orders) as symmetric matrices; NaN where a pair is absent."""
-    a, b = (_places(tidy[column], names) for column in ("a", "b"))
-    known = (a >= 0) & (b >= 0)
-    kinds, found = pd.factorize(tidy[by])
+    place = {name: index for index, name in enumerate(names)}
+    rows = list(rows_of(tidy, by, "a", "b", "distance"))
+    found = {kind: index for index, kind in enumerate(dict.fromkeys(kind for kind, *_ in rows))}
+    cells = [(found[kind], place[a], place[b], distance) for kind, a, b, distance in rows if a in place and b in place]
     matrices = np.full((len(found), len(names), len(names)), np.nan)
     matrices[:, range(len(names)), range(len(names))] = 0.0
-    kind, first, second = kinds[known], a[known], b[known]
-    matrices[kind, first, second] = matrices[kind, second, first] = tidy.loc[known, "distance"].to_numpy(dtype=float)
-    return dict(zip(map(str, found), np.round(matrices, RATE_DECIMALS), strict=True))
-
-
-def _places(column: pd.Series, names: Sequence[str]) -> np.ndarray:
-    """Where among `names` each value is; -1 where it is none of them. A long column has few different values."""
-    codes, values = pd.factorize(column)
-    return np.array([names.index(value) if value in names else -1 for value in values], dtype=int)[codes]
+    if cells:
+        kinds, first, second = np.array([cell[:3] for cell in cells]).T
+        matrices[kinds, first, second] = matrices[kinds, second, first] = [cell[3] for cell in cells]
+    return dict(zip(found, np.round(matrices, RATE_DECIMALS), strict=True))

@@ -11,13 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from casd.report.collect import check_comparable, collect, combine, mean_asr, read_runs, summary
+from casd.report.collect import DETAILED_RUNS, check_comparable, collect, combine, mean_asr, read_runs, summary
 from casd.report.comparisons import Comparisons
-from casd.report.figures import run_drawings, sweep_drawings
-from casd.report.html import RUN_FIGURES, SWEEP_FIGURES, run_html, sweep_html
 from casd.report.markup import write_tables
 from casd.report.matrices import mean_asr_table
-from casd.report.page import draw, write_page
 from casd.report.tables import relation_table, run_tables, specificity_table, summary_table
 from casd.report.terminal import print_run, print_sweep, print_tables
 from casd.results import SCHEMAS, SWEEP_INFO, RunTables, write_frames
@@ -46,6 +43,11 @@ def write_report(tables: RunTables, folder: Path, scatter: pd.DataFrame) -> Path
     Raises:
         StoreError: a file cannot be written.
     """
+    # Here, because of matplotlib: what only reads or prints runs need not wait for it.
+    from casd.report.figures import run_drawings
+    from casd.report.html import RUN_FIGURES, run_html
+    from casd.report.page import draw, write_page
+
     folder = Path(folder)
     named = RunTables(**{name: getattr(tables, name) for name in SCHEMAS}, info={"run": folder.resolve().name} | tables.info)
     named.write(folder)
@@ -57,20 +59,30 @@ def write_report(tables: RunTables, folder: Path, scatter: pd.DataFrame) -> Path
 def write_sweep_report(runs: Sequence[RunTables], folder: Path) -> Comparisons:
     """Write the tables, figures and HTML page over several finished runs (`read_runs`); returns what it compared.
 
+    Up to DETAILED_RUNS runs each is there by itself, with all their tables in one. Of more there is what they say together and
+    a row for each: every run's own folder has its tables, and `collect` puts those of any number into one.
+
     Raises:
         StoreError: runs that cannot be compared (`check_comparable`), or a file cannot be written.
     """
+    from casd.report.figures import sweep_drawings
+    from casd.report.html import SWEEP_FIGURES, sweep_html
+    from casd.report.page import draw, write_page
+
     folder = Path(folder)
     check_comparable(runs)
-    combined = combine(runs)
     comparisons = Comparisons.of(runs)
-    frames = {name: getattr(combined, name) for name in SCHEMAS}
-    means = {"summary": summary(runs), "asr_means": mean_asr(runs)}
-    overview = [mean_asr_table(runs), summary_table(runs, means["summary"]), specificity_table(runs)]
-    overview = [table for table in overview if table.rows]
-    write_frames(frames | means | comparisons.frames, combined.info, folder, SWEEP_INFO)
-    relations = relation_table(runs)
-    write_tables([*comparisons.tables, *overview, *([relations] if relations.rows else [])], folder / "tables")
+    frames = {"summary": summary(runs), "asr_means": mean_asr(runs)}
+    overview = [mean_asr_table(runs, frames["asr_means"]), summary_table(runs, frames["summary"])]
+    relations = []
+    if len(runs) <= DETAILED_RUNS:
+        combined = combine(runs)
+        frames |= {name: getattr(combined, name) for name in SCHEMAS}
+        overview.append(specificity_table(runs))
+        relations.append(relation_table(runs))
+    overview, relations = ([table for table in tables if table.rows] for tables in (overview, relations))
+    write_frames(frames | comparisons.frames, {"runs": [tables.info for tables in runs]}, folder, SWEEP_INFO)
+    write_tables([*comparisons.tables, *overview, *relations], folder / "tables")
     figures = draw([*comparisons.drawings, *sweep_drawings(runs)], folder / "figures", SWEEP_FIGURES)
     write_page(sweep_html(runs, comparisons.tables, overview, figures, folder), folder / "report.html")
     return comparisons

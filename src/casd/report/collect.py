@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +13,7 @@ import pandas as pd
 
 from casd.errors import StoreError
 from casd.finished import find_runs
-from casd.results import SCHEMAS, RunTables
+from casd.results import SCHEMAS, RunTables, read_finished, rows_of
 from casd.states import CLEAN_CONTROL, PHANTOM_CONTROL
 
 RUN_COLUMNS: Final = ("run", "model", "objective", "seed")
@@ -25,11 +27,12 @@ def read_runs(paths: str | Path | Iterable[str | Path]) -> list[RunTables]:
 
     Each run's `info` has its "run", "folder" and "setting" as in `casd.finished.FinishedRun`. A run that is found several
     times counts once. The rows of the grid stay on the disk (`RunTables.every_variant`): those of many runs are too many.
+    So do the tables that nothing is said of over many runs, until they are asked for (`casd.results.FinishedTables`).
 
     Raises:
         StoreError: no path, or no finished run of this version there.
     """
-    return [RunTables.read(run.folder, grid=False, info=run.info) for run in find_runs(paths)]
+    return read_finished([run.info for run in find_runs(paths)])
 
 
 def check_comparable(runs: Sequence[RunTables]) -> None:
@@ -100,15 +103,25 @@ def mean_asr(runs: Sequence[RunTables]) -> pd.DataFrame:
         the state did not collapse, NaN if it did in all), runs (their count), collapsed (count of the others); in the order of
         states and backdoors of the runs.
     """
-    frames = []
+    rates: dict[tuple[str, str, str, str], list[float]] = {}
+    lost: Counter[tuple[str, str, str, str]] = Counter()
     for tables in runs:
-        asr = tables.asr.loc[tables.asr["probe"] == "triggered", ["state", "backdoor", "rate"]]
-        collapsed = asr["state"].isin(tables.collapsed).to_numpy()
-        rates = asr["rate"].astype(float).mask(collapsed)
-        frames.append(asr.assign(model=tables.info["model"], objective=tables.treatment, rate=rates, collapsed=collapsed))
-    cells = pd.concat(frames, ignore_index=True).groupby(["model", "objective", "state", "backdoor"], sort=False)
-    means = cells.agg(rate=("rate", "mean"), runs=("rate", "size"), collapsed=("collapsed", "sum")).reset_index()
-    return means.assign(runs=means["runs"] - means["collapsed"])
+        collapsed = tables.collapsed
+        for state, backdoor, rate in triggered_rates(tables):
+            cell = (tables.info["model"], tables.treatment, state, backdoor)
+            intact = rates.setdefault(cell, [])
+            if state in collapsed:
+                lost[cell] += 1
+            else:
+                intact.append(rate)
+    rows = [(*cell, _mean(intact), len(intact), lost[cell]) for cell, intact in rates.items()]
+    return pd.DataFrame(rows, columns=["model", "objective", "state", "backdoor", "rate", "runs", "collapsed"])
+
+
+def triggered_rates(tables: RunTables) -> list[tuple[str, str, float]]:
+    """The cells of the ASR matrix: state, backdoor, rate."""
+    cells = rows_of(tables.asr, "state", "backdoor", "probe", "rate")
+    return [(state, backdoor, float(rate)) for state, backdoor, probe, rate in cells if probe == "triggered"]
 
 
 def casd_matrix(tables: RunTables, variant: str) -> pd.DataFrame:
@@ -136,25 +149,29 @@ def summarize(tables: RunTables) -> dict[str, Any]:
     removals' mean relative change of the clean loss. For a variant and a response, `rho:VARIANT:RESPONSE` and
     `p:VARIANT:RESPONSE`.
     """
-    matrix = asr_matrix(tables)
+    rates = triggered_rates(tables)
+    collapsed = tables.collapsed
     removals = tables.states_of("removal")
-    kept = [name for name in removals if name not in tables.collapsed]
-    cells = matrix.loc[kept].rename_axis("state").melt(ignore_index=False, var_name="backdoor").reset_index()
-    own = cells["state"] == cells["backdoor"]
-    states = tables.states.set_index("state")
+    kept = [name for name in removals if name not in collapsed]
     row: dict[str, Any] = {key: tables.info.get(key) for key in RUN_COLUMNS}
-    row["own_asr"] = cells.loc[own, "value"].mean()
-    row["others_asr"] = cells.loc[~own, "value"].mean()
+    row["own_asr"] = _mean(rate for state, backdoor, rate in rates if state in kept and state == backdoor)
+    row["others_asr"] = _mean(rate for state, backdoor, rate in rates if state in kept and state != backdoor)
     for label, control in (("clean", CLEAN_CONTROL), ("phantom", PHANTOM_CONTROL)):
-        rows = [name for name in tables.states_of("control") if name.startswith(control) and name not in tables.collapsed]
-        row[f"{label}_asr"] = matrix.loc[rows].stack().mean() if rows else float("nan")
-    row["clean_loss_change"] = states.loc[kept, "clean_loss_ratio"].astype(float).mean() - 1
+        under = {name for name in tables.states_of("control") if name.startswith(control)} - collapsed
+        row[f"{label}_asr"] = _mean(rate for state, _, rate in rates if state in under)
+    ratios = dict(rows_of(tables.states, "state", "clean_loss_ratio"))
+    row["clean_loss_change"] = _mean(float(ratios[name]) for name in kept) - 1
     row |= {"removals": len(removals), "collapsed": len(removals) - len(kept)}
-    for relation in tables.relation.to_dict("records"):
-        if relation["variant"] in tables.headline:
-            row[f"rho:{relation['variant']}:{relation['response']}"] = relation["rho"]
-            row[f"p:{relation['variant']}:{relation['response']}"] = relation["p_value"]
+    for variant, response, rho, p in rows_of(tables.relation, "variant", "response", "rho", "p_value"):
+        if variant in tables.headline:
+            row |= {f"rho:{variant}:{response}": rho, f"p:{variant}:{response}": p}
     return row
+
+
+def _mean(values: Iterable[float]) -> float:
+    """The mean without NaN; NaN if nothing is left."""
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
 
 
 def _where(tables: RunTables) -> str:

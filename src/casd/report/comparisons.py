@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from casd.comparison import MEASURES, POOLED, compare_objectives, noise_floor, variance_shares
 from casd.predictors import predictor_table
-from casd.report.drawing import BLUE, VERMILLION, Drawing, without_frame
 from casd.report.markup import Cell, Row, Table
 from casd.report.wording import MISSING, fraction, mean_with_interval, p_text, percent, significant
 from casd.results import RunTables
 from casd.rivals import RIVALS
+
+if TYPE_CHECKING:  # matplotlib: what only compares numbers need not wait for it
+    from matplotlib.figure import Figure
+
+    from casd.report.drawing import Drawing
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +47,7 @@ class Comparisons:
         """By the names of their files."""
         return {self._file(name): getattr(self, name) for name in self._names()}
 
-    @property
+    @cached_property
     def tables(self) -> list[Table]:
         """For people; those without a row are left out."""
         every = [objectives_table(self.objectives), predictors_table(self.predictors)]
@@ -54,6 +57,8 @@ class Comparisons:
     @property
     def drawings(self) -> list[Drawing]:
         """The figure of the objectives, where there is more than one."""
+        from casd.report.drawing import Drawing
+
         if self.objectives["objective"].nunique() < 2:
             return []
         alt = (
@@ -199,6 +204,15 @@ def shares_table(frame: pd.DataFrame) -> Table:
 
 def objectives_figure(frame: pd.DataFrame) -> Figure:
     """The others' suppression net of the controls with its intervals: a panel for each model, a row for each objective."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    from casd.report.drawing import BLUE, VERMILLION, without_frame
+
+    series = (
+        ("suppression_net_clean", BLUE, "o", -0.15, "net of the clean control"),
+        ("suppression_net_phantom", VERMILLION, "s", 0.15, "net of the phantoms"),
+    )
     models = list(dict.fromkeys(frame["model"]))
     objectives = list(dict.fromkeys(frame["objective"]))
     figure = Figure(figsize=(2.4 + 2.6 * len(models), 1.3 + 0.36 * len(objectives)), layout="constrained")
@@ -206,7 +220,7 @@ def objectives_figure(frame: pd.DataFrame) -> Figure:
     for axes, model in zip(panels, models, strict=True):
         rows = frame[frame["model"] == model].set_index("objective").reindex(objectives)
         axes.axvline(0, color="#b8b8b8", linewidth=0.8, zorder=0)
-        for column, color, marker, offset, label in _SERIES:
+        for column, color, marker, offset, label in series:
             places = [place + offset for place in range(len(objectives))]
             values = rows[column].to_numpy(dtype=float)
             low, high = (rows[f"{column}_{end}"].to_numpy(dtype=float) for end in ("low", "high"))
@@ -221,12 +235,6 @@ def objectives_figure(frame: pd.DataFrame) -> Figure:
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.suptitle("Mean suppression of the other backdoors' ASR, with 95 % intervals", fontsize=10.5)
     return figure
-
-
-_SERIES: Final = (
-    ("suppression_net_clean", BLUE, "o", -0.15, "net of the clean control"),
-    ("suppression_net_phantom", VERMILLION, "s", 0.15, "net of the phantoms"),
-)
 
 
 def _model(record: Any) -> str:

@@ -6,13 +6,13 @@ color vision.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
 from casd.errors import StoreError
@@ -46,17 +46,12 @@ def save(figure: Figure, path: Path) -> Path:
         # The layout was solved for the PNG; solving it again for other formats would take as long and change nothing.
         figure.set_layout_engine("none")
         with mpl.rc_context({"pdf.fonttype": 42}):  # TrueType: what publishers ask for
-            figure.savefig(path.with_name(path.name + ".pdf"), metadata={"CreationDate": None, "Producer": None})
+            # By its canvas: `savefig` draws once more than it writes, for a layout that is fixed now.
+            canvas = FigureCanvasPdf(figure)
+            canvas.print_pdf(path.with_name(path.name + ".pdf"), metadata={"CreationDate": None, "Producer": None})
     except OSError as error:
         raise StoreError(f"The figure {png} cannot be written: {error}. Free space or choose another folder.") from error
     return png
-
-
-def text_color(rgb: Sequence[float]) -> str:
-    """Black or white, whichever has the higher contrast (WCAG 2) on a background of `rgb` in [0, 1]."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb[:3]]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return "black" if luminance > 0.179 else "white"
 
 
 def without_frame(axes: Axes) -> None:

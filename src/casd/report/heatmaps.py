@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from casd.report.collect import asr_matrix, casd_matrix
-from casd.report.drawing import VERMILLION, figure_title, plain, short_name, text_color
+from casd.report.colors import text_color
+from casd.report.drawing import VERMILLION, figure_title, plain, short_name
 from casd.report.wording import MISSING, decimals_for, fraction, rate_decimals
 from casd.results import RunTables
 

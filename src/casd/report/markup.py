@@ -14,6 +14,7 @@ from casd.errors import StoreError
 
 LONG_TABLE_ROWS: Final = 40
 """More rows than this become a longtable in LaTeX."""
+_NUMBER: Final = re.compile(r"[(<+]?-?\d[\d.,/%]*(e[+-]\d+)?\)?( \(.*\)| to -?[\d.]+| \[.*\]| of \d+)?|–")
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,7 @@ def write_tables(tables: Iterable[Table], folder: Path) -> None:
 
 def numeric_columns(table: Table) -> list[bool]:
     """For each column, whether all its cells are numbers (or missing): such columns are set flush right."""
-    number = re.compile(r"[(<+]?-?\d[\d.,/%]*(e[+-]\d+)?\)?( \(.*\)| to -?[\d.]+| \[.*\]| of \d+)?|–")
-    return [all(number.fullmatch(row.cells[i].text) for row in table.rows) for i in range(len(table.columns))]
+    return [all(_NUMBER.fullmatch(row.cells[i].text) for row in table.rows) for i in range(len(table.columns))]
 
 
 def _markdown(text: str) -> str:

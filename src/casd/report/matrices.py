@@ -70,9 +70,9 @@ def asr_table(tables: RunTables, probe: str = "triggered") -> Table:
     )
 
 
-def mean_asr_table(runs: Sequence[RunTables]) -> Table:
-    """The ASR matrix of each model × objective, the mean over its runs (`casd.report.collect.mean_asr`)."""
-    means = mean_asr(runs)
+def mean_asr_table(runs: Sequence[RunTables], means: pd.DataFrame | None = None) -> Table:
+    """The ASR matrix of each model × objective; `means` are `casd.report.collect.mean_asr`, where they were computed before."""
+    means = mean_asr(runs) if means is None else means
     backdoors = list(dict.fromkeys(means["backdoor"]))
     groups = []
     for (model, objective), cells in means.groupby(["model", "objective"], sort=False):

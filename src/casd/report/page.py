@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import jinja2
-import matplotlib as mpl
 from markupsafe import Markup, escape
 
 from casd import __version__
 from casd.errors import StoreError
-from casd.report.drawing import Drawing, save, text_color
+from casd.report.colors import map_color, text_color, to_hex
+from casd.report.drawing import Drawing, save
 from casd.report.markup import Cell, Row, Table, numeric_columns
 from casd.report.svg import to_svg
 from casd.report.wording import MISSING
@@ -112,10 +112,12 @@ def write_page(text: str, path: Path) -> Path:
 
 def visible(text: str, limit: int = LONGEST_TEXT) -> str:
     """Text as it can be shown: at most `limit` characters, invisible and reordering ones as escape sequences."""
-    shown = "".join(
-        character if character.isprintable() or character in "\n\u00a0\u202f" else _escape_sequence(character)
-        for character in text[:limit]
-    )
+    shown = text[:limit]
+    if not shown.isprintable():
+        shown = "".join(
+            character if character.isprintable() or character in "\n\u00a0\u202f" else _escape_sequence(character)
+            for character in shown
+        )
     return shown if len(text) <= limit else f"{shown} … ({len(text):,} characters)"
 
 
@@ -142,8 +144,8 @@ def _color_maps(sections: Sequence[Section]) -> list[str]:
 
 def _palette(name: str) -> list[tuple[str, str]]:
     """The colors of the steps of a color map, each with that of the text on it."""
-    colors = [mpl.colormaps[name](step / (SHADES - 1))[:3] for step in range(SHADES)]
-    return [(mpl.colors.to_hex(color), {"black": "#000", "white": "#fff"}[text_color(color)]) for color in colors]
+    colors = [map_color(name, step / (SHADES - 1)) for step in range(SHADES)]
+    return [(to_hex(color), {"black": "#000", "white": "#fff"}[text_color(color)]) for color in colors]
 
 
 def _row_title(row: Row, group: str) -> str:

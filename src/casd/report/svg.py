@@ -8,6 +8,7 @@ from html import escape
 from typing import Final
 
 import matplotlib as mpl
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 _NO_METADATA: Final = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -24,7 +25,7 @@ def to_svg(figure: Figure, alt: str) -> str:
     """
     stream = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": alt}):  # so that the names in no two figures are the same
-        figure.savefig(stream, format="svg", metadata=_NO_METADATA)
+        FigureCanvasSVG(figure).print_svg(stream, metadata=_NO_METADATA)
     drawn = stream.getvalue()
     text = drawn[drawn.index("<svg") :].strip()
     # Several figures stand in one page: names that nothing refers to, such as "axes_1", would be there several times.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-import matplotlib as mpl
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
@@ -13,7 +12,7 @@ from rich.style import Style
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from casd.report.drawing import text_color
+from casd.report.colors import map_color, text_color, to_hex
 from casd.report.markup import Cell, Scale, Table, numeric_columns
 from casd.report.matrices import asr_table, casd_table
 from casd.report.statements import statements
@@ -137,10 +136,9 @@ def _shaded(cell: Cell, collapsed: bool, scale: Scale | None) -> Text:
     """A number on its color of the map, after a mark: * the removed backdoor itself, x a collapsed model."""
     if cell.shade is None or scale is None:
         return Text(f"x{cell.text.strip('()')}" if collapsed and cell.text != MISSING else cell.text, "dim")
-    rgb = mpl.colormaps[scale.colors](cell.shade)[:3]
-    background = "#" + "".join(f"{round(255 * channel):02x}" for channel in rgb)
+    rgb = map_color(scale.colors, cell.shade)
     foreground = {"black": "#000000", "white": "#ffffff"}[text_color(rgb)]
-    return Text(f"{'*' if cell.own else ' '}{cell.text}", Style(color=foreground, bgcolor=background, bold=cell.own))
+    return Text(f"{'*' if cell.own else ' '}{cell.text}", Style(color=foreground, bgcolor=to_hex(rgb), bold=cell.own))
 
 
 def print_table(console: Console, table: Table, leave_out: Collection[str] = (), *, caption: bool = False) -> None:

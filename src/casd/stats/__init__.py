@@ -10,11 +10,18 @@ never single pairs.
 - `permutations`: what the tests share: scores, relabellings, p-values
 - `mantel`: the relation of two matrices, also with others held constant
 - `family`: the relation of many predictors with one response, over several runs, corrected for their number
+- `strata`: the pairs of several runs, and what is wrong with them
 - `prediction`: the response of a backdoor nobody has seen
 """
 
 from casd.stats.family import FamilyResult, benjamini_hochberg, mantel_families, mantel_family
-from casd.stats.intervals import cluster_bootstrap_interval, mean_interval, nested_bootstrap_interval, wilson_interval
+from casd.stats.intervals import (
+    cluster_bootstrap_interval,
+    mean_interval,
+    nested_bootstrap_interval,
+    nested_bootstrap_intervals,
+    wilson_interval,
+)
 from casd.stats.mantel import MantelResult, mantel_test, partial_mantel_test
 from casd.stats.matrices import (
     offdiagonal_center_columns,
@@ -23,7 +30,7 @@ from casd.stats.matrices import (
     symmetrize,
 )
 from casd.stats.permutations import Alternative, Statistic
-from casd.stats.prediction import PredictionResult, leave_one_out_prediction, rank_error
+from casd.stats.prediction import PredictionResult, leave_one_out_prediction, leave_one_out_predictions, rank_error
 
 __all__ = [
     "Alternative",
@@ -34,11 +41,13 @@ __all__ = [
     "benjamini_hochberg",
     "cluster_bootstrap_interval",
     "leave_one_out_prediction",
+    "leave_one_out_predictions",
     "mantel_families",
     "mantel_family",
     "mantel_test",
     "mean_interval",
     "nested_bootstrap_interval",
+    "nested_bootstrap_intervals",
     "offdiagonal_center_columns",
     "offdiagonal_center_two_way",
     "partial_mantel_test",

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from casd.stats.matrices import Array, upper_pairs
+from casd.stats.matrices import Array
 from casd.stats.permutations import (
     TIE_TOLERANCE,
     Alternative,
+    Labels,
     Statistic,
     check_arguments,
     chunk_size,
     count_permutations,
     extremeness,
     limit_note,
+    moved_cells,
     moved_pairs,
-    moved_scores,
     p_value,
     pair_scores,
+    random_moves,
     relabellings,
     why_undefined,
 )
+from casd.stats.strata import first_note, pairs_of_strata
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,39 +118,52 @@ def mantel_family(
 def mantel_families(
     families: Sequence[Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]],
     *,
+    runs: Sequence[Sequence[int]] | None = None,
     permutations: int = 9999,
     rng: np.random.Generator,
     statistic: Statistic = "spearman",
     alternative: Alternative = "two-sided",
 ) -> list[FamilyResult]:
-    """`mantel_family` of several families, all held against the same relabellings, which take most of the time.
+    """`mantel_family` of several families, all held against the same relabellings of the runs that they share.
+
+    Each test is valid by itself, as those of `mantel_family` are: within a family the runs are relabelled independently. What
+    families have in common (a run that is in two of them, a response) is permuted once, which takes most of the time.
 
     Args:
-        families: each as `strata` of `mantel_family`; with the same number of backdoors in each stratum.
+        families: each as `strata` of `mantel_family`.
+        runs: for each family the number, from 0 up, of the run that each of its strata is of; None if all are of the same.
         permutations: as there, and so the others.
         rng: source of the random permutations.
         statistic: correlation over the pairs.
         alternative: "two-sided", "less" or "greater".
 
     Returns:
-        Of each family what `mantel_family` gives with a generator in the same state.
+        Of each family what `mantel_family` gives; if all have the same strata, with a generator in the same state.
 
     Raises:
-        ValueError: as there; or the families differ in their strata.
+        ValueError: as there; or strata of one run differ in their number of backdoors.
     """
     check_arguments(permutations, statistic, alternative, ("spearman", "pearson", "kendall"))
-    prepared = [_Family.of(strata, statistic) for strata in families]
-    if len({family.sizes for family in prepared}) != 1:
-        raise ValueError(f"Expected families with the same strata; got {[family.sizes for family in prepared]}.")
-    sizes = prepared[0].sizes
-    tested = [family for family in prepared if family.can_be_tested]
+    if runs is None and len({len(strata) for strata in families}) != 1:
+        raise ValueError(f"Expected families with the same strata; got {[len(strata) for strata in families]} of them.")
+    places = [range(len(strata)) for strata in families] if runs is None else runs
+    prepared = [_Family.of(strata, of, statistic) for strata, of in zip(families, places, strict=True)]
+    sizes: dict[int, int] = {}
+    for run, n in (pair for family in prepared for pair in zip(family.runs, family.sizes, strict=True)):
+        if sizes.setdefault(run, n) != n:
+            raise ValueError(f"Expected the strata of a run to have one size; run {run} has {sizes[run]} and {n} backdoors.")
+    # Families of one small run are held against all its relabellings, each run's by themselves.
+    together: dict[int | None, list[_Family]] = {}
+    for family in prepared:
+        if family.can_be_tested:
+            together.setdefault(family.runs[0] if family.relabellings(permutations)[1] else None, []).append(family)
+    generators = dict(zip(sizes, [rng] if len(sizes) == 1 else rng.spawn(len(sizes)), strict=True))
     counts: dict[int, tuple[Array, Array]] = {}
-    count, exact = count_permutations(sizes[0], permutations) if len(sizes) == 1 else (permutations, False)
-    if tested:
-        generators = [None if exact else rng] if len(sizes) == 1 else rng.spawn(len(sizes))
-        found = _count_extreme(tested, count, generators, alternative)
-        counts = {id(family): each for family, each in zip(tested, found, strict=True)}
-    return [family.result(counts.get(id(family)), count, exact) for family in prepared]
+    for exact_run, tested in together.items():
+        count, _ = tested[0].relabellings(permutations)
+        found = _count_extreme(tested, count, generators if exact_run is None else {exact_run: None}, alternative)
+        counts |= {id(family): each for family, each in zip(tested, found, strict=True)}
+    return [family.result(counts.get(id(family)), *family.relabellings(permutations)) for family in prepared]
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +171,7 @@ class _Family:
     """What a family's observed correlations are, and what permuting needs of it.
 
     Attributes:
+        runs: which run each stratum is of.
         sizes: the number of backdoors of each stratum.
         n_pairs: over all strata.
         by_stratum: correlations, shape (n_predictors, n_strata).
@@ -162,10 +179,12 @@ class _Family:
         defined: which of the predictors have a correlation in every stratum.
         notes: why the others have not.
         note: why none has: the response.
-        x_scores: of each stratum the scores of the defined predictors, with the stratum's weight in them.
-        y_scores: of each stratum those of the response.
+        weights: of the strata, with the sum 1.
+        x_scores: of each stratum the scores of the defined predictors, shape (n_defined, cells).
+        y_scores: of each stratum those of the response, shape (cells,).
     """
 
+    runs: tuple[int, ...]
     sizes: tuple[int, ...]
     n_pairs: int
     by_stratum: Array
@@ -173,34 +192,38 @@ class _Family:
     defined: npt.NDArray[np.bool_]
     notes: tuple[str, ...]
     note: str
+    weights: Array
     x_scores: Sequence[Array]
     y_scores: Sequence[Array]
 
     @classmethod
-    def of(cls, strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]], statistic: Statistic) -> _Family:
-        sizes, predictors, responses = _pairs_of_strata(strata)
-        n_predictors, n_strata = len(predictors[0]), len(strata)
-        weights = np.array([len(pairs) for pairs in responses], dtype=float)
-        reasons = [[why_undefined(n, pairs) for pairs in xs] for n, xs in zip(sizes, predictors, strict=True)]
-        notes = tuple(_first_note([stratum[k] for stratum in reasons]) for k in range(n_predictors))
-        note = _first_note([why_undefined(n, y) for n, y in zip(sizes, responses, strict=True)], "response: ")
-        by_stratum, rho = np.full((n_predictors, n_strata), np.nan), np.full(n_predictors, np.nan)
-        defined = np.array([not reason for reason in notes])
-        x_scores: list[Array] = []
-        y_scores: list[Array] = []
-        if not note:
-            y_scores = [pair_scores(pairs, statistic) for pairs in responses]
-            for s, xs in enumerate(predictors):
-                here = np.array([not reason for reason in reasons[s]])
-                if here.any():
-                    by_stratum[here, s] = np.clip(pair_scores(xs[here], statistic) @ y_scores[s], -1, 1)
-            if defined.any():
-                rho[defined] = by_stratum[defined] @ (weights / weights.sum())
-                # The weights go into the scores: the pooled correlation is one sum over all strata.
-                x_scores = [
-                    pair_scores(xs[defined], statistic) * w / weights.sum() for xs, w in zip(predictors, weights, strict=True)
-                ]
-        return cls(tuple(sizes), int(weights.sum()), by_stratum, rho, defined, notes, note, x_scores, y_scores)
+    def of(cls, strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]], runs: Sequence[int], statistic: Statistic) -> _Family:
+        sizes, predictors, responses = pairs_of_strata(strata)
+        reasons = _reasons(sizes, predictors)
+        notes = tuple(first_note(of_predictor) for of_predictor in zip(*reasons, strict=True))
+        note = first_note([why_undefined(n, y) for n, y in zip(sizes, responses, strict=True)], "response: ")
+        here = np.array([[not reason for reason in of_stratum] for of_stratum in reasons])
+        defined = np.asarray(here.all(axis=0))
+        n_pairs = sum(map(len, responses))
+        weights = np.array([len(pairs) / max(n_pairs, 1) for pairs in responses])
+        by_stratum, rho = np.full(here.T.shape, np.nan), np.full(len(notes), np.nan)
+        x_scores: dict[int, Array] = {}
+        y_scores: dict[int, Array] = {}
+        for n in () if note else dict.fromkeys(sizes):  # strata of one size at once
+            alike = [s for s, size in enumerate(sizes) if size == n]
+            y = pair_scores(np.stack([responses[s] for s in alike]), statistic)
+            x = np.zeros((len(alike), len(notes), y.shape[1]))
+            x[here[alike]] = pair_scores(np.stack([predictors[s] for s in alike])[here[alike]], statistic)
+            by_stratum[:, alike] = np.where(here[alike], np.clip(np.einsum("svc,sc->sv", x, y), -1, 1), np.nan).T
+            x_scores |= dict(zip(alike, x[:, defined], strict=True))
+            y_scores |= dict(zip(alike, y, strict=True))
+        rho[defined] = by_stratum[defined] @ weights
+        x_in_order, y_in_order = ([scores[s] for s in sorted(scores)] for scores in (x_scores, y_scores))
+        return cls(tuple(runs), tuple(sizes), n_pairs, by_stratum, rho, defined, notes, note, weights, x_in_order, y_in_order)
+
+    def relabellings(self, permutations: int) -> tuple[int, bool]:
+        """How many it is held against, and whether these are all there are: with one stratum, if there are few."""
+        return count_permutations(self.sizes[0], permutations) if len(self.sizes) == 1 else (permutations, False)
 
     @property
     def can_be_tested(self) -> bool:
@@ -256,51 +279,59 @@ def benjamini_hochberg(p_values: npt.ArrayLike) -> Array:
     return adjusted
 
 
-def _pairs_of_strata(strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]) -> tuple[list[int], list[Array], list[Array]]:
-    """Per stratum: the number of backdoors, the pairs of the predictors (v, n_pairs), those of the response (n_pairs,)."""
-    sizes, predictors, responses = [], [], []
-    for s, (xs, y) in enumerate(strata):
-        x_shape, y_shape = np.shape(xs), np.shape(y)
-        if len(x_shape) != 3 or len(y_shape) != 2 or x_shape[1:] != y_shape:
-            raise ValueError(f"Expected shapes (v, n, n) and (n, n); stratum {s} has {x_shape} and {y_shape}.")
-        sizes.append(y_shape[0])
-        predictors.append(upper_pairs(xs, f"a predictor of stratum {s}"))
-        responses.append(upper_pairs(y, f"the response of stratum {s}"))
-    if {len(xs) for xs in predictors} in (set(), {0}):
-        raise ValueError("Expected at least one stratum and one predictor.")
-    if len({len(xs) for xs in predictors}) > 1:
-        raise ValueError(f"Expected the same predictors in every stratum; got {[len(xs) for xs in predictors]} of them.")
-    return sizes, predictors, responses
-
-
-def _first_note(reasons: list[str], prefix: str = "") -> str:
-    """The first reason that is not empty, with its stratum where there are several; "" if all are."""
-    for s, reason in enumerate(reasons):
-        if reason:
-            return prefix + (f"stratum {s}: {reason}" if len(reasons) > 1 else reason)
-    return ""
+def _reasons(sizes: Sequence[int], predictors: Sequence[Array]) -> list[list[str]]:
+    """Of each stratum and predictor why it has no correlation, "" where it may have one."""
+    found = []
+    for n, xs in zip(sizes, predictors, strict=True):
+        fine = (n >= 3) & np.isfinite(xs).all(axis=1) & (xs.min(axis=1, initial=np.inf) < xs.max(axis=1, initial=-np.inf))
+        found.append(["" if good else why_undefined(n, pairs) for good, pairs in zip(fine, xs, strict=True)])
+    return found
 
 
 def _count_extreme(
-    families: Sequence[_Family], count: int, generators: Sequence[np.random.Generator | None], alternative: Alternative
+    families: Sequence[_Family], count: int, generators: Mapping[int, np.random.Generator | None], alternative: Alternative
 ) -> list[tuple[Array, Array]]:
     """For each predictor the permutations in which it, and in which any of its family, is at least as extreme as observed."""
-    sizes = families[0].sizes
     thresholds = [extremeness(family.rho[family.defined], alternative) - TIE_TOLERANCE for family in families]
     extreme, extreme_any = ([np.zeros(len(each)) for each in thresholds] for _ in range(2))
-    largest_scores = max(scores.size for family in families for scores in family.y_scores)
-    at_once = chunk_size(max(map(len, thresholds)) + largest_scores)
-    draws = [relabellings(n, count, at_once, generator) for n, generator in zip(sizes, generators, strict=True)]
-    for chunk in zip(*draws, strict=True):
-        pooled = [np.zeros((len(chunk[0]), len(each))) for each in thresholds]
-        for s, labels in enumerate(chunk):
-            moved = moved_pairs(labels)
-            for sums, family in zip(pooled, families, strict=True):
-                sums += moved_scores(family.y_scores[s], moved) @ family.x_scores[s].T
-        for place, sums in enumerate(pooled):
-            permuted = extremeness(sums, alternative)
+    for pooled in _permuted(families, count, generators):
+        for place, correlations in enumerate(pooled):
+            permuted = extremeness(correlations, alternative)
             extreme[place] += (permuted >= thresholds[place]).sum(axis=0)
             # How many maxima are at least each threshold: those that do not sort before it.
             largest = np.sort(permuted.max(axis=1))
             extreme_any[place] += len(largest) - np.searchsorted(largest, thresholds[place], side="left")
     return list(zip(extreme, extreme_any, strict=True))
+
+
+def _permuted(
+    families: Sequence[_Family], count: int, generators: Mapping[int, np.random.Generator | None]
+) -> Iterator[list[Array]]:
+    """The pooled correlations of each family after relabelling its runs, in chunks of shape (m, n_defined)."""
+    # By run: each response, for it each set of predictors, and for these the families that have them, and with what weight.
+    work: dict[int, dict[bytes, tuple[Array, dict[bytes, tuple[Array, list[tuple[int, float]]]]]]] = {}
+    sizes: dict[int, int] = {}
+    for place, family in enumerate(families):
+        sizes |= dict(zip(family.runs, family.sizes, strict=True))
+        for run, x, y, weight in zip(family.runs, family.x_scores, family.y_scores, family.weights, strict=True):
+            _, predictors = work.setdefault(run, {}).setdefault(y.tobytes(), (y, {}))
+            predictors.setdefault(x.tobytes(), (x, []))[1].append((place, weight))
+    widths = [len(family.x_scores[0]) for family in families]
+    at_once = chunk_size(sum(widths) + max(y.size for family in families for y in family.y_scores))
+    draws = {run: _moves(sizes[run], count, at_once, generators[run]) for run in work}
+    for start in range(0, count, at_once):
+        pooled = [np.zeros((min(at_once, count - start), width)) for width in widths]
+        for run, responses in work.items():
+            moved = next(draws[run])
+            for y, predictors in responses.values():
+                permuted = y.take(moved_cells(moved, y.size))
+                for x, uses in predictors.values():
+                    correlations = permuted @ x.T
+                    for place, weight in uses:
+                        pooled[place] += weight * correlations
+        yield pooled
+
+
+def _moves(n: int, count: int, at_once: int, rng: np.random.Generator | None) -> Iterator[Labels]:
+    """Which pair stands at the place of each after relabelling n backdoors, at random or, without `rng`, in all ways."""
+    return random_moves(n, count, at_once, rng) if rng else map(moved_pairs, relabellings(n, count, at_once, None))

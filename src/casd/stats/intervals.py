@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
 import numpy.typing as npt
+
+from casd.stats.matrices import Array
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -76,8 +79,7 @@ def cluster_bootstrap_interval(
     value_array, cluster_array = np.asarray(values, dtype=float), np.asarray(clusters)
     if value_array.ndim != 1 or value_array.shape != cluster_array.shape:
         raise ValueError(f"Expected two arrays of one length; got shapes {value_array.shape} and {cluster_array.shape}.")
-    if resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(f"Expected resamples >= 1 and a confidence in (0, 1); got {resamples} and {confidence}.")
+    _check_resampling(resamples, confidence)
     kept = ~np.isnan(value_array)
     names, membership = np.unique(cluster_array[kept], return_inverse=True)
     if len(names) < 2:
@@ -130,24 +132,106 @@ def nested_bootstrap_interval(
     if value_array.ndim != 1 or not value_array.shape == outer_array.shape == inner_array.shape:
         shapes = f"{value_array.shape}, {outer_array.shape} and {inner_array.shape}"
         raise ValueError(f"Expected three arrays of one length; got shapes {shapes}.")
+    [interval] = nested_bootstrap_intervals(
+        value_array[:, None], outer_array, inner_array, rng=rng, resamples=resamples, confidence=confidence
+    )
+    return interval
+
+
+def nested_bootstrap_intervals(
+    values: npt.ArrayLike,
+    outer: npt.ArrayLike,
+    inner: npt.ArrayLike,
+    *,
+    rng: np.random.Generator,
+    resamples: int = 9999,
+    confidence: float = 0.95,
+) -> list[tuple[float, float]]:
+    """`nested_bootstrap_interval` of several quantities, on the same resamples as far as they have the same clusters.
+
+    Args:
+        values: shape (n_values, k), a column for each quantity. NaN is left out of its column.
+        outer: as there, and so the others.
+        inner: the inner cluster of each row.
+        rng: source of the resamples.
+        resamples: number of bootstrap samples, at least 1.
+        confidence: coverage, in (0, 1).
+
+    Returns:
+        An interval for each column: what `nested_bootstrap_interval` gives with a generator in the same state.
+
+    Raises:
+        ValueError: as there.
+    """
+    cells, outer_array, inner_array = np.asarray(values, dtype=float), np.asarray(outer), np.asarray(inner)
+    if cells.ndim != 2 or not cells.shape[:1] == outer_array.shape == inner_array.shape:
+        shapes = f"{cells.shape}, {outer_array.shape} and {inner_array.shape}"
+        raise ValueError(f"Expected shapes (n, k), (n,) and (n,); got {shapes}.")
+    _check_resampling(resamples, confidence)
+    outer_codes, inner_codes = (np.unique(names, return_inverse=True)[1] for names in (outer_array, inner_array))
+    clusters, membership = np.unique(np.stack([outer_codes, inner_codes]), axis=1, return_inverse=True)
+    known = ~np.isnan(cells)
+    counts, sums = (_sums(each, membership, clusters.shape[1]) for each in (known.astype(float), np.where(known, cells, 0.0)))
+    alike: dict[bytes, list[int]] = {}
+    for column, present in enumerate((counts > 0).T):
+        alike.setdefault(present.tobytes(), []).append(column)
+    limits = np.full((2, cells.shape[1]), np.nan)
+    quantiles = [(1 - confidence) / 2, (1 + confidence) / 2]
+    state = copy.deepcopy(rng)
+    for turn, columns in enumerate(alike.values()):
+        present = counts[:, columns[0]] > 0
+        starts = np.flatnonzero(np.diff(clusters[0][present], prepend=-1))
+        if len(starts) > 1:
+            generator = copy.deepcopy(state) if turn else rng
+            of_sums, of_counts = (np.split(each[present][:, columns], starts[1:]) for each in (sums, counts))
+            means = _nested_means(of_sums, of_counts, generator, resamples)
+            limits[:, columns] = np.quantile(means, quantiles, axis=1)
+    return [(float(low), float(high)) for low, high in limits.T]
+
+
+def _nested_means(sums: list[Array], counts: list[Array], rng: np.random.Generator, resamples: int) -> Array:
+    """The resampled means of k quantities, shape (k, resamples).
+
+    Args:
+        sums: of each outer cluster the sums over its inner ones, shape (inner clusters, k).
+        counts: likewise the numbers of values, none of them 0.
+        rng: source of the resamples.
+        resamples: their number.
+    """
+    drawn = rng.integers(len(sums), size=(resamples, len(sums))).ravel()
+    # The places where each outer cluster was drawn, one cluster after another, and so the resamples that drew it.
+    resample = np.argsort(drawn.astype(np.min_scalar_type(len(sums))), kind="stable") // len(sums)
+    ends = np.cumsum(np.bincount(drawn, minlength=len(sums)))
+    means = np.zeros((sums[0].shape[1], resamples))
+    for of_cluster, inner_sums, inner_counts in zip(np.split(resample, ends[:-1]), sums, counts, strict=True):
+        n_inner = len(inner_sums)
+        # The smallest kind of integer: millions of them are drawn.
+        inner = rng.integers(n_inner, size=(len(of_cluster), n_inner), dtype=np.min_scalar_type(n_inner - 1))
+        weights = _times_drawn(inner)
+        of_draws = (weights @ inner_sums) / (weights @ inner_counts)
+        for mean, column in zip(means, of_draws.T, strict=True):
+            mean += np.bincount(of_cluster, weights=column, minlength=resamples)
+    return means / len(sums)
+
+
+def _check_resampling(resamples: int, confidence: float) -> None:
     if resamples < 1 or not 0 < confidence < 1:
         raise ValueError(f"Expected resamples >= 1 and a confidence in (0, 1); got {resamples} and {confidence}.")
-    kept = ~np.isnan(value_array)
-    names, membership = np.unique(outer_array[kept], return_inverse=True)
-    if len(names) < 2:
-        return math.nan, math.nan
-    drawn = rng.integers(len(names), size=(resamples, len(names)))
-    means = np.empty(drawn.shape)
-    for cluster in range(len(names)):
-        own = membership == cluster
-        _, inner_membership = np.unique(inner_array[kept][own], return_inverse=True)
-        sums = np.bincount(inner_membership, weights=value_array[kept][own])
-        counts = np.bincount(inner_membership)
-        here = drawn == cluster
-        inner_drawn = rng.integers(len(sums), size=(int(here.sum()), len(sums)))
-        means[here] = sums[inner_drawn].sum(axis=1) / counts[inner_drawn].sum(axis=1)
-    low, high = np.quantile(means.mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+
+
+def _sums(cells: Array, membership: npt.NDArray[np.intp], n_clusters: int) -> Array:
+    """The sums of the columns (n, k) over the rows of each cluster, shape (n_clusters, k)."""
+    return np.stack([np.bincount(membership, weights=column, minlength=n_clusters) for column in cells.T], axis=1)
+
+
+def _times_drawn(draws: npt.NDArray[np.integer]) -> Array:
+    """How often each of k things is among the k of a draw: of draws (m, k) of numbers below k, shape (m, k).
+
+    With these as weights the sums over what was drawn are one matrix product, whatever is summed.
+    """
+    m, k = draws.shape
+    cells = (np.arange(0, m * k, k)[:, None] + draws).ravel()
+    return np.bincount(cells, minlength=m * k).reshape(m, k).astype(float)
 
 
 def mean_interval(values: npt.ArrayLike, confidence: float = 0.95) -> tuple[float, float]:

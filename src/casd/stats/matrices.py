@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 
@@ -81,25 +83,26 @@ def remove_backdoor_effects(matrix: npt.ArrayLike) -> Array:
     cross without selfs: B. Griffing (1956), Australian Journal of Biological Sciences 9, 463–493, method 4.
 
     Args:
-        matrix: symmetric, shape (n, n); the diagonal is not read. A NaN off the diagonal makes all cells NaN.
+        matrix: symmetric, shape (n, n), or several, shape (…, n, n); the diagonal is not read. A NaN off the diagonal makes
+            all cells of its matrix NaN.
 
     Returns:
-        Symmetric, shape (n, n), the diagonal NaN; all NaN with fewer than three backdoors, where the effects cannot be
+        Symmetric, of the same shape, the diagonal NaN; all NaN with fewer than three backdoors, where the effects cannot be
         told apart.
 
     Raises:
         ValueError: `matrix` is not square and symmetric.
     """
     upper_pairs(matrix, "the matrix")
-    cells = square(matrix)
-    n = len(cells)
+    cells = np.asarray(matrix, dtype=float)
+    n = cells.shape[-1]
     if n < 3:
-        return np.full((n, n), np.nan)
+        return np.full(cells.shape, np.nan)
     known = _without_diagonal(cells)
-    mean = known.sum() / (n * (n - 1))
-    effects = (known.sum(axis=1) - (n - 1) * mean) / (n - 2)
+    mean = known.sum(axis=(-2, -1), keepdims=True) / (n * (n - 1))
+    effects = (known.sum(axis=-1, keepdims=True) - (n - 1) * mean) / (n - 2)
     # In these brackets the sum is symmetric in bits.
-    residual = _residual(known, mean + (effects[:, None] + effects[None, :]))
+    residual = _residual(known, mean + (effects + np.swapaxes(effects, -2, -1)))
     # No degree of freedom: the zeros are exact, so that nobody correlates their rounding.
     return np.where(np.isnan(residual), np.nan, 0.0) if n == 3 else residual
 
@@ -135,21 +138,28 @@ def upper_pairs(matrices: npt.ArrayLike, name: str) -> Array:
     cells = np.asarray(matrices, dtype=float)
     if cells.ndim < 2 or cells.shape[-1] != cells.shape[-2]:
         raise ValueError(f"Expected a square matrix; {name} has the shape {cells.shape}.")
-    rows, columns = np.triu_indices(cells.shape[-1], k=1)
+    rows, columns = places_of_pairs(cells.shape[-1])
     above, below = cells[..., rows, columns], cells[..., columns, rows]
-    if not np.allclose(above, below, rtol=1e-6, atol=1e-12, equal_nan=True):
+    # Nearly always they are equal in bits, which is known sooner.
+    if not (np.array_equal(above, below) or np.allclose(above, below, rtol=1e-6, atol=1e-12, equal_nan=True)):
         raise ValueError(f"Expected symmetric matrices; {name} is not.")
     return above
 
 
+@functools.cache
+def places_of_pairs(n: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Rows and columns of the upper triangle of an (n, n) matrix, in the order of `upper_pairs`. Not to be written to."""
+    return np.triu_indices(n, k=1)
+
+
 def _without_diagonal(cells: Array) -> Array:
     """The cells with a diagonal of 0, which sums leave out."""
-    return np.where(np.eye(len(cells), dtype=bool), 0.0, cells)
+    return np.where(np.eye(cells.shape[-1], dtype=bool), 0.0, cells)
 
 
 def _residual(known: Array, fitted: Array) -> Array:
     """known − fitted, the diagonal NaN; what is rounding alone is 0, so that ranks do not read an order in it."""
     residual = known - fitted
-    residual[np.abs(residual) <= _ROUNDING * np.abs(known).max()] = 0.0
-    np.fill_diagonal(residual, np.nan)
-    return residual
+    largest = np.abs(known).max(axis=(-2, -1), keepdims=True)
+    residual = np.where(np.abs(residual) <= _ROUNDING * largest, 0.0, residual)
+    return np.where(np.eye(known.shape[-1], dtype=bool), np.nan, residual)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from casd.stats.matrices import Array
+from casd.stats.matrices import Array, places_of_pairs
 from casd.stats.ranks import rankdata
 
 Statistic = Literal["spearman", "pearson", "kendall"]
@@ -21,6 +22,8 @@ Labels = npt.NDArray[np.intp]
 TIE_TOLERANCE = 1e-12
 # Numbers held at once while permuting: bounds the memory (16 MB) whatever the number of backdoors and permutations.
 _CHUNK_CELLS = 2_000_000
+# Backdoors of which all permutations are kept: 8! = 40 320, 1 MB of them.
+_TABULATED = 8
 # A result that could not have come out below this, whatever the data, says so in its note.
 _USUAL_LEVEL = 0.05
 
@@ -67,25 +70,25 @@ def pair_scores(pairs: Array, statistic: Statistic) -> Array:
 
 def permuted_scores(scores: Array, labels: Labels) -> Array:
     """Scores of one matrix, shape (cells,), after each relabelling of its backdoors (m, n): shape (m, cells)."""
-    return moved_scores(scores, moved_pairs(labels))
+    return scores.take(moved_cells(moved_pairs(labels), scores.size))
 
 
 def moved_pairs(labels: Labels) -> Labels:
     """Which pair stands at the place of each after relabelling the backdoors, (m, n): shape (m, n_pairs)."""
     n = labels.shape[1]
-    rows, columns = np.triu_indices(n, k=1)
+    rows, columns = places_of_pairs(n)
     pair_at = np.zeros((n, n), dtype=np.intp)
     pair_at[rows, columns] = pair_at[columns, rows] = np.arange(len(rows))
     # By one flat index: five times as fast as by two.
     return pair_at.take(labels.take(rows, axis=1) * n + labels.take(columns, axis=1))
 
 
-def moved_scores(scores: Array, moved: Labels) -> Array:
-    """Scores of one matrix, shape (cells,), after its pairs were moved, (m, n_pairs): shape (m, cells)."""
+def moved_cells(moved: Labels, cells: int) -> Labels:
+    """Which of a matrix's scores stands at the place of each after its pairs were moved, (m, n_pairs): shape (m, cells)."""
     n_pairs = moved.shape[1]
-    if scores.size == n_pairs:
-        return scores.take(moved)
-    return scores.reshape(n_pairs, n_pairs)[moved[:, :, None], moved[:, None, :]].reshape(len(moved), -1)
+    if cells == n_pairs:
+        return moved
+    return (moved[:, :, None] * n_pairs + moved[:, None, :]).reshape(len(moved), -1)
 
 
 def count_permutations(n: int, permutations: int) -> tuple[int, bool]:
@@ -111,6 +114,25 @@ def relabellings(n: int, count: int, at_once: int, rng: np.random.Generator | No
         return
     for start in range(0, count, at_once):
         yield rng.permuted(np.tile(np.arange(n), (min(at_once, count - start), 1)), axis=1)
+
+
+def random_moves(n: int, count: int, at_once: int, rng: np.random.Generator) -> Iterator[Labels]:
+    """`moved_pairs` of `count` random permutations of range(n), in chunks of at most `at_once`, whose size changes nothing.
+
+    Of few backdoors every permutation is at hand, and to draw one is to draw its number.
+    """
+    if n > _TABULATED:
+        yield from map(moved_pairs, relabellings(n, count, at_once, rng))
+        return
+    table = _every_move(n)
+    for start in range(0, count, at_once):
+        yield table.take(rng.integers(len(table), size=min(at_once, count - start)), axis=0).astype(np.intp)
+
+
+@functools.cache
+def _every_move(n: int) -> npt.NDArray[np.uint8]:
+    """`moved_pairs` of all n! permutations of range(n), in little memory."""
+    return moved_pairs(np.array(list(itertools.permutations(range(n))), dtype=np.intp)).astype(np.uint8)
 
 
 def extremeness(correlations: npt.ArrayLike, alternative: Alternative) -> Array:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from casd.stats.matrices import Array, upper_pairs
+from casd.stats.matrices import Array, places_of_pairs
 from casd.stats.ranks import rankdata
+from casd.stats.strata import first_note, pairs_of_strata
 
 
 @dataclass(frozen=True)
@@ -57,35 +58,56 @@ def leave_one_out_prediction(strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike
     Raises:
         ValueError: no stratum, or matrices that are not square, symmetric and of one size.
     """
-    if not strata:
-        raise ValueError("Expected at least one stratum.")
-    by_size: dict[int, list[tuple[Array, Array]]] = {}
-    n_cells, note = 0, ""
     for s, (x, y) in enumerate(strata):
         if np.shape(x) != np.shape(y):
             raise ValueError(f"Expected two matrices of one shape; stratum {s} has {np.shape(x)} and {np.shape(y)}.")
-        x_pairs, y_pairs = upper_pairs(x, f"the predictor of stratum {s}"), upper_pairs(y, f"the response of stratum {s}")
-        n = np.shape(y)[0]
-        n_cells += n * (n - 1)
-        where = f"stratum {s}: " if len(strata) > 1 else ""
-        if n < 4:
-            note = note or f"{where}to hold one backdoor out needs at least 4 of them, here {n}"
-        elif not (np.isfinite(x_pairs).all() and np.isfinite(y_pairs).all()):
-            note = note or f"{where}a pair has no finite value"
-        else:
-            by_size.setdefault(n, []).append((x_pairs, y_pairs))
-    if note:
-        return PredictionResult(math.nan, math.nan, math.nan, math.nan, n_cells, note)
-    observed, predicted, baseline, rank_errors = [], [], [], []
-    for n, alike in by_size.items():  # many small strata at once
-        x_alike, y_alike = (np.stack(each) for each in zip(*alike, strict=True))
-        y_held, y_hat, y_mean = _hold_out(x_alike, y_alike, n)
-        observed.append(y_held.ravel())
-        predicted.append(y_hat.ravel())
-        baseline.append(y_mean.ravel())
-        rank_errors.append(rank_error(y_hat, y_held).ravel())
-    values, errors = np.concatenate(observed), np.concatenate(observed) - np.concatenate(predicted)
-    errors_of_mean = values - np.concatenate(baseline)
+    [result] = leave_one_out_predictions([(np.asarray(x, dtype=float)[None], y) for x, y in strata])
+    return result
+
+
+def leave_one_out_predictions(strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]) -> list[PredictionResult]:
+    """`leave_one_out_prediction` of one response from each of several predictors, each by itself.
+
+    Args:
+        strata: one (xs, y) per run: xs the predictors, symmetric matrices of shape (v, n, n), the same ones in the same order
+            in every stratum; y the response, symmetric, shape (n, n). Diagonals are not read.
+
+    Returns:
+        Of each predictor what `leave_one_out_prediction` gives.
+
+    Raises:
+        ValueError: as there; or different numbers of predictors.
+    """
+    sizes, predictors, responses = pairs_of_strata(strata)
+    reasons = [[_why_not(n, x, y) for x in xs] for n, xs, y in zip(sizes, predictors, responses, strict=True)]
+    notes = [first_note(of_predictor) for of_predictor in zip(*reasons, strict=True)]
+    n_cells = sum(n * (n - 1) for n in sizes)
+    fine = [place for place, note in enumerate(notes) if not note]
+    values, predicted, baseline, rank_errors = ([np.empty((len(fine), 0))] for _ in range(4))
+    for n in dict.fromkeys(sizes) if fine else ():  # strata of one size at once
+        alike = [s for s, size in enumerate(sizes) if size == n]
+        x, y = np.stack([predictors[s][fine] for s in alike], axis=1), np.stack([responses[s] for s in alike])
+        held, y_hat, y_mean = _hold_out(x, np.broadcast_to(y, x.shape), n)
+        found = (held, y_hat, y_mean, rank_error(y_hat, held))
+        for column, each in zip((values, predicted, baseline, rank_errors), found, strict=True):
+            column.append(each.reshape(len(fine), -1))
+    cells = [np.concatenate(column, axis=1) for column in (values, predicted, baseline, rank_errors)]
+    results = {place: _result([column[row] for column in cells], n_cells) for row, place in enumerate(fine)}
+    nothing = (math.nan, math.nan, math.nan, math.nan, n_cells)
+    return [results[place] if place in results else PredictionResult(*nothing, note) for place, note in enumerate(notes)]
+
+
+def _why_not(n: int, x_pairs: Array, y_pairs: Array) -> str:
+    """Why no backdoor of this stratum can be held out, "" if it can."""
+    if n < 4:
+        return f"to hold one backdoor out needs at least 4 of them, here {n}"
+    return "" if np.isfinite(x_pairs).all() and np.isfinite(y_pairs).all() else "a pair has no finite value"
+
+
+def _result(cells: Sequence[Array], n_cells: int) -> PredictionResult:
+    """Of one predictor: over all cells held out the observed, the predicted, the training means; and every rank error."""
+    values, predicted, baseline, rank_errors = cells
+    errors, errors_of_mean = values - predicted, values - baseline
     total = float(np.sum(errors_of_mean**2))
     # Means of equal numbers may miss them by rounding, which is no variance to explain.
     varies = math.sqrt(total / len(values)) > 1e-12 * float(np.abs(values).max(initial=0.0))
@@ -93,7 +115,7 @@ def leave_one_out_prediction(strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike
         r_squared=1 - float(np.sum(errors**2)) / total if varies else math.nan,
         mae=float(np.abs(errors).mean()),
         mae_of_mean=float(np.abs(errors_of_mean).mean()),
-        rank_error=float(np.concatenate(rank_errors).mean()),
+        rank_error=float(rank_errors.mean()),
         n_cells=n_cells,
         note="" if varies else "the response is the same for all pairs: R² has nothing to explain",
     )
@@ -136,21 +158,21 @@ def _hold_out(x_pairs: Array, y_pairs: Array, n: int) -> tuple[Array, Array, Arr
     """Observed, predicted and mean of the training pairs, for the n − 1 pairs of each backdoor in turn.
 
     Args:
-        x_pairs: the predictor of strata of one size, shape (s, n_pairs).
-        y_pairs: the response, likewise.
+        x_pairs: of a predictor in a stratum, shape (…, n_pairs).
+        y_pairs: the response, of the same shape.
         n: the number of backdoors.
 
     Returns:
-        Three arrays of shape (s, n, n − 1).
+        Three arrays of shape (…, n, n − 1).
     """
-    rows, columns = np.triu_indices(n, k=1)
+    rows, columns = places_of_pairs(n)
     backdoors = np.arange(n)[:, None]
     held = (rows == backdoors) | (columns == backdoors)
     training = ~held
     n_training = (n - 1) * (n - 2) // 2
     x_mean = (x_pairs @ training.T / n_training)[..., None]
     y_mean = (y_pairs @ training.T / n_training)[..., None]
-    x, y = x_pairs[:, None, :], y_pairs[:, None, :]
+    x, y = x_pairs[..., None, :], y_pairs[..., None, :]
     x_centred = np.where(training, x - x_mean, 0.0)
     products = np.sum(x_centred * (y - y_mean), axis=-1)
     squares = np.sum(x_centred**2, axis=-1)
@@ -158,6 +180,6 @@ def _hold_out(x_pairs: Array, y_pairs: Array, n: int) -> tuple[Array, Array, Arr
     constant = np.where(training, x, np.inf).min(axis=-1) == np.where(training, x, -np.inf).max(axis=-1)
     slopes = np.where(constant, 0.0, products / np.where(constant, 1.0, squares))[..., None]
     predicted = y_mean + slopes * (x - x_mean)
-    shape = (len(x_pairs), n, n - 1)
+    shape = (*x_pairs.shape[:-1], n, n - 1)
     observed = np.broadcast_to(y, predicted.shape)
-    return observed[:, held].reshape(shape), predicted[:, held].reshape(shape), np.broadcast_to(y_mean, shape)
+    return observed[..., held].reshape(shape), predicted[..., held].reshape(shape), np.broadcast_to(y_mean, shape)

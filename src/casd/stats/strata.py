@@ -1,0 +1,46 @@
+"""Several runs together: their pairs, in the form in which all of them are tested or predicted at once, and what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from casd.stats.matrices import Array, upper_pairs
+
+
+def pairs_of_strata(strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]) -> tuple[list[int], list[Array], list[Array]]:
+    """The pairs of strata that have the same predictors.
+
+    Args:
+        strata: one (xs, y) per run: symmetric matrices of shape (v, n, n) and (n, n).
+
+    Returns:
+        Per stratum: the number of backdoors n, the pairs of the predictors (v, n_pairs), those of the response (n_pairs,).
+
+    Raises:
+        ValueError: no stratum or no predictor; matrices that are not square, symmetric and of one size within a stratum;
+            different numbers of predictors.
+    """
+    sizes, predictors, responses = [], [], []
+    for s, (xs, y) in enumerate(strata):
+        x_shape, y_shape = np.shape(xs), np.shape(y)
+        if len(x_shape) != 3 or len(y_shape) != 2 or x_shape[1:] != y_shape:
+            raise ValueError(f"Expected shapes (v, n, n) and (n, n); stratum {s} has {x_shape} and {y_shape}.")
+        sizes.append(y_shape[0])
+        predictors.append(upper_pairs(xs, f"a predictor of stratum {s}"))
+        responses.append(upper_pairs(y, f"the response of stratum {s}"))
+    if {len(xs) for xs in predictors} in (set(), {0}):
+        raise ValueError("Expected at least one stratum and one predictor.")
+    if len({len(xs) for xs in predictors}) > 1:
+        raise ValueError(f"Expected the same predictors in every stratum; got {[len(xs) for xs in predictors]} of them.")
+    return sizes, predictors, responses
+
+
+def first_note(reasons: Sequence[str], prefix: str = "") -> str:
+    """The first reason that is not empty, with its stratum where there are several; "" if all are."""
+    for s, reason in enumerate(reasons):
+        if reason:
+            return prefix + (f"stratum {s}: {reason}" if len(reasons) > 1 else reason)
+    return ""
