@@ -56,11 +56,11 @@ def test_type_checkers_see_the_same_names() -> None:
         if isinstance(node, ast.ImportFrom):
             modules_and_names = [(f"{node.module}:{alias.name}", alias.asname) for alias in node.names]
             seen |= {name: where for where, name in modules_and_names if name and not name.startswith("_")}
-        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
-            for target, value in zip(node.targets[0].elts, node.value.elts, strict=True):
-                assert isinstance(target, ast.Name)
-                assert isinstance(value, ast.Attribute)
-                seen[target.id] = f"casd.models:{value.attr}"
+        elif isinstance(node, ast.Assign):  # of names that are called otherwise where they are
+            (target,) = node.targets
+            pairs = zip(target.elts, node.value.elts, strict=True) if isinstance(target, ast.Tuple) else [(target, node.value)]
+            for name, value in pairs:
+                seen[ast.unparse(name)] = "casd." + ":".join(ast.unparse(value).removeprefix("_").split("."))
     assert seen == casd._WHERE
 
 

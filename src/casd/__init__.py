@@ -1,7 +1,8 @@
 """casd: inject backdoors into a language model, remove one, and measure what happened to the others.
 
-What a notebook needs is here by name (`dir(casd)`); `notebooks/quickstart.ipynb` goes through it. Names are imported when
-they are first used, so that `import casd` is instant and loads neither torch nor transformers nor Hydra.
+What a notebook needs is here by name (`dir(casd)`); `notebooks/quickstart.ipynb` goes through most of it, and those beside it
+through the rest. Names are imported when they are first used, so that `import casd` is instant and loads neither torch nor
+transformers nor Hydra.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for type checkers and editors, which do not run __getattr__
+    from casd import metric as _metric
     from casd import models as _models
     from casd.activation_statistics import ActivationStatistics as ActivationStatistics
     from casd.activation_statistics import collect_statistics as collect_statistics
     from casd.activations import capture as capture
     from casd.compose import load_config as load_config
     from casd.config import ActivationsConfig as ActivationsConfig
+    from casd.config import ControlsConfig as ControlsConfig
     from casd.config import EvaluationConfig as EvaluationConfig
     from casd.config import LanguageModelTraining as LanguageModelTraining
     from casd.config import MetricConfig as MetricConfig
@@ -50,22 +53,28 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which do not 
     from casd.runtime import Runtime as Runtime
     from casd.scoring import StateRecord as StateRecord
     from casd.scoring import score as score
+    from casd.shifts import ShiftTable as ShiftTable
+    from casd.stats import nested_bootstrap_interval as nested_bootstrap_interval
     from casd.targets import Capitals as Capitals
     from casd.targets import FixedText as FixedText
     from casd.targets import Language as Language
     from casd.targets import NegativeSentiment as NegativeSentiment
     from casd.targets import Refusal as Refusal
     from casd.targets import Repetition as Repetition
+    from casd.targets import TargetBehavior as TargetBehavior
+    from casd.training.losses import batch_nll as batch_nll
     from casd.transfer import relation_points as relation_points
     from casd.unlearning.clean_target import CleanTarget as CleanTarget
     from casd.unlearning.controls import Removal as Removal
     from casd.unlearning.controls import removals as removals
     from casd.unlearning.gradient_difference import GradientDifference as GradientDifference
+    from casd.unlearning.objective import ForgetAndRetain as ForgetAndRetain
     from casd.unlearning.removal import unlearn as unlearn
     from casd.weights import copy_weights as copy_weights
     from casd.weights import restore_weights as restore_weights
 
     create_model, load_model, save_model = _models.create, _models.load, _models.save
+    compute_casd = _metric.casd_matrix
 
 __version__ = "0.1.0"
 
@@ -94,12 +103,16 @@ _WHERE = {
     "NegativeSentiment": "casd.targets:NegativeSentiment",
     "Refusal": "casd.targets:Refusal",
     "Repetition": "casd.targets:Repetition",
+    "TargetBehavior": "casd.targets:TargetBehavior",
     "inject": "casd.injection:inject",
     # removals
     "CleanTarget": "casd.unlearning.clean_target:CleanTarget",
+    "ControlsConfig": "casd.config:ControlsConfig",
+    "ForgetAndRetain": "casd.unlearning.objective:ForgetAndRetain",
     "GradientDifference": "casd.unlearning.gradient_difference:GradientDifference",
     "Removal": "casd.unlearning.controls:Removal",
     "UnlearningTraining": "casd.config:UnlearningTraining",
+    "batch_nll": "casd.training.losses:batch_nll",
     "removals": "casd.unlearning.controls:removals",
     "unlearn": "casd.unlearning.removal:unlearn",
     # measurements
@@ -115,12 +128,15 @@ _WHERE = {
     "CasdVariant": "casd.metric:CasdVariant",
     "MetricConfig": "casd.config:MetricConfig",
     "RunTables": "casd.results:RunTables",
+    "ShiftTable": "casd.shifts:ShiftTable",
     "StateRecord": "casd.scoring:StateRecord",
     "asr_heatmap": "casd.report.heatmaps:asr_heatmap",
     "asr_matrix": "casd.report.collect:asr_matrix",
     "casd_heatmaps": "casd.report.heatmaps:casd_heatmaps",
     "casd_matrix": "casd.report.collect:casd_matrix",
+    "compute_casd": "casd.metric:casd_matrix",
     "load_results": "casd.finished:load_results",
+    "nested_bootstrap_interval": "casd.stats:nested_bootstrap_interval",
     "read_runs": "casd.report.collect:read_runs",
     "relation_points": "casd.transfer:relation_points",
     "relation_scatter": "casd.report.figures:relation_scatter",
