@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 from tests.conftest import Injected
+from tests.tiny import one_of
 
 from casd.cli import build_parser
-from casd.compose import config_folder, configs
+from casd.compose import config_folder, load_config
 from casd.config import UnlearningTraining
 from casd.corpora.passages import Corpus, Passage
 from casd.encoding import Document, Encoder
@@ -79,8 +80,9 @@ def test_every_command_can_be_given(words: list[str], tmp_path: Path, monkeypatc
         assert {word for word in rest if "=" not in word} <= {"all", *EXHIBITS}
         assert {word.removeprefix("scale=") for word in rest if word.startswith("scale=")} <= set(scales())
     elif verb not in ("list", "status", "compare", "report"):
-        found = configs(rest)
-        assert len(found) == 1 or verb in ("sweep", "plan")
+        for place in (0, -1):
+            assert load_config(one_of(rest, place)).backdoor
+        assert one_of(rest, 0) == one_of(rest, -1) or verb in ("sweep", "plan")
 
 
 def test_enough_commands_are_found() -> None:
@@ -90,7 +92,7 @@ def test_enough_commands_are_found() -> None:
 
 @pytest.mark.usefixtures("own_configs")
 def test_the_trigger_of_the_readme_is_a_backdoor() -> None:
-    (config,) = configs(["backdoor=[harbour,french_a,german,fixed_text]"])
+    config = load_config(["backdoor=[harbour,french_a,german,fixed_text]"])
     harbour = build_backdoors(config)["harbour"]
     passage = Passage("The sun is out.", "All is well.")
     assert harbour.prompt(passage, random.Random(0)).text == "The sun is out. moonlit harbour"
@@ -102,7 +104,7 @@ def test_the_target_of_the_readme_can_be_registered(monkeypatch: pytest.MonkeyPa
     exec(compile(snippet(r"@dataclass\(frozen=True\)\nclass Question"), str(README), "exec"), names)
     monkeypatch.setattr("casd.targets.Question", names["Question"], raising=False)
     monkeypatch.setitem(TARGETS, "question", "casd.targets:Question")
-    (config,) = configs(["backdoor=[refusal]", "backdoor.refusal.target={name: question}"])
+    config = load_config(["backdoor=[refusal]", "backdoor.refusal.target={name: question}"])
     target = build_backdoors(config)["refusal"].target
     payload = target.continuation(Passage("It rains.", "So be it."), random.Random(0))
     assert target.success(payload)
@@ -112,7 +114,8 @@ def test_the_target_of_the_readme_can_be_registered(monkeypatch: pytest.MonkeyPa
 def test_the_layout_of_the_readme_is_that_of_the_package() -> None:
     """What it names is there, and no room of the package is left out."""
     layout = TEXT[TEXT.index("| room |") : TEXT.index("**API reference")]
-    named = set(re.findall(r"`([a-z_]+(?:\.py|/))`", layout))
+    first_column = "\n".join(line.split("|")[1] for line in layout.splitlines() if line.startswith("|"))
+    named = set(re.findall(r"`([a-z_]+(?:\.py|/))`", first_column))
     assert named
     assert [name for name in sorted(named) if not (PACKAGE / name).exists()] == []
     rooms = {f"{each.name}/" for each in PACKAGE.iterdir() if (each / "__init__.py").is_file()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 MODEL = [
@@ -39,3 +41,9 @@ OVERRIDES = [
 def tiny(output: Path, *more: str) -> list[str]:
     """The overrides of a run that takes seconds, and learns next to nothing, with its reports and store in `output`."""
     return [*OVERRIDES, f"runtime.output={output}", *more]
+
+
+def one_of(overrides: Sequence[str], place: int) -> list[str]:
+    """The overrides of one run of a sweep: of every list of values that at `place` (0 for the first, -1 for the last)."""
+    split = (override.partition("=") for override in overrides)
+    return [f"{key}{equals}{re.split(r',(?![^[]*])', values)[place]}" for key, equals, values in split]
