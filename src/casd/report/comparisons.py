@@ -13,7 +13,7 @@ import pandas as pd
 from casd.comparison import MEASURES, POOLED, compare_objectives, noise_floor, variance_shares
 from casd.predictors import predictor_table
 from casd.report.markup import Cell, Row, Table
-from casd.report.wording import MISSING, fraction, mean_with_interval, p_text, percent, significant
+from casd.report.wording import ALL_MODELS, MISSING, fraction, mean_with_interval, p_text, percent, significant
 from casd.results import RunTables
 from casd.rivals import RIVALS
 
@@ -226,7 +226,7 @@ def objectives_figure(frame: pd.DataFrame) -> Figure:
             low, high = (rows[f"{column}_{end}"].to_numpy(dtype=float) for end in ("low", "high"))
             axes.hlines(places, low, high, color=color, linewidth=1.4)
             axes.scatter(values, places, color=color, marker=marker, s=24, label=label, zorder=3)
-        axes.set_title("all models" if model == POOLED else model, fontsize=9.5, parse_math=False)
+        axes.set_title(ALL_MODELS if model == POOLED else model, fontsize=9.5, parse_math=False)
         axes.set_yticks(range(len(objectives)), objectives, fontsize=8)
         axes.set_ylim(len(objectives) - 0.5, -0.5)
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -238,7 +238,7 @@ def objectives_figure(frame: pd.DataFrame) -> Figure:
 
 
 def _model(record: Any) -> str:
-    return "all models" if record["model"] == POOLED else str(record["model"])
+    return ALL_MODELS if record["model"] == POOLED else str(record["model"])
 
 
 def _is_control(objective: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
@@ -17,13 +18,15 @@ from casd.report.markup import Cell, Scale, Table, numeric_columns
 from casd.report.matrices import asr_table, casd_table
 from casd.report.statements import statements
 from casd.report.tables import relation_table, states_table, summary_table
-from casd.report.wording import MISSING, run_name, short_run_name
+from casd.report.wording import ALL_MODELS, MISSING, run_name, short_run_name
 from casd.results import RunTables
 
 PLAIN_WIDTH = 120
 """Columns when the output is no terminal."""
 MATRICES = 6
 """Runs of a sweep up to which the matrices of each are printed."""
+GROUPS = 8
+"""Groups of a comparison up to which all are printed."""
 LABEL = 24
 """Columns of a terminal that a row's label gets, if it needs them, before the numbers."""
 PERPLEXITIES = ("perplexity", "perplexity, retain")
@@ -61,7 +64,8 @@ def print_run(tables: RunTables, console: Console | None = None) -> None:
 def print_sweep(runs: Sequence[RunTables], console: Console | None = None, *, comparisons: Sequence[Table] = ()) -> None:
     """Print a sweep: the runs' ASR matrices side by side, likewise each headline CASD, then what they say together.
 
-    A sweep of more than MATRICES runs shows the comparisons only; matrices and each run's numbers are in its report.
+    A sweep of more than MATRICES runs shows the comparisons only; matrices and each run's numbers are in its report. Of a
+    comparison of more than GROUPS groups those over all models are shown.
     """
     console = console or output_console()
     if len(runs) <= MATRICES:
@@ -74,7 +78,16 @@ def print_sweep(runs: Sequence[RunTables], console: Console | None = None, *, co
                 _heading(console, f"{variant}: distance between the activation shifts of two removals")
                 _print_matrices(console, runs, distances)
         _print_side_by_side(console, summary_table(runs), [_run_heading(tables) for tables in runs])
-    print_tables(comparisons, console)
+    print_tables([_pooled(table) for table in comparisons], console)
+
+
+def _pooled(table: Table) -> Table:
+    """Of a table of many groups those over all models, where there are any."""
+    over_all = tuple(group for group in table.groups if group[0].endswith(ALL_MODELS))
+    if len(table.groups) <= GROUPS or not over_all:
+        return table
+    rest = f"{len(table.groups) - len(over_all)} groups of single models are in the report."
+    return replace(table, groups=over_all, caption=f"{table.caption} {rest}")
 
 
 def print_tables(tables: Sequence[Table], console: Console | None = None) -> None:

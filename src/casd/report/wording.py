@@ -12,6 +12,8 @@ from casd.results import RunTables, rows_of
 
 MISSING: Final = "–"
 """Stands for a value that is missing or undefined."""
+ALL_MODELS: Final = "all models"
+"""The model of what is pooled over several."""
 NO_PAIRS: Final = "One backdoor was measured: there is no off-diagonal pair, so nothing can be said of transfer or of CASD."
 RESPONSES: Final = {"suppression": "ASR suppression", "prob_suppression": "probability suppression"}
 

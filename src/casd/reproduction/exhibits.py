@@ -16,7 +16,7 @@ from casd.report.heatmaps import asr_heatmaps, casd_heatmaps
 from casd.report.markup import Cell, Row, Table
 from casd.report.matrices import asr_table, casd_table, mean_asr_table
 from casd.report.tables import relation_table, specificity_table, summary_table, utility_table
-from casd.report.wording import fraction, perplexity, short_run_name
+from casd.report.wording import ALL_MODELS, fraction, perplexity, short_run_name
 from casd.reproduction.claims import Evidence
 from casd.results import RunTables
 from casd.states import CLEAN_CONTROL
@@ -120,7 +120,7 @@ def language_table(runs: Sequence[RunTables]) -> Table:
                 fraction(rows["clean_loss_ratio"].max(), 3),
                 fraction(rows["degenerate_rate"].mean()),
             ]
-            group = f"{objective}, {'all models' if model == POOLED else model}"
+            group = f"{objective}, {ALL_MODELS if model == POOLED else model}"
             groups.setdefault(group, []).append(Row(label, tuple(map(Cell, texts))))
     return Table(
         name="clean_language",

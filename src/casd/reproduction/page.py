@@ -14,7 +14,7 @@ from casd.registry import import_named
 from casd.report.comparisons import Comparisons
 from casd.report.markup import Cell, Row, Table, write_tables
 from casd.report.page import Block, Section, draw, matrices_block, render, table_block, write_page
-from casd.report.wording import short_run_name
+from casd.report.wording import ALL_MODELS, short_run_name
 from casd.reproduction.catalogue import EXHIBITS
 from casd.reproduction.claims import CLAIMS, Evidence, headline
 from casd.reproduction.scales import Scale
@@ -124,7 +124,7 @@ def verdicts_table(verdicts: pd.DataFrame) -> Table:
         claim = CLAIMS[str(name)]
         rows = [
             Row(
-                f"{record['objective']}, {'all models' if record['model'] == POOLED else record['model']}",
+                f"{record['objective']}, {ALL_MODELS if record['model'] == POOLED else record['model']}",
                 (Cell(record["verdict"], best=record["verdict"] == "holds"), Cell(record["statistic"])),
             )
             for record in own.to_dict("records")
