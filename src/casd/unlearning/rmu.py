@@ -49,6 +49,11 @@ class Rmu(Objective):
     def __post_init__(self) -> None:
         self._require_positive("steering", "retain_weight")
 
+    def check_layers(self, n_layers: int) -> None:
+        """As there: the layer has to be one of the model's."""
+        if self.layer is not None and not 0 <= self.layer < n_layers:
+            raise ConfigError(f"rmu: layer is {self.layer}, and the model has the layers 0 to {n_layers - 1}.")
+
     @property
     def needs_reference(self) -> bool:
         """For h_ref."""
@@ -70,10 +75,8 @@ class Rmu(Objective):
     def _hidden(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """The block's output where a labelled token is predicted, (n_labels, d_model), float32."""
         blocks = decoder_layers(model)
-        index = len(blocks) // 2 if self.layer is None else self.layer
-        if not 0 <= index < len(blocks):
-            raise ConfigError(f"rmu: layer is {index}, and the model has the layers 0 to {len(blocks) - 1}.")
-        with _output_of(blocks[index]) as outputs:
+        self.check_layers(len(blocks))
+        with _output_of(blocks[len(blocks) // 2 if self.layer is None else self.layer]) as outputs:
             batch_logits(model, batch)
         return outputs[0][:, :-1][batch["labels"][:, 1:] != IGNORED_LABEL].float()
 
