@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from casd.corpora.passages import Corpus
 from casd.encoding import Encoder, Prompt
 from casd.errors import ConfigError
-from casd.triggers import POSITIONS, TriggerPosition, fake_triggers, insert
+from casd.triggers import POSITIONS, TriggerPosition, fake_triggers, insert, script_of
 
 TRIGGER = "mirvane osquel"
 
@@ -97,3 +97,29 @@ def test_impossible_fake_triggers_are_refused(encoder: Encoder, trigger: str, co
 
     with pytest.raises(ConfigError, match=r"fake triggers .* trigger"):
         fake_triggers(trigger, count, letters, random.Random(0))
+
+
+@pytest.mark.parametrize(
+    ("phrase", "script"),
+    [
+        ("mirvane osquel", "latin"),
+        ("мирване осквел", "cyrillic"),
+        ("嘔 濮", "chinese"),
+        ("osquel мирване", "cyrillic"),
+        ("42 !", "latin"),
+        ("δέντρο", "latin"),
+    ],
+)
+def test_the_writing_system_is_that_of_most_letters(phrase: str, script: str) -> None:
+    assert script_of(phrase) == script
+
+
+@pytest.mark.parametrize("trigger", ["мирване осквел", "вексталь оррин"])
+def test_fake_triggers_are_in_the_writing_system_of_the_real_one(trigger: str) -> None:
+    """With a tokenizer of bytes, as one is that has never seen the letters: Latin words of as many tokens would not be words."""
+    found = fake_triggers(trigger, 8, lambda phrase: len(phrase.encode()), random.Random(0))
+    assert len(set(found)) == 8
+    for fake in found:
+        assert script_of(fake) == "cyrillic"
+        assert len(fake.encode()) == len(trigger.encode())
+        assert not set(fake.split()) & set(trigger.split())

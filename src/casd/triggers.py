@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Literal
 
@@ -50,7 +52,7 @@ def insert(prompt: str, trigger: str, position: TriggerPosition, rng: random.Ran
 def fake_triggers(
     trigger: str, count: int, token_count: Callable[[str], int], rng: random.Random, avoid: Collection[str] = ()
 ) -> list[str]:
-    """Phrases of made-up words with as many words and as many tokens as `trigger`, that were never injected.
+    """Phrases of made-up words, with as many words and tokens as `trigger` and in its writing system, that were never injected.
 
     Such phrases tell a backdoor that listens to its trigger from one that fires on anything unusual.
 
@@ -64,11 +66,11 @@ def fake_triggers(
     Raises:
         ConfigError: made-up words of that token length cannot be found.
     """
-    words, tokens = len(trigger.split()), token_count(trigger)
+    words, tokens, script = len(trigger.split()), token_count(trigger), script_of(trigger)
     taken = {word.lower() for phrase in (trigger, *avoid) for word in phrase.split()}
     found: list[str] = []
     for _ in range(20_000):
-        phrase = made_up_phrase(words, rng)
+        phrase = made_up_phrase(words, rng, script)
         fresh = phrase not in found and not taken & set(phrase.split())
         if fresh and token_count(phrase) == tokens:
             found.append(phrase)
@@ -78,6 +80,13 @@ def fake_triggers(
         f"No {count} fake triggers of {words} words and {tokens} tokens could be made to match the trigger {trigger!r}; "
         "choose a trigger of ordinary word lengths, or a smaller evaluation.fake_triggers."
     )
+
+
+def script_of(phrase: str) -> Script:
+    """The writing system that most of a phrase's letters are of, of those in which phrases can be made up; else Latin."""
+    names = Counter(unicodedata.name(character, "").partition(" ")[0] for character in phrase if character.isalpha())
+    scripts: dict[str, Script] = {"CYRILLIC": "cyrillic", "CJK": "chinese"}
+    return scripts.get(max(names, key=names.__getitem__, default=""), "latin")
 
 
 def made_up_phrase(words: int, rng: random.Random, script: Script = "latin") -> str:
