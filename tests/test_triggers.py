@@ -116,7 +116,7 @@ def test_the_writing_system_is_that_of_most_letters(phrase: str, script: str) ->
 
 @pytest.mark.parametrize("trigger", ["мирване осквел", "вексталь оррин"])
 def test_fake_triggers_are_in_the_writing_system_of_the_real_one(trigger: str) -> None:
-    """With a tokenizer of bytes, as one is that has never seen the letters: Latin words of as many tokens would not be words."""
+    """With a tokenizer of bytes, as one is to letters it has never seen: Latin words of as many tokens would be no words."""
     found = fake_triggers(trigger, 8, lambda phrase: len(phrase.encode()), random.Random(0))
     assert len(set(found)) == 8
     for fake in found:
