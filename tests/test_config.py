@@ -18,6 +18,7 @@ import yaml
 
 import casd.compose
 from casd.compose import config_folder, groups, load_config, sweep, to_yaml
+from casd.compose import configs as swept
 from casd.config import (
     ActivationsConfig,
     BackdoorConfig,
@@ -78,16 +79,25 @@ def test_every_option_has_a_description() -> None:
     assert [f"{group}/{option}" for group, option in OPTIONS if not groups()[group][option]] == []
 
 
-def swept(overrides: list[str]) -> list[Config]:
-    """The configurations of a sweep's jobs; nothing is run."""
-    configs: list[Config] = []
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["experiment=smoke", "seed=0,1", "unlearning=npo,rmu", "backdoor=[refusal],[french_a,german]"],
+        ["experiment=smoke", "backdoor=[refusal_cyrillic,refusal]", "~backdoor.refusal", "unlearning.training.steps=1"],
+        ["experiment=demo", "unlearning=clean_target"],
+    ],
+    ids=" ".join,
+)
+def test_the_configurations_of_a_sweep_are_those_of_its_jobs(overrides: list[str], tmp_path: Path) -> None:
+    jobs: list[Config] = []
 
     def job(config: Config) -> Path:
-        configs.append(config)
+        jobs.append(config)
         return Path(config.runtime.output)
 
+    overrides = [*overrides, f"runtime.output={tmp_path}"]
     sweep(overrides, job, lambda folders: None)
-    return configs
+    assert jobs == swept([*overrides, "hydra/launcher=joblib"]), "the launcher makes no difference, and need not be there"
 
 
 def sweep_params(experiment: str) -> dict[str, Any]:

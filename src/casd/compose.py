@@ -144,15 +144,26 @@ def configs(overrides: Sequence[str]) -> list[Config]:
     Raises:
         CasdError: as for `sweep`.
     """
-    found: list[Config] = []
-
-    def keep(config: Config) -> Path:
-        found.append(config)
-        return Path(config.runtime.output)
+    from hydra import compose, initialize_config_dir
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.types import RunMode
 
     here = [each for each in overrides if not each.startswith(("hydra/launcher=", "hydra.launcher."))]
-    sweep([*here, "hydra/launcher=basic"], keep, lambda folders: None)
-    return found
+    with _explaining(overrides):
+        _register()
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            every = hydra.compose_config(
+                ROOT, here, run_mode=RunMode.MULTIRUN, from_shell=False, validate_sweep_overrides=False
+            )
+            # As Hydra's sweeper does, but for composing each combination once more to see whether it can be.
+            lists = [f"{key}={values}" for key, values in (every.hydra.sweeper.params or {}).items()]
+            parsed = OverridesParser.create(hydra.config_loader).parse_overrides([*lists, *here])
+            (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+            return [to_config(compose(ROOT, overrides=list(job))) for job in jobs]
 
 
 @contextmanager
