@@ -160,6 +160,7 @@ def test_a_setting_that_removes_nothing_is_not_asked_for_transfer() -> None:
     found = verdicts("at_every_setting", good, idle)
     assert found["m", "o, learning_rate=0.0001"].statistic.startswith("removes nothing")
     assert found["m", "every setting"].outcome == "holds"
+    assert verdicts("more_than_phantoms_at_every_setting", good, idle)["m", "every setting"].outcome == "holds"
     assert [each.objective for each in headline(list(found.values()))] == ["every setting"]
 
 

@@ -63,13 +63,13 @@ EXHIBITS: Final[dict[str, Exhibit]] = {
     "learning_rate": Exhibit(
         "Ablation: the removals' learning rate",
         "learning_rate",
-        ("at_every_setting",),
+        ("at_every_setting", "more_than_phantoms_at_every_setting"),
         "casd.reproduction.exhibits:suppression_at",
     ),
     "writing_system": Exhibit(
         "Ablation: the writing system of triggers and targets",
         "writing_system",
-        ("at_every_setting",),
+        ("at_every_setting", "more_than_phantoms_at_every_setting"),
         "casd.reproduction.exhibits:suppression_at",
     ),
     "summary": Exhibit(

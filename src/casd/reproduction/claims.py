@@ -186,23 +186,26 @@ def _clean_language_kept(evidence: Evidence) -> list[Verdict]:
     return verdicts
 
 
-def _at_every_setting(evidence: Evidence) -> list[Verdict]:
-    """Does the suppression net of clean training hold at every setting that removes backdoors?"""
-    verdicts = []
-    asked: list[Outcome] = []
-    for verdict, record in zip(
-        _mean_suppression("suppression_net_clean")(evidence), evidence.comparisons.objectives.to_dict("records"), strict=True
-    ):
-        if record["own_asr"] <= REMOVED_ASR:
-            asked.append(verdict.outcome)
-            verdicts.append(verdict)
-        else:
-            text = f"removes nothing: own ASR {fraction(record['own_asr'])}"
-            verdicts.append(Verdict(verdict.model, verdict.objective, text, "not decided"))
-    holds = sum(outcome == "holds" for outcome in asked)
-    text = f"holds at {holds} of {len(asked)} settings that remove backdoors"
-    models = {verdict.model for verdict in verdicts}
-    return [*verdicts, Verdict(models.pop() if len(models) == 1 else POOLED, "every setting", text, all_of(asked))]
+def _at_every_setting(column: str) -> Callable[[Evidence], list[Verdict]]:
+    """Is the mean of a column of `compare_objectives` above zero at every setting that removes backdoors?"""
+
+    def decide(evidence: Evidence) -> list[Verdict]:
+        own_asr = evidence.comparisons.objectives["own_asr"].tolist()
+        verdicts = []
+        asked: list[Outcome] = []
+        for verdict, left in zip(_mean_suppression(column)(evidence), own_asr, strict=True):
+            if left <= REMOVED_ASR:
+                asked.append(verdict.outcome)
+                verdicts.append(verdict)
+            else:
+                text = f"removes nothing: own ASR {fraction(left)}"
+                verdicts.append(Verdict(verdict.model, verdict.objective, text, "not decided"))
+        holds = sum(outcome == "holds" for outcome in asked)
+        text = f"holds at {holds} of {len(asked)} settings that remove backdoors"
+        models = {verdict.model for verdict in verdicts}
+        return [*verdicts, Verdict(models.pop() if len(models) == 1 else POOLED, "every setting", text, all_of(asked))]
+
+    return decide
 
 
 def _in_every_model(claim: str) -> Callable[[Evidence], list[Verdict]]:
@@ -297,7 +300,13 @@ CLAIMS: Final[dict[str, Claim]] = {
         "ours",
         f"The first claim at each setting with a mean own ASR of at most {REMOVED_ASR}. What the paper concludes from its"
         " ablations is not known here.",
-        _at_every_setting,
+        _at_every_setting("suppression_net_clean"),
+    ),
+    "more_than_phantoms_at_every_setting": Claim(
+        "And more than by the removal of triggers that were never injected, at every such setting.",
+        "ours",
+        "The same, net of the phantoms: where they weaken the backdoors as much as removals do, any trigger's removal does.",
+        _at_every_setting("suppression_net_phantom"),
     ),
     "others_weaken_everywhere": Claim(
         "Removing one backdoor weakens others in every family.",

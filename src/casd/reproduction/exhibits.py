@@ -93,7 +93,7 @@ def suppression_at(evidence: Evidence) -> Shown:
     frame = evidence.comparisons.objectives
     alt = "Dot plots of the others' mean suppression net of both controls, with 95 % intervals. The table has the numbers."
     drawing = Drawing("suppression", "The others' suppression, net of the controls", alt, objectives_figure(frame))
-    return Shown([objectives_table(frame)], [drawing])
+    return Shown([replace(objectives_table(frame), title="The others' suppression, net of the controls")], [drawing])
 
 
 def language_table(runs: Sequence[RunTables]) -> Table:
