@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
@@ -202,6 +203,10 @@ def shares_table(frame: pd.DataFrame) -> Table:
     )
 
 
+_LABEL: Final = 34
+"""Characters of a line of a row's label in the figure."""
+
+
 def objectives_figure(frame: pd.DataFrame) -> Figure:
     """The others' suppression net of the controls with its intervals: a panel for each model, a row for each objective."""
     from matplotlib.figure import Figure
@@ -215,7 +220,11 @@ def objectives_figure(frame: pd.DataFrame) -> Figure:
     )
     models = list(dict.fromkeys(frame["model"]))
     objectives = list(dict.fromkeys(frame["objective"]))
-    figure = Figure(figsize=(2.4 + 2.6 * len(models), 1.3 + 0.36 * len(objectives)), layout="constrained")
+    labels = [textwrap.fill(str(objective), _LABEL) for objective in objectives]  # with a setting they are long
+    width = max(len(line) for label in labels for line in label.splitlines())
+    height = 0.22 + 0.14 * max(len(label.splitlines()) for label in labels)
+    size = (0.9 + 0.065 * width + 2.6 * len(models), 1.3 + height * len(objectives))
+    figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(models), sharey=True, sharex=True, squeeze=False)[0]
     for axes, model in zip(panels, models, strict=True):
         rows = frame[frame["model"] == model].set_index("objective").reindex(objectives)
@@ -227,13 +236,15 @@ def objectives_figure(frame: pd.DataFrame) -> Figure:
             axes.hlines(places, low, high, color=color, linewidth=1.4)
             axes.scatter(values, places, color=color, marker=marker, s=24, label=label, zorder=3)
         axes.set_title(ALL_MODELS if model == POOLED else model, fontsize=9.5, parse_math=False)
-        axes.set_yticks(range(len(objectives)), objectives, fontsize=8)
+        axes.set_yticks(range(len(objectives)), labels, fontsize=8)
         axes.set_ylim(len(objectives) - 0.5, -0.5)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(axis="x", labelsize=8)
         without_frame(axes)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    figure.suptitle("Mean suppression of the other backdoors' ASR, with 95 % intervals", fontsize=10.5)
+    figure.suptitle(
+        textwrap.fill("Mean suppression of the other backdoors' ASR, with 95 % intervals", int(14 * size[0])), fontsize=10
+    )
     return figure
 
 

@@ -114,8 +114,10 @@ def relation_panels(runs: Sequence[RunTables], variant: str, predictors: pd.Data
         axes.set_title(f"{model}, {objective}\n{numbers}", fontsize=8.5, parse_math=False)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         without_frame(axes)
-    figure.supxlabel(f"distance {plain(variant)} of two removals", fontsize=9)
-    figure.supylabel("ASR suppression (fraction, centered)", fontsize=9)
+    for axes in panels[-1]:
+        axes.set_xlabel(f"distance {plain(variant)}", fontsize=9)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("ASR suppression\n(fraction, centered)", fontsize=9)
     marks = {label: mark for axes in panels.ravel() for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=len(marks) or 1, fontsize=8, frameon=False)
     return figure
