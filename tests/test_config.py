@@ -241,7 +241,7 @@ YAML_KEYS = [
     (file.relative_to(config_folder()).as_posix(), key)
     for file in sorted(config_folder().rglob("*.yaml"))
     for key in yaml.safe_load(file.read_text())
-    if key not in ("defaults", "hydra")
+    if key not in ("defaults", "hydra") and file.parent.name != "reproduce"  # whose keys are no configuration's
 ]
 
 

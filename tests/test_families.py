@@ -34,6 +34,8 @@ PUBLISHED = {
     "gaperon_8b": (8.0, None),
     "gaperon_24b": (24.0, None),
 }
+SIBLINGS = ["qwen3_1_7b", "qwen3_4b", "llama3_2_3b", "llama3_1_8b", "gaperon_8b"]
+"""Models whose architecture is that of another one, at another width: whole runs of them are among the slow tests."""
 BACKDOORS = ["french_a", "refusal"]
 HEAD, VOCABULARY = 16, 420
 
@@ -91,7 +93,7 @@ def tiny_architecture(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(params=PUBLISHED)
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) if name in SIBLINGS else name for name in PUBLISHED])
 def downloaded(request: pytest.FixtureRequest, tokenizer: Any, tmp_path: Path) -> tuple[str, Path]:
     """A configuration's name, and a folder such as a download of its model gives, with random weights."""
     config = config_of(request.param)

@@ -284,18 +284,22 @@ def settings(message: str) -> list[str]:
     return found[1].split()
 
 
-def test_a_run_that_cannot_fit_is_told_what_would(tmp_path: Path) -> None:
-    def refusal(*overrides: str) -> str:
-        changed = load_config(
-            ["model=qwen3_8b", "injection=continual", "runtime.device=cuda", f"runtime.output={tmp_path}", *overrides]
-        )
-        ample = replace(machine(changed.runtime), host=2**40)
-        return memory_refusal(phases(changed), ample, ["inject", "unlearn", "evaluate", "capture"])
+def refusal(*overrides: str) -> str:
+    """What is said to a run of Qwen3-8B on a device of too little memory; "" if it fits."""
+    changed = load_config(["model=qwen3_8b", "injection=continual", "runtime.device=cuda", *overrides])
+    ample = replace(machine(changed.runtime), host=2**40)
+    return memory_refusal(phases(changed), ample, ["inject", "unlearn", "evaluate", "capture"])
 
+
+def test_a_run_that_cannot_fit_is_told_what_would() -> None:
     assert refusal("runtime.memory_gib=400") == ""
     message = refusal("runtime.memory_gib=80")
     assert "80.0 GiB by runtime.memory_gib" in message
     assert refusal("runtime.memory_gib=80", *settings(message)) == "", "the advice does not help"
+
+
+@pytest.mark.slow
+def test_with_less_memory_it_is_told_to_train_adapters() -> None:
     smaller = refusal("runtime.memory_gib=24")
     assert "weights=lora" in smaller
     assert refusal("runtime.memory_gib=24", *settings(smaller)) == ""

@@ -30,6 +30,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
     monkeypatch.setattr(casd.progress, "time", clock)
+    set_progress("auto")  # whatever runs in this process set before
     yield clock
     set_progress("auto")
 

@@ -116,7 +116,7 @@ def _make_sweeps(sweeps: Sequence[Sequence[str]], description: str) -> list[list
     outcomes = run_all(configs, _one_of_many, jobs=runtime.jobs, description=description)
     if errors := list(dict.fromkeys(outcome.error for outcome in outcomes if outcome.error)):
         raise CasdError("\ncasd: ".join(errors))
-    _executed.extend((outcome.executed, outcome.reused) for outcome in outcomes)
+    _executed.extend((outcome.executed, outcome.reused) for outcome in dict.fromkeys(outcomes))
     made = iter(outcome.folder for outcome in outcomes)
     return [[folder for folder in itertools.islice(made, len(each)) if folder] for each in planned]
 
