@@ -226,6 +226,7 @@ class Run:
             decoy_rate=self.config.injection.decoy_rate,
             runtime=self.runtime,
             checkpoint=self.store.checkpoint_folder(self.graph.inject),
+            description=f"inject {self.config.model.name}, seed {self.config.seed}",
         )
         log.write(folder / "log.json")
         if lora:
