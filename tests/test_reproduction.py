@@ -22,7 +22,6 @@ from casd.comparison import POOLED
 from casd.compose import load_config
 from casd.errors import ConfigError
 from casd.registry import import_named
-from casd.report.comparisons import Comparisons
 from casd.reproduction.catalogue import EXHIBITS, RUN_SETS
 from casd.reproduction.claims import CLAIMS, Evidence, Verdict, above_zero, all_of, headline, negative
 from casd.reproduction.scales import Scale, read_scale, scales
@@ -33,7 +32,7 @@ CONTROLS = {"control:clean": [1.0] * N, "control:phantom": [1.0] * N}
 
 
 def evidence(*runs: RunTables) -> Evidence:
-    return Evidence(runs, Comparisons.of(runs))
+    return Evidence(runs)
 
 
 def verdicts(claim: str, *runs: RunTables) -> dict[tuple[str, str], Verdict]:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 SCHEMA = "casd_schema"
 ROOT = "config"
 _SEPARATOR = "\n\0\n"
-_NO_GROUPS = ("reproduce",)
-"""Folders of other YAML files: see `casd.reproduction.scales`."""
+SCALES = "reproduce"
+"""The one folder that is no configuration group: see `casd.reproduction.scales`."""
 
 
 def config_folder() -> Path:
@@ -47,7 +47,7 @@ def groups() -> dict[str, dict[str, str]]:
     return {
         folder.name: {file.stem: description(file) for file in sorted(folder.glob("*.yaml"))}
         for folder in sorted(config_folder().iterdir())
-        if folder.is_dir() and folder.name not in _NO_GROUPS
+        if folder.is_dir() and folder.name != SCALES
     }
 
 

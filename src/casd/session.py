@@ -181,18 +181,15 @@ def reproduce(names: Sequence[str], scale_name: str, overrides: Sequence[str] = 
             )
     chosen = [name for name in EXHIBITS if name in names or "all" in names]
     scale = read_scale(scale_name)
-    sweeps = {
-        run_set: [[*sweep, *overrides] for sweep in scale.sweeps[run_set]]
-        for run_set in dict.fromkeys(EXHIBITS[name].run_set for name in chosen)
-    }
-    flat = [(run_set, each) for run_set, several in sweeps.items() for each in several]
-    made = _make_sweeps([each for _, each in flat], f"reproduce {' '.join(names)}, {scale.name}")
-    folders: dict[str, list[Path]] = {run_set: [] for run_set in sweeps}
-    for (run_set, _), found in zip(flat, made, strict=True):
-        folders[run_set] += found
+    run_sets = dict.fromkeys(EXHIBITS[name].run_set for name in chosen)
+    sweeps = [(run_set, [*given, *overrides]) for run_set in run_sets for given in scale.sweeps[run_set]]
+    made = _make_sweeps([given for _, given in sweeps], f"reproduce {' '.join(names)}, {scale.name}")
+    folders: dict[str, list[Path]] = {}
+    for (run_set, _), found in zip(sweeps, made, strict=True):
+        folders.setdefault(run_set, []).extend(found)
     if not is_main():
         return
-    runs = {run_set: read_runs(made) for run_set, made in folders.items()}
+    runs = {run_set: read_runs(paths) for run_set, paths in folders.items()}
     target = made[0][0].parents[1] / "reproduce" / scale.name / ("all" if "all" in names else "-".join(chosen))
     executed = sum(count for count, _ in _executed)
     with explaining_disk_errors("the reproduction", target):

@@ -93,7 +93,7 @@ def objectives_table(frame: pd.DataFrame) -> Table:
             fraction(record["seconds"], 1),
         ]
         label = f"{record['objective']} (control)" if _is_control(record["objective"]) else record["objective"]
-        groups.setdefault(_model(record), []).append(_row(label, texts, best=place in best))
+        groups.setdefault(model_label(record["model"]), []).append(_row(label, texts, best=place in best))
     seeds = ", ".join(map(str, sorted(set(frame.loc[frame["model"] != POOLED, "seeds"]))))
     return Table(
         name="objectives",
@@ -133,7 +133,7 @@ def predictors_table(frame: pd.DataFrame) -> Table:
             f"{record['runs']}",
             f"{record['n_pairs']}",
         ]
-        groups.setdefault(f"{record['objective']}, {_model(record)}", []).append(
+        groups.setdefault(f"{record['objective']}, {model_label(record['model'])}", []).append(
             _row(record["predictor"], texts, best=place in best)
         )
     rivals = "; ".join(f"{name}: {rival.description}" for name, rival in RIVALS.items() if name in set(frame["predictor"]))
@@ -168,7 +168,7 @@ def noise_table(frame: pd.DataFrame) -> Table:
             fraction(record["ratio"]),
             fraction(record["closest"]),
         ]
-        groups.setdefault(_model(record), []).append(_row(record["objective"], texts))
+        groups.setdefault(model_label(record["model"]), []).append(_row(record["objective"], texts))
     return Table(
         name="noise_floor",
         title="Noise floor of CASD",
@@ -235,7 +235,7 @@ def objectives_figure(frame: pd.DataFrame) -> Figure:
             low, high = (rows[f"{column}_{end}"].to_numpy(dtype=float) for end in ("low", "high"))
             axes.hlines(places, low, high, color=color, linewidth=1.4)
             axes.scatter(values, places, color=color, marker=marker, s=24, label=label, zorder=3)
-        axes.set_title(ALL_MODELS if model == POOLED else model, fontsize=9.5, parse_math=False)
+        axes.set_title(model_label(model), fontsize=9.5, parse_math=False)
         axes.set_yticks(range(len(objectives)), labels, fontsize=8)
         axes.set_ylim(len(objectives) - 0.5, -0.5)
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -248,8 +248,9 @@ def objectives_figure(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _model(record: Any) -> str:
-    return ALL_MODELS if record["model"] == POOLED else str(record["model"])
+def model_label(model: Any) -> str:
+    """A model's name; of POOLED what it stands for."""
+    return ALL_MODELS if model == POOLED else str(model)
 
 
 def _is_control(objective: Any) -> bool:

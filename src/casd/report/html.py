@@ -87,7 +87,7 @@ def sweep_html(
     if len(runs) <= DETAILED_RUNS:
         sections += [_one_of_several(number, tables, folder) for number, tables in enumerate(runs, 1)]
     else:
-        pages = [(short_run_name(tables), _link_to(tables, folder)) for tables in runs]
+        pages = [(short_run_name(tables), link_to(tables, folder)) for tables in runs]
         links = [Block("link", target, title=name) for name, target in pages if target]
         sections.append(Section("runs", "The full report of each run", links))
     sections.append(Section("reading", "How to read this", [Block("list", HOW_TO_READ)]))
@@ -105,12 +105,12 @@ def _one_of_several(number: int, tables: RunTables, folder: Path) -> Section:
     if len(tables.relation):
         section.blocks.append(_own_table(relation_table([tables]), tables))
     section.blocks.append(_own_table(states_table(tables), tables, folded=True))
-    if target := _link_to(tables, folder):
+    if target := link_to(tables, folder):
         section.blocks.append(Block("link", target, title="The full report of this run"))
     return section
 
 
-def _link_to(tables: RunTables, folder: Path) -> str:
+def link_to(tables: RunTables, folder: Path) -> str:
     """From `folder` to the run's own report; "" if it has none."""
     report = Path(tables.info["folder"]) / "report.html"
     return Path(os.path.relpath(report, Path(folder).resolve())).as_posix() if report.is_file() else ""

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, Literal
 
 import numpy as np
 import pandas as pd
 
-from casd.comparison import ESTABLISHED_ASR, POOLED, grouped
-from casd.report.comparisons import Comparisons
+from casd.comparison import ESTABLISHED_ASR, POOLED, compare_objectives, grouped
+from casd.predictors import predictor_table
+from casd.report.statements import SIGNIFICANT
 from casd.report.wording import fraction, mean_with_interval, p_text, percent
 from casd.results import RunTables
 from casd.states import CLEAN_CONTROL
@@ -27,8 +29,6 @@ NEGLIGIBLE: Final = 0.05
 """A mean suppression of the ASR (fraction) that is surely below this is called none."""
 NEGLIGIBLE_RHO: Final = 0.1
 """So is a correlation that is surely weaker."""
-SIGNIFICANT: Final = 0.05
-"""The largest p-value of a Mantel test that decides."""
 CLEAN_LOSS_RISE: Final = 0.05
 """The relative rise of the clean loss up to which clean language counts as kept."""
 REMOVED_ASR: Final = 0.2
@@ -37,10 +37,19 @@ REMOVED_ASR: Final = 0.2
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """A set of finished runs, and what they say together."""
+    """A set of finished runs, and what they say together, each computed when it is first asked for."""
 
     runs: Sequence[RunTables]
-    comparisons: Comparisons
+
+    @cached_property
+    def objectives(self) -> pd.DataFrame:
+        """See `compare_objectives`."""
+        return compare_objectives(self.runs)
+
+    @cached_property
+    def predictors(self) -> pd.DataFrame:
+        """See `predictor_table`."""
+        return predictor_table(self.runs)
 
 
 @dataclass(frozen=True)
@@ -77,11 +86,11 @@ class Claim:
     decide: Callable[[Evidence], list[Verdict]]
 
 
-def above_zero(low: float, high: float, negligible: float = NEGLIGIBLE) -> Outcome:
+def above_zero(low: float, high: float) -> Outcome:
     """Whether a mean with this interval is above zero: it is, it is surely negligible, or neither can be said."""
     if low > 0:
         return "holds"
-    return "does not hold" if high < negligible else "not decided"
+    return "does not hold" if high < NEGLIGIBLE else "not decided"
 
 
 def negative(rho: float, p_value: float, low: float) -> Outcome:
@@ -115,7 +124,7 @@ def _mean_suppression(column: str) -> Callable[[Evidence], list[Verdict]]:
                 f"mean {mean_with_interval(record, column)}, {_counted(record)}",
                 above_zero(record[f"{column}_low"], record[f"{column}_high"]),
             )
-            for record in evidence.comparisons.objectives.to_dict("records")
+            for record in evidence.objectives.to_dict("records")
         ]
 
     return decide
@@ -144,7 +153,7 @@ def _falls_with(variant: str, statistic: str, p_value: str) -> Callable[[Evidenc
     """Of a variant of CASD: does the suppression of a pair fall with its distance?"""
 
     def decide(evidence: Evidence) -> list[Verdict]:
-        frame = evidence.comparisons.predictors
+        frame = evidence.predictors
         named = frame[(frame["predictor"] == variant) & (frame["role"] == "headline")]
         found = {(record["model"], record["objective"]): record for record in named.to_dict("records")}
         verdicts = []
@@ -190,7 +199,7 @@ def _at_every_setting(column: str) -> Callable[[Evidence], list[Verdict]]:
     """Is the mean of a column of `compare_objectives` above zero at every setting that removes backdoors?"""
 
     def decide(evidence: Evidence) -> list[Verdict]:
-        own_asr = evidence.comparisons.objectives["own_asr"].tolist()
+        own_asr = evidence.objectives["own_asr"].tolist()
         verdicts = []
         asked: list[Outcome] = []
         for verdict, left in zip(_mean_suppression(column)(evidence), own_asr, strict=True):

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from casd.comparison import POOLED, grouped
+from casd.comparison import grouped, noise_floor
 from casd.report.collect import DETAILED_RUNS
-from casd.report.comparisons import noise_table, objectives_figure, objectives_table, predictors_table
+from casd.report.comparisons import model_label, noise_table, objectives_figure, objectives_table, predictors_table
 from casd.report.drawing import Drawing
 from casd.report.figures import relation_panels
 from casd.report.heatmaps import asr_heatmaps, casd_heatmaps
 from casd.report.markup import Cell, Row, Table
 from casd.report.matrices import asr_table, casd_table, mean_asr_table
 from casd.report.tables import relation_table, specificity_table, summary_table, utility_table
-from casd.report.wording import ALL_MODELS, fraction, perplexity, short_run_name
+from casd.report.wording import fraction, perplexity, short_run_name
 from casd.reproduction.claims import Evidence
 from casd.results import RunTables
 from casd.states import CLEAN_CONTROL
@@ -64,7 +64,7 @@ def casd_matrices(evidence: Evidence) -> Shown:
 def relation(evidence: Evidence) -> Shown:
     """CASD and its rivals as predictors, pooled and by model; each run's correlations; the pairs as points."""
     alt = "Scatter plots of the distance of each pair of removals against their mutual suppression, a panel for each model."
-    predictors = evidence.comparisons.predictors
+    predictors = evidence.predictors
     variants = dict.fromkeys(variant for tables in evidence.runs for variant in tables.headline)
     return Shown(
         [predictors_table(predictors), relation_table(evidence.runs)],
@@ -78,7 +78,7 @@ def relation(evidence: Evidence) -> Shown:
 def controls(evidence: Evidence) -> Shown:
     """Suppression net of each control, the controls themselves, and the noise floor where removals were repeated."""
     suppression = suppression_at(evidence)
-    more = [specificity_table(evidence.runs), noise_table(evidence.comparisons.noise)]
+    more = [specificity_table(evidence.runs), noise_table(noise_floor(evidence.runs))]
     return Shown([*suppression.tables, *more], suppression.drawings)
 
 
@@ -90,7 +90,7 @@ def utility(evidence: Evidence) -> Shown:
 
 def suppression_at(evidence: Evidence) -> Shown:
     """Suppression net of both controls, for each objective or setting."""
-    frame = evidence.comparisons.objectives
+    frame = evidence.objectives
     alt = "Dot plots of the others' mean suppression net of both controls, with 95 % intervals. The table has the numbers."
     drawing = Drawing("suppression", "The others' suppression, net of the controls", alt, objectives_figure(frame))
     return Shown([replace(objectives_table(frame), title="The others' suppression, net of the controls")], [drawing])
@@ -120,7 +120,7 @@ def language_table(runs: Sequence[RunTables]) -> Table:
                 fraction(rows["clean_loss_ratio"].max(), 3),
                 fraction(rows["degenerate_rate"].mean()),
             ]
-            group = f"{objective}, {ALL_MODELS if model == POOLED else model}"
+            group = f"{objective}, {model_label(model)}"
             groups.setdefault(group, []).append(Row(label, tuple(map(Cell, texts))))
     return Table(
         name="clean_language",

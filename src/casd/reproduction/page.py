@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
 
-from casd.comparison import POOLED
 from casd.registry import import_named
-from casd.report.comparisons import Comparisons
+from casd.report.comparisons import model_label
+from casd.report.html import link_to
 from casd.report.markup import Cell, Row, Table, write_tables
 from casd.report.page import Block, Section, draw, matrices_block, render, table_block, write_page
-from casd.report.wording import ALL_MODELS, short_run_name
+from casd.report.wording import short_run_name
 from casd.reproduction.catalogue import EXHIBITS
 from casd.reproduction.claims import CLAIMS, Evidence, headline
 from casd.reproduction.scales import Scale
@@ -54,7 +54,7 @@ def write_reproduction(
     Raises:
         StoreError: a file cannot be written.
     """
-    evidence = {run_set: Evidence(members, Comparisons.of(members)) for run_set, members in runs.items()}
+    evidence = {run_set: Evidence(members) for run_set, members in runs.items()}
     verdicts = judge(names, evidence)
     blocks = [table_block(verdicts_table(verdicts[verdicts["headline"]])), Block("list", _WHAT_IT_IS)]
     sections = [Section("claims", "The claims", blocks)]
@@ -124,7 +124,7 @@ def verdicts_table(verdicts: pd.DataFrame) -> Table:
         claim = CLAIMS[str(name)]
         rows = [
             Row(
-                f"{record['objective']}, {ALL_MODELS if record['model'] == POOLED else record['model']}",
+                f"{record['objective']}, {model_label(record['model'])}",
                 (Cell(record["verdict"], best=record["verdict"] == "holds"), Cell(record["statistic"])),
             )
             for record in own.to_dict("records")
@@ -152,15 +152,9 @@ def _runs_section(scale: Scale, runs: Mapping[str, Sequence[RunTables]], folder:
     """The commands that make the runs, and a link to each run's own report."""
     section = Section("runs", "The runs behind it")
     for run_set, members in runs.items():
-        commands = "\n".join(f"casd sweep {' '.join(map(_quoted, sweep))}" for sweep in scale.sweeps[run_set])
+        commands = "\n".join(f"casd sweep {shlex.join(sweep)}" for sweep in scale.sweeps[run_set])
         section.blocks.append(Block("code", commands))
         for tables in members:
-            report = Path(tables.info["folder"]) / PAGE
-            if report.is_file():
-                link = Path(os.path.relpath(report, folder.resolve())).as_posix()
-                section.blocks.append(Block("link", link, title=short_run_name(tables)))
+            if target := link_to(tables, folder):
+                section.blocks.append(Block("link", target, title=short_run_name(tables)))
     return section
-
-
-def _quoted(override: str) -> str:
-    return f"'{override}'" if any(character in override for character in " ,[]{}~*") else override

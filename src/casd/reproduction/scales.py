@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from casd.compose import config_folder, description
+from casd.compose import SCALES, config_folder, description
 from casd.errors import ConfigError
 from casd.registry import unknown
 from casd.reproduction.catalogue import RUN_SETS
-
-FOLDER: Final = "reproduce"
 
 Sweeps = tuple[tuple[str, ...], ...]
 """Each sweep as its overrides."""
@@ -37,7 +35,7 @@ class Scale:
 
 def scales() -> dict[str, str]:
     """The names of the scales, the cheapest first, with what each is and needs."""
-    files = {file.stem: description(file) for file in (config_folder() / FOLDER).glob("*.yaml")}
+    files = {file.stem: description(file) for file in (config_folder() / SCALES).glob("*.yaml")}
     known = [name for name in ("smoke", "tiny", "smollm2", "paper") if name in files]
     return {name: files[name] for name in (*known, *sorted(set(files) - set(known)))}
 
@@ -50,7 +48,7 @@ def read_scale(name: str) -> Scale:
     """
     if name not in scales():
         raise unknown("scale", name, scales())
-    path = config_folder() / FOLDER / f"{name}.yaml"
+    path = config_folder() / SCALES / f"{name}.yaml"
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(tree, dict) or set(tree) != set(RUN_SETS):
         has = ", ".join(map(str, tree)) if isinstance(tree, dict) else "no mapping"
