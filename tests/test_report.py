@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -31,10 +32,13 @@ from casd.report.markup import Cell, Row, Table, numeric_columns, to_latex, to_m
 from casd.report.matrices import asr_table, casd_table, mean_asr_table, suppression_table
 from casd.report.page import visible
 from casd.report.statements import statements
+from casd.report.svg import to_svg
 from casd.report.tables import asr_long_table, relation_table, run_tables, states_table, utility_table
 from casd.report.wording import NO_PAIRS, decimals_for, fraction, p_text, perplexity, significant
 from casd.results import SCHEMAS, RunTables
 from report_run import CONTROLS, EIGHT, HOSTILE, make_run, make_scatter
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 class Page(HTMLParser):
@@ -507,6 +511,18 @@ def test_scatter_has_every_pair_and_the_tables_correlation() -> None:
     assert sum(len(points.get_offsets()) for points in axes.collections) == 28
     assert axes.get_title() == "casd: ρ = -0.62, p = 0.004 (Mantel)"
     assert figure.axes[1].get_title() == "casd_cos: no test"
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a", 'b<"&', "c", "d")], ids=["one point", "several"])
+def test_every_point_of_the_scatter_names_its_pair_when_it_is_pointed_at(names: tuple[str, ...]) -> None:
+    tables = make_run(names)
+    scatter = make_scatter(tables)
+    root = ElementTree.fromstring(to_svg(relation_scatter(scatter, tables), "pairs"))
+    titled = [group for group in root.iter(f"{SVG}g") if group.find(f"{SVG}title") is not None]
+    shown = [str(group.findtext(f"{SVG}title")) for group in titled]
+    expected = [f"{a}, {b}: distance {d:.3f}" for a, b, d in zip(scatter["a"], scatter["b"], scatter["distance"], strict=True)]
+    assert sorted(text.partition(", suppression")[0] for text in shown) == sorted(expected)
+    assert all(len(list(group.iter(f"{SVG}use"))) == 1 for group in titled), "each title belongs to one mark"
 
 
 def test_figures_have_the_same_bytes_each_time_and_no_mathematics_in_names(tmp_path: Path) -> None:

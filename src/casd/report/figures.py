@@ -16,8 +16,9 @@ from casd.report.collect import DETAILED_RUNS
 from casd.report.curves import learning_curves
 from casd.report.drawing import BLUE, VERMILLION, Drawing, figure_title, plain, short_name, without_frame
 from casd.report.heatmaps import asr_heatmap, asr_heatmaps, casd_heatmaps
+from casd.report.svg import name_points
 from casd.report.wording import RESPONSES, fraction, p_relation, run_name
-from casd.results import RunTables
+from casd.results import RunTables, rows_of
 from casd.states import REPEAT_CONTROL
 from casd.transfer import relation_points
 
@@ -108,7 +109,9 @@ def relation_panels(runs: Sequence[RunTables], variant: str, predictors: pd.Data
             points = relation_points(named, tables.transfer)
             points = points[points["response"] == "suppression"]
             x, y = points["distance"], points["response_value"]
-            axes.scatter(x, y, s=16, color=color, marker=marker, alpha=0.75, linewidths=0, label=f"seed {tables.info['seed']}")
+            seed = f"seed {tables.info['seed']}"
+            drawn = axes.scatter(x, y, s=16, color=color, marker=marker, alpha=0.75, linewidths=0, label=seed)
+            name_points(drawn, [f"{seed}: {name}" for name in _point_names(points)])
         result = tested.get((objective, model))
         numbers = f"ρ = {fraction(result['rho'])}, p {p_relation(result['p_value'])}" if result else "no test"
         axes.set_title(f"{model}, {objective}\n{numbers}", fontsize=8.5, parse_math=False)
@@ -196,7 +199,8 @@ def _draw_scatter(axes: Axes, points: pd.DataFrame, tables: RunTables, variant: 
         if mask.any():
             chosen = points[mask]
             x, y = chosen["distance"], chosen["response_value"]
-            axes.scatter(x, y, s=26, color=color, marker=marker, alpha=0.8, linewidths=0, label=label)
+            drawn = axes.scatter(x, y, s=26, color=color, marker=marker, alpha=0.8, linewidths=0, label=label)
+            name_points(drawn, _point_names(chosen))
     distances = tables.casd[tables.casd["variant"] == variant]
     floor = [d for a, b, d in zip(distances["a"], distances["b"], distances["distance"], strict=True) if _is_repeat((a, b))]
     if floor:
@@ -226,6 +230,12 @@ def _draw_scatter(axes: Axes, points: pd.DataFrame, tables: RunTables, variant: 
     axes.margins(0.08)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     without_frame(axes)
+
+
+def _point_names(points: pd.DataFrame) -> list[str]:
+    """What the points of a scatter plot stand for, with their numbers."""
+    rows = rows_of(points, "a", "b", "distance", "response_value")
+    return [f"{a}, {b}: distance {fraction(x, 3)}, suppression {fraction(y)}" for a, b, x, y in rows]
 
 
 def _is_repeat(pair: Any) -> bool:
