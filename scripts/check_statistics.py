@@ -29,6 +29,7 @@ from casd.stats import (
     nested_bootstrap_interval,
     offdiagonal_center_columns,
     partial_mantel_test,
+    rank_residuals,
     remove_backdoor_effects,
     symmetrize,
     wilson_interval,
@@ -116,6 +117,14 @@ def family(rng: Generator, r: float = 0.0) -> list[tuple[Array, Array]]:
     return runs
 
 
+def one_target(rng: Generator, r: float = 0.0) -> tuple[list[tuple[Array, Array]], Array]:
+    """Three runs in which two backdoors have one target, and so lie close and fall together; and which pair that is."""
+    same = np.zeros((BACKDOORS, BACKDOORS))
+    same[0, 1] = same[1, 0] = 1
+    runs = [related(rng, r) for _ in range(3)]
+    return [((x - 3 * same)[None], y + 3 * same) for x, y in runs], same
+
+
 # --- tests ------------------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +170,12 @@ def family_p_values(rng: Generator, runs: list[tuple[Array, Array]]) -> tuple[Ar
     """(p-values, corrected p-values) of the 20 predictors."""
     result = mantel_family(runs, permutations=PERMUTATIONS, rng=rng)
     return result.p_value, result.p_corrected
+
+
+def given_target(rng: Generator, runs: list[tuple[Array, Array]], same: Array) -> bool:
+    """As `casd.predictors` tests what is left beside the same target."""
+    left = [(rank_residuals(x, same), rank_residuals(y, same)) for x, y in runs]
+    return bool(mantel_family(left, permutations=PERMUTATIONS, rng=rng, statistic="pearson").p_value[0] <= LEVEL)
 
 
 # --- cases ------------------------------------------------------------------------------------------------------------
@@ -311,6 +326,24 @@ CASES = [
         "alternative: r = -0.6 in 1 run, 1 of 20",
         "power",
         lambda rng: bool(family_p_values(rng, family(rng, -0.6)[:1])[1][0] <= LEVEL),
+    ),
+    Case(
+        "mantel_family, p_value",
+        "null but for one pair with one target, 3 runs",
+        "inflated",
+        lambda rng: bool(family_p_values(rng, one_target(rng)[0])[0][0] <= LEVEL),
+    ),
+    Case(
+        "mantel_family of rank_residuals",
+        "null but for one pair with one target, 3 runs",
+        "level",
+        lambda rng: given_target(rng, *one_target(rng)),
+    ),
+    Case(
+        "mantel_family of rank_residuals",
+        "alternative: r = -0.6 beside one target, 3 runs",
+        "power",
+        lambda rng: given_target(rng, *one_target(rng, -0.6)),
     ),
 ]
 

@@ -13,7 +13,13 @@ from tests.synthetic import N_PROMPTS, run_of, symmetric
 from casd.comparison import POOLED, compare_objectives, counted_cells, noise_floor, variance_shares
 from casd.predictors import pair_table, predictor_table
 from casd.report.comparisons import Comparisons
-from casd.stats import leave_one_out_prediction, mantel_test, offdiagonal_center_columns, symmetrize
+from casd.stats import (
+    leave_one_out_prediction,
+    mantel_test,
+    offdiagonal_center_columns,
+    partial_mantel_test,
+    symmetrize,
+)
 
 CONTROLS = {"control:clean": [0.9, 1.0, 0.8, 1.0], "control:phantom": [0.7, 0.9, 0.6, 1.0], "control:phantom:short": [0.9] * 4}
 
@@ -199,6 +205,24 @@ def test_one_run_agrees_with_the_plain_tests() -> None:
     assert row["rank_error"] == pytest.approx(held_out.rank_error)
 
 
+def test_what_the_same_target_explains_is_no_finding_given_the_same_target() -> None:
+    _, remaining = planted(0, 0.0)
+    same = np.zeros((7, 7))
+    same[0, 1] = same[1, 0] = 1
+    remaining = np.where(same == 1, 0.0, remaining)  # both fall together
+    near = symmetric(np.random.default_rng(3), 7) - 2 * same
+    runs = [run_of(remaining, distances={"casd": near}, rivals={"same_target": 1 - same}, seed=seed) for seed in range(3)]
+    table = predictor_table(runs, permutations=999).set_index("predictor")
+    assert table.loc["casd", "rho"] < table.loc["casd", "rho_partial"]
+    run = pair_table(runs[0])
+    assert run is not None
+    expected = partial_mantel_test(near, run.centered, 1 - same, rng=np.random.default_rng(0), permutations=9)
+    assert table.loc["casd", "rho_partial"] == pytest.approx(expected.rho)
+    assert np.isnan(table.loc["same_target", "rho_partial"])
+    without = predictor_table([run_of(remaining, distances={"casd": near})], permutations=99).iloc[0]
+    assert np.isnan(without["rho_partial"]) and np.isfinite(without["rho"])
+
+
 def test_the_best_of_many_variants_is_corrected_for_having_looked() -> None:
     _, remaining = planted(0, 0.0)
     rng = np.random.default_rng(6)
@@ -238,6 +262,7 @@ def test_comparisons_survive_the_disk_and_become_tables(tmp_path_factory: pytest
     for name, frame in made.frames.items():
         frame.to_parquet(folder / "tables" / f"{name}.parquet", index=False)
     read = Comparisons.read(folder)
+    assert read is not None
     for name, frame in made.frames.items():
         pd.testing.assert_frame_equal(frame.reset_index(drop=True), read.frames[name], check_dtype=False)
     titles = [table.title for table in made.tables]
@@ -247,3 +272,6 @@ def test_comparisons_survive_the_disk_and_become_tables(tmp_path_factory: pytest
     assert {row.label for row in rows} >= {"ascent", "clean_target", "casd", "cka"}
     assert [drawing.name for drawing in made.drawings] == ["objectives"]
     assert Comparisons.of(runs[:1]).drawings == []
+    older = made.predictors.drop(columns="rho_partial")
+    older.to_parquet(folder / "tables" / "comparison_predictors.parquet", index=False)
+    assert Comparisons.read(folder) is None, "a report of an older version is made again"

@@ -20,7 +20,7 @@ import pytest
 from rich.console import Console
 
 from casd.errors import CasdError
-from casd.report import Comparisons, collect, print_run, print_sweep, read_runs, write_report, write_sweep_report
+from casd.report import Comparisons, collect, print_run, print_sweep, print_tables, read_runs, write_report, write_sweep_report
 from casd.report.collect import asr_matrix, casd_matrix, summary
 from casd.report.colors import text_color
 from casd.report.comparisons import objectives_table
@@ -700,6 +700,18 @@ def test_terminal_shows_a_sweep_side_by_side(tmp_path: Path) -> None:
     assert "…" not in text
     narrow = printed(print_sweep, runs, width=80)
     assert max(map(len, narrow.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("width", [60, 90, 120])
+def test_a_wide_table_goes_on_below_and_loses_nothing(width: int) -> None:
+    columns = tuple(f"column {i}" for i in range(14))
+    rows = tuple(Row(f"row_{r}", tuple(Cell(f"{r}.{i:03d} [0.10, 0.20]") for i in range(14))) for r in range(3))
+    table = Table("wide", "A wide table", "What it is.", "name", columns, groups=(("a group", rows),))
+    text = printed(print_tables, [table], width=width)
+    assert max(map(len, text.splitlines())) <= width
+    assert all(text.count(f"{r}.{i:03d}") == 1 for r in range(3) for i in range(14))
+    assert text.count("a group") == 1
+    assert (text.count("row_2") > 1) == (width < 120), "with the labels again"
 
 
 def test_terminal_colors_a_terminal() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from casd.stats import mantel_test, partial_mantel_test
+from casd.stats import mantel_test, partial_mantel_test, rank_residuals
 
 SCIPY_CORRELATION = {
     "spearman": lambda x, y: scipy.stats.spearmanr(x, y).statistic,
@@ -216,6 +216,29 @@ def test_partial_correlation_in_closed_form(statistic: str) -> None:
     result = partial_mantel_test(x, y, z, rng=rng, statistic=statistic, permutations=9)
     assert result.rho == pytest.approx((xy - xz * yz) / math.sqrt((1 - xz**2) * (1 - yz**2)))
     assert (result.exact, result.permutations) == (False, 9)
+
+
+def test_rank_residuals_have_the_partial_correlation() -> None:
+    rng = np.random.default_rng(5)
+    x, y, z = (random_symmetric(rng, 7, levels=5) for _ in range(3))
+    upper = np.triu_indices(7, 1)
+    x_left, y_left = rank_residuals(np.stack([x, y]), z)
+    expected = partial_mantel_test(x, y, z, rng=rng, permutations=9)
+    assert SCIPY_CORRELATION["pearson"](x_left[upper], y_left[upper]) == pytest.approx(expected.rho)
+    assert np.array_equal(x_left, x_left.T, equal_nan=True) and np.isnan(x_left.diagonal()).all()
+
+
+def test_rank_residuals_of_what_is_held_are_zero_and_of_the_unknown_nan() -> None:
+    rng = np.random.default_rng(6)
+    z = random_symmetric(rng, 6)
+    hole = z.copy()
+    hole[0, 1] = hole[1, 0] = np.nan
+    same, unknown = rank_residuals(np.stack([2 * z + 1, hole]), z)
+    off = ~np.eye(6, dtype=bool)
+    assert (same[off] == 0).all()
+    assert np.isnan(unknown).all() and np.isnan(rank_residuals(z, hole)).all()
+    with pytest.raises(ValueError, match="one size"):
+        rank_residuals(z, random_symmetric(rng, 5))
 
 
 def test_holding_nothing_constant_is_the_plain_test() -> None:

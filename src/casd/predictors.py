@@ -18,10 +18,33 @@ import pandas as pd
 from casd.comparison import MIN_BACKDOORS, counted_matrices, grouped
 from casd.results import RunTables, rows_of
 from casd.rivals import RIVALS
-from casd.stats import FamilyResult, leave_one_out_predictions, mantel_families, remove_backdoor_effects, symmetrize
+from casd.stats import (
+    FamilyResult,
+    leave_one_out_predictions,
+    mantel_families,
+    rank_residuals,
+    remove_backdoor_effects,
+    symmetrize,
+)
 from casd.transfer import RATE_DECIMALS, centered_response
 
-_OF_PAIRS: Final = ("rho_pairs", "p_pairs", "p_pairs_corrected")
+_TESTS: Final = {
+    "plain": ("rho", "p_value", "p_corrected"),
+    "pairs": ("rho_pairs", "p_pairs", "p_pairs_corrected"),
+    "partial": ("rho_partial", "p_partial", "p_partial_corrected"),
+}
+_PREDICTED: Final = ("r_squared", "rank_error")
+COLUMNS: Final = (
+    *("model", "objective", "predictor", "role", "runs", "left_out", "n_pairs"),
+    *(*_TESTS["plain"], "q_value", *_TESTS["pairs"], *_TESTS["partial"]),
+    *_PREDICTED,
+)
+"""Of `predictor_table`."""
+_SAME_TARGET: Final = "same_target"
+"""The rival that is held constant."""
+
+_Stratum = tuple[np.ndarray, np.ndarray]
+"""Of a run: predictors (n_predictors, n, n), and the response (n, n)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +66,19 @@ class PairTable:
     def stacked(self, predictors: Sequence[str]) -> np.ndarray:
         """The distances of some predictors, shape (n_predictors, n, n)."""
         return np.stack([self.distances[name] for name in predictors])
+
+    def plain(self, predictors: Sequence[str]) -> _Stratum:
+        """What the test of some predictors is about."""
+        return self.stacked(predictors), self.centered
+
+    def of_pairs(self, predictors: Sequence[str]) -> _Stratum:
+        """The same without what belongs to single backdoors."""
+        return _effects_removed(self.stacked(predictors)), _effects_removed(self.centered)
+
+    def given_same_target(self, predictors: Sequence[str]) -> _Stratum:
+        """The same as ranks, without what the same target accounts for; without the rival that tells it, NaN."""
+        held = self.distances.get(_SAME_TARGET, np.full(self.centered.shape, np.nan))
+        return rank_residuals(self.stacked(predictors), held), rank_residuals(self.centered, held)
 
 
 def pair_table(tables: RunTables, response: str = "suppression") -> PairTable | None:
@@ -83,6 +119,8 @@ def predictor_table(
         - rho_pairs, p_pairs, p_pairs_corrected: the same after what belongs to single backdoors is taken out of both sides
           (`casd.stats.remove_backdoor_effects`). A removal that moves the model far lies far from all others, and may weaken
           all others more: shared effects of that kind make a ρ, and a small p, without anything about pairs
+        - rho_partial, p_partial, p_partial_corrected: partial ρ given the same target (`casd.stats.rank_residuals`): that two
+          backdoors with one target go together is known without any activations. NaN without that rival, and of itself
         - r_squared, rank_error: prediction with one backdoor left out (`casd.stats.leave_one_out_prediction`)
     """
     pairs = {id(tables): pair_table(tables, response) for tables in runs}  # a run may be in two groups
@@ -96,26 +134,15 @@ def predictor_table(
             of = [places[id(tables)] for tables in kept]
             groups.append(_Group({"model": model, "objective": objective}, counts, members[0].headline, strata, of))
     kinds = [(group, names) for group in groups for names in group.kinds]
-    plain = [[(each.stacked(names), each.centered) for each in group.strata] for group, names in kinds]
-    without = [[(_effects_removed(xs), _effects_removed(y)) for xs, y in family] for family in plain]
-    results = (
-        mantel_families(
-            [*plain, *without],
-            runs=[group.runs for group, _ in kinds] * 2,
-            permutations=permutations,
-            rng=np.random.default_rng(seed),
-        )
-        if kinds
-        else []
-    )
+    tested = _tested(kinds, permutations, seed) if kinds else []
     rows = [
         {**group.named, **row, **group.counts}
-        for (group, names), family, of_pairs in zip(kinds, results[: len(kinds)], results[len(kinds) :], strict=True)
-        for row in _rows(group, names, family, of_pairs)
+        for (group, names), families in zip(kinds, tested, strict=True)
+        for row in _rows(group, names, families)
     ]
     columns = ["model", "objective", "predictor", "role", "runs", "left_out", "n_pairs"]
     return pd.DataFrame(
-        rows, columns=[*columns, "rho", "p_value", "p_corrected", "q_value", *_OF_PAIRS, "r_squared", "rank_error"]
+        rows, columns=[*columns, *_TESTS["plain"], "q_value", *_TESTS["pairs"], *_TESTS["partial"], *_PREDICTED]
     )
 
 
@@ -145,10 +172,25 @@ class _Group:
         return [names for names in ([name for name in shared if name not in RIVALS], rivals) if names]
 
 
-def _rows(group: _Group, names: Sequence[str], family: FamilyResult, of_pairs: FamilyResult) -> list[dict[str, object]]:
-    """The rows of a group's variants or of its rivals, by their tests as they are and without the effects of backdoors."""
+def _tested(kinds: Sequence[tuple[_Group, list[str]]], permutations: int, seed: int) -> list[dict[str, FamilyResult]]:
+    """By the names of _TESTS the results of each group's variants or rivals."""
+    runs = [group.runs for group, _ in kinds]
+    plain, pairs, partial = (
+        [[form(each, names) for each in group.strata] for group, names in kinds]
+        for form in (PairTable.plain, PairTable.of_pairs, PairTable.given_same_target)
+    )
+    both = mantel_families([*plain, *pairs], runs=[*runs, *runs], permutations=permutations, rng=np.random.default_rng(seed))
+    # Of ranks already: their plain correlation is the partial one.
+    given = mantel_families(partial, runs=runs, permutations=permutations, rng=np.random.default_rng(seed), statistic="pearson")
+    results = zip(both[: len(kinds)], both[len(kinds) :], given, strict=True)
+    return [dict(zip(_TESTS, each, strict=True)) for each in results]
+
+
+def _rows(group: _Group, names: Sequence[str], families: Mapping[str, FamilyResult]) -> list[dict[str, object]]:
+    """The rows of a group's variants or of its rivals."""
     rivals = names[0] in RIVALS
-    best = int(np.nanargmax(np.abs(family.rho))) if not rivals and np.isfinite(family.rho).any() else None
+    rho = families["plain"].rho
+    best = int(np.nanargmax(np.abs(rho))) if not rivals and np.isfinite(rho).any() else None
     shown = [place for place, name in enumerate(names) if rivals or name in group.headline or place == best]
     chosen = [names[place] for place in shown]
     predictions = (
@@ -160,23 +202,15 @@ def _rows(group: _Group, names: Sequence[str], family: FamilyResult, of_pairs: F
         roles: list[str] = [RIVALS[name].role] if rivals else []
         roles += ["headline"] if name in group.headline else []
         roles += [f"best of {len(names)}"] if place == best and len(names) > len(group.headline) else []
-        rows += [
-            {
-                "predictor": name,
-                "role": role,
-                "n_pairs": family.n_pairs,
-                "rho": family.rho[place],
-                "p_value": family.p_value[place],
-                "p_corrected": math.nan if role == "headline" else family.p_corrected[place],
-                "q_value": family.q_value[place],
-                "rho_pairs": of_pairs.rho[place],
-                "p_pairs": of_pairs.p_value[place],
-                "p_pairs_corrected": math.nan if role == "headline" else of_pairs.p_corrected[place],
-                "r_squared": prediction.r_squared,
-                "rank_error": prediction.rank_error,
-            }
-            for role in roles
-        ]
+        numbers: dict[str, object] = {"n_pairs": families["plain"].n_pairs, "q_value": families["plain"].q_value[place]}
+        numbers |= dict(zip(_PREDICTED, (prediction.r_squared, prediction.rank_error), strict=True))
+        for role in roles:
+            row = {"predictor": name, "role": role, **numbers}
+            for kind, columns in _TESTS.items():
+                found = families[kind]
+                corrected = math.nan if role == "headline" else found.p_corrected[place]
+                row |= dict(zip(columns, (found.rho[place], found.p_value[place], corrected), strict=True))
+            rows.append(row)
     return rows
 
 

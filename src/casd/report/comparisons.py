@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pandas as pd
 
 from casd.comparison import MEASURES, POOLED, compare_objectives, noise_floor, variance_shares
-from casd.predictors import predictor_table
+from casd.predictors import COLUMNS, predictor_table
 from casd.report.markup import Cell, Row, Table
 from casd.report.wording import ALL_MODELS, MISSING, fraction, mean_with_interval, p_text, percent, significant
 from casd.results import RunTables
@@ -39,9 +39,10 @@ class Comparisons:
         return cls(compare_objectives(runs), predictor_table(runs), noise_floor(runs), variance_shares(runs))
 
     @classmethod
-    def read(cls, folder: Path) -> Comparisons:
-        """Read what `frames` gave and was written to `folder/tables`."""
-        return cls(**{name: pd.read_parquet(folder / "tables" / f"{cls._file(name)}.parquet") for name in cls._names()})
+    def read(cls, folder: Path) -> Comparisons | None:
+        """Read what `frames` gave and was written to `folder/tables`; None if an older version wrote it."""
+        found = cls(**{name: pd.read_parquet(folder / "tables" / f"{cls._file(name)}.parquet") for name in cls._names()})
+        return found if set(COLUMNS) <= set(found.predictors.columns) else None
 
     @property
     def frames(self) -> dict[str, pd.DataFrame]:
@@ -128,6 +129,8 @@ def predictors_table(frame: pd.DataFrame) -> Table:
             fraction(record["rho_pairs"]),
             p_text(record["p_pairs"]),
             p_text(record["p_pairs_corrected"]),
+            fraction(record["rho_partial"]),
+            p_text(record["p_partial"] if record["role"] == "headline" else record["p_partial_corrected"]),
             fraction(record["r_squared"]),
             fraction(record["rank_error"]),
             f"{record['runs']}",
@@ -144,12 +147,14 @@ def predictors_table(frame: pd.DataFrame) -> Table:
         " over runs; negative where small distances go with strong transfer. p: Mantel test that permutes within"
         " runs; corrected: by the maximum over all variants that were looked at, or over all rivals; headline"
         " variants were named before. q: Benjamini and Hochberg. Pairs only: what belongs to single backdoors is"
-        " taken out of both sides first, without which shared effects alone can make a ρ. R² and rank error:"
+        " taken out of both sides first, without which shared effects alone can make a ρ. Given same target: partial ρ"
+        " with what the same target accounts for taken out of both; its p is corrected, but for a headline variant."
+        " R² and rank error:"
         " prediction of the suppression of a backdoor that was left out (0 and 1 are what a mean and chance"
         f" achieve). Bold: the largest |ρ| of a group, a ceiling aside. {rivals}.",
         corner="predictor",
         columns=(
-            *("role", "ρ", "p", "p corrected", "q", "ρ, pairs only", "p", "p corrected"),
+            *("role", "ρ", "p", "p corrected", "q", "ρ, pairs only", "p", "p corrected", "ρ, given same target", "p"),
             *("R²", "rank error", "runs", "pairs"),
         ),
         groups=tuple((group, tuple(rows)) for group, rows in groups.items()),

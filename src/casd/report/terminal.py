@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
+from rich.console import Console, JustifyMethod, RenderableType
 from rich.measure import Measurement
 from rich.style import Style
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from casd.report.colors import map_color, text_color, to_hex
-from casd.report.markup import Cell, Scale, Table, numeric_columns
+from casd.report.markup import Cell, Row, Scale, Table, numeric_columns
 from casd.report.matrices import asr_table, casd_table
 from casd.report.statements import statements
 from casd.report.tables import relation_table, states_table, summary_table
@@ -185,19 +185,42 @@ def _text(cell: Cell) -> Text:
 
 
 def _print_groups(console: Console, table: Table) -> None:
-    """Print a table of several groups, each under its name, with the caption that says what the columns are."""
+    """Print a table of several groups, each under its name, with the caption that says what the columns are.
+
+    Columns that do not fit beside each other follow below, with the rows' labels again.
+    """
     console.print()
     console.print(Text(table.title, "bold"))
     numeric = numeric_columns(table)
     for name, rows in table.groups:
-        rich = _frame(name or None)
-        rich.add_column(table.corner, overflow="fold", min_width=min(LABEL, max(len(row.title) for row in rows)))
-        for column, right in zip(table.columns, numeric, strict=True):
-            rich.add_column(Text(column), justify="right" if right else "left", no_wrap=not right, overflow="fold")
-        for row in rows:
-            rich.add_row(Text(row.title), *map(_text, row.cells))
-        console.print(rich)
+        label = min(LABEL, max(len(row.title) for row in rows))
+        for number, columns in enumerate(_side_by_side(table, rows, console.width - label - 2)):
+            rich = _frame(name if number == 0 else None)
+            rich.add_column(table.corner, overflow="fold", min_width=label)
+            for i in columns:
+                justify: JustifyMethod = "right" if numeric[i] else "left"
+                rich.add_column(Text(table.columns[i]), justify=justify, no_wrap=not numeric[i], overflow="fold")
+            for row in rows:
+                rich.add_row(Text(row.title), *(_text(row.cells[i]) for i in columns))
+            console.print(rich)
     console.print(Text(table.caption, "dim"))
+
+
+def _side_by_side(table: Table, rows: Sequence[Row], width: int) -> Iterator[list[int]]:
+    """The places of the columns, as many together as fit into a width with nothing cut; numbers may go on in the next line."""
+    numeric = numeric_columns(table)
+    together: list[int] = []
+    left = width
+    for i, heading in enumerate(table.columns):
+        texts = [heading, *(row.cells[i].text for row in rows)]
+        parts = [word for text in texts for word in text.split()] if numeric[i] else texts
+        needed = 1 + max(map(len, parts), default=0)
+        if together and needed > left:
+            yield together
+            together, left = [], width
+        together.append(i)
+        left -= needed
+    yield together
 
 
 def _print_side_by_side(console: Console, table: Table, headings: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from casd.stats.intervals import (
     nested_bootstrap_intervals,
     wilson_interval,
 )
-from casd.stats.mantel import MantelResult, mantel_test, partial_mantel_test
+from casd.stats.mantel import MantelResult, mantel_test, partial_mantel_test, rank_residuals
 from casd.stats.matrices import (
     offdiagonal_center_columns,
     offdiagonal_center_two_way,
@@ -52,6 +52,7 @@ __all__ = [
     "offdiagonal_center_two_way",
     "partial_mantel_test",
     "rank_error",
+    "rank_residuals",
     "remove_backdoor_effects",
     "symmetrize",
     "wilson_interval",

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from casd.stats.matrices import Array, upper_pairs
+from casd.stats.matrices import Array, places_of_pairs, upper_pairs
 from casd.stats.permutations import (
     TIE_TOLERANCE,
     Alternative,
@@ -201,6 +201,41 @@ def partial_mantel_test(
         extreme += int((gone | (extremeness(permuted, alternative) >= threshold)).sum())
     p = p_value(extreme, count, exact)
     return MantelResult(clip(float(observed)), p, n, n_pairs, count, exact, limit_note(count, exact))
+
+
+def rank_residuals(matrices: npt.ArrayLike, held: npt.ArrayLike) -> Array:
+    """What a matrix held constant leaves: the ranks of each matrix's pairs, after least squares on the ranks of `held`.
+
+    The correlation of two such matrices over the pairs is their partial Spearman correlation given `held`, as in
+    `partial_mantel_test`. For several runs they go into `mantel_families` with the statistic "pearson". That relabels residuals
+    without regressing them anew (method 3 of P. Legendre 2000, cited there), which with one matrix held constant keeps the
+    level: see `scripts/check_statistics.py`.
+
+    Args:
+        matrices: symmetric, shape (…, n, n); the diagonal is not read.
+        held: symmetric, shape (n, n).
+
+    Returns:
+        Symmetric, of the shape of `matrices`, the diagonal NaN; all NaN if a pair of the matrix or of `held` is not finite,
+        and 0 if `held` accounts for all of it.
+
+    Raises:
+        ValueError: the matrices are not square, symmetric and of one size.
+    """
+    n, [constant] = _pairs_of_one_size({"held": held})
+    pairs = upper_pairs(matrices, "a matrix")
+    if pairs.shape[-1] != len(constant):
+        raise ValueError(f"Expected matrices of one size; got shapes {np.shape(matrices)} and {np.shape(held)}.")
+    left = np.full(pairs.shape, np.nan)
+    known = np.isfinite(pairs).all(axis=-1) & np.isfinite(constant).all()
+    ranks = rankdata(pairs[known])
+    found = _residuals(ranks, _orthonormal([np.ones(len(constant)), rankdata(constant)]))
+    spread = np.linalg.norm(ranks - ranks.mean(axis=-1, keepdims=True), axis=-1, keepdims=True)
+    left[known] = np.where(np.linalg.norm(found, axis=-1, keepdims=True) <= _COLLINEAR * spread, 0.0, found)
+    matrix = np.full((*pairs.shape[:-1], n, n), np.nan)
+    rows, columns = places_of_pairs(n)
+    matrix[..., rows, columns] = matrix[..., columns, rows] = left
+    return matrix
 
 
 def _pairs_of_one_size(matrices: dict[str, npt.ArrayLike]) -> tuple[int, list[Array]]:
