@@ -28,6 +28,7 @@ from casd.reproduction.scales import Scale, read_scale, scales
 from casd.results import RunTables
 
 N = 8
+RHOS = ("rho", "rho_pairs", "rho_partial")
 CONTROLS = {"control:clean": [1.0] * N, "control:phantom": [1.0] * N}
 
 
@@ -48,8 +49,11 @@ def run_with(suppression: np.ndarray, sign: float = 1.0, **kwargs: object) -> Ru
     distance = 2.0 - sign * centered
     distance = (distance + distance.T) / 2
     np.fill_diagonal(distance, 0.0)
-    tables = run_of(after, controls=CONTROLS, distances={"casd": distance}, **kwargs)  # type: ignore[arg-type]
-    rho = pd.DataFrame([{"variant": "casd", "response": "suppression", "rho": -0.9 * sign, "rho_pairs": -0.9 * sign}])
+    same_target = np.ones((N, N))
+    same_target[0, 1] = same_target[1, 0] = 0
+    rivals = {"same_target": same_target}
+    tables = run_of(after, controls=CONTROLS, distances={"casd": distance}, rivals=rivals, **kwargs)  # type: ignore[arg-type]
+    rho = pd.DataFrame([{"variant": "casd", "response": "suppression"} | dict.fromkeys(RHOS, -0.9 * sign)])
     return replace(tables, relation=rho.reindex(columns=[*tables.relation.columns]))
 
 
@@ -120,6 +124,8 @@ def test_casd_goes_with_suppression_where_that_was_planted_and_has_the_wrong_sig
     assert verdicts("casd_tells", *with_it)["m", "o"].outcome == "holds"
     assert verdicts("casd_tells", *against)["m", "o"].outcome == "does not hold"
     assert verdicts("casd_tells_pairs", *with_it)["m", "o"].outcome == "holds"
+    assert verdicts("casd_tells_more_than_targets", *with_it)["m", "o"].outcome == "holds"
+    assert verdicts("casd_tells_more_than_targets", *against)["m", "o"].outcome == "does not hold"
 
 
 def test_three_backdoors_cannot_decide_on_pairs() -> None:

@@ -45,7 +45,10 @@ EXHIBITS: Final[dict[str, Exhibit]] = {
     "relation": Exhibit(
         "CASD and suppression, across models",
         "main",
-        ("casd_tells", "casd_cos_tells", "casd_tells_pairs"),
+        (
+            *("casd_tells", "casd_cos_tells", "casd_tells_pairs"),
+            *("casd_tells_more_than_targets", "casd_cos_tells_more_than_targets"),
+        ),
         "casd.reproduction.exhibits:relation",
     ),
     "controls": Exhibit(

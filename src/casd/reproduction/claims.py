@@ -297,6 +297,18 @@ CLAIMS: Final[dict[str, Claim]] = {
         f"ρ of casd and suppression after the effects of single backdoors are taken out of both. {_NEGATIVE}",
         _falls_with("casd", "rho_pairs", "p_pairs"),
     ),
+    "casd_tells_more_than_targets": Claim(
+        "CASD tells more than that two backdoors have the same target.",
+        "ours",
+        f"Partial ρ of casd and suppression given the same target, pairs with which lie close in any case. {_NEGATIVE}",
+        _falls_with("casd", "rho_partial", "p_partial"),
+    ),
+    "casd_cos_tells_more_than_targets": Claim(
+        "So does the cosine distance.",
+        "ours",
+        f"Partial ρ of casd_cos and suppression given the same target. {_NEGATIVE}",
+        _falls_with("casd_cos", "rho_partial", "p_partial"),
+    ),
     "language_kept": Claim(
         "Removals leave the model's clean language intact.",
         "the paper",

@@ -24,7 +24,7 @@ from casd.stages import read_json
 PAGE: Final = "report.html"
 INFO: Final = "reproduction.json"
 """Written last: what a finished reproduction was made of."""
-VERSION: Final = 1
+VERSION: Final = 2
 """Raise it when exhibits, claims or the page change: those that were finished before are written again."""
 
 _QUESTION: Final = "Does removing one backdoor weaken others, and does CASD tell which? Claim by claim, with what decides it."
