@@ -304,7 +304,7 @@ CLAIMS: Final[dict[str, Claim]] = {
         _falls_with("casd", "rho_partial", "p_partial"),
     ),
     "casd_cos_tells_more_than_targets": Claim(
-        "So does the cosine distance.",
+        "The cosine distance tells more than that two backdoors have the same target.",
         "ours",
         f"Partial ρ of casd_cos and suppression given the same target. {_NEGATIVE}",
         _falls_with("casd_cos", "rho_partial", "p_partial"),
