@@ -133,12 +133,10 @@ def predictors_table(frame: pd.DataFrame) -> Table:
             p_text(record["p_partial"] if record["role"] == "headline" else record["p_partial_corrected"]),
             fraction(record["r_squared"]),
             fraction(record["rank_error"]),
-            f"{record['runs']}",
-            f"{record['n_pairs']}",
         ]
-        groups.setdefault(f"{record['objective']}, {model_label(record['model'])}", []).append(
-            _row(record["predictor"], texts, best=place in best)
-        )
+        count = f"{record['runs']} {'run' if record['runs'] == 1 else 'runs'}, {record['n_pairs']} pairs"
+        group = f"{record['objective']} ({count}), {model_label(record['model'])}"
+        groups.setdefault(group, []).append(_row(record["predictor"], texts, best=place in best))
     rivals = "; ".join(f"{name}: {rival.description}" for name, rival in RIVALS.items() if name in set(frame["predictor"]))
     return Table(
         name="predictors",
@@ -155,7 +153,7 @@ def predictors_table(frame: pd.DataFrame) -> Table:
         corner="predictor",
         columns=(
             *("role", "ρ", "p", "p corrected", "q", "ρ, pairs only", "p", "p corrected", "ρ, given same target", "p"),
-            *("R²", "rank error", "runs", "pairs"),
+            *("R²", "rank error"),
         ),
         groups=tuple((group, tuple(rows)) for group, rows in groups.items()),
     )

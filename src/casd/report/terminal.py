@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, JustifyMethod, RenderableType
+from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.style import Style
 from rich.table import Table as RichTable
@@ -29,6 +29,10 @@ GROUPS = 8
 """Groups of a comparison up to which all are printed."""
 LABEL = 24
 """Columns of a terminal that a row's label gets, if it needs them, before the numbers."""
+TEXT = 40
+"""Columns of a terminal that a text gets, if it needs them, before it goes on in the next line."""
+GAP = 2
+"""Columns of a terminal that set two columns of a table apart."""
 PERPLEXITIES = ("perplexity", "perplexity, retain")
 ASR_NOTE = "Cells: attack success rate that is left (fraction). Rows: removed; columns: measured; * the removed one itself."
 
@@ -193,34 +197,35 @@ def _print_groups(console: Console, table: Table) -> None:
     console.print(Text(table.title, "bold"))
     numeric = numeric_columns(table)
     for name, rows in table.groups:
-        label = min(LABEL, max(len(row.title) for row in rows))
-        for number, columns in enumerate(_side_by_side(table, rows, console.width - label - 2)):
+        longest = max(len(row.title) for row in rows)
+        parts = _side_by_side(table, rows, console.width - min(LABEL, longest) - GAP)
+        for number, widths in enumerate(parts):
             rich = _frame(name if number == 0 else None)
-            rich.add_column(table.corner, overflow="fold", min_width=label)
-            for i in columns:
-                justify: JustifyMethod = "right" if numeric[i] else "left"
-                rich.add_column(Text(table.columns[i]), justify=justify, no_wrap=not numeric[i], overflow="fold")
+            room = console.width - GAP - sum(width + GAP for width in widths.values())
+            rich.add_column(table.corner, overflow="fold", width=min(longest, room))
+            for i, width in widths.items():
+                rich.add_column(Text(table.columns[i]), justify="right" if numeric[i] else "left", overflow="fold", width=width)
             for row in rows:
-                rich.add_row(Text(row.title), *(_text(row.cells[i]) for i in columns))
+                rich.add_row(Text(row.title), *(_text(row.cells[i]) for i in widths))
             console.print(rich)
     console.print(Text(table.caption, "dim"))
 
 
-def _side_by_side(table: Table, rows: Sequence[Row], width: int) -> Iterator[list[int]]:
-    """The places of the columns, as many together as fit into a width with nothing cut; numbers may go on in the next line."""
+def _side_by_side(table: Table, rows: Sequence[Row], room: int) -> list[dict[int, int]]:
+    """The columns that fit beside each other, with their widths: no word is cut, and no text that is shorter than TEXT."""
     numeric = numeric_columns(table)
-    together: list[int] = []
-    left = width
+    parts: list[dict[int, int]] = [{}]
+    left = room
     for i, heading in enumerate(table.columns):
-        texts = [heading, *(row.cells[i].text for row in rows)]
-        parts = [word for text in texts for word in text.split()] if numeric[i] else texts
-        needed = 1 + max(map(len, parts), default=0)
-        if together and needed > left:
-            yield together
-            together, left = [], width
-        together.append(i)
-        left -= needed
-    yield together
+        texts = [row.cells[i].text for row in rows]
+        words = [*heading.split(), *(word for text in texts for word in text.split())]
+        width = max(map(len, words if numeric[i] else [*words, *texts]), default=1)
+        if parts[-1] and min(width, TEXT) + GAP > left:
+            parts.append({})
+            left = room
+        parts[-1][i] = min(width, left - GAP)
+        left -= parts[-1][i] + GAP
+    return parts
 
 
 def _print_side_by_side(console: Console, table: Table, headings: Sequence[str]) -> None:
