@@ -149,11 +149,19 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_what_was_set_otherwise_is_told(tmp_path: Path) -> None:
-    for steps, seed in itertools.product((4, 8), (0, 1)):
+    for steps, seed in itertools.product((4, 8, 32), (0, 1)):
         a_run(seed, unlearning={"training": {"steps": steps}}).write(tmp_path / f"{steps}-{seed}")
     found = [(run.info["setting"], run.info["seed"]) for run in find_runs(tmp_path)]
-    assert found == [("steps=4", 0), ("steps=4", 1), ("steps=8", 0), ("steps=8", 1)]
+    assert found == [(f"steps={steps}", seed) for steps in (4, 8, 32) for seed in (0, 1)], "by number"
     check_comparable(read_runs(tmp_path))
+
+
+@pytest.mark.parametrize("rates", [(0.00001, 0.0003, 0.001, 0.02), (1e-12, 0.5, 2.0, 10.0)])
+def test_settings_go_by_their_numbers(tmp_path: Path, rates: tuple[float, ...]) -> None:
+    for rate in rates:
+        a_run(unlearning={"rate": rate}).write(tmp_path / str(rate))
+    settings = [run.info["setting"] for run in find_runs(tmp_path)]
+    assert [float(setting.removeprefix("rate=")) for setting in settings] == list(rates)
 
 
 # ------------------------------------------------------------------------------------------------ what cannot be put together

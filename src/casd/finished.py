@@ -5,6 +5,7 @@ What is read here was measured before: neither a GPU nor torch is needed.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from casd.results import SWEEP_INFO, TABLES_VERSION, read_info, read_table, trea
 from casd.settings import distinguish
 from casd.stages import MANIFEST, read_json
 
+_NUMBER: Final = r"(?<![\w.])(\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w.])"
+"""A number by itself: not that of a name such as "llama3"."""
 _OF_THE_RUN: Final = ("run", "model", "objective", "setting", "seed")
 _OF_THE_SOURCE: Final = (
     *("steps", "train_seconds", "clean_loss", "clean_loss_ratio", "degenerate_rate"),
@@ -186,11 +189,13 @@ def _named(folder: Path, info: dict[str, Any]) -> Path:
     return folder.with_name(str(info.get("run") or name))
 
 
-def _order(run: FinishedRun) -> tuple[str, str, float, str, str]:
-    """Sort key of a run; seeds go by number where they are numbers."""
+def _order(run: FinishedRun) -> tuple[str, list[str | float], float, str, str]:
+    """Sort key of a run; seeds go by number where they are numbers, and so do the numbers in a setting."""
     seed = run.info["seed"]
     number = float(seed) if isinstance(seed, int | float) else float("inf")
-    return str(run.info["model"]), treatment(run.info), number, str(seed), str(run.info["run"])
+    parts = re.split(_NUMBER, treatment(run.info))  # by turns text and number
+    setting = [float(part) if place % 2 else part for place, part in enumerate(parts)]
+    return str(run.info["model"]), setting, number, str(seed), str(run.info["run"])
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:
