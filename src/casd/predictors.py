@@ -140,10 +140,7 @@ def predictor_table(
         for (group, names), families in zip(kinds, tested, strict=True)
         for row in _rows(group, names, families)
     ]
-    columns = ["model", "objective", "predictor", "role", "runs", "left_out", "n_pairs"]
-    return pd.DataFrame(
-        rows, columns=[*columns, *_TESTS["plain"], "q_value", *_TESTS["pairs"], *_TESTS["partial"], *_PREDICTED]
-    )
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 @dataclass(frozen=True, eq=False)

@@ -198,7 +198,7 @@ def _print_groups(console: Console, table: Table) -> None:
     numeric = numeric_columns(table)
     for name, rows in table.groups:
         longest = max(len(row.title) for row in rows)
-        parts = _side_by_side(table, rows, console.width - min(LABEL, longest) - GAP)
+        parts = _side_by_side(table, rows, numeric, console.width - min(LABEL, longest) - GAP)
         for number, widths in enumerate(parts):
             rich = _frame(name if number == 0 else None)
             room = console.width - GAP - sum(width + GAP for width in widths.values())
@@ -211,9 +211,8 @@ def _print_groups(console: Console, table: Table) -> None:
     console.print(Text(table.caption, "dim"))
 
 
-def _side_by_side(table: Table, rows: Sequence[Row], room: int) -> list[dict[int, int]]:
+def _side_by_side(table: Table, rows: Sequence[Row], numeric: Sequence[bool], room: int) -> list[dict[int, int]]:
     """The columns that fit beside each other, with their widths: no word is cut, and no text that is shorter than TEXT."""
-    numeric = numeric_columns(table)
     parts: list[dict[int, int]] = [{}]
     left = room
     for i, heading in enumerate(table.columns):
