@@ -14,7 +14,7 @@ import pandas as pd
 from casd.comparison import MEASURES, POOLED, compare_objectives, noise_floor, variance_shares
 from casd.predictors import COLUMNS, predictor_table
 from casd.report.markup import Cell, Row, Table
-from casd.report.wording import ALL_MODELS, MISSING, fraction, mean_with_interval, p_text, percent, significant
+from casd.report.wording import ALL_MODELS, MISSING, fraction, mean_with_interval, p_text, percent, run_count, significant
 from casd.results import RunTables
 from casd.rivals import RIVALS
 
@@ -134,7 +134,7 @@ def predictors_table(frame: pd.DataFrame) -> Table:
             fraction(record["r_squared"]),
             fraction(record["rank_error"]),
         ]
-        count = f"{record['runs']} {'run' if record['runs'] == 1 else 'runs'}, {record['n_pairs']} pairs"
+        count = f"{run_count(record['runs'])}, {record['n_pairs']} pairs"
         group = f"{record['objective']} ({count}), {model_label(record['model'])}"
         groups.setdefault(group, []).append(_row(record["predictor"], texts, best=place in best))
     rivals = "; ".join(f"{name}: {rival.description}" for name, rival in RIVALS.items() if name in set(frame["predictor"]))

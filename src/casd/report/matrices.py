@@ -25,6 +25,7 @@ from casd.report.wording import (
     fraction,
     prompts_per_cell,
     rate_decimals,
+    run_count,
     run_name,
     sentence,
     significant,
@@ -86,7 +87,7 @@ def mean_asr_table(runs: Sequence[RunTables], means: pd.DataFrame | None = None)
             )
             for state, count in counts.items()
         ]
-        groups.append((f"{objective}, {model}, {most} {'run' if most == 1 else 'runs'}", tuple(rows)))
+        groups.append((f"{objective}, {model}, {run_count(most)}", tuple(rows)))
     return Table(
         name="asr_means",
         title="Attack success rate after each removal, mean over runs",

@@ -18,6 +18,11 @@ NO_PAIRS: Final = "One backdoor was measured: there is no off-diagonal pair, so 
 RESPONSES: Final = {"suppression": "ASR suppression", "prob_suppression": "probability suppression"}
 
 
+def run_count(count: int) -> str:
+    """How many runs, in words."""
+    return f"{count} {'run' if count == 1 else 'runs'}"
+
+
 def fraction(value: Any, digits: int = 2) -> str:
     """A number with fixed decimals, "–" where it is missing, never "-0.00"."""
     if value is None or pd.isna(value):
