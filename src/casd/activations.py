@@ -64,20 +64,22 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """
     decoder = decoder_of(model)
     n_layers = decoder.config.get_text_config(decoder=True).num_hidden_layers
-    found = [
-        (name.count("."), module)
-        for name, module in decoder.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) == n_layers
-        and all(len(block._modules) > 0 for block in module)  # a list of norms or projections is not one of blocks
-    ]
-    outermost = [module for depth, module in found if depth == min(depth for depth, _ in found)]
-    if len(outermost) != 1:
+    found: list[nn.ModuleList] = []
+    level: list[nn.Module] = [decoder]
+    while level and not found:  # not into the blocks, which hold nearly all there is
+        level = list(dict.fromkeys(child for module in level for child in module.children()))
+        found = [module for module in level if isinstance(module, nn.ModuleList) and _are_blocks(module, n_layers)]
+    if len(found) != 1:
         raise ModelError(
-            f"{type(_unwrap(model)).__name__}: expected one list of {n_layers} decoder blocks, found {len(outermost)}. "
+            f"{type(_unwrap(model)).__name__}: expected one list of {n_layers} decoder blocks, found {len(found)}. "
             "Activations can be captured from decoder-only transformers whose blocks are in an nn.ModuleList."
         )
-    return outermost[0]
+    return found[0]
+
+
+def _are_blocks(modules: nn.ModuleList, n_layers: int) -> bool:
+    """Whether it is as long as the model is deep, and of composite modules: norms and projections are no blocks."""
+    return len(modules) == n_layers and all(len(module._modules) > 0 for module in modules)
 
 
 def _site_module(block: nn.Module, site: str) -> nn.Module:
