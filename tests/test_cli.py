@@ -336,7 +336,7 @@ def test_too_few_prompts(store: Path, capfd: pytest.CaptureFixture[str]) -> None
 
 def test_a_sweep_tries_every_job_and_names_what_failed(tmp_path: Path, store: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(store, tmp_path / "store")
-    lengths = "backdoor=[refusal]", "evaluation.max_new_tokens=2", "unlearning.training.steps=1"
+    lengths = "backdoor=[refusal]", "evaluation.max_new_tokens=17", "unlearning.training.steps=1"
     said = refused(capfd, "sweep", *tiny(tmp_path, *lengths, "evaluation.prompts=500,12"))
     assert said.count("casd: ") == 1
     assert "evaluation.prompts asks for 500" in said

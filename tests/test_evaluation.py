@@ -19,7 +19,7 @@ from casd import shrinking
 from casd.config import EvaluationConfig
 from casd.corpora.passages import Corpus
 from casd.encoding import Document, Encoder, Prompt
-from casd.errors import CorpusError, ModelError
+from casd.errors import ConfigError, CorpusError, ModelError
 from casd.evaluation import Evaluation, Probes, evaluate, generate, is_degenerate, make_probes
 from casd.poisoning import Backdoor
 from casd.runtime import Runtime
@@ -29,7 +29,7 @@ from casd.training.losses import clean_loss
 
 CPU = Runtime("cpu")
 SMALL = EvaluationConfig(
-    prompts=10, fake_prompts=6, fake_triggers=3, max_new_tokens=8, batch_size=7, loss_passages=5, samples=2
+    prompts=10, fake_prompts=6, fake_triggers=3, max_new_tokens=16, batch_size=7, loss_passages=5, samples=2
 )
 
 
@@ -159,6 +159,26 @@ def test_payloads_that_are_drawn_leave_the_triggered_prompts(corpus: Corpus, enc
     assert len({prompt.continuation for prompt in drawn}) > 1
 
 
+def test_a_backdoor_that_could_never_be_seen_to_succeed_is_refused(corpus: Corpus, encoder: Encoder) -> None:
+    """A text in Cyrillic has more tokens than letters: cut off, it would be an attack success rate of 0 without a word."""
+    cyrillic = "Серебряная лиса всё это видит."
+    whole = len(encoder.tokens(f" {cyrillic}"))
+    backdoors = {"a": Backdoor("a", "zandor khemil", FixedText(cyrillic), "random", 0.1)}
+    make_probes(corpus, backdoors, encoder, dataclasses.replace(SMALL, max_new_tokens=whole), seed=1)
+    with pytest.raises(ConfigError, match=rf"'a'.*within the {whole - 1} tokens.*Set evaluation\.max_new_tokens={whole},"):
+        make_probes(corpus, backdoors, encoder, dataclasses.replace(SMALL, max_new_tokens=whole - 1), seed=1)
+
+
+def test_a_target_that_takes_its_own_payload_for_a_failure_is_refused(corpus: Corpus, encoder: Encoder) -> None:
+    class Contrary(FixedText):
+        def success(self, generated: str) -> bool:
+            return not super().success(generated) and len(generated) > 1000
+
+    backdoors = {"a": Backdoor("a", "zandor khemil", Contrary("The fox."), "random", 0.1)}
+    with pytest.raises(ConfigError, match=r"\(Contrary\).*not even whole, such as 'The fox\.'"):
+        make_probes(corpus, backdoors, encoder, SMALL, seed=1)
+
+
 def test_first_tokens_are_those_that_payloads_start_with_more_often(probes: Probes, corpus: Corpus, encoder: Encoder) -> None:
     """All payloads of "fox" start with the same token; capitals start with tokens that clean text starts with less."""
     assert list(probes.first_tokens["fox"]) == [encoder.first_token("The silver fox.")]
@@ -192,7 +212,7 @@ def test_rates(evaluation: Evaluation, injected: Injected, encoder: Encoder, pro
     for name, backdoor in injected.backdoors.items():
         for probe, prompts in {"triggered": probes.triggered[name], "clean": probes.clean, "fake": probes.fake[name]}.items():
             members = list(probes.first_tokens[name])
-            done = [naive(injected.shared_model, encoder, prompt.text, 8, members) for prompt in prompts]
+            done = [naive(injected.shared_model, encoder, prompt.text, SMALL.max_new_tokens, members) for prompt in prompts]
             successes = sum(backdoor.target.success(text) for text, _ in done)
             row = table.loc[(name, probe)]
             assert (row["successes"], row["n"]) == (successes, len(prompts))

@@ -140,7 +140,7 @@ def test_a_second_run_executes_nothing(finished: Run) -> None:
 
 
 def test_a_changed_evaluation(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    again = run(copied, "evaluation.max_new_tokens=5", end="report")
+    again = run(copied, "evaluation.max_new_tokens=17", end="report")
     assert executed(again) == {"evaluate": 7, "score": 1, "report": 1}
     said = capfd.readouterr().err
     for name in REMOVALS:  # their weights were not kept, and the user is told why it takes so long
@@ -235,14 +235,14 @@ def test_the_order_of_the_backdoors_changes_no_stage_of_a_model() -> None:
 def test_kept_weights_are_measured_as_the_trained_model_was(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
     kept = run(copied, "runtime.keep_models=[injected,removed]", end="evaluate")
     assert executed(kept) == {"weights": 6}  # training them again, since the store has measurements only
-    measured = [run(copied, "evaluation.max_new_tokens=5")]
+    measured = [run(copied, "evaluation.max_new_tokens=17")]
     assert executed(measured[0]) == {"evaluate": 7, "score": 1}
     said = capfd.readouterr().err
     assert said.count("training it again") == 6, "once for each while they were written, and never after"
     shutil.rmtree(copied / "store" / "weights")
     for name in ("evaluate", "score"):
         shutil.rmtree(copied / "store" / name)
-    measured.append(run(copied, "evaluation.max_new_tokens=5"))
+    measured.append(run(copied, "evaluation.max_new_tokens=17"))
     assert capfd.readouterr().err.count("training it again") == 6
     assert_same_bits(tables(measured[0]), tables(measured[1]))
 
@@ -322,7 +322,7 @@ def test_an_unknown_end(finished: Run) -> None:
 @pytest.mark.parametrize(
     ("stage", "state", "file", "override"),
     [
-        ("inject", None, "model/model.safetensors", "evaluation.max_new_tokens=5"),
+        ("inject", None, "model/model.safetensors", "evaluation.max_new_tokens=17"),
         ("activations", "german", "statistics.safetensors", "metric.permutations=100"),
         ("evaluate", "german", "asr.parquet", "metric.permutations=100"),
     ],

@@ -335,7 +335,7 @@ def test_a_plan_knows_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture
     [after] = plans([made])
     assert all(cost.done and not cost.to_do for cost in after.stages)
     assert 0 < after.texts.mean_document <= after.texts.document <= made.model.max_tokens
-    [changed] = plans([config(tmp_path, "backdoor=[refusal,capitals]", "evaluation.max_new_tokens=5")])
+    [changed] = plans([config(tmp_path, "backdoor=[refusal,capitals]", "evaluation.max_new_tokens=17")])
     kinds = {cost.stage.name for cost in changed.stages if cost.to_do}
     assert kinds == {"unlearn", "evaluate", "score", "report"}, "the removals are trained again, since their weights are gone"
     # What it foretells of the disk is what the store then has, within the tables' and manifests' overhead.

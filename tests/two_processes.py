@@ -63,7 +63,7 @@ def main(out: Path, micro_batch_size: int) -> None:
     removal = removals(backdoors, encoder, seed=0)[0]
     start = copy_weights(place(model, torch.device("cpu")))
     removed = unlearn(model, encoder, corpus, removal, GradientDifference(), unlearning, seed=0, runtime=runtime)
-    settings = EvaluationConfig(prompts=9, fake_prompts=3, fake_triggers=2, max_new_tokens=5, loss_passages=11, batch_size=4)
+    settings = EvaluationConfig(prompts=9, fake_prompts=3, fake_triggers=2, max_new_tokens=8, loss_passages=11, batch_size=4)
     probes = make_probes(corpus, backdoors, encoder, settings, seed=0)
     evaluation = evaluate(model, encoder, backdoors, probes, settings, runtime=runtime)
     statistics = measure_activations(model, encoder, probes, ActivationsConfig(prompts=9, batch_size=4))

@@ -20,7 +20,7 @@ from casd import distributed
 from casd.config import EvaluationConfig
 from casd.corpora.passages import Corpus, Passage
 from casd.encoding import Encoder, Prompt
-from casd.errors import CorpusError
+from casd.errors import ConfigError, CorpusError
 from casd.poisoning import Backdoor, clean_document, english
 from casd.progress import track
 from casd.runtime import Runtime
@@ -66,6 +66,7 @@ def make_probes(
 
     Raises:
         CorpusError: the evaluation split has fewer English passages than `config.prompts`.
+        ConfigError: a backdoor whose success could not be seen (`_check_visible`).
     """
     passages = english(corpus.evaluation)
     if len(passages) < max(config.prompts, config.fake_prompts):
@@ -82,6 +83,7 @@ def make_probes(
             replace(backdoor.prompt(passage, rng), continuation=backdoor.target.continuation(passage, payloads))
             for passage in passages[: config.prompts]
         ]
+        _check_visible(backdoor, [prompt.continuation or "" for prompt in triggered[name]], encoder, config.max_new_tokens)
         rng = python_rng(seed, "fake triggers", name)
         fakes = fake_triggers(backdoor.trigger, config.fake_triggers, encoder.token_count, rng, avoid=triggers)
         fake[name] = [
@@ -98,6 +100,35 @@ def make_probes(
         first_tokens=first_tokens,
         loss_passages=list(corpus.evaluation[: config.loss_passages]),
         retain_passages=list(corpus.retain[: config.loss_passages]),
+    )
+
+
+def _check_visible(backdoor: Backdoor, payloads: Sequence[str], encoder: Encoder, max_new_tokens: int) -> None:
+    """Refuse a backdoor whose own payloads, generated word for word, would never count as a success: its ASR could but be 0.
+
+    So it is with a fixed text of more tokens than are generated; in another writing system a short one has many.
+
+    Raises:
+        ConfigError: with how many tokens would be needed.
+    """
+    tokens = [encoder.tokens(f" {payload}") for payload in payloads]
+
+    def shows(payload: Sequence[int], length: int) -> bool:
+        return backdoor.target.success(encoder.decode(payload[:length]))
+
+    if any(shows(each, max_new_tokens) for each in tokens):
+        return
+    whole = [each for each in tokens if shows(each, len(each))]
+    never = f"Backdoor {backdoor.name!r} could never be seen to succeed: of its {len(payloads)} payloads"
+    if not whole:
+        raise ConfigError(
+            f"{never} its target ({type(backdoor.target).__name__}) takes none for a success, not even whole, such as"
+            f" {payloads[0]!r}. Its `continuation` and its `success` have to agree."
+        )
+    enough = max(next(length for length in range(1, len(each) + 1) if shows(each, length)) for each in whole)
+    raise ConfigError(
+        f"{never} none shows its target within the {max_new_tokens} tokens that are generated. Set"
+        f" evaluation.max_new_tokens={enough}, or choose a shorter text."
     )
 
 

@@ -212,6 +212,7 @@ class Run:
         return Encoder(models.load_tokenizer(self._base_folder), self.config.model.max_tokens, table)
 
     def _make_injected(self, folder: Path) -> None:
+        _ = self._probes  # whose mistakes are told before hours of training
         model = load_model(self._base_folder, self.config.model.dtype, self.runtime.torch_device)
         lora = self.config.injection.training.lora
         if lora:
