@@ -7,6 +7,7 @@ suppression itself is used, since its column mean would not be known.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -172,8 +173,10 @@ class _Group:
 def _tested(kinds: Sequence[tuple[_Group, list[str]]], permutations: int, seed: int) -> list[dict[str, FamilyResult]]:
     """By the names of _TESTS the results of each group's variants or rivals."""
     runs = [group.runs for group, _ in kinds]
+    # A run is in the group of its model and in that of all models.
+    made = functools.cache(lambda form, each, names: form(each, names))
     plain, pairs, partial = (
-        [[form(each, names) for each in group.strata] for group, names in kinds]
+        [[made(form, each, tuple(names)) for each in group.strata] for group, names in kinds]
         for form in (PairTable.plain, PairTable.of_pairs, PairTable.given_same_target)
     )
     both = mantel_families([*plain, *pairs], runs=[*runs, *runs], permutations=permutations, rng=np.random.default_rng(seed))
