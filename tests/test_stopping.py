@@ -17,6 +17,7 @@ import torch
 from tests.conftest import Injected, RunRemoval, short
 
 import casd.distributed
+import casd.evaluation
 import casd.unlearning.removal
 import casd.unlearning.stopping
 from casd.config import EvaluationConfig, StoppingConfig
@@ -95,7 +96,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Script]:
             return [FOX] * hits + [NOTHING] * (len(prompts) - hits), [0.0] * len(prompts)
 
         monkeypatch.setattr(casd.unlearning.stopping, "generate", generate)
-        monkeypatch.setattr(casd.unlearning.stopping, "clean_loss", lambda *args: script.clean_loss[script.step])
+        monkeypatch.setattr(casd.unlearning.stopping, "passage_loss", lambda *args: script.clean_loss[script.step])
         monkeypatch.setattr(casd.unlearning.removal, "Validation", Scripted)
         return script
 
@@ -227,12 +228,12 @@ def test_what_a_validation_looks_at(
         prompts.extend(prompt.text for prompt in asked)
         return [NOTHING] * len(asked), [0.0] * len(asked)
 
-    def loss(model: Any, batches: Any) -> float:
-        cleans.extend(encoder.decode(row) for batch in batches for row in batch["input_ids"])
+    def loss(model: Any, encoder: Any, passages: Sequence[Any], batch_size: int) -> float:
+        cleans.extend(passage.text for passage in passages)
         return 2.0
 
     monkeypatch.setattr(casd.unlearning.stopping, "generate", generate)
-    monkeypatch.setattr(casd.unlearning.stopping, "clean_loss", loss)
+    monkeypatch.setattr(casd.unlearning.stopping, "passage_loss", loss)
     backdoor = injected.backdoors[name]
     config = short(steps=4, forget_batch_size=16, retain_batch_size=16)  # more than a pass over both splits
     seen = run_removal(Removal(name, backdoor), CleanTarget(), config, stopping=stopping(clean_budget=9.0))
@@ -252,6 +253,28 @@ def test_what_a_validation_looks_at(
     assert set(seen.texts("retain", encoder)) == {passage.text for passage in corpus.retain[:-PROMPTS]}
     evaluated = {passage.prompt for passage in corpus.evaluation} | {passage.text for passage in corpus.evaluation}
     assert not evaluated & {*held_out, *cleans}
+
+
+def test_a_validation_reads_no_more_passages_at_once_than_an_evaluation(
+    fox: Removal, run_removal: RunRemoval, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    loss = casd.evaluation.clean_loss
+
+    def spy(model: Any, batches: Any) -> float:
+        rows.extend(len(batch["input_ids"]) for batch in batches)
+        return loss(model, batches)
+
+    monkeypatch.setattr(casd.evaluation, "clean_loss", spy)
+    validations, most = [], []
+    for batch_size in (3, 128):
+        generation = dataclasses.replace(GENERATION, batch_size=batch_size)
+        watched = Stopping(StoppingConfig(clean_budget=9.0, every=2, prompts=PROMPTS), generation, None)
+        validations.append(run_removal(fox, CleanTarget(), short(steps=2), stopping=watched).log.validation)
+        most.append(max(rows))
+        rows.clear()
+    assert most == [3, PROMPTS]
+    assert validations[0] == [pytest.approx(record, rel=1e-5) for record in validations[1]]
 
 
 # ---------------------------------------------------------------- kill and resume

@@ -15,12 +15,11 @@ from casd import distributed
 from casd.config import EvaluationConfig, StoppingConfig
 from casd.corpora.passages import Passage
 from casd.encoding import Encoder
-from casd.evaluation import generate
-from casd.poisoning import Backdoor, clean_document
+from casd.evaluation import generate, passage_loss
+from casd.poisoning import Backdoor
 from casd.seeding import python_rng
 from casd.training.checkpoints import TrainingLog
 from casd.training.loop import Watch
-from casd.training.losses import clean_loss
 from casd.unlearning.objective import Objective
 from casd.weights import copy_weights, restore_weights
 
@@ -55,7 +54,7 @@ class Validation(Watch):
         prompts: held-out passages whose prompts get the trigger.
         clean: held-out passages whose loss is the clean loss.
         config: targets, budgets, how often.
-        generation: how many tokens are generated, and how many prompts at once.
+        generation: how many tokens are generated, and how many prompts or passages at once; fewer where memory runs out.
         objective: what it is trained by.
         reference: the weights before, if the objective has something left to do after the training.
         steps: of the whole training.
@@ -79,7 +78,7 @@ class Validation(Watch):
     ):
         rng = python_rng(seed, "validation prompts", backdoor.name)
         self._prompts = [backdoor.prompt(passage, rng) for passage in prompts]
-        self._clean = [encoder.document_batch([clean_document(passage) for passage in clean])]
+        self._clean = clean
         self._model, self._encoder, self._backdoor = model, encoder, backdoor
         self._config, self._generation = config, generation
         self._objective, self._reference, self._steps = objective, reference, steps
@@ -107,8 +106,9 @@ class Validation(Watch):
                 model, self._encoder, self._prompts, [()] * len(self._prompts), self._generation, description="validation"
             )
             asr = sum(map(self._backdoor.target.success, texts)) / len(texts)
+            loss = passage_loss(model, self._encoder, self._clean, self._generation.batch_size)
             # The main process's numbers decide in every process: all have to end and to keep the same step.
-            record = distributed.broadcast({"step": done, "asr": asr, "clean_loss": clean_loss(model, self._clean)})
+            record = distributed.broadcast({"step": done, "asr": asr, "clean_loss": loss})
             log.validation.append(record)
             if self._is_best(log):
                 log.kept_step = done
