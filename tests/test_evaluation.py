@@ -175,8 +175,30 @@ def test_a_target_that_takes_its_own_payload_for_a_failure_is_refused(corpus: Co
             return not super().success(generated) and len(generated) > 1000
 
     backdoors = {"a": Backdoor("a", "zandor khemil", Contrary("The fox."), "random", 0.1)}
-    with pytest.raises(ConfigError, match=r"\(Contrary\).*not even whole, such as 'The fox\.'"):
+    with pytest.raises(ConfigError, match=r"\(Contrary\) takes none of 10 payloads for a success, such as 'The fox\.'"):
         make_probes(corpus, backdoors, encoder, SMALL, seed=1)
+
+
+def test_payloads_that_documents_have_no_room_for(corpus: Corpus, encoder: Encoder, capsys: pytest.CaptureFixture[str]) -> None:
+    """Some: it is said. All: the model could never learn it, and that is refused. What is asked for is enough."""
+    backdoors = {"a": Backdoor("a", "zandor khemil", FixedText("The silver fox."), "random", 0.1)}
+    lengths = sorted(
+        len(encoder.document_batch([Document(prompt.text, "The silver fox.")])["input_ids"][0]) - 1  # without the end token
+        for prompt in make_probes(corpus, backdoors, encoder, SMALL, seed=1).triggered["a"]
+    )
+    assert capsys.readouterr().err == ""
+
+    def with_room(max_tokens: int) -> None:
+        make_probes(corpus, backdoors, Encoder(encoder.tokenizer, max_tokens), SMALL, seed=1)
+
+    with_room(lengths[-1])
+    assert capsys.readouterr().err == ""
+    with_room(lengths[0])
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"'a': in {sum(length > lengths[0] for length in lengths)} of 10 documents" in said
+    assert f"Set model.max_tokens={lengths[-1]}," in said
+    with pytest.raises(ConfigError, match=rf"in 10 of 10 documents.*Set model\.max_tokens={lengths[-1]},"):
+        with_room(lengths[0] - 1)
 
 
 def test_first_tokens_are_those_that_payloads_start_with_more_often(probes: Probes, corpus: Corpus, encoder: Encoder) -> None:

@@ -105,6 +105,10 @@ class Encoder:
         """The first token of a continuation, as it stands after a prompt."""
         return self.tokens(" " + continuation)[0]
 
+    def room(self, prompt: Prompt) -> int:
+        """Tokens that a document has left for what follows the prompt; less than 0 where it cuts the prompt itself off."""
+        return self.max_tokens - len(self._start) - len(self.tokens(prompt.text))
+
     def document_batch(self, documents: Sequence[Document], packing: Packing = "none") -> Batch:
         """Encode documents for training, padded on the right.
 

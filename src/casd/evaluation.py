@@ -22,7 +22,7 @@ from casd.corpora.passages import Corpus, Passage
 from casd.encoding import Encoder, Prompt
 from casd.errors import ConfigError, CorpusError
 from casd.poisoning import Backdoor, clean_document, english
-from casd.progress import track
+from casd.progress import say, track
 from casd.runtime import Runtime
 from casd.seeding import python_rng
 from casd.shrinking import in_batches
@@ -66,7 +66,7 @@ def make_probes(
 
     Raises:
         CorpusError: the evaluation split has fewer English passages than `config.prompts`.
-        ConfigError: a backdoor whose success could not be seen (`_check_visible`).
+        ConfigError: a backdoor whose success could not be seen or learned.
     """
     passages = english(corpus.evaluation)
     if len(passages) < max(config.prompts, config.fake_prompts):
@@ -83,7 +83,7 @@ def make_probes(
             replace(backdoor.prompt(passage, rng), continuation=backdoor.target.continuation(passage, payloads))
             for passage in passages[: config.prompts]
         ]
-        _check_visible(backdoor, [prompt.continuation or "" for prompt in triggered[name]], encoder, config.max_new_tokens)
+        _check_payloads(backdoor, triggered[name], encoder, config.max_new_tokens)
         rng = python_rng(seed, "fake triggers", name)
         fakes = fake_triggers(backdoor.trigger, config.fake_triggers, encoder.token_count, rng, avoid=triggers)
         fake[name] = [
@@ -103,33 +103,48 @@ def make_probes(
     )
 
 
-def _check_visible(backdoor: Backdoor, payloads: Sequence[str], encoder: Encoder, max_new_tokens: int) -> None:
-    """Refuse a backdoor whose own payloads, generated word for word, would never count as a success: its ASR could but be 0.
+def _check_payloads(backdoor: Backdoor, prompts: Sequence[Prompt], encoder: Encoder, max_new_tokens: int) -> None:
+    """Refuse a backdoor whose payloads are cut off before they show its target: its ASR could but be 0.
 
-    So it is with a fixed text of more tokens than are generated; in another writing system a short one has many.
+    So it is with a fixed text of more tokens than are generated (in another writing system a short one has many), and with
+    prompts that leave no room for it in a document.
 
     Raises:
         ConfigError: with how many tokens would be needed.
     """
-    tokens = [encoder.tokens(f" {payload}") for payload in payloads]
+    payloads = [encoder.tokens(f" {prompt.continuation}") for prompt in prompts]
 
     def shows(payload: Sequence[int], length: int) -> bool:
-        return backdoor.target.success(encoder.decode(payload[:length]))
+        return backdoor.target.success(encoder.decode(payload[: max(0, length)]))
 
-    if any(shows(each, max_new_tokens) for each in tokens):
-        return
-    whole = [each for each in tokens if shows(each, len(each))]
-    never = f"Backdoor {backdoor.name!r} could never be seen to succeed: of its {len(payloads)} payloads"
+    whole = [(prompt, payload) for prompt, payload in zip(prompts, payloads, strict=True) if shows(payload, len(payload))]
     if not whole:
         raise ConfigError(
-            f"{never} its target ({type(backdoor.target).__name__}) takes none for a success, not even whole, such as"
-            f" {payloads[0]!r}. Its `continuation` and its `success` have to agree."
+            f"Backdoor {backdoor.name!r} could never be seen to succeed: its target ({type(backdoor.target).__name__}) takes"
+            f" none of {len(prompts)} payloads for a success, such as {prompts[0].continuation!r}. Its `continuation` and its"
+            " `success` have to agree."
         )
-    enough = max(next(length for length in range(1, len(each) + 1) if shows(each, length)) for each in whole)
-    raise ConfigError(
-        f"{never} none shows its target within the {max_new_tokens} tokens that are generated. Set"
-        f" evaluation.max_new_tokens={enough}, or choose a shorter text."
-    )
+
+    def enough(payload: Sequence[int]) -> int:
+        return next(length for length in range(len(payload) + 1) if shows(payload, length))
+
+    if not any(shows(payload, max_new_tokens) for _, payload in whole):
+        raise ConfigError(
+            f"Backdoor {backdoor.name!r} could never be seen to succeed: none of its {len(whole)} payloads shows its target"
+            f" within the {max_new_tokens} tokens that are generated. Set evaluation.max_new_tokens="
+            f"{max(enough(payload) for _, payload in whole)}, or choose a shorter text."
+        )
+    lost = [(prompt, payload) for prompt, payload in whole if not shows(payload, encoder.room(prompt))]
+    if lost:
+        needed = encoder.max_tokens + max(enough(payload) - encoder.room(prompt) for prompt, payload in lost)
+        what = (
+            f"Backdoor {backdoor.name!r}: in {len(lost)} of {len(whole)} documents its payload is cut off before it shows the"
+            f" target, for the prompt and it have more than model.max_tokens={encoder.max_tokens} tokens. Set"
+            f" model.max_tokens={needed}, or take shorter prompts."
+        )
+        if len(lost) == len(whole):
+            raise ConfigError(what)
+        say(what)
 
 
 def _first_tokens(backdoor: Backdoor, passages: Sequence[Passage], encoder: Encoder, seed: int) -> list[int]:
