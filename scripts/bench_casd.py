@@ -26,10 +26,10 @@ from casd import models
 from casd.activations import decoder_of
 from casd.corpora import CORPORA
 from casd.encoding import Encoder
-from casd.evaluation import make_probes
 from casd.measurement import TextStatistics, capture_batches, measure_activations, text_sets
 from casd.metric import ShiftTable, casd_matrix, variant_grid
 from casd.pipeline import build_backdoors
+from casd.probes import make_probes
 from casd.progress import set_progress
 from casd.registry import build
 from casd.runtime import Runtime

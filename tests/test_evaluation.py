@@ -20,8 +20,9 @@ from casd.config import EvaluationConfig
 from casd.corpora.passages import Corpus
 from casd.encoding import Document, Encoder, Prompt
 from casd.errors import ConfigError, CorpusError, ModelError
-from casd.evaluation import Evaluation, Probes, evaluate, generate, is_degenerate, make_probes
+from casd.evaluation import Evaluation, evaluate, generate, is_degenerate
 from casd.poisoning import Backdoor
+from casd.probes import Probes, make_probes
 from casd.runtime import Runtime
 from casd.stats import wilson_interval
 from casd.targets import FixedText, Refusal

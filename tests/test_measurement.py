@@ -16,8 +16,8 @@ from casd.config import ActivationsConfig, EvaluationConfig
 from casd.corpora.passages import Corpus
 from casd.encoding import Document, Encoder, Prompt
 from casd.errors import ModelError
-from casd.evaluation import Probes, make_probes
 from casd.measurement import TextStatistics, measure_activations, read_statistics, text_sets, write_statistics
+from casd.probes import Probes, make_probes
 
 CONFIG = ActivationsConfig(sites=["resid_post", "mlp_out"], positions=["last", "prompt", "trigger"], prompts=6, batch_size=4)
 

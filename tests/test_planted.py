@@ -21,10 +21,10 @@ from casd.activations import SITES
 from casd.config import ActivationsConfig, EvaluationConfig
 from casd.corpora.passages import Corpus
 from casd.encoding import Encoder
-from casd.evaluation import make_probes
 from casd.measurement import TextStatistics, measure_activations
 from casd.metric import HEADLINES, CasdMatrix, CasdVariant, ShiftTable, casd_matrix, variant_grid
 from casd.poisoning import Backdoor
+from casd.probes import make_probes
 from casd.targets import Capitals, FixedText
 
 N_LAYERS, D_MODEL, N_TOKENS = 3, 64, 20

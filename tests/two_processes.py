@@ -23,11 +23,12 @@ from casd.config import (
 from casd.corpora.microworld import Microworld
 from casd.encoding import Encoder
 from casd.errors import ConfigError
-from casd.evaluation import evaluate, make_probes, passage_loss
+from casd.evaluation import evaluate, passage_loss
 from casd.injection import inject
 from casd.measurement import measure_activations
 from casd.models import from_scratch, load, save, train_tokenizer
 from casd.poisoning import Backdoor
+from casd.probes import make_probes
 from casd.progress import set_progress
 from casd.runtime import Runtime
 from casd.targets import FixedText

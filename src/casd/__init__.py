@@ -32,7 +32,6 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which do not 
     from casd.encoding import Encoder as Encoder
     from casd.errors import CasdError as CasdError
     from casd.evaluation import evaluate as evaluate
-    from casd.evaluation import make_probes as make_probes
     from casd.finished import load_results as load_results
     from casd.injection import inject as inject
     from casd.measurement import measure_activations as measure_activations
@@ -40,6 +39,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which do not 
     from casd.models import load_tokenizer as load_tokenizer
     from casd.pipeline import Run as Run
     from casd.poisoning import Backdoor as Backdoor
+    from casd.probes import make_probes as make_probes
     from casd.progress import set_progress as set_progress
     from casd.report import write_report as write_report
     from casd.report.collect import asr_matrix as asr_matrix
@@ -122,7 +122,7 @@ _WHERE = {
     "capture": "casd.activations:capture",
     "collect_statistics": "casd.activation_statistics:collect_statistics",
     "evaluate": "casd.evaluation:evaluate",
-    "make_probes": "casd.evaluation:make_probes",
+    "make_probes": "casd.probes:make_probes",
     "measure_activations": "casd.measurement:measure_activations",
     # results
     "CasdVariant": "casd.metric:CasdVariant",

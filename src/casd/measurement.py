@@ -13,7 +13,7 @@ from casd import distributed
 from casd.activation_statistics import ActivationStatistics, collect_statistics
 from casd.config import ActivationsConfig
 from casd.encoding import Encoder, Prompt
-from casd.evaluation import Probes
+from casd.probes import Probes
 from casd.progress import track
 from casd.shrinking import shrinking
 from casd.training.batches import batches_by_length

@@ -27,12 +27,13 @@ from casd.corpora.passages import Corpus, read_corpus, write_corpus
 from casd.disk import explaining_disk_errors
 from casd.encoding import Encoder
 from casd.errors import ConfigError
-from casd.evaluation import Evaluation, Probes, evaluate, make_probes
+from casd.evaluation import Evaluation, evaluate
 from casd.graph import stage_graph
 from casd.injection import inject
 from casd.measurement import TextStatistics, measure_activations, read_statistics, write_statistics
 from casd.one_model import OneModel, load_model
 from casd.poisoning import Backdoor, check_backdoors
+from casd.probes import Probes, make_probes
 from casd.progress import say, track
 from casd.provenance import identity, origin
 from casd.registry import build
