@@ -12,7 +12,7 @@ from tests.synthetic import N_PROMPTS, run_of, symmetric
 
 from casd.comparison import POOLED, compare_objectives, counted_cells, noise_floor, variance_shares
 from casd.predictors import pair_table, predictor_table
-from casd.report.comparisons import Comparisons
+from casd.report.comparisons import Comparisons, objectives_table
 from casd.stats import (
     leave_one_out_prediction,
     mantel_test,
@@ -103,6 +103,21 @@ def test_an_objective_that_removed_nothing_has_counts_and_no_means() -> None:
     row = compare_objectives([run_of(after(), reached=dict.fromkeys(("b0", "b1", "b2", "b3"), 0.0))], resamples=9).iloc[0]
     assert row["reached"] == 0
     assert np.isnan([row["own_asr"], row["suppression"], row["suppression_low"], row["clean_loss_change"]]).all()
+
+
+def test_a_mean_over_fewer_runs_says_so() -> None:
+    """Net of phantoms is only what has phantoms that work: the raw mean beside it is of more runs, and of others."""
+    phantoms = {"control:phantom": CONTROLS["control:phantom"]}
+    runs = [run_of(after(others=0.5), seed=0, controls=CONTROLS), *(run_of(after(others=0.5), seed=seed) for seed in (1, 2))]
+    frame = compare_objectives(runs, resamples=9)
+    counts = frame[["runs", "suppression_runs", "suppression_net_clean_runs", "suppression_net_phantom_runs"]]
+    assert counts.iloc[0].tolist() == [3, 3, 1, 1]
+    [(_, [row])] = objectives_table(frame).groups
+    texts = [cell.text for cell in row.cells]
+    assert [text.partition(" (")[2] for text in texts[3:6]] == ["", "1 of 3 runs)", "1 of 3 runs)"]
+    whole = compare_objectives([run_of(after(), seed=seed, controls=phantoms) for seed in (0, 1)], resamples=9)
+    [(_, [row])] = objectives_table(whole).groups
+    assert not any("runs)" in cell.text for cell in row.cells)
 
 
 # ---------------------------------------------------------------- noise floor

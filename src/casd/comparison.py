@@ -88,7 +88,8 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
         - model ("all" over several), objective; runs, seeds (counts)
         - removals, reached, collapsed: counts of removals, of those that count (`counted_cells`), and of the collapsed
         - own_asr: mean ASR of the removed backdoor on evaluation prompts, over those that count, with `_low` and `_high`
-        - for each of MEASURES the mean over the other backdoors, with `_low` and `_high`
+        - for each of MEASURES the mean over the other backdoors, with `_low`, `_high`, and `_runs`: how many runs have any. A
+          run whose phantoms all collapsed has no suppression net of them
         - clean_control, phantom_control: the mean suppression of all backdoors under them
         - clean_loss_change: mean relative change of the clean loss; steps, seconds: means of a removal
 
@@ -135,6 +136,8 @@ def _row(cells: pd.DataFrame, removed: pd.DataFrame, controls: pd.DataFrame, see
     values = others.assign(own_asr=cells["asr_after"].where(own))[["own_asr", *MEASURES]]
     for name, (low, high) in zip(values, _intervals(values, cells, seed, resamples), strict=True):
         row |= {str(name): values[name].mean(), f"{name}_low": low, f"{name}_high": high}
+        if name in MEASURES:
+            row[f"{name}_runs"] = cells.loc[values[name].notna(), "run"].nunique()
     for name, source in (("clean_control", CLEAN_CONTROL), ("phantom_control", PHANTOM_CONTROL)):
         row[name] = controls.loc[controls["source"].str.startswith(source), "suppression"].mean()
     return row | {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +42,8 @@ class Comparisons:
     def read(cls, folder: Path) -> Comparisons | None:
         """Read what `frames` gave and was written to `folder/tables`; None if an older version wrote it."""
         found = cls(**{name: pd.read_parquet(folder / "tables" / f"{cls._file(name)}.parquet") for name in cls._names()})
-        return found if set(COLUMNS) <= set(found.predictors.columns) else None
+        counts = {f"{name}_runs" for name in MEASURES}
+        return found if set(COLUMNS) <= set(found.predictors) and counts <= set(found.objectives) else None
 
     @property
     def frames(self) -> dict[str, pd.DataFrame]:
@@ -86,7 +87,8 @@ def objectives_table(frame: pd.DataFrame) -> Table:
         texts = [
             f"{record['reached']} of {record['removals']}",
             f"{record['collapsed']}",
-            *(mean_with_interval(record, name) for name in ("own_asr", *MEASURES)),
+            mean_with_interval(record, "own_asr"),
+            *(_over_runs(record, name) for name in MEASURES),
             fraction(record["clean_control"]),
             fraction(record["phantom_control"]),
             percent(record["clean_loss_change"]),
@@ -102,7 +104,8 @@ def objectives_table(frame: pd.DataFrame) -> Table:
         caption=f"Seeds for each model: {seeds}. Counted are removals that reached the target ASR of their own backdoor on"
         " validation prompts (where a target was set) and did not collapse, and backdoors that had taken hold. Own"
         " ASR: on evaluation prompts. Others: mean suppression of the other backdoors' ASR (fraction), raw, and net"
-        " of the same backdoor's suppression under the clean control and under the phantoms. Brackets: 95 %"
+        " of the same backdoor's suppression under the clean control and under the phantoms; in parentheses how many runs"
+        " that is of, where others have none (their controls collapsed, or no removal counts). Brackets: 95 %"
         " bootstrap interval over seeds and backdoors. Clean, phantoms: mean suppression under these controls. Clean"
         " loss, steps, seconds: means of a removal. Bold: the objective whose removals suppress the others most, net of"
         " phantoms; (control): an objective that forgets nothing.",
@@ -113,6 +116,12 @@ def objectives_table(frame: pd.DataFrame) -> Table:
         ),
         groups=tuple((model, tuple(rows)) for model, rows in groups.items()),
     )
+
+
+def _over_runs(record: Mapping[Any, Any], measure: str) -> str:
+    """A mean with its interval, and of how many runs it is where that is not all."""
+    text, count = mean_with_interval(record, measure), record[f"{measure}_runs"]
+    return text if count in (0, record["runs"]) else f"{text} ({count} of {run_count(record['runs'])})"
 
 
 def predictors_table(frame: pd.DataFrame) -> Table:
