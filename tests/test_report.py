@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from casd.comparison import MEASURES
 from casd.errors import CasdError
 from casd.report import Comparisons, collect, print_run, print_sweep, print_tables, read_runs, write_report, write_sweep_report
 from casd.report.collect import asr_matrix, casd_matrix, summary
@@ -277,6 +278,7 @@ def test_the_best_of_a_group_is_bold_and_a_control_is_no_objective() -> None:
     frame = pd.DataFrame(
         [
             {"model": model, "objective": objective, "seeds": 1, "reached": 8, "removals": 8, "collapsed": 0, "own_asr": 0.0}
+            | dict.fromkeys(("runs", *(f"{measure}_runs" for measure in MEASURES)), 1)
             | dict.fromkeys(("suppression", "suppression_net_clean", "clean_control", "phantom_control"), 0.1)
             | {"suppression_net_phantom": net, "clean_loss_change": 0.0, "steps": 4.0, "seconds": 1.0}
             for model, objective, net in (
