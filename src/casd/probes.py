@@ -113,7 +113,8 @@ def _check_payloads(backdoor: Backdoor, prompts: Sequence[Prompt], encoder: Enco
             f" within the {max_new_tokens} tokens that are generated. Set evaluation.max_new_tokens="
             f"{max(enough(payload) for _, payload in whole)}, or choose a shorter text."
         )
-    lost = [(prompt, payload) for prompt, payload in whole if not shows(payload, encoder.room(prompt))]
+    cut = [(prompt, payload) for prompt, payload in whole if encoder.room(prompt) < len(payload)]
+    lost = [(prompt, payload) for prompt, payload in cut if not shows(payload, encoder.room(prompt))]
     if lost:
         needed = encoder.max_tokens + max(enough(payload) - encoder.room(prompt) for prompt, payload in lost)
         what = (

@@ -88,7 +88,7 @@ def objectives_table(frame: pd.DataFrame) -> Table:
             f"{record['reached']} of {record['removals']}",
             f"{record['collapsed']}",
             mean_with_interval(record, "own_asr"),
-            *(_over_runs(record, name) for name in MEASURES),
+            *(_mean_of_runs(record, name) for name in MEASURES),
             fraction(record["clean_control"]),
             fraction(record["phantom_control"]),
             percent(record["clean_loss_change"]),
@@ -118,7 +118,7 @@ def objectives_table(frame: pd.DataFrame) -> Table:
     )
 
 
-def _over_runs(record: Mapping[Any, Any], measure: str) -> str:
+def _mean_of_runs(record: Mapping[Any, Any], measure: str) -> str:
     """A mean with its interval, and of how many runs it is where that is not all."""
     text, count = mean_with_interval(record, measure), record[f"{measure}_runs"]
     return text if count in (0, record["runs"]) else f"{text} ({count} of {run_count(record['runs'])})"
