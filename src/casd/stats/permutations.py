@@ -132,7 +132,16 @@ def random_moves(n: int, count: int, at_once: int, rng: np.random.Generator) -> 
 @functools.cache
 def _every_move(n: int) -> npt.NDArray[np.uint8]:
     """`moved_pairs` of all n! permutations of range(n), in little memory."""
-    return moved_pairs(np.array(list(itertools.permutations(range(n))), dtype=np.intp)).astype(np.uint8)
+    return moved_pairs(_every_permutation(n)).astype(np.uint8)
+
+
+def _every_permutation(n: int) -> Labels:
+    """All permutations of range(n) in the order of `itertools.permutations`, in a fraction of its time: shape (n!, n)."""
+    if n == 0:
+        return np.zeros((1, 0), dtype=np.intp)
+    others = _every_permutation(n - 1)
+    # After the first number come the others, in every order.
+    return np.concatenate([np.insert(others + (others >= first), 0, first, axis=1) for first in range(n)])
 
 
 def extremeness(correlations: npt.ArrayLike, alternative: Alternative) -> Array:
