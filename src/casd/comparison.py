@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from casd.results import RunTables, rows_of
+from casd.results import RunTables
 from casd.states import CLEAN_CONTROL, PHANTOM_CONTROL, REPEAT_CONTROL
 from casd.stats import cluster_bootstrap_interval, nested_bootstrap_intervals, offdiagonal_center_two_way
 
@@ -38,8 +38,8 @@ def counted_cells(tables: RunTables) -> pd.DataFrame:
 
 def _counting(tables: RunTables) -> np.ndarray:
     """Which rows of `transfer` are `counted_cells`."""
-    failed = {name for name, reached in rows_of(tables.states, "state", "reached_target") if reached == 0.0}
-    rows = list(rows_of(tables.transfer, "source", "target", "source_kind", "collapsed", "asr_before"))
+    failed = {name for name, reached in tables.rows("states", "state", "reached_target") if reached == 0.0}
+    rows = list(tables.rows("transfer", "source", "target", "source_kind", "collapsed", "asr_before"))
     absent = {target for _, target, kind, _, before in rows if kind == "removal" and before < ESTABLISHED_ASR}
     out = failed | absent
     counts = [
@@ -63,14 +63,14 @@ def grouped(runs: Sequence[RunTables]) -> dict[tuple[str, str], list[RunTables]]
 def counted_matrices(tables: RunTables, *columns: str) -> tuple[list[str], list[np.ndarray]]:
     """The backdoors whose removals count, and columns of `transfer` over them as matrices: a row for each source."""
     counts = _counting(tables)
-    sources, targets = (tables.transfer[name].to_numpy()[counts].tolist() for name in ("source", "target"))
+    sources, targets = (names[counts].tolist() for names in tables.columns("transfer", "source", "target"))
     both = set(sources) & set(targets)
     place = {name: index for index, name in enumerate(name for name in tables.backdoors if name in both)}
     rows, across = (np.array([place.get(name, -1) for name in names], dtype=int) for names in (sources, targets))
     known = (rows >= 0) & (across >= 0)
     matrices = np.full((len(columns), len(place), len(place)), np.nan)
-    for matrix, column in zip(matrices, columns, strict=True):
-        matrix[rows[known], across[known]] = tables.transfer[column].to_numpy(dtype=float)[counts][known]
+    for matrix, values in zip(matrices, tables.columns("transfer", *columns), strict=True):
+        matrix[rows[known], across[known]] = values[counts][known]
     return list(place), list(matrices)
 
 
@@ -98,15 +98,13 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
     """
     places = {id(tables): place for place, tables in enumerate(runs)}
     # Once of all: a run may be in two groups.
-    states = _over_runs([tables.states for tables in runs])
-    removed = states.loc[
-        states["kind"] == "removal", ["run", "state", "collapsed", "clean_loss_ratio", "steps", "train_seconds"]
-    ]
-    transfer = _over_runs([tables.transfer for tables in runs])
-    counting = np.concatenate([_counting(tables) for tables in runs])
-    cells = transfer.loc[counting, ["run", "source", "target", "same", "asr_after", *MEASURES]]
+    states = _over_runs(runs, "states", "state", "kind", "collapsed", "clean_loss_ratio", "steps", "train_seconds")
+    removed = states[states["kind"] == "removal"]
+    named = ("source", "target", "source_kind", "same", "collapsed", "asr_before", "asr_after", *MEASURES)
+    transfer = _over_runs(runs, "transfer", *named)
+    cells = transfer[np.concatenate([_counting(tables) for tables in runs])]
     intact = ~transfer["collapsed"].astype(bool) & (transfer["asr_before"] >= ESTABLISHED_ASR)
-    controls = transfer.loc[(transfer["source_kind"] == "control") & intact, ["run", "source", "suppression"]]
+    controls = transfer[(transfer["source_kind"] == "control") & intact]
     rows = []
     for (model, objective), group in grouped(runs).items():
         members = [places[id(tables)] for tables in group]
@@ -118,9 +116,11 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
     return pd.DataFrame(rows)
 
 
-def _over_runs(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """One frame of several runs, with their numbers in the column run."""
-    return pd.concat(frames, ignore_index=True).assign(run=np.repeat(np.arange(len(frames)), [len(frame) for frame in frames]))
+def _over_runs(runs: Sequence[RunTables], table: str, *names: str) -> pd.DataFrame:
+    """Some columns of a table of several runs in one frame, with the runs' numbers in the column run."""
+    columns = [np.concatenate(parts) for parts in zip(*(tables.columns(table, *names) for tables in runs), strict=True)]
+    lengths = [len(tables.columns(table, names[0])[0]) for tables in runs]
+    return pd.DataFrame({"run": np.repeat(np.arange(len(runs)), lengths)} | dict(zip(names, columns, strict=True)))
 
 
 def _row(cells: pd.DataFrame, removed: pd.DataFrame, controls: pd.DataFrame, seed: int, resamples: int) -> dict[str, object]:
@@ -177,7 +177,7 @@ def variance_shares(runs: Sequence[RunTables], column: str = "suppression") -> p
         n = len(names)
         if n < MIN_BACKDOORS:
             continue
-        prompts = int(min(count for probe, count in rows_of(tables.asr, "probe", "n") if probe == "triggered"))
+        prompts = int(min(count for probe, count in tables.rows("asr", "probe", "n") if probe == "triggered"))
         off = ~np.eye(n, dtype=bool)
         variance = float(np.var(matrix[off]))
         pair = float(np.mean(offdiagonal_center_two_way(matrix)[off] ** 2)) / variance if variance else math.nan
@@ -212,7 +212,7 @@ def noise_floor(runs: Sequence[RunTables]) -> pd.DataFrame:
         collapsed = tables.collapsed
         removals = set(tables.states_of("removal")) - collapsed
         repeats = [name for name in tables.states_of("control") if name.startswith(REPEAT_CONTROL) and name not in collapsed]
-        every = _distances(tables.casd) if repeats else {}
+        every = _distances(tables) if repeats else {}
         for variant in tables.headline:
             distances = every.get(variant, {})
             for repeat in repeats:
@@ -239,9 +239,9 @@ def noise_floor(runs: Sequence[RunTables]) -> pd.DataFrame:
     return pd.DataFrame(summaries, columns=columns)
 
 
-def _distances(casd: pd.DataFrame) -> dict[str, dict[tuple[str, str], float]]:
+def _distances(tables: RunTables) -> dict[str, dict[tuple[str, str], float]]:
     """Of each variant the distance of every pair, in both orders."""
     found: dict[str, dict[tuple[str, str], float]] = {}
-    for variant, a, b, distance in rows_of(casd, "variant", "a", "b", "distance"):
+    for variant, a, b, distance in tables.rows("casd", "variant", "a", "b", "distance"):
         found.setdefault(variant, {}).update({(a, b): distance, (b, a): distance})
     return found

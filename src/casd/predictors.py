@@ -7,9 +7,8 @@ suppression itself is used, since its column mean would not be known.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,14 +16,15 @@ import numpy as np
 import pandas as pd
 
 from casd.comparison import MIN_BACKDOORS, counted_matrices, grouped
-from casd.results import RunTables, rows_of
+from casd.results import RunTables
 from casd.rivals import RIVALS
 from casd.stats import (
     FamilyResult,
+    Statistic,
     leave_one_out_predictions,
     mantel_families,
     rank_residuals,
-    remove_backdoor_effects,
+    remove_effects_from_pairs,
     symmetrize,
 )
 from casd.transfer import RATE_DECIMALS, centered_response
@@ -44,42 +44,33 @@ COLUMNS: Final = (
 _SAME_TARGET: Final = "same_target"
 """The rival that is held constant."""
 
+_Column = np.ndarray | pd.Series
 _Stratum = tuple[np.ndarray, np.ndarray]
-"""Of a run: predictors (n_predictors, n, n), and the response (n, n)."""
+"""Of a run: the pairs of the predictors (n_predictors, n_pairs), and of the response (n_pairs,)."""
 
 
 @dataclass(frozen=True, eq=False)
 class PairTable:
-    """What one run says of the pairs of its removals that count.
+    """What one run says of the pairs of its removals that count: upper triangles, row by row.
 
     Attributes:
         names: of the n removals.
-        distances: by predictor, (n, n), symmetric.
-        centered: the response for tests, (n, n), symmetric; NaN on the diagonal.
-        suppression: the response for prediction, (n, n), symmetric.
+        predictors: the names of the v predictors.
+        distances: theirs, (v, n_pairs).
+        centered: the suppression as tests take it, (n_pairs,); rounded.
+        suppression: the mean of both directions of each pair, (n_pairs,).
     """
 
     names: tuple[str, ...]
-    distances: Mapping[str, np.ndarray]
+    predictors: tuple[str, ...]
+    distances: np.ndarray
     centered: np.ndarray
     suppression: np.ndarray
 
-    def stacked(self, predictors: Sequence[str]) -> np.ndarray:
-        """The distances of some predictors, shape (n_predictors, n, n)."""
-        return np.stack([self.distances[name] for name in predictors])
-
-    def plain(self, predictors: Sequence[str]) -> _Stratum:
-        """What the test of some predictors is about."""
-        return self.stacked(predictors), self.centered
-
-    def of_pairs(self, predictors: Sequence[str]) -> _Stratum:
-        """The same without what belongs to single backdoors."""
-        return _effects_removed(self.stacked(predictors)), _effects_removed(self.centered)
-
-    def given_same_target(self, predictors: Sequence[str]) -> _Stratum:
-        """The same as ranks, without what the same target accounts for; without the rival that tells it, NaN."""
-        held = self.distances.get(_SAME_TARGET, np.full(self.centered.shape, np.nan))
-        return rank_residuals(self.stacked(predictors), held), rank_residuals(self.centered, held)
+    def of(self, predictors: Sequence[str]) -> np.ndarray:
+        """The distances of some predictors, shape (n_predictors, n_pairs)."""
+        place = {name: index for index, name in enumerate(self.predictors)}
+        return self.distances[[place[name] for name in predictors]]
 
 
 def pair_table(tables: RunTables, response: str = "suppression") -> PairTable | None:
@@ -87,12 +78,19 @@ def pair_table(tables: RunTables, response: str = "suppression") -> PairTable | 
     names, [values] = counted_matrices(tables, response)
     if len(names) < MIN_BACKDOORS:
         return None
-    centered = centered_response(values)
-    pairs = centered[np.triu_indices(len(names), k=1)]
-    if not np.isfinite(pairs).all() or np.ptp(pairs) == 0:
+    upper = np.triu_indices(len(names), k=1)
+    centered = centered_response(values)[upper]
+    if not np.isfinite(centered).all() or np.ptp(centered) == 0:
         return None
-    distances = _matrices(tables.every_variant(), "variant", names) | _matrices(tables.rivals, "predictor", names)
-    return PairTable(tuple(names), distances, centered, np.round(symmetrize(values), RATE_DECIMALS))
+    columns = ("a", "b", "distance")
+    casd: list[_Column] = [*tables.columns("casd", "variant", *columns)]
+    if tables.lacks_grid:
+        every = tables.every_variant()
+        casd = [every[name] for name in ("variant", *columns)]
+    variants, distances = _pairs(casd, names)
+    rivals, of_rivals = _pairs(tables.columns("rivals", "predictor", *columns), names)
+    every_distance = np.concatenate([distances, of_rivals])
+    return PairTable(tuple(names), (*variants, *rivals), every_distance, centered, symmetrize(values)[upper])
 
 
 def predictor_table(
@@ -165,25 +163,34 @@ class _Group:
     @property
     def kinds(self) -> list[list[str]]:
         """The predictors that all runs have: the variants of CASD, and the rivals, as far as there are any."""
-        shared = [name for name in self.strata[0].distances if all(name in each.distances for each in self.strata)]
+        common = set(self.strata[0].predictors).intersection(*(each.predictors for each in self.strata))
+        shared = [name for name in self.strata[0].predictors if name in common]
         rivals = [name for name in shared if name in RIVALS]
         return [names for names in ([name for name in shared if name not in RIVALS], rivals) if names]
 
 
 def _tested(kinds: Sequence[tuple[_Group, list[str]]], permutations: int, seed: int) -> list[dict[str, FamilyResult]]:
     """By the names of _TESTS the results of each group's variants or rivals."""
-    runs = [group.runs for group, _ in kinds]
-    # A run is in the group of its model and in that of all models.
-    made = functools.cache(lambda form, each, names: form(each, names))
-    plain, pairs, partial = (
-        [[made(form, each, tuple(names)) for each in group.strata] for group, names in kinds]
-        for form in (PairTable.plain, PairTable.of_pairs, PairTable.given_same_target)
-    )
-    both = mantel_families([*plain, *pairs], runs=[*runs, *runs], permutations=permutations, rng=np.random.default_rng(seed))
-    # Of ranks already: their plain correlation is the partial one.
-    given = mantel_families(partial, runs=runs, permutations=permutations, rng=np.random.default_rng(seed), statistic="pearson")
-    results = zip(both[: len(kinds)], both[len(kinds) :], given, strict=True)
-    return [dict(zip(_TESTS, each, strict=True)) for each in results]
+    results = []
+    for form, statistic in _FORMS.values():
+        # Form by form: of many variants in many runs the distances are most of the memory.
+        families, rng = _strata(kinds, form), np.random.default_rng(seed)
+        runs = [group.runs for group, _ in kinds]
+        results.append(mantel_families(families, runs=runs, permutations=permutations, rng=rng, statistic=statistic))
+    return [dict(zip(_FORMS, each, strict=True)) for each in zip(*results, strict=True)]
+
+
+def _strata(kinds: Sequence[tuple[_Group, list[str]]], form: _Form) -> list[list[_Stratum]]:
+    """What the tests of each group's variants or rivals are about, in one form; of a run that is in two groups made once."""
+    wanted = {(run, tuple(names)): each for group, names in kinds for run, each in zip(group.runs, group.strata, strict=True)}
+    alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+    for (run, names), each in wanted.items():
+        alike.setdefault((len(each.names), names), []).append(run)
+    made: dict[tuple[int, tuple[str, ...]], _Stratum] = {}
+    for (_, names), runs in alike.items():
+        xs, ys = form(_Stack.of([wanted[run, names] for run in runs], names))
+        made |= {(run, names): (x, y) for run, x, y in zip(runs, xs, ys, strict=True)}
+    return [[made[run, tuple(names)] for run in group.runs] for group, names in kinds]
 
 
 def _rows(group: _Group, names: Sequence[str], families: Mapping[str, FamilyResult]) -> list[dict[str, object]]:
@@ -194,7 +201,9 @@ def _rows(group: _Group, names: Sequence[str], families: Mapping[str, FamilyResu
     shown = [place for place, name in enumerate(names) if rivals or name in group.headline or place == best]
     chosen = [names[place] for place in shown]
     predictions = (
-        leave_one_out_predictions([(each.stacked(chosen), each.suppression) for each in group.strata]) if shown else []
+        leave_one_out_predictions([(_rounded(each.of(chosen)), _rounded(each.suppression)) for each in group.strata])
+        if shown
+        else []
     )
     rows: list[dict[str, object]] = []
     for place, prediction in zip(shown, predictions, strict=True):
@@ -214,19 +223,86 @@ def _rows(group: _Group, names: Sequence[str], families: Mapping[str, FamilyResu
     return rows
 
 
-def _effects_removed(matrices: np.ndarray) -> np.ndarray:
-    return np.round(remove_backdoor_effects(matrices), RATE_DECIMALS)
+@dataclass(frozen=True, eq=False)
+class _Stack:
+    """The pairs of m runs that have as many backdoors.
+
+    Attributes:
+        distances: of some predictors, (m, v, n_pairs).
+        centered: as in PairTable, (m, n_pairs).
+        suppression: as there.
+        same_target: the rival that is held constant, (m, n_pairs); NaN without it.
+    """
+
+    distances: np.ndarray
+    centered: np.ndarray
+    suppression: np.ndarray
+    same_target: np.ndarray
+
+    @classmethod
+    def of(cls, tables: Sequence[PairTable], predictors: Sequence[str]) -> _Stack:
+        parts = [(table.of(predictors), table.centered, table.suppression, _same_target(table)) for table in tables]
+        return cls(*map(np.stack, zip(*parts, strict=True)))
 
 
-def _matrices(tidy: pd.DataFrame, by: str, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Tidy distances (a, b, distance; each pair once or in both orders) as symmetric matrices; NaN where a pair is absent."""
+def _plain(stack: _Stack) -> _Stratum:
+    return _rounded(stack.distances), stack.centered
+
+
+def _of_pairs(stack: _Stack) -> _Stratum:
+    """Without what belongs to single backdoors: so the response need not be centered before."""
+    return remove_effects_from_pairs(stack.distances), remove_effects_from_pairs(stack.suppression)
+
+
+def _given_same_target(stack: _Stack) -> _Stratum:
+    """As ranks, without what the same target accounts for."""
+    held = _rounded(stack.same_target)
+    return rank_residuals(_rounded(stack.distances), held[:, None]), rank_residuals(stack.centered, held)
+
+
+_Form = Callable[[_Stack], _Stratum]
+_FORMS: Final[dict[str, tuple[_Form, Statistic]]] = {
+    "plain": (_plain, "spearman"),
+    "pairs": (_of_pairs, "spearman"),
+    "partial": (_given_same_target, "pearson"),  # of ranks already: their plain correlation is the partial one
+}
+"""Under the names of _TESTS, what is tested: predictors (m, v, n_pairs) and responses (m, n_pairs) of m runs; and by what."""
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    return np.round(values, RATE_DECIMALS)
+
+
+def _same_target(table: PairTable) -> np.ndarray:
+    """The rival that is held constant; without it, NaN."""
+    known = _SAME_TARGET in table.predictors
+    return table.of([_SAME_TARGET])[0] if known else np.full(table.centered.shape, np.nan)
+
+
+def _pairs(tidy: Sequence[_Column], names: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Tidy distances as the pairs of some backdoors; NaN where one is absent.
+
+    Args:
+        tidy: the columns of the kind, of a and b, and of the distance; each pair once or in both orders.
+        names: of the backdoors.
+
+    Returns:
+        The kinds of distances in their order, and of each the pairs, (kinds, n_pairs).
+    """
+    kinds, a, b, distances = tidy
+    codes, found = pd.factorize(kinds)
     place = {name: index for index, name in enumerate(names)}
-    rows = list(rows_of(tidy, by, "a", "b", "distance"))
-    found = {kind: index for index, kind in enumerate(dict.fromkeys(kind for kind, *_ in rows))}
-    cells = [(found[kind], place[a], place[b], distance) for kind, a, b, distance in rows if a in place and b in place]
-    matrices = np.full((len(found), len(names), len(names)), np.nan)
-    matrices[:, range(len(names)), range(len(names))] = 0.0
-    if cells:
-        kinds, first, second = np.array([cell[:3] for cell in cells]).T
-        matrices[kinds, first, second] = matrices[kinds, second, first] = [cell[3] for cell in cells]
-    return dict(zip(found, np.round(matrices, RATE_DECIMALS), strict=True))
+    first, second = (_places(column, place) for column in (a, b))
+    upper = np.triu_indices(len(names), k=1)
+    pair_at = np.full((len(names), len(names)), -1)
+    pair_at[upper] = pair_at.T[upper] = np.arange(len(upper[0]))
+    known = (first >= 0) & (second >= 0) & (first != second)
+    pairs = np.full((len(found), len(upper[0])), np.nan)
+    pairs[codes[known], pair_at[first[known], second[known]]] = np.asarray(distances, dtype=float)[known]
+    return list(map(str, found)), pairs
+
+
+def _places(column: _Column, place: Mapping[str, int]) -> np.ndarray:
+    """The place of each name; −1 for those that have none."""
+    codes, names = pd.factorize(column)
+    return np.array([place.get(name, -1) for name in names], dtype=int).take(codes)

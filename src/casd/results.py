@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
@@ -124,17 +125,18 @@ class RunTables:
     @property
     def backdoors(self) -> list[str]:
         """The measured backdoors, in the order of the `asr` table."""
-        return list(dict.fromkeys(backdoor for (backdoor,) in rows_of(self.asr, "backdoor")))
+        return list(dict.fromkeys(backdoor for (backdoor,) in self.rows("asr", "backdoor")))
 
     @property
     def collapsed(self) -> set[str]:
         """The states whose model no longer works on clean text."""
-        return {state for state, collapsed in rows_of(self.states, "state", "collapsed") if collapsed}
+        return {state for state, collapsed in self.rows("states", "state", "collapsed") if collapsed}
 
     @property
     def headline(self) -> list[str]:
         """The CASD variants to show: those `info` names, else every one that was computed outside the grid."""
-        return list(self.info.get("headline") or dict.fromkeys(self.casd.loc[~self.casd["grid"].astype(bool), "variant"]))
+        named = self.info.get("headline")
+        return list(named or dict.fromkeys(variant for variant, grid in self.rows("casd", "variant", "grid") if not grid))
 
     @property
     def tasks(self) -> list[str]:
@@ -144,7 +146,28 @@ class RunTables:
 
     def states_of(self, kind: str) -> list[str]:
         """The states of one kind: "injected", "removal" or "control"."""
-        return [state for state, found in rows_of(self.states, "state", "kind") if found == kind]
+        return [state for state, found in self.rows("states", "state", "kind") if found == kind]
+
+    def columns(self, table: str, *names: str) -> list[np.ndarray]:
+        """Some columns of a table, shape (rows,) each; not to be written to."""
+        frame = getattr(self, table)
+        return [frame[name].to_numpy() for name in names]
+
+    def rows(self, table: str, *names: str) -> Iterator[tuple[Any, ...]]:
+        """The rows of some columns of a table, as plain values."""
+        return zip(*(column.tolist() for column in self.columns(table, *names)), strict=True)
+
+    @property
+    def lacks_grid(self) -> bool:
+        """Whether the rows of the CASD grid were left on the disk, where `every_variant` finds them.
+
+        Raises:
+            StoreError: the run can no longer be read from `info["folder"]`.
+        """
+        if "folder" not in self.info or self.casd["grid"].astype(bool).any():
+            return False
+        with _opened(Path(self.info["folder"]), "casd") as file:
+            return bool(file.metadata.num_rows != len(self.casd))
 
     def every_variant(self) -> pd.DataFrame:
         """The `casd` table with the rows of the grid, even if the run was read without them.
@@ -152,11 +175,7 @@ class RunTables:
         Raises:
             StoreError: they can no longer be read from `info["folder"]`.
         """
-        if "folder" not in self.info or self.casd["grid"].astype(bool).any():
-            return self.casd
-        folder = Path(self.info["folder"])
-        with _opened(folder, "casd") as file:
-            return self.casd if file.metadata.num_rows == len(self.casd) else _frame(file.read(use_threads=False))
+        return read_table(Path(self.info["folder"]), "casd") if self.lacks_grid else self.casd
 
     def write(self, folder: Path) -> None:
         """Write every table as Parquet and CSV, then `info`, under `folder/tables`.
@@ -187,18 +206,55 @@ class RunTables:
 
 
 class FinishedTables(RunTables):
-    """The tables of a finished run, without the rows of the CASD grid; each is read when it is first used."""
+    """The tables of a finished run, without the rows of the CASD grid; each is read, or made a frame, when it is first used."""
 
     def __init__(self, info: dict[str, Any]) -> None:
         """`info` has the "folder"."""
         self.info = info
+        self._shared: dict[str, _Shared] = {}
+        self._lacks_grid: bool | None = None
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         if name not in SCHEMAS:
             raise AttributeError(name)
-        frame = read_table(Path(self.info["folder"]), name, grid=False)
+        shared = self._shared.get(name)
+        frame = shared.frame if shared else read_table(Path(self.info["folder"]), name, grid=False)
         setattr(self, name, frame)
         return frame
+
+    def columns(self, table: str, *names: str) -> list[np.ndarray]:
+        """As of any run, without making the table a frame."""
+        shared = self._shared.get(table)
+        return super().columns(table, *names) if shared is None or table in vars(self) else [shared[name] for name in names]
+
+    @property
+    def lacks_grid(self) -> bool:
+        """As of any run, as it was when the run was read."""
+        return super().lacks_grid if self._lacks_grid is None or "casd" in vars(self) else self._lacks_grid
+
+
+@dataclass(frozen=True, eq=False)
+class _Shared:
+    """The rows of one run in a table of many: to take them out of the columns costs nothing, to make them a frame does.
+
+    Attributes:
+        whole: of all runs.
+        whole_columns: its columns, as far as they were asked for.
+        rows: those of the run.
+    """
+
+    whole: pd.DataFrame
+    whole_columns: dict[str, np.ndarray]
+    rows: slice
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        return self.whole.iloc[self.rows].reset_index(drop=True)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.whole_columns:
+            self.whole_columns[name] = self.whole[name].to_numpy()
+        return self.whole_columns[name][self.rows]
 
 
 def read_finished(infos: Sequence[dict[str, Any]]) -> list[RunTables]:
@@ -210,16 +266,13 @@ def read_finished(infos: Sequence[dict[str, Any]]) -> list[RunTables]:
     Raises:
         StoreError: a table is damaged, or an older version wrote it; of those that are read on demand, then.
     """
-    runs: list[RunTables] = [FinishedTables(info) for info in infos]
+    runs = [FinishedTables(info) for info in infos]
     for name in _READ_TOGETHER:
-        for tables, frame in zip(runs, _read_tables([Path(info["folder"]) for info in infos], name), strict=True):
-            setattr(tables, name, frame)
-    return runs
-
-
-def rows_of(frame: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, ...]]:
-    """The rows of some columns as plain values: of a frame this small, tens of times as fast as pandas' own ways."""
-    return zip(*(frame[name].to_numpy().tolist() for name in columns), strict=True)
+        read = [_read(Path(info["folder"]), name, grid=False) for info in infos]
+        for tables, shared, (_, lacks_grid) in zip(runs, _share([table for table, _ in read]), read, strict=True):
+            tables._shared[name] = shared
+            tables._lacks_grid = lacks_grid if name == "casd" else tables._lacks_grid
+    return list(runs)
 
 
 def treatment(info: Mapping[str, Any]) -> str:
@@ -267,35 +320,34 @@ def read_table(folder: Path, name: str, *, grid: bool = True) -> pd.DataFrame:
     Raises:
         StoreError: the table is damaged, or an older version wrote the run: the table is not there, or lacks a column.
     """
-    return _frame(_read(folder, name, grid=grid))
+    table, _ = _read(folder, name, grid=grid)
+    return _frame(table)
 
 
-def _read_tables(folders: Sequence[Path], name: str) -> list[pd.DataFrame]:
-    """`read_table` without the grid, of many runs.
-
-    Tables with the same columns become one frame, of which each run has its rows: making a frame takes longer than reading.
-    """
-    read = [_read(folder, name, grid=False) for folder in folders]
+def _share(tables: Sequence[pa.Table]) -> list[_Shared]:
+    """Tables of one kind, those with the same columns in one frame: making one takes longer than reading its rows."""
     alike: dict[pa.Schema, list[int]] = {}
-    for place, table in enumerate(read):
+    for place, table in enumerate(tables):
         alike.setdefault(table.schema.remove_metadata(), []).append(place)
-    frames: dict[int, pd.DataFrame] = {}
+    found: dict[int, _Shared] = {}
     for places in alike.values():
-        whole = _frame(pa.concat_tables([read[place] for place in places]).combine_chunks())
+        whole = _frame(pa.concat_tables([tables[place] for place in places]).combine_chunks())
         # Few texts at a time are taken out several times as fast as plain strings than as Arrow's; so are columns by name.
         whole.columns = whole.columns.astype(object)
         whole = whole.astype({name: object for name, dtype in whole.dtypes.items() if isinstance(dtype, pd.StringDtype)})
+        columns: dict[str, np.ndarray] = {}
         end = 0
         for place in places:
-            start, end = end, end + len(read[place])
-            frames[place] = whole.iloc[start:end].reset_index(drop=True)
-    return [frames[place] for place in range(len(folders))]
+            start, end = end, end + len(tables[place])
+            found[place] = _Shared(whole, columns, slice(start, end))
+    return [found[place] for place in range(len(tables))]
 
 
-def _read(folder: Path, name: str, *, grid: bool) -> pa.Table:
-    """As Arrow has it. Tables this small are read faster without threads."""
+def _read(folder: Path, name: str, *, grid: bool) -> tuple[pa.Table, bool]:
+    """As Arrow has it, and whether rows of the grid were left out. Tables this small are read faster without threads."""
     with _opened(folder, name) as file:
-        return file.read(use_threads=False) if grid or name != "casd" else _without_grid(file)
+        table = file.read(use_threads=False) if grid or name != "casd" else _without_grid(file)
+        return table, len(table) != file.metadata.num_rows
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:

@@ -177,19 +177,21 @@ def relate(
     Raises:
         ValueError: several runs in one table, or a pair with two different distances.
     """
-    kept, excluded, responses = _centered_responses(transfer)
+    kept, excluded, responses = _responses(transfer)
     same_target = None
     if rivals is not None and "same_target" in set(rivals["predictor"]):
         same_target = _distance_matrix(rivals[rivals["predictor"] == "same_target"], kept)
     rows = []
     for variant in casd["variant"].unique():
         distances = _distance_matrix(casd[casd["variant"] == variant], kept)
-        for response, suppression in responses.items():
+        for response, matrix in responses.items():
+            suppression = centered_response(matrix)
             result = _mantel(distances, suppression, permutations=permutations, seed=seed)
             tau = _mantel(distances, suppression, statistic="kendall", permutations=permutations, seed=seed)
             pairs = partial = None
             if len(kept) >= 4 and np.isfinite(_off_diagonal(distances)).all():
-                x, y = (np.round(remove_backdoor_effects(each), RATE_DECIMALS) for each in (distances, suppression))
+                # Centering takes out effects of single backdoors, too: what is left without any of them needs none before.
+                x, y = (remove_backdoor_effects(each) for each in (distances, symmetrize(matrix)))
                 pairs = _mantel(x, y, permutations=permutations, seed=seed)
             if same_target is not None:
                 partial = partial_mantel_test(
@@ -237,11 +239,12 @@ def relation_points(casd: pd.DataFrame, transfer: pd.DataFrame) -> pd.DataFrame:
         Columns variant, response, a, b, distance, response_value (the suppression, centered by column and averaged over
         both directions of the pair).
     """
-    kept, _, responses = _centered_responses(transfer)
+    kept, _, responses = _responses(transfer)
     rows = []
     for variant in casd["variant"].unique():
         distances = _distance_matrix(casd[casd["variant"] == variant], kept)
-        for response, suppression in responses.items():
+        for response, matrix in responses.items():
+            suppression = centered_response(matrix)
             rows += [
                 (variant, response, kept[i], kept[j], distances[i, j], suppression[i, j])
                 for i, j in zip(*np.triu_indices(len(kept), k=1), strict=True)
@@ -300,15 +303,14 @@ def centered_response(matrix: np.ndarray) -> np.ndarray:
     return np.round(symmetrize(offdiagonal_center_columns(matrix)), RATE_DECIMALS)
 
 
-def _centered_responses(transfer: pd.DataFrame) -> tuple[list[str], list[str], dict[str, np.ndarray]]:
-    """The removals that did not collapse, those that did, and each response as a symmetric matrix over the former."""
+def _responses(transfer: pd.DataFrame) -> tuple[list[str], list[str], dict[str, np.ndarray]]:
+    """The removals that did not collapse, those that did, and of each response the matrix over the former."""
     removals = transfer[transfer["source_kind"] == "removal"]
     collapsed = removals.groupby("source", sort=False)["collapsed"].first().astype(bool)
     kept = [str(name) for name in collapsed.index[~collapsed]]
     responses = {}
     for response in RESPONSES:
-        matrix = transfer_matrix(removals, response).reindex(index=kept, columns=kept).to_numpy(dtype=float)
-        responses[response] = centered_response(matrix)
+        responses[response] = transfer_matrix(removals, response).reindex(index=kept, columns=kept).to_numpy(dtype=float)
     return kept, [str(name) for name in collapsed.index[collapsed]], responses
 
 

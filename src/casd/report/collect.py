@@ -13,7 +13,7 @@ import pandas as pd
 
 from casd.errors import StoreError
 from casd.finished import find_runs
-from casd.results import SCHEMAS, RunTables, read_finished, rows_of
+from casd.results import SCHEMAS, RunTables, read_finished
 from casd.states import CLEAN_CONTROL, PHANTOM_CONTROL
 
 RUN_COLUMNS: Final = ("run", "model", "objective", "seed")
@@ -120,7 +120,7 @@ def mean_asr(runs: Sequence[RunTables]) -> pd.DataFrame:
 
 def triggered_rates(tables: RunTables) -> list[tuple[str, str, float]]:
     """The cells of the ASR matrix: state, backdoor, rate."""
-    cells = rows_of(tables.asr, "state", "backdoor", "probe", "rate")
+    cells = tables.rows("asr", "state", "backdoor", "probe", "rate")
     return [(state, backdoor, float(rate)) for state, backdoor, probe, rate in cells if probe == "triggered"]
 
 
@@ -159,10 +159,10 @@ def summarize(tables: RunTables) -> dict[str, Any]:
     for label, control in (("clean", CLEAN_CONTROL), ("phantom", PHANTOM_CONTROL)):
         under = {name for name in tables.states_of("control") if name.startswith(control)} - collapsed
         row[f"{label}_asr"] = _mean(rate for state, _, rate in rates if state in under)
-    ratios = dict(rows_of(tables.states, "state", "clean_loss_ratio"))
+    ratios = dict(tables.rows("states", "state", "clean_loss_ratio"))
     row["clean_loss_change"] = _mean(float(ratios[name]) for name in kept) - 1
     row |= {"removals": len(removals), "collapsed": len(removals) - len(kept)}
-    for variant, response, rho, p in rows_of(tables.relation, "variant", "response", "rho", "p_value"):
+    for variant, response, rho, p in tables.rows("relation", "variant", "response", "rho", "p_value"):
         if variant in tables.headline:
             row |= {f"rho:{variant}:{response}": rho, f"p:{variant}:{response}": p}
     return row

@@ -18,7 +18,7 @@ from casd.report.drawing import BLUE, VERMILLION, Drawing, figure_title, plain, 
 from casd.report.heatmaps import asr_heatmap, asr_heatmaps, casd_heatmaps
 from casd.report.svg import name_points
 from casd.report.wording import RESPONSES, fraction, p_relation, run_name
-from casd.results import RunTables, rows_of
+from casd.results import RunTables
 from casd.states import REPEAT_CONTROL
 from casd.transfer import relation_points
 
@@ -234,7 +234,7 @@ def _draw_scatter(axes: Axes, points: pd.DataFrame, tables: RunTables, variant: 
 
 def _point_names(points: pd.DataFrame) -> list[str]:
     """What the points of a scatter plot stand for, with their numbers."""
-    rows = rows_of(points, "a", "b", "distance", "response_value")
+    rows = zip(*(points[name] for name in ("a", "b", "distance", "response_value")), strict=True)
     return [f"{a}, {b}: distance {fraction(x, 3)}, suppression {fraction(y)}" for a, b, x, y in rows]
 
 

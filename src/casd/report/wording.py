@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from casd.results import RunTables, rows_of
+from casd.results import RunTables
 
 MISSING: Final = "–"
 """Stands for a value that is missing or undefined."""
@@ -86,7 +86,7 @@ def run_name(info: dict[str, Any]) -> str:
 
 def prompts_per_cell(tables: RunTables, probe: str = "triggered") -> str:
     """The number of prompts of a kind behind a cell: "64", or "60–64" where it differs, "–" without any."""
-    counts = {count for kind, count in rows_of(tables.asr, "probe", "n") if kind == probe}
+    counts = {count for kind, count in tables.rows("asr", "probe", "n") if kind == probe}
     if not counts:
         return MISSING
     low, high = int(min(counts)), int(max(counts))

@@ -27,6 +27,7 @@ from casd.stats.matrices import (
     offdiagonal_center_columns,
     offdiagonal_center_two_way,
     remove_backdoor_effects,
+    remove_effects_from_pairs,
     symmetrize,
 )
 from casd.stats.permutations import Alternative, Statistic
@@ -54,6 +55,7 @@ __all__ = [
     "rank_error",
     "rank_residuals",
     "remove_backdoor_effects",
+    "remove_effects_from_pairs",
     "symmetrize",
     "wilson_interval",
 ]

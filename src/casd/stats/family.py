@@ -94,8 +94,9 @@ def mantel_family(
 
     Args:
         strata: one (xs, y) per run: xs the predictors, symmetric matrices of shape (v, n_s, n_s), the same ones in the
-            same order in every stratum; y the response, symmetric, shape (n_s, n_s). Diagonals are not read. Cells that
-            are equal on paper should be equal in bits (round them), or ranks are noise.
+            same order in every stratum; y the response, symmetric, shape (n_s, n_s). Diagonals are not read. Or both as
+            upper triangles, row by row: (v, n_pairs) and (n_pairs,). Cells that are equal on paper should be equal in bits
+            (round them), or ranks are noise.
         permutations: number of random permutations, at least 1. A single stratum with n! ≤ permutations + 1 has all its
             permutations enumerated instead.
         rng: source of the random permutations.
@@ -379,8 +380,9 @@ def _bundles(families: Sequence[_Family]) -> list[_Bundle]:
                 for run, (_, predictors) in zip(runs, found, strict=True)
             ]
             columns = itertools.starmap(slice, itertools.pairwise(ends))
-            uses = list(zip(columns, of_part, strict=True))
-            parts.append(_Part([y for y, _ in found], np.concatenate(weighted, axis=1), uses))
+            parts.append(
+                _Part([y for y, _ in found], np.concatenate(weighted, axis=1), list(zip(columns, of_part, strict=True)))
+            )
         bundles.append(_Bundle({run: sizes[run] for run in runs}, parts))
     return bundles
 

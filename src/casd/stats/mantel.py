@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from casd.stats.matrices import Array, places_of_pairs, upper_pairs
+from casd.stats.matrices import Array, upper_pairs
 from casd.stats.permutations import (
     TIE_TOLERANCE,
     Alternative,
@@ -203,39 +203,45 @@ def partial_mantel_test(
     return MantelResult(clip(float(observed)), p, n, n_pairs, count, exact, limit_note(count, exact))
 
 
-def rank_residuals(matrices: npt.ArrayLike, held: npt.ArrayLike) -> Array:
+def rank_residuals(pairs: npt.ArrayLike, held: npt.ArrayLike) -> Array:
     """What a matrix held constant leaves: the ranks of each matrix's pairs, after least squares on the ranks of `held`.
 
-    The correlation of two such matrices over the pairs is their partial Spearman correlation given `held`, as in
+    The correlation of two such arrays is the partial Spearman correlation of their matrices given `held`, as in
     `partial_mantel_test`. For several runs they go into `mantel_families` with the statistic "pearson". That relabels residuals
     without regressing them anew (method 3 of P. Legendre 2000, cited there), which with one matrix held constant keeps the
     level: see `scripts/check_statistics.py`.
 
     Args:
-        matrices: symmetric, shape (…, n, n); the diagonal is not read.
-        held: symmetric, shape (n, n).
+        pairs: upper triangles, shape (…, n_pairs).
+        held: that of the matrix held constant, shape (n_pairs,); or one for each, a shape that broadcasts to that of `pairs`.
 
     Returns:
-        Symmetric, of the shape of `matrices`, the diagonal NaN; all NaN if a pair of the matrix or of `held` is not finite,
-        and 0 if `held` accounts for all of it.
+        Of the shape of `pairs`; NaN where a pair of the matrix or of `held` is not finite, and 0 if `held` accounts for all of
+        it.
 
     Raises:
-        ValueError: the matrices are not square, symmetric and of one size.
+        ValueError: shapes that do not go together.
     """
-    n, [constant] = _pairs_of_one_size({"held": held})
-    pairs = upper_pairs(matrices, "a matrix")
-    if pairs.shape[-1] != len(constant):
-        raise ValueError(f"Expected matrices of one size; got shapes {np.shape(matrices)} and {np.shape(held)}.")
-    left = np.full(pairs.shape, np.nan)
-    known = np.isfinite(pairs).all(axis=-1) & np.isfinite(constant).all()
-    ranks = rankdata(pairs[known])
-    found = _residuals(ranks, _orthonormal([np.ones(len(constant)), rankdata(constant)]))
-    spread = np.linalg.norm(ranks - ranks.mean(axis=-1, keepdims=True), axis=-1, keepdims=True)
+    cells, constant = np.asarray(pairs, dtype=float), np.asarray(held, dtype=float)
+    if cells.shape[-1:] != constant.shape[-1:]:
+        raise ValueError(f"Expected matrices of one size; got pairs of shape {cells.shape} and {constant.shape}.")
+    fine = np.isfinite(constant).all(axis=-1, keepdims=True)
+    slope = _centered_ranks(np.where(fine, constant, 0.0))
+    norms = np.linalg.norm(slope, axis=-1, keepdims=True)
+    slope = np.broadcast_to(np.divide(slope, norms, out=np.zeros_like(slope), where=norms > 0), cells.shape)
+    known = np.broadcast_to(np.isfinite(cells).all(axis=-1, keepdims=True) & fine, cells.shape)[..., 0]
+    left = np.full(cells.shape, np.nan)
+    ranks, z = _centered_ranks(cells[known]), slope[known]
+    # Both are centered: without the intercept, least squares is a projection.
+    found = ranks - np.sum(ranks * z, axis=-1, keepdims=True) * z
+    spread = np.linalg.norm(ranks, axis=-1, keepdims=True)
     left[known] = np.where(np.linalg.norm(found, axis=-1, keepdims=True) <= _COLLINEAR * spread, 0.0, found)
-    matrix = np.full((*pairs.shape[:-1], n, n), np.nan)
-    rows, columns = places_of_pairs(n)
-    matrix[..., rows, columns] = matrix[..., columns, rows] = left
-    return matrix
+    return left
+
+
+def _centered_ranks(pairs: Array) -> Array:
+    ranks = rankdata(pairs)
+    return ranks - ranks.mean(axis=-1, keepdims=True)
 
 
 def _pairs_of_one_size(matrices: dict[str, npt.ArrayLike]) -> tuple[int, list[Array]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,8 @@ Array = npt.NDArray[np.float64]
 
 # Residuals below this share of the largest cell are the rounding of a fit that is perfect on paper.
 _ROUNDING = 1e-13
+# Residuals that are equal on paper differ by far less than this power of ½ of the largest cell.
+_TIE_BITS = 30
 
 
 def offdiagonal_center_columns(matrix: npt.ArrayLike) -> Array:
@@ -78,7 +81,12 @@ def remove_backdoor_effects(matrix: npt.ArrayLike) -> Array:
     In a distance matrix this takes out that some removals are far from all others; two matrices that agree only because
     the same backdoors stand out in both no longer do. With R_i the off-diagonal sum of row i and μ the off-diagonal
     mean, a_i = (R_i − (n − 1)μ)/(n − 2). Of n(n − 1)/2 pairs n(n − 3)/2 degrees of freedom are left: none with three
-    backdoors, where the residual is exactly 0.
+    backdoors, where the residual is exactly 0, and two with four, where that of each pair is that of the pair of the others.
+
+    Residuals are rounded to the 2⁻³⁰ of the largest cell, up to a power of two: those that are equal on paper are equal in
+    bits then, where ranks would tell them apart by the rounding of sums. A power of two, and not of ten: residuals of rates
+    (fractions with small odd factors in the denominator) do not lie halfway between two of its multiples. The cells should
+    not have been rounded before: an error of that size can end on either side.
     Source: least squares; the effects are the general, the residuals the specific combining abilities of a diallel
     cross without selfs: B. Griffing (1956), Australian Journal of Biological Sciences 9, 463–493, method 4.
 
@@ -93,18 +101,32 @@ def remove_backdoor_effects(matrix: npt.ArrayLike) -> Array:
     Raises:
         ValueError: `matrix` is not square and symmetric.
     """
-    upper_pairs(matrix, "the matrix")
-    cells = np.asarray(matrix, dtype=float)
-    n = cells.shape[-1]
+    return matrices_of_pairs(remove_effects_from_pairs(upper_pairs(matrix, "the matrix")), np.shape(matrix)[-1])
+
+
+def remove_effects_from_pairs(pairs: npt.ArrayLike) -> Array:
+    """`remove_backdoor_effects` of matrices of which only the pairs are given, as `upper_pairs` does; so is the result.
+
+    Args:
+        pairs: shape (…, n(n − 1)/2).
+
+    Raises:
+        ValueError: no number n has so many pairs.
+    """
+    cells = np.asarray(pairs, dtype=float)
+    n = backdoors_of_pairs(cells.shape[-1])
     if n < 3:
         return np.full(cells.shape, np.nan)
-    known = _without_diagonal(cells)
-    mean = known.sum(axis=(-2, -1), keepdims=True) / (n * (n - 1))
-    effects = (known.sum(axis=-1, keepdims=True) - (n - 1) * mean) / (n - 2)
-    # In these brackets the sum is symmetric in bits.
-    residual = _residual(known, mean + (effects + np.swapaxes(effects, -2, -1)))
-    # No degree of freedom: the zeros are exact, so that nobody correlates their rounding.
-    return np.where(np.isnan(residual), np.nan, 0.0) if n == 3 else residual
+    rows, columns = places_of_pairs(n)
+    place = np.zeros((n, n), dtype=np.intp)
+    place[rows, columns] = place[columns, rows] = np.arange(len(rows))
+    of_backdoor = place[~np.eye(n, dtype=bool)].reshape(n, n - 1)
+    mean = cells.mean(axis=-1, keepdims=True)
+    effects = (cells[..., of_backdoor].sum(axis=-1) - (n - 1) * mean) / (n - 2)
+    residual = cells - (mean + (effects[..., rows] + effects[..., columns]))
+    _, exponent = np.frexp(np.abs(cells).max(axis=-1, keepdims=True))
+    quantum = np.ldexp(1.0, exponent - _TIE_BITS)
+    return np.round(residual / quantum) * quantum
 
 
 def symmetrize(matrix: npt.ArrayLike) -> Array:
@@ -144,6 +166,27 @@ def upper_pairs(matrices: npt.ArrayLike, name: str) -> Array:
     if not (np.array_equal(above, below) or np.allclose(above, below, rtol=1e-6, atol=1e-12, equal_nan=True)):
         raise ValueError(f"Expected symmetric matrices; {name} is not.")
     return above
+
+
+def matrices_of_pairs(pairs: npt.ArrayLike, n: int) -> Array:
+    """Symmetric matrices, shape (…, n, n), the diagonal NaN, with these upper triangles, shape (…, n(n − 1)/2)."""
+    cells = np.asarray(pairs, dtype=float)
+    matrices = np.full((*cells.shape[:-1], n, n), np.nan)
+    rows, columns = places_of_pairs(n)
+    matrices[..., rows, columns] = matrices[..., columns, rows] = cells
+    return matrices
+
+
+def backdoors_of_pairs(n_pairs: int) -> int:
+    """The number n of backdoors that have n(n − 1)/2 pairs.
+
+    Raises:
+        ValueError: there is none.
+    """
+    n = (1 + math.isqrt(1 + 8 * n_pairs)) // 2
+    if n * (n - 1) // 2 != n_pairs:
+        raise ValueError(f"Expected the pairs of n backdoors, n(n − 1)/2 of them; got {n_pairs}.")
+    return n
 
 
 @functools.cache

@@ -70,7 +70,8 @@ def leave_one_out_predictions(strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLik
 
     Args:
         strata: one (xs, y) per run: xs the predictors, symmetric matrices of shape (v, n, n), the same ones in the same order
-            in every stratum; y the response, symmetric, shape (n, n). Diagonals are not read.
+            in every stratum; y the response, symmetric, shape (n, n). Diagonals are not read. Or both as upper triangles, row
+            by row: (v, n_pairs) and (n_pairs,).
 
     Returns:
         Of each predictor what `leave_one_out_prediction` gives.

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from casd.stats.matrices import Array, upper_pairs
+from casd.stats.matrices import Array, backdoors_of_pairs, upper_pairs
 
 
 def pairs_of_strata(strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]) -> tuple[list[int], list[Array], list[Array]]:
     """The pairs of strata that have the same predictors.
 
     Args:
-        strata: one (xs, y) per run: symmetric matrices of shape (v, n, n) and (n, n).
+        strata: one (xs, y) per run: symmetric matrices of shape (v, n, n) and (n, n); or already their upper triangles, of
+            shape (v, n_pairs) and (n_pairs,).
 
     Returns:
         Per stratum: the number of backdoors n, the pairs of the predictors (v, n_pairs), those of the response (n_pairs,).
@@ -26,11 +27,16 @@ def pairs_of_strata(strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]) -> tu
     sizes, predictors, responses = [], [], []
     for s, (xs, y) in enumerate(strata):
         x_shape, y_shape = np.shape(xs), np.shape(y)
-        if len(x_shape) != 3 or len(y_shape) != 2 or x_shape[1:] != y_shape:
+        if len(x_shape) not in (2, 3) or x_shape[1:] != y_shape:
             raise ValueError(f"Expected shapes (v, n, n) and (n, n); stratum {s} has {x_shape} and {y_shape}.")
-        sizes.append(y_shape[0])
-        predictors.append(upper_pairs(xs, f"a predictor of stratum {s}"))
-        responses.append(upper_pairs(y, f"the response of stratum {s}"))
+        if len(y_shape) == 1:
+            sizes.append(backdoors_of_pairs(*y_shape))
+            predictors.append(np.asarray(xs, dtype=float))
+            responses.append(np.asarray(y, dtype=float))
+        else:
+            sizes.append(y_shape[0])
+            predictors.append(upper_pairs(xs, f"a predictor of stratum {s}"))
+            responses.append(upper_pairs(y, f"the response of stratum {s}"))
     if {len(xs) for xs in predictors} in (set(), {0}):
         raise ValueError("Expected at least one stratum and one predictor.")
     if len({len(xs) for xs in predictors}) > 1:
