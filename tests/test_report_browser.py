@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from browser import Browser, find_chromium, install_chromium
 from casd.report.collect import asr_matrix, casd_matrix
-from casd.report.figures import run_drawings
+from casd.report.gallery import run_drawings
 from casd.report.html import RUN_FIGURES, run_html
 from casd.report.page import Block, write_page
 from casd.report.svg import to_svg
@@ -43,7 +43,10 @@ def tables() -> RunTables:
 @pytest.fixture(scope="module")
 def report(tables: RunTables, tmp_path_factory: pytest.TempPathFactory) -> Path:
     drawings = [drawing for drawing in run_drawings(tables, make_scatter(tables)) if drawing.name in RUN_FIGURES]
-    figures = {each.name: Block("figure", Markup(to_svg(each.figure, each.alt)), each.title) for each in drawings}
+    figures = {}
+    for each in drawings:
+        if figure := each.figure():
+            figures[each.name] = Block("figure", Markup(to_svg(figure, each.alt)), each.title)
     return write_page(run_html(tables, figures), tmp_path_factory.mktemp("a run") / "report.html")
 
 

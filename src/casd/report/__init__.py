@@ -13,8 +13,11 @@ import pandas as pd
 
 from casd.report.collect import DETAILED_RUNS, check_comparable, collect, combine, mean_asr, read_runs, summary
 from casd.report.comparisons import Comparisons
+from casd.report.gallery import draw, run_drawings, sweep_drawings
+from casd.report.html import RUN_FIGURES, SWEEP_FIGURES, run_html, sweep_html
 from casd.report.markup import write_tables
 from casd.report.matrices import mean_asr_table
+from casd.report.page import write_page
 from casd.report.tables import relation_table, run_tables, specificity_table, summary_table
 from casd.report.terminal import print_run, print_sweep, print_tables
 from casd.results import SCHEMAS, SWEEP_INFO, RunTables, write_frames
@@ -43,11 +46,6 @@ def write_report(tables: RunTables, folder: Path, scatter: pd.DataFrame) -> Path
     Raises:
         StoreError: a file cannot be written.
     """
-    # Here, because of matplotlib: what only reads or prints runs need not wait for it.
-    from casd.report.figures import run_drawings
-    from casd.report.html import RUN_FIGURES, run_html
-    from casd.report.page import draw, write_page
-
     folder = Path(folder)
     named = RunTables(**{name: getattr(tables, name) for name in SCHEMAS}, info={"run": folder.resolve().name} | tables.info)
     named.write(folder)
@@ -65,10 +63,6 @@ def write_sweep_report(runs: Sequence[RunTables], folder: Path) -> Comparisons:
     Raises:
         StoreError: runs that cannot be compared (`check_comparable`), or a file cannot be written.
     """
-    from casd.report.figures import sweep_drawings
-    from casd.report.html import SWEEP_FIGURES, sweep_html
-    from casd.report.page import draw, write_page
-
     folder = Path(folder)
     check_comparable(runs)
     comparisons = Comparisons.of(runs)

@@ -13,6 +13,7 @@ import pandas as pd
 
 from casd.comparison import MEASURES, POOLED, compare_objectives, noise_floor, variance_shares
 from casd.predictors import COLUMNS, predictor_table
+from casd.report.gallery import Drawing
 from casd.report.markup import Cell, Row, Table
 from casd.report.wording import ALL_MODELS, MISSING, fraction, mean_with_interval, p_text, percent, run_count, significant
 from casd.results import RunTables
@@ -20,8 +21,6 @@ from casd.rivals import RIVALS
 
 if TYPE_CHECKING:  # matplotlib: what only compares numbers need not wait for it
     from matplotlib.figure import Figure
-
-    from casd.report.drawing import Drawing
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,15 +59,13 @@ class Comparisons:
     @property
     def drawings(self) -> list[Drawing]:
         """The figure of the objectives, where there is more than one."""
-        from casd.report.drawing import Drawing
-
         if self.objectives["objective"].nunique() < 2:
             return []
         alt = (
             "Dot plots, one panel for each model: the other backdoors' mean suppression under each objective, net of the clean"
             " control and of the phantoms, with 95 % intervals. The table of the same title has the numbers."
         )
-        return [Drawing("objectives", "Objectives at the same strength", alt, objectives_figure(self.objectives))]
+        return [Drawing("objectives", "Objectives at the same strength", alt, OBJECTIVES_FIGURE, (self.objectives,))]
 
     @classmethod
     def _names(cls) -> list[str]:
@@ -215,6 +212,8 @@ def shares_table(frame: pd.DataFrame) -> Table:
     )
 
 
+OBJECTIVES_FIGURE: Final = "casd.report.comparisons:objectives_figure"
+"""As `Drawing.drawn_by`."""
 _LABEL: Final = 34
 """Characters of a line of a row's label in the figure."""
 

@@ -6,7 +6,6 @@ color vision.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -21,16 +20,6 @@ from casd.results import RunTables
 
 BLUE, VERMILLION = "#0072B2", "#D55E00"
 LONGEST_NAME: Final = 24
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure with the stem of its files, a title, and a text for those who cannot see it."""
-
-    name: str
-    title: str
-    alt: str
-    figure: Figure
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The figures of a report: the heatmaps, CASD over the layers, and CASD against suppression."""
+"""Figures of the pairs of removals: CASD over the layers, and CASD against suppression."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from casd.report.collect import DETAILED_RUNS
-from casd.report.curves import learning_curves
-from casd.report.drawing import BLUE, VERMILLION, Drawing, figure_title, plain, short_name, without_frame
-from casd.report.heatmaps import asr_heatmap, asr_heatmaps, casd_heatmaps
+from casd.report.drawing import BLUE, VERMILLION, figure_title, plain, short_name, without_frame
 from casd.report.svg import name_points
-from casd.report.wording import RESPONSES, fraction, p_relation, run_name
+from casd.report.wording import RESPONSES, fraction, p_relation
 from casd.results import RunTables
 from casd.states import REPEAT_CONTROL
 from casd.transfer import relation_points
@@ -124,69 +121,6 @@ def relation_panels(runs: Sequence[RunTables], variant: str, predictors: pd.Data
     marks = {label: mark for axes in panels.ravel() for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=len(marks) or 1, fontsize=8, frameon=False)
     return figure
-
-
-def run_drawings(tables: RunTables, scatter: pd.DataFrame) -> list[Drawing]:
-    """The figures of one run; a figure without data is left out."""
-    n_removals, n_backdoors = len(tables.states_of("removal")), len(tables.backdoors)
-    drawings = [
-        Drawing(
-            "asr_heatmap",
-            "Attack success rate after each removal",
-            f"Heatmap of the attack success rate of {n_backdoors} backdoors after {n_removals} removals and under the "
-            "controls. All its numbers are in the table of the same title.",
-            asr_heatmap(tables),
-        )
-    ]
-    if len(tables.casd):
-        drawings.append(
-            Drawing(
-                "casd_heatmap",
-                "Cross Activation Shift Distance between removals",
-                f"Heatmaps of {', '.join(tables.headline)} between removals. All their numbers are in the CASD tables.",
-                casd_heatmaps(tables),
-            )
-        )
-    if len(tables.casd_layers):
-        drawings.append(
-            Drawing(
-                "casd_by_layer",
-                "CASD by layer",
-                "Line plots of the distance of each pair of removals over the layers, with mean and middle 80 %.",
-                casd_by_layer(tables),
-            )
-        )
-    if len(scatter):
-        drawings.append(
-            Drawing(
-                "casd_scatter",
-                "CASD and suppression, pair by pair",
-                "Scatter plots of the distance of each pair of removals against their mutual suppression; the rank "
-                "correlations are in the relation table.",
-                relation_scatter(scatter, tables),
-            )
-        )
-    curves = learning_curves(tables)
-    if curves is not None:
-        drawings.append(
-            Drawing(
-                "learning_curves",
-                "Learning curves of the removals and controls",
-                "Line plots over the training steps: loss terms, gradient norm and, where they were validated, the own attack "
-                "success rate and the clean loss of each removal; the table curves.csv has the numbers.",
-                curves,
-            )
-        )
-    return drawings
-
-
-def sweep_drawings(runs: Sequence[RunTables]) -> list[Drawing]:
-    """The figures of a sweep; of many runs no matrix can be read any more, and their means are in a table."""
-    if len(runs) > DETAILED_RUNS:
-        return []
-    names = "; ".join(run_name(tables.info) for tables in runs)
-    alt = f"Heatmaps of the attack success rate after each removal, one per run ({names}). The tables hold the numbers."
-    return [Drawing("asr_heatmaps", "Attack success rate after each removal, all runs", alt, asr_heatmaps(runs))]
 
 
 def _draw_scatter(axes: Axes, points: pd.DataFrame, tables: RunTables, variant: str, response: str) -> None:

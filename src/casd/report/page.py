@@ -6,21 +6,17 @@ cannot be seen or that reorder a line are shown as their escape sequences.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import jinja2
-from markupsafe import Markup, escape
 
 from casd import __version__
 from casd.errors import StoreError
 from casd.report.colors import map_color, text_color, to_hex
-from casd.report.drawing import Drawing, save
 from casd.report.markup import Cell, Row, Table, numeric_columns
-from casd.report.svg import to_svg
 from casd.report.wording import MISSING
 from casd.states import CONTROL_PREFIX
 
@@ -57,20 +53,6 @@ def table_block(table: Table, *, folded: bool = False) -> Block:
 def matrices_block(tables: Sequence[Table], title: str = "", *, folded: bool = False) -> Block:
     """Matrices beside each other, where there is room."""
     return Block("matrices", [table for table in tables if table.rows], title, folded)
-
-
-def draw(drawings: Sequence[Drawing], folder: Path, shown: Sequence[str]) -> dict[str, Block]:
-    """Write all figures into `folder`; those whose names are in `shown` come back as blocks, by their names.
-
-    Raises:
-        StoreError: a file cannot be written.
-    """
-    blocks = {}
-    for drawing in drawings:
-        png = save(drawing.figure, folder / drawing.name)
-        if drawing.name in shown:
-            blocks[drawing.name] = Block("figure", _smaller(drawing, png), drawing.title)
-    return blocks
 
 
 def render(title: str, question: str, facts: Mapping[str, Any], sections: Sequence[Section]) -> str:
@@ -123,14 +105,6 @@ def visible(text: str, limit: int = LONGEST_TEXT) -> str:
 
 def _escape_sequence(character: str) -> str:
     return repr(character)[1:-1]
-
-
-def _smaller(drawing: Drawing, png: Path) -> Markup:
-    """The figure as an SVG element or as an embedded PNG, whichever is smaller: many points make an SVG large."""
-    svg = to_svg(drawing.figure, drawing.alt)
-    data = base64.b64encode(png.read_bytes()).decode("ascii")
-    image = f'<img src="data:image/png;base64,{data}" alt="{escape(drawing.alt)}">'
-    return Markup(min(svg, image, key=len))
 
 
 def _color_maps(sections: Sequence[Section]) -> list[str]:

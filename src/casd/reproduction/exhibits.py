@@ -9,10 +9,8 @@ import pandas as pd
 
 from casd.comparison import grouped, noise_floor
 from casd.report.collect import DETAILED_RUNS
-from casd.report.comparisons import model_label, noise_table, objectives_figure, objectives_table, predictors_table
-from casd.report.drawing import Drawing
-from casd.report.figures import relation_panels
-from casd.report.heatmaps import asr_heatmaps, casd_heatmaps
+from casd.report.comparisons import OBJECTIVES_FIGURE, model_label, noise_table, objectives_table, predictors_table
+from casd.report.gallery import Drawing
 from casd.report.markup import Cell, Row, Table
 from casd.report.matrices import asr_table, casd_table, mean_asr_table
 from casd.report.tables import relation_table, specificity_table, summary_table, utility_table
@@ -41,7 +39,13 @@ def asr_matrices(evidence: Evidence) -> Shown:
     alt = "Heatmaps of the attack success rate after each removal, one per run. The tables hold the numbers."
     pages = [runs[first : first + DETAILED_RUNS] for first in range(0, len(runs), DETAILED_RUNS)]
     drawings = [
-        Drawing(f"asr_heatmaps-{number}", "Attack success rate after each removal", alt, asr_heatmaps(page))
+        Drawing(
+            f"asr_heatmaps-{number}",
+            "Attack success rate after each removal",
+            alt,
+            "casd.report.heatmaps:asr_heatmaps",
+            (page,),
+        )
         for number, page in enumerate(pages, 1)
     ]
     return Shown([mean_asr_table(runs), *(_of_run(asr_table(tables), tables) for tables in runs)], drawings)
@@ -54,7 +58,11 @@ def casd_matrices(evidence: Evidence) -> Shown:
         [_of_run(casd_table(tables, variant), tables) for tables in evidence.runs for variant in tables.headline],
         [
             Drawing(
-                f"casd_heatmap-{tables.info['run']}", f"CASD of removals, {short_run_name(tables)}", alt, casd_heatmaps(tables)
+                f"casd_heatmap-{tables.info['run']}",
+                f"CASD of removals, {short_run_name(tables)}",
+                alt,
+                "casd.report.heatmaps:casd_heatmaps",
+                (tables,),
             )
             for tables in evidence.runs
         ],
@@ -69,7 +77,13 @@ def relation(evidence: Evidence) -> Shown:
     return Shown(
         [predictors_table(predictors), relation_table(evidence.runs)],
         [
-            Drawing(f"relation-{name}", f"{name} and suppression", alt, relation_panels(evidence.runs, name, predictors))
+            Drawing(
+                f"relation-{name}",
+                f"{name} and suppression",
+                alt,
+                "casd.report.figures:relation_panels",
+                (evidence.runs, name, predictors),
+            )
             for name in variants
         ],
     )
@@ -92,7 +106,7 @@ def suppression_at(evidence: Evidence) -> Shown:
     """Suppression net of both controls, for each objective or setting."""
     frame = evidence.objectives
     alt = "Dot plots of the others' mean suppression net of both controls, with 95 % intervals. The table has the numbers."
-    drawing = Drawing("suppression", "The others' suppression, net of the controls", alt, objectives_figure(frame))
+    drawing = Drawing("suppression", "The others' suppression, net of the controls", alt, OBJECTIVES_FIGURE, (frame,))
     return Shown([replace(objectives_table(frame), title="The others' suppression, net of the controls")], [drawing])
 
 

@@ -11,9 +11,10 @@ import pandas as pd
 
 from casd.registry import import_named
 from casd.report.comparisons import model_label
+from casd.report.gallery import draw
 from casd.report.html import link_to
 from casd.report.markup import Cell, Row, Table, write_tables
-from casd.report.page import Block, Section, draw, matrices_block, render, table_block, write_page
+from casd.report.page import Block, Section, matrices_block, render, table_block, write_page
 from casd.report.wording import short_run_name
 from casd.reproduction.catalogue import EXHIBITS
 from casd.reproduction.claims import CLAIMS, Evidence, headline
