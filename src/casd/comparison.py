@@ -26,6 +26,9 @@ POOLED: Final = "all"
 """The model's name in a row over all models."""
 MEASURES: Final = ("suppression", "suppression_net_clean", "suppression_net_phantom")
 """Columns of `transfer` whose mean over the other backdoors is given."""
+_AVERAGED: Final = ("asr_after", *MEASURES)
+_CONTROLS: Final = {"clean_control": CLEAN_CONTROL, "phantom_control": PHANTOM_CONTROL}
+"""By their columns in `compare_objectives` how the names of controls begin."""
 
 
 def counted_cells(tables: RunTables) -> pd.DataFrame:
@@ -97,14 +100,19 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
         measured backdoors (`casd.stats.nested_bootstrap_interval`); with a single run, its backdoors alone.
     """
     places = {id(tables): place for place, tables in enumerate(runs)}
-    # Once of all: a run may be in two groups.
-    states = _over_runs(runs, "states", "state", "kind", "collapsed", "clean_loss_ratio", "steps", "train_seconds")
-    removed = states[states["kind"] == "removal"]
-    named = ("source", "target", "source_kind", "same", "collapsed", "asr_before", "asr_after", *MEASURES)
-    transfer = _over_runs(runs, "transfer", *named)
-    cells = transfer[np.concatenate([_counting(tables) for tables in runs])]
+    # Once of all, a run may be in two groups; and as numbers, of which rows are taken out sooner.
+    transfer = _over_runs(runs, "transfer", "source", "target", "source_kind", "same", "collapsed", "asr_before", *_AVERAGED)
+    counting = np.concatenate([_counting(tables) for tables in runs])
+    transfer["target"], _ = pd.factorize(transfer["target"], sort=True)
+    cells = transfer.loc[counting, ["run", "target", "same", *_AVERAGED]]
     intact = ~transfer["collapsed"].astype(bool) & (transfer["asr_before"] >= ESTABLISHED_ASR)
-    controls = transfer[(transfer["source_kind"] == "control") & intact]
+    controls = transfer.loc[(transfer["source_kind"] == "control") & intact, ["run", "source", "suppression"]]
+    for name, source in _CONTROLS.items():
+        controls[name] = controls["suppression"].where(controls["source"].str.startswith(source))
+    removed = _over_runs(runs, "states", "state", "kind", "collapsed", "clean_loss_ratio", "steps", "train_seconds")
+    counted = set(transfer.loc[counting, ["run", "source"]].itertuples(index=False, name=None))
+    removed["counts"] = [pair in counted for pair in zip(removed["run"], removed["state"], strict=True)]
+    removed = removed[removed["kind"] == "removal"].drop(columns=["state", "kind"])
     rows = []
     for (model, objective), group in grouped(runs).items():
         members = [places[id(tables)] for tables in group]
@@ -125,7 +133,7 @@ def _over_runs(runs: Sequence[RunTables], table: str, *names: str) -> pd.DataFra
 
 def _row(cells: pd.DataFrame, removed: pd.DataFrame, controls: pd.DataFrame, seed: int, resamples: int) -> dict[str, object]:
     """A row of `compare_objectives`, of all `_over_runs` of a group: cells that count, removals, cells of intact controls."""
-    counted = removed.merge(cells[["run", "source"]].drop_duplicates(), left_on=["run", "state"], right_on=["run", "source"])
+    counted = removed[removed["counts"]]
     row: dict[str, object] = {
         "removals": len(removed),
         "reached": len(counted),
@@ -138,9 +146,8 @@ def _row(cells: pd.DataFrame, removed: pd.DataFrame, controls: pd.DataFrame, see
         row |= {str(name): values[name].mean(), f"{name}_low": low, f"{name}_high": high}
         if name in MEASURES:
             row[f"{name}_runs"] = cells.loc[values[name].notna(), "run"].nunique()
-    for name, source in (("clean_control", CLEAN_CONTROL), ("phantom_control", PHANTOM_CONTROL)):
-        row[name] = controls.loc[controls["source"].str.startswith(source), "suppression"].mean()
     return row | {
+        **{name: controls[name].mean() for name in _CONTROLS},
         "clean_loss_change": counted["clean_loss_ratio"].mean() - 1,
         "steps": counted["steps"].mean(),
         "seconds": counted["train_seconds"].mean(),
@@ -149,7 +156,7 @@ def _row(cells: pd.DataFrame, removed: pd.DataFrame, controls: pd.DataFrame, see
 
 def _intervals(values: pd.DataFrame, cells: pd.DataFrame, seed: int, resamples: int) -> list[tuple[float, float]]:
     """The limits of the mean of each column of `values`, which has a row for each of the cells; NaN is left out."""
-    columns, (targets, _) = values.to_numpy(dtype=float), pd.factorize(cells["target"], sort=True)
+    columns, targets = values.to_numpy(dtype=float), cells["target"]
     if cells["run"].nunique() > 1:
         rng = np.random.default_rng(seed)
         return nested_bootstrap_intervals(columns, cells["run"], targets, rng=rng, resamples=resamples)

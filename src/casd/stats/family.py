@@ -154,18 +154,29 @@ def mantel_families(
     for run, n in (pair for family in prepared for pair in zip(family.runs, family.sizes, strict=True)):
         if sizes.setdefault(run, n) != n:
             raise ValueError(f"Expected the strata of a run to have one size; run {run} has {sizes[run]} and {n} backdoors.")
-    # Families of one small run are held against all its relabellings, each run's by themselves.
-    together: dict[int | None, list[_Family]] = {}
-    for family in prepared:
-        if family.can_be_tested:
-            together.setdefault(family.runs[0] if family.relabellings(permutations)[1] else None, []).append(family)
     generators = dict(zip(sizes, [rng] if len(sizes) == 1 else rng.spawn(len(sizes)), strict=True))
+    tested = [family for family in prepared if family.can_be_tested]
+    exact = [family for family in tested if family.relabellings(permutations)[1]]
+    sampled = [family for family in tested if family not in exact]
     counts: dict[int, tuple[Array, Array]] = {}
-    for exact_run, tested in together.items():
-        count, _ = tested[0].relabellings(permutations)
-        found = _count_extreme(tested, count, generators if exact_run is None else {exact_run: None}, alternative)
-        counts |= {id(family): each for family, each in zip(tested, found, strict=True)}
+    for together in [*_connected(exact), *_connected(sampled)]:
+        # Families of one small run are held against all its relabellings.
+        count, every = together[0].relabellings(permutations)
+        found = _count_extreme(together, count, dict.fromkeys(generators) if every else generators, alternative)
+        counts |= {id(family): each for family, each in zip(together, found, strict=True)}
     return [family.result(counts.get(id(family)), *family.relabellings(permutations)) for family in prepared]
+
+
+def _connected(families: Sequence[_Family]) -> list[list[_Family]]:
+    """The families in groups, no two of which have a run in common: there is nothing to permute for both."""
+    groups: list[tuple[set[int], list[_Family]]] = []
+    for family in families:
+        runs, members = set(family.runs), [family]
+        for group in [group for group in groups if group[0] & runs]:
+            groups.remove(group)
+            runs, members = group[0] | runs, [*group[1], *members]
+        groups.append((runs, members))
+    return [members for _, members in groups]
 
 
 @dataclass(frozen=True, eq=False)
