@@ -20,8 +20,8 @@ Labels = npt.NDArray[np.intp]
 
 # Correlations that are equal on paper may differ in their last bits, and equal counts as "at least as extreme".
 TIE_TOLERANCE = 1e-12
-# Numbers held at once while permuting: bounds the memory (16 MB) whatever the number of backdoors and permutations.
-_CHUNK_CELLS = 2_000_000
+# Numbers held at once while permuting: bounds the memory (8 MB) whatever the number of backdoors and permutations.
+_CHUNK_CELLS = 1_000_000
 # Backdoors of which all permutations are kept: 8! = 40 320, 1 MB of them.
 _TABULATED = 8
 # A result that could not have come out below this, whatever the data, says so in its note.
