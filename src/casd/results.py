@@ -55,7 +55,7 @@ _READ_TOGETHER: Final = ("asr", "states", "transfer", "casd", "relation", "rival
 """What is said of many runs is said of these tables."""
 _IDENTITY: Final = {"model", "objective", "seed"}
 """What `info` has to say of every run."""
-TABLES_VERSION: Final = 5
+TABLES_VERSION: Final = 6
 """STAGE_VERSION of the scores: raise it when tables, columns or what they mean change. Runs of others are not read together."""
 _ROW_GROUP: Final = 4096
 """Rows that a Parquet file has in a group: a reader that filters skips whole groups, so those of the grid stay on the disk."""
