@@ -11,7 +11,8 @@ import pytest
 from tests.synthetic import N_PROMPTS, run_of, symmetric
 
 from casd.comparison import POOLED, compare_objectives, counted_cells, noise_floor, variance_shares
-from casd.predictors import pair_table, predictor_table
+from casd.pair_tables import pair_table
+from casd.predictors import predictor_table
 from casd.report.comparisons import Comparisons, objectives_table
 from casd.stats import (
     leave_one_out_prediction,

@@ -106,6 +106,23 @@ def test_the_grid_is_no_part_of_it(tmp_path: Path) -> None:
     [read] = read_runs(tmp_path)
     assert set(read.casd["variant"]) == {"casd", "casd_cos"}
     assert set(read.every_variant()["variant"]) == {"casd", "casd_cos", "site/position"}
+    assert read.lacks_grid
+
+
+def test_runs_read_together_give_the_columns_of_their_own_tables(tmp_path: Path) -> None:
+    written = [a_run(seed, backdoors=backdoors) for seed, backdoors in enumerate((3, 2, 3))]
+    for tables in written:
+        tables.write(tmp_path / f"seed{tables.info['seed']}")
+    for read in read_runs(tmp_path):
+        tables = written[read.info["seed"]]
+        for name in ("asr", "states", "transfer", "casd", "rivals"):
+            own = getattr(tables, name)
+            as_columns = list(read.rows(name, *own.columns))  # before the table is a frame, and after
+            pd.testing.assert_frame_equal(getattr(read, name), own, check_dtype=False, check_column_type=False)
+            assert repr(as_columns) == repr(list(read.rows(name, *own.columns))) == repr(list(tables.rows(name, *own.columns)))
+        assert (read.lacks_grid, read.every_variant() is read.casd) == (False, True)
+        read.asr = read.asr.iloc[:1]
+        assert len(list(read.rows("asr", "state"))) == 1, "a table that was replaced is what counts"
 
 
 # ------------------------------------------------------------------------------------------------ what is found

@@ -630,7 +630,7 @@ def test_sweep_report(tmp_path: Path) -> None:
 
 
 def test_a_report_over_many_runs_shows_means_and_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("casd.report", "casd.report.figures", "casd.report.html"):
+    for module in ("casd.report", "casd.report.gallery", "casd.report.html"):
         monkeypatch.setattr(f"{module}.DETAILED_RUNS", 2)
     for seed in range(3):
         make_run(("a", "b", "c"), seed=seed).write(tmp_path / f"run {seed}")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from casd.stats import benjamini_hochberg, mantel_families, mantel_family, mantel_test
+from casd.stats.permutations import moved_pairs, random_moves
 
 
 def matrices(rng: np.random.Generator, n: int, count: int) -> np.ndarray:
@@ -116,6 +117,13 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     parts = mantel_family(strata, rng=np.random.default_rng(0), permutations=500)
     assert_array_equal(whole.p_value, parts.p_value)
     assert_array_equal(whole.p_corrected, parts.p_corrected)
+
+
+def test_a_random_relabelling_is_one_of_all_in_their_usual_order() -> None:
+    """p-values that were published depend on which number stands for which permutation."""
+    moves = np.concatenate(list(random_moves(5, 100, 30, np.random.default_rng(0))))
+    every = moved_pairs(np.array(list(itertools.permutations(range(5)))))
+    assert_array_equal(moves, every[np.random.default_rng(0).integers(120, size=100)])
 
 
 def test_an_undefined_predictor_is_named_and_is_no_part_of_the_family() -> None:

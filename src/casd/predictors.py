@@ -1,8 +1,7 @@
 """CASD as a predictor of transfer, beside its rivals: the same tests for all, per model and over all runs.
 
-The response is the suppression of the other backdoors, as in `casd.transfer.relate`: centred by column (each backdoor's own
-fragility taken out) and averaged over both directions of a pair. For the prediction of a backdoor that nobody has seen the
-suppression itself is used, since its column mean would not be known.
+The response is that of `casd.pair_tables`. For the prediction of a backdoor that nobody has seen the suppression itself is
+used, since its column mean would not be known.
 """
 
 from __future__ import annotations
@@ -15,19 +14,11 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from casd.comparison import MIN_BACKDOORS, counted_matrices, grouped
+from casd.comparison import grouped
+from casd.pair_tables import Pairs, PairStack, PairTable, pair_table, rounded
 from casd.results import RunTables
 from casd.rivals import RIVALS
-from casd.stats import (
-    FamilyResult,
-    Statistic,
-    leave_one_out_predictions,
-    mantel_families,
-    rank_residuals,
-    remove_effects_from_pairs,
-    symmetrize,
-)
-from casd.transfer import RATE_DECIMALS, centered_response
+from casd.stats import FamilyResult, Statistic, leave_one_out_predictions, mantel_families
 
 _TESTS: Final = {
     "plain": ("rho", "p_value", "p_corrected"),
@@ -41,56 +32,13 @@ COLUMNS: Final = (
     *_PREDICTED,
 )
 """Of `predictor_table`."""
-_SAME_TARGET: Final = "same_target"
-"""The rival that is held constant."""
 
-_Column = np.ndarray | pd.Series
-_Stratum = tuple[np.ndarray, np.ndarray]
-"""Of a run: the pairs of the predictors (n_predictors, n_pairs), and of the response (n_pairs,)."""
-
-
-@dataclass(frozen=True, eq=False)
-class PairTable:
-    """What one run says of the pairs of its removals that count: upper triangles, row by row.
-
-    Attributes:
-        names: of the n removals.
-        predictors: the names of the v predictors.
-        distances: theirs, (v, n_pairs).
-        centered: the suppression as tests take it, (n_pairs,); rounded.
-        suppression: the mean of both directions of each pair, (n_pairs,).
-    """
-
-    names: tuple[str, ...]
-    predictors: tuple[str, ...]
-    distances: np.ndarray
-    centered: np.ndarray
-    suppression: np.ndarray
-
-    def of(self, predictors: Sequence[str]) -> np.ndarray:
-        """The distances of some predictors, shape (n_predictors, n_pairs)."""
-        place = {name: index for index, name in enumerate(self.predictors)}
-        return self.distances[[place[name] for name in predictors]]
-
-
-def pair_table(tables: RunTables, response: str = "suppression") -> PairTable | None:
-    """The pairs of one run; None if fewer than four removals count, or all pairs have the same response."""
-    names, [values] = counted_matrices(tables, response)
-    if len(names) < MIN_BACKDOORS:
-        return None
-    upper = np.triu_indices(len(names), k=1)
-    centered = centered_response(values)[upper]
-    if not np.isfinite(centered).all() or np.ptp(centered) == 0:
-        return None
-    columns = ("a", "b", "distance")
-    casd: list[_Column] = [*tables.columns("casd", "variant", *columns)]
-    if tables.lacks_grid:
-        every = tables.every_variant()
-        casd = [every[name] for name in ("variant", *columns)]
-    variants, distances = _pairs(casd, names)
-    rivals, of_rivals = _pairs(tables.columns("rivals", "predictor", *columns), names)
-    every_distance = np.concatenate([distances, of_rivals])
-    return PairTable(tuple(names), (*variants, *rivals), every_distance, centered, symmetrize(values)[upper])
+_FORMS: Final[dict[str, tuple[Callable[[PairStack], Pairs], Statistic]]] = {
+    "plain": (PairStack.plain, "spearman"),
+    "pairs": (PairStack.of_pairs, "spearman"),
+    "partial": (PairStack.given_same_target, "pearson"),  # of ranks already: their plain correlation is the partial one
+}
+"""Under the names of _TESTS, what is tested, and by which correlation."""
 
 
 def predictor_table(
@@ -180,15 +128,15 @@ def _tested(kinds: Sequence[tuple[_Group, list[str]]], permutations: int, seed: 
     return [dict(zip(_FORMS, each, strict=True)) for each in zip(*results, strict=True)]
 
 
-def _strata(kinds: Sequence[tuple[_Group, list[str]]], form: _Form) -> list[list[_Stratum]]:
+def _strata(kinds: Sequence[tuple[_Group, list[str]]], form: Callable[[PairStack], Pairs]) -> list[list[Pairs]]:
     """What the tests of each group's variants or rivals are about, in one form; of a run that is in two groups made once."""
     wanted = {(run, tuple(names)): each for group, names in kinds for run, each in zip(group.runs, group.strata, strict=True)}
     alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
     for (run, names), each in wanted.items():
         alike.setdefault((len(each.names), names), []).append(run)
-    made: dict[tuple[int, tuple[str, ...]], _Stratum] = {}
+    made: dict[tuple[int, tuple[str, ...]], Pairs] = {}
     for (_, names), runs in alike.items():
-        xs, ys = form(_Stack.of([wanted[run, names] for run in runs], names))
+        xs, ys = form(PairStack.of([wanted[run, names] for run in runs], names))
         made |= {(run, names): (x, y) for run, x, y in zip(runs, xs, ys, strict=True)}
     return [[made[run, tuple(names)] for run in group.runs] for group, names in kinds]
 
@@ -201,7 +149,7 @@ def _rows(group: _Group, names: Sequence[str], families: Mapping[str, FamilyResu
     shown = [place for place, name in enumerate(names) if rivals or name in group.headline or place == best]
     chosen = [names[place] for place in shown]
     predictions = (
-        leave_one_out_predictions([(_rounded(each.of(chosen)), _rounded(each.suppression)) for each in group.strata])
+        leave_one_out_predictions([(rounded(each.of(chosen)), rounded(each.suppression)) for each in group.strata])
         if shown
         else []
     )
@@ -221,88 +169,3 @@ def _rows(group: _Group, names: Sequence[str], families: Mapping[str, FamilyResu
                 row |= dict(zip(columns, (found.rho[place], found.p_value[place], corrected), strict=True))
             rows.append(row)
     return rows
-
-
-@dataclass(frozen=True, eq=False)
-class _Stack:
-    """The pairs of m runs that have as many backdoors.
-
-    Attributes:
-        distances: of some predictors, (m, v, n_pairs).
-        centered: as in PairTable, (m, n_pairs).
-        suppression: as there.
-        same_target: the rival that is held constant, (m, n_pairs); NaN without it.
-    """
-
-    distances: np.ndarray
-    centered: np.ndarray
-    suppression: np.ndarray
-    same_target: np.ndarray
-
-    @classmethod
-    def of(cls, tables: Sequence[PairTable], predictors: Sequence[str]) -> _Stack:
-        parts = [(table.of(predictors), table.centered, table.suppression, _same_target(table)) for table in tables]
-        return cls(*map(np.stack, zip(*parts, strict=True)))
-
-
-def _plain(stack: _Stack) -> _Stratum:
-    return _rounded(stack.distances), stack.centered
-
-
-def _of_pairs(stack: _Stack) -> _Stratum:
-    """Without what belongs to single backdoors: so the response need not be centered before."""
-    return remove_effects_from_pairs(stack.distances), remove_effects_from_pairs(stack.suppression)
-
-
-def _given_same_target(stack: _Stack) -> _Stratum:
-    """As ranks, without what the same target accounts for."""
-    held = _rounded(stack.same_target)
-    return rank_residuals(_rounded(stack.distances), held[:, None]), rank_residuals(stack.centered, held)
-
-
-_Form = Callable[[_Stack], _Stratum]
-_FORMS: Final[dict[str, tuple[_Form, Statistic]]] = {
-    "plain": (_plain, "spearman"),
-    "pairs": (_of_pairs, "spearman"),
-    "partial": (_given_same_target, "pearson"),  # of ranks already: their plain correlation is the partial one
-}
-"""Under the names of _TESTS, what is tested: predictors (m, v, n_pairs) and responses (m, n_pairs) of m runs; and by what."""
-
-
-def _rounded(values: np.ndarray) -> np.ndarray:
-    return np.round(values, RATE_DECIMALS)
-
-
-def _same_target(table: PairTable) -> np.ndarray:
-    """The rival that is held constant; without it, NaN."""
-    known = _SAME_TARGET in table.predictors
-    return table.of([_SAME_TARGET])[0] if known else np.full(table.centered.shape, np.nan)
-
-
-def _pairs(tidy: Sequence[_Column], names: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Tidy distances as the pairs of some backdoors; NaN where one is absent.
-
-    Args:
-        tidy: the columns of the kind, of a and b, and of the distance; each pair once or in both orders.
-        names: of the backdoors.
-
-    Returns:
-        The kinds of distances in their order, and of each the pairs, (kinds, n_pairs).
-    """
-    kinds, a, b, distances = tidy
-    codes, found = pd.factorize(kinds)
-    place = {name: index for index, name in enumerate(names)}
-    first, second = (_places(column, place) for column in (a, b))
-    upper = np.triu_indices(len(names), k=1)
-    pair_at = np.full((len(names), len(names)), -1)
-    pair_at[upper] = pair_at.T[upper] = np.arange(len(upper[0]))
-    known = (first >= 0) & (second >= 0) & (first != second)
-    pairs = np.full((len(found), len(upper[0])), np.nan)
-    pairs[codes[known], pair_at[first[known], second[known]]] = np.asarray(distances, dtype=float)[known]
-    return list(map(str, found)), pairs
-
-
-def _places(column: _Column, place: Mapping[str, int]) -> np.ndarray:
-    """The place of each name; −1 for those that have none."""
-    codes, names = pd.factorize(column)
-    return np.array([place.get(name, -1) for name in names], dtype=int).take(codes)
