@@ -10,6 +10,7 @@ never single pairs.
 - `permutations`: what the tests share: scores, relabellings, p-values
 - `mantel`: the relation of two matrices, also with others held constant
 - `family`: the relation of many predictors with one response, over several runs, corrected for their number
+- `pooled`: correlations over several runs after relabelling each
 - `strata`: the pairs of several runs, and what is wrong with them
 - `prediction`: the response of a backdoor nobody has seen
 """

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,21 +12,16 @@ from casd.stats.matrices import Array
 from casd.stats.permutations import (
     TIE_TOLERANCE,
     Alternative,
-    Labels,
     Statistic,
     check_arguments,
-    chunk_size,
     count_permutations,
     extremeness,
     limit_note,
-    moved_cells,
-    moved_pairs,
     p_value,
     pair_scores,
-    random_moves,
-    relabellings,
     why_undefined,
 )
+from casd.stats.pooled import Scores, permuted_correlations
 from casd.stats.strata import first_note, pairs_of_strata
 
 
@@ -151,7 +145,7 @@ def mantel_families(
     places = [range(len(strata)) for strata in families] if runs is None else runs
     prepared = [_Family.of(strata, of, statistic) for strata, of in zip(families, places, strict=True)]
     sizes: dict[int, int] = {}
-    for run, n in (pair for family in prepared for pair in zip(family.runs, family.sizes, strict=True)):
+    for run, n in (pair for family in prepared for pair in zip(family.scores.runs, family.scores.sizes, strict=True)):
         if sizes.setdefault(run, n) != n:
             raise ValueError(f"Expected the strata of a run to have one size; run {run} has {sizes[run]} and {n} backdoors.")
     generators = dict(zip(sizes, [rng] if len(sizes) == 1 else rng.spawn(len(sizes)), strict=True))
@@ -171,7 +165,7 @@ def _connected(families: Sequence[_Family]) -> list[list[_Family]]:
     """The families in groups, no two of which have a run in common: there is nothing to permute for both."""
     groups: list[tuple[set[int], list[_Family]]] = []
     for family in families:
-        runs, members = set(family.runs), [family]
+        runs, members = set(family.scores.runs), [family]
         for group in [group for group in groups if group[0] & runs]:
             groups.remove(group)
             runs, members = group[0] | runs, [*group[1], *members]
@@ -184,30 +178,20 @@ class _Family:
     """What a family's observed correlations are, and what permuting needs of it.
 
     Attributes:
-        runs: which run each stratum is of.
-        sizes: the number of backdoors of each stratum.
-        n_pairs: over all strata.
+        scores: of the defined predictors and the response, in each stratum; empty where the response has none.
         by_stratum: correlations, shape (n_predictors, n_strata).
         rho: pooled, shape (n_predictors,); NaN where undefined.
         defined: which of the predictors have a correlation in every stratum.
         notes: why the others have not.
         note: why none has: the response.
-        weights: of the strata, with the sum 1.
-        x_scores: of each stratum the scores of the defined predictors, shape (n_defined, cells).
-        y_scores: of each stratum those of the response, shape (cells,).
     """
 
-    runs: tuple[int, ...]
-    sizes: tuple[int, ...]
-    n_pairs: int
+    scores: Scores
     by_stratum: Array
     rho: Array
     defined: npt.NDArray[np.bool_]
     notes: tuple[str, ...]
     note: str
-    weights: Array
-    x_scores: Sequence[Array]
-    y_scores: Sequence[Array]
 
     @classmethod
     def of(cls, strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]], runs: Sequence[int], statistic: Statistic) -> _Family:
@@ -217,8 +201,7 @@ class _Family:
         note = first_note([why_undefined(n, y) for n, y in zip(sizes, responses, strict=True)], "response: ")
         here = np.array([[not reason for reason in of_stratum] for of_stratum in reasons])
         defined = np.asarray(here.all(axis=0))
-        n_pairs = sum(map(len, responses))
-        weights = np.array([len(pairs) / max(n_pairs, 1) for pairs in responses])
+        weights = np.array([len(pairs) / max(sum(map(len, responses)), 1) for pairs in responses])
         by_stratum, rho = np.full(here.T.shape, np.nan), np.full(len(notes), np.nan)
         x_scores: dict[int, Array] = {}
         y_scores: dict[int, Array] = {}
@@ -232,11 +215,13 @@ class _Family:
             y_scores |= dict(zip(alike, y, strict=True))
         rho[defined] = by_stratum[defined] @ weights
         x_in_order, y_in_order = ([scores[s] for s in sorted(scores)] for scores in (x_scores, y_scores))
-        return cls(tuple(runs), tuple(sizes), n_pairs, by_stratum, rho, defined, notes, note, weights, x_in_order, y_in_order)
+        scores = Scores(tuple(runs), tuple(sizes), x_in_order, y_in_order)
+        return cls(scores, by_stratum, rho, defined, notes, note)
 
     def relabellings(self, permutations: int) -> tuple[int, bool]:
         """How many it is held against, and whether these are all there are: with one stratum, if there are few."""
-        return count_permutations(self.sizes[0], permutations) if len(self.sizes) == 1 else (permutations, False)
+        sizes = self.scores.sizes
+        return count_permutations(sizes[0], permutations) if len(sizes) == 1 else (permutations, False)
 
     @property
     def can_be_tested(self) -> bool:
@@ -254,8 +239,8 @@ class _Family:
             p_value=alone,
             p_corrected=corrected,
             q_value=benjamini_hochberg(alone),
-            n=self.sizes,
-            n_pairs=self.n_pairs,
+            n=self.scores.sizes,
+            n_pairs=self.scores.n_pairs,
             permutations=count if counts is not None else 0,
             exact=exact and counts is not None,
             notes=self.notes,
@@ -307,7 +292,7 @@ def _count_extreme(
     """For each predictor the permutations in which it, and in which any of its family, is at least as extreme as observed."""
     thresholds = [extremeness(family.rho[family.defined], alternative) - TIE_TOLERANCE for family in families]
     extreme, extreme_any = ([np.zeros(len(each)) for each in thresholds] for _ in range(2))
-    for pooled in _permuted(families, count, generators):
+    for pooled in permuted_correlations([family.scores for family in families], count, generators):
         for place, correlations in enumerate(pooled):
             permuted = extremeness(correlations, alternative)
             extreme[place] += (permuted >= thresholds[place]).sum(axis=0)
@@ -315,89 +300,3 @@ def _count_extreme(
             largest = np.sort(permuted.max(axis=1))
             extreme_any[place] += len(largest) - np.searchsorted(largest, thresholds[place], side="left")
     return list(zip(extreme, extreme_any, strict=True))
-
-
-def _permuted(
-    families: Sequence[_Family], count: int, generators: Mapping[int, np.random.Generator | None]
-) -> Iterator[list[Array]]:
-    """The pooled correlations of each family after relabelling its runs, in chunks of shape (m, n_defined)."""
-    bundles = _bundles(families)
-    widths = [len(family.x_scores[0]) for family in families]
-    at_once = chunk_size(sum(widths) + max(part.x_scores.shape[1] for bundle in bundles for part in bundle.parts))
-    draws = {run: _moves(n, count, at_once, generators[run]) for each in bundles for run, n in each.sizes.items()}
-    for start in range(0, count, at_once):
-        pooled = [np.zeros((min(at_once, count - start), width)) for width in widths]
-        for bundle in bundles:
-            moved = [next(draws[run]) for run in bundle.sizes]
-            for part in bundle.parts:
-                y = [scores.take(moved_cells(pairs, scores.size)) for scores, pairs in zip(part.y_scores, moved, strict=True)]
-                correlations = np.concatenate(y, axis=1) @ part.x_scores.T
-                for columns, places in part.uses:
-                    for place in places:
-                        pooled[place] += correlations[:, columns] / families[place].n_pairs
-        yield pooled
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """One response of the runs of a bundle, and whatever is held against it.
-
-    Attributes:
-        y_scores: of each run those of the response, shape (cells,).
-        x_scores: those of all its predictors, times the run's number of pairs, the runs side by side: (columns, cells of all).
-        uses: which columns the families at some places have.
-    """
-
-    y_scores: Sequence[Array]
-    x_scores: Array
-    uses: Sequence[tuple[slice, tuple[int, ...]]]
-
-
-@dataclass(frozen=True, eq=False)
-class _Bundle:
-    """Runs that go into the same families in the same way: the sum of their correlations is one matrix product.
-
-    Attributes:
-        sizes: the number of backdoors of each run.
-        parts: what has to be permuted.
-    """
-
-    sizes: dict[int, int]
-    parts: Sequence[_Part]
-
-
-def _bundles(families: Sequence[_Family]) -> list[_Bundle]:
-    """The runs of all families, each once: what several families have in common is permuted, and multiplied, once."""
-    # By run: each response, for it each set of predictors, and for these the families that have them.
-    work: dict[int, dict[bytes, tuple[Array, dict[bytes, tuple[Array, list[int]]]]]] = {}
-    sizes: dict[int, int] = {}
-    for place, family in enumerate(families):
-        sizes |= dict(zip(family.runs, family.sizes, strict=True))
-        for run, x, y in zip(family.runs, family.x_scores, family.y_scores, strict=True):
-            _, predictors = work.setdefault(run, {}).setdefault(y.tobytes(), (y, {}))
-            predictors.setdefault(x.tobytes(), (x, []))[1].append(place)
-    alike: dict[tuple[tuple[tuple[int, ...], ...], ...], list[int]] = {}
-    for run, responses in work.items():
-        uses = tuple(tuple(tuple(places) for _, places in predictors.values()) for _, predictors in responses.values())
-        alike.setdefault(uses, []).append(run)
-    bundles = []
-    for of_bundle, runs in alike.items():
-        parts = []
-        for number, of_part in enumerate(of_bundle):
-            found = [list(work[run].values())[number] for run in runs]
-            ends = np.cumsum([0, *(len(x) for x, _ in found[0][1].values())]).tolist()
-            weighted = [
-                np.concatenate([x for x, _ in predictors.values()]) * (sizes[run] * (sizes[run] - 1) // 2)
-                for run, (_, predictors) in zip(runs, found, strict=True)
-            ]
-            columns = itertools.starmap(slice, itertools.pairwise(ends))
-            parts.append(
-                _Part([y for y, _ in found], np.concatenate(weighted, axis=1), list(zip(columns, of_part, strict=True)))
-            )
-        bundles.append(_Bundle({run: sizes[run] for run in runs}, parts))
-    return bundles
-
-
-def _moves(n: int, count: int, at_once: int, rng: np.random.Generator | None) -> Iterator[Labels]:
-    """Which pair stands at the place of each after relabelling n backdoors, at random or, without `rng`, in all ways."""
-    return random_moves(n, count, at_once, rng) if rng else map(moved_pairs, relabellings(n, count, at_once, None))
