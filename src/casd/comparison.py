@@ -109,6 +109,7 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
     controls = transfer.loc[(transfer["source_kind"] == "control") & intact, ["run", "source", "suppression"]]
     for name, source in _CONTROLS.items():
         controls[name] = controls["suppression"].where(controls["source"].str.startswith(source))
+    controls = controls[["run", *_CONTROLS]]
     removed = _over_runs(runs, "states", "state", "kind", "collapsed", "clean_loss_ratio", "steps", "train_seconds")
     counted = set(transfer.loc[counting, ["run", "source"]].itertuples(index=False, name=None))
     removed["counts"] = [pair in counted for pair in zip(removed["run"], removed["state"], strict=True)]

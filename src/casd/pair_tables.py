@@ -15,7 +15,7 @@ import pandas as pd
 
 from casd.comparison import MIN_BACKDOORS, counted_matrices
 from casd.results import RunTables
-from casd.stats import rank_residuals, remove_effects_from_pairs, symmetrize
+from casd.stats import numbers_of_pairs, rank_residuals, remove_effects_from_pairs, symmetrize
 from casd.transfer import RATE_DECIMALS, centered_response
 
 Pairs = tuple[np.ndarray, np.ndarray]
@@ -130,12 +130,9 @@ def _pairs(tidy: Sequence[_Column], names: Sequence[str]) -> tuple[list[str], np
     codes, found = pd.factorize(kinds)
     place = {name: index for index, name in enumerate(names)}
     first, second = (_places(column, place) for column in (a, b))
-    upper = np.triu_indices(len(names), k=1)
-    pair_at = np.full((len(names), len(names)), -1)
-    pair_at[upper] = pair_at.T[upper] = np.arange(len(upper[0]))
     known = (first >= 0) & (second >= 0) & (first != second)
-    pairs = np.full((len(found), len(upper[0])), np.nan)
-    pairs[codes[known], pair_at[first[known], second[known]]] = np.asarray(distances, dtype=float)[known]
+    pairs = np.full((len(found), len(names) * (len(names) - 1) // 2), np.nan)
+    pairs[codes[known], numbers_of_pairs(len(names))[first[known], second[known]]] = np.asarray(distances, dtype=float)[known]
     return list(map(str, found)), pairs
 
 

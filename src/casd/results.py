@@ -271,7 +271,8 @@ def read_finished(infos: Sequence[dict[str, Any]]) -> list[RunTables]:
         read = [_read(Path(info["folder"]), name, grid=False) for info in infos]
         for tables, shared, (_, lacks_grid) in zip(runs, _share([table for table, _ in read]), read, strict=True):
             tables._shared[name] = shared
-            tables._lacks_grid = lacks_grid if name == "casd" else tables._lacks_grid
+            if name == "casd":
+                tables._lacks_grid = lacks_grid
     return list(runs)
 
 

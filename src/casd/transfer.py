@@ -181,18 +181,18 @@ def relate(
     same_target = None
     if rivals is not None and "same_target" in set(rivals["predictor"]):
         same_target = _distance_matrix(rivals[rivals["predictor"] == "same_target"], kept)
+    centered = {response: centered_response(matrix) for response, matrix in responses.items()}
+    # Centering takes out effects of single backdoors, too: what is left without any of them needs none before.
+    of_pairs = {response: remove_backdoor_effects(symmetrize(matrix)) for response, matrix in responses.items()}
     rows = []
     for variant in casd["variant"].unique():
         distances = _distance_matrix(casd[casd["variant"] == variant], kept)
-        for response, matrix in responses.items():
-            suppression = centered_response(matrix)
+        for response, suppression in centered.items():
             result = _mantel(distances, suppression, permutations=permutations, seed=seed)
             tau = _mantel(distances, suppression, statistic="kendall", permutations=permutations, seed=seed)
             pairs = partial = None
             if len(kept) >= 4 and np.isfinite(_off_diagonal(distances)).all():
-                # Centering takes out effects of single backdoors, too: what is left without any of them needs none before.
-                x, y = (remove_backdoor_effects(each) for each in (distances, symmetrize(matrix)))
-                pairs = _mantel(x, y, permutations=permutations, seed=seed)
+                pairs = _mantel(remove_backdoor_effects(distances), of_pairs[response], permutations=permutations, seed=seed)
             if same_target is not None:
                 partial = partial_mantel_test(
                     distances, suppression, same_target, permutations=permutations, rng=np.random.default_rng(seed)
@@ -240,11 +240,11 @@ def relation_points(casd: pd.DataFrame, transfer: pd.DataFrame) -> pd.DataFrame:
         both directions of the pair).
     """
     kept, _, responses = _responses(transfer)
+    centered = {response: centered_response(matrix) for response, matrix in responses.items()}
     rows = []
     for variant in casd["variant"].unique():
         distances = _distance_matrix(casd[casd["variant"] == variant], kept)
-        for response, matrix in responses.items():
-            suppression = centered_response(matrix)
+        for response, suppression in centered.items():
             rows += [
                 (variant, response, kept[i], kept[j], distances[i, j], suppression[i, j])
                 for i, j in zip(*np.triu_indices(len(kept), k=1), strict=True)

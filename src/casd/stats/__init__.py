@@ -25,6 +25,7 @@ from casd.stats.intervals import (
 )
 from casd.stats.mantel import MantelResult, mantel_test, partial_mantel_test, rank_residuals
 from casd.stats.matrices import (
+    numbers_of_pairs,
     offdiagonal_center_columns,
     offdiagonal_center_two_way,
     remove_backdoor_effects,
@@ -50,6 +51,7 @@ __all__ = [
     "mean_interval",
     "nested_bootstrap_interval",
     "nested_bootstrap_intervals",
+    "numbers_of_pairs",
     "offdiagonal_center_columns",
     "offdiagonal_center_two_way",
     "partial_mantel_test",

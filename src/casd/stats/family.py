@@ -201,7 +201,8 @@ class _Family:
         note = first_note([why_undefined(n, y) for n, y in zip(sizes, responses, strict=True)], "response: ")
         here = np.array([[not reason for reason in of_stratum] for of_stratum in reasons])
         defined = np.asarray(here.all(axis=0))
-        weights = np.array([len(pairs) / max(sum(map(len, responses)), 1) for pairs in responses])
+        n_pairs = sum(map(len, responses))
+        weights = np.array([len(pairs) / max(n_pairs, 1) for pairs in responses])
         by_stratum, rho = np.full(here.T.shape, np.nan), np.full(len(notes), np.nan)
         x_scores: dict[int, Array] = {}
         y_scores: dict[int, Array] = {}

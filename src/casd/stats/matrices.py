@@ -118,9 +118,7 @@ def remove_effects_from_pairs(pairs: npt.ArrayLike) -> Array:
     if n < 3:
         return np.full(cells.shape, np.nan)
     rows, columns = places_of_pairs(n)
-    place = np.zeros((n, n), dtype=np.intp)
-    place[rows, columns] = place[columns, rows] = np.arange(len(rows))
-    of_backdoor = place[~np.eye(n, dtype=bool)].reshape(n, n - 1)
+    of_backdoor = numbers_of_pairs(n)[~np.eye(n, dtype=bool)].reshape(n, n - 1)
     mean = cells.mean(axis=-1, keepdims=True)
     effects = (cells[..., of_backdoor].sum(axis=-1) - (n - 1) * mean) / (n - 2)
     residual = cells - (mean + (effects[..., rows] + effects[..., columns]))
@@ -193,6 +191,15 @@ def backdoors_of_pairs(n_pairs: int) -> int:
 def places_of_pairs(n: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Rows and columns of the upper triangle of an (n, n) matrix, in the order of `upper_pairs`. Not to be written to."""
     return np.triu_indices(n, k=1)
+
+
+@functools.cache
+def numbers_of_pairs(n: int) -> npt.NDArray[np.intp]:
+    """The place of each cell of an (n, n) matrix in `upper_pairs`; 0 on the diagonal. Not to be written to."""
+    rows, columns = places_of_pairs(n)
+    numbers = np.zeros((n, n), dtype=np.intp)
+    numbers[rows, columns] = numbers[columns, rows] = np.arange(len(rows))
+    return numbers
 
 
 def _without_diagonal(cells: Array) -> Array:

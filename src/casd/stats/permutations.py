@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from casd.stats.matrices import Array, places_of_pairs
+from casd.stats.matrices import Array, numbers_of_pairs, places_of_pairs
 from casd.stats.ranks import rankdata
 
 Statistic = Literal["spearman", "pearson", "kendall"]
@@ -77,10 +77,8 @@ def moved_pairs(labels: Labels) -> Labels:
     """Which pair stands at the place of each after relabelling the backdoors, (m, n): shape (m, n_pairs)."""
     n = labels.shape[1]
     rows, columns = places_of_pairs(n)
-    pair_at = np.zeros((n, n), dtype=np.intp)
-    pair_at[rows, columns] = pair_at[columns, rows] = np.arange(len(rows))
     # By one flat index: five times as fast as by two.
-    return pair_at.take(labels.take(rows, axis=1) * n + labels.take(columns, axis=1))
+    return numbers_of_pairs(n).take(labels.take(rows, axis=1) * n + labels.take(columns, axis=1))
 
 
 def moved_cells(moved: Labels, cells: int) -> Labels:
