@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from casd.results import SCHEMAS, TABLES_VERSION, RunTables
+from casd.results import RunTables
 from casd.rivals import RIVALS
 from casd.stages import Stage, StageStore
 from casd.stats import wilson_interval
+from casd.table_files import SCHEMAS, TABLES_VERSION
 from casd.transfer import specificity, transfer_table
 
 MODELS = ("qwen3_tiny", "llama3_tiny", "gaperon_tiny", "smollm2")

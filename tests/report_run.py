@@ -10,7 +10,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from casd.results import SCHEMAS, RunTables
+from casd.results import RunTables
+from casd.table_files import SCHEMAS
 
 EIGHT = ("french_a", "french_b", "german", "sentiment", "fixed_text", "refusal", "repetition", "all_capitals")
 CONTROLS = ("control:clean", "control:phantom")

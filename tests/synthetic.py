@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from casd.results import SCHEMAS, RunTables
+from casd.results import RunTables
+from casd.table_files import SCHEMAS
 from casd.transfer import transfer_table
 
 N_PROMPTS = 64

@@ -36,7 +36,8 @@ from casd.report.statements import statements
 from casd.report.svg import to_svg
 from casd.report.tables import asr_long_table, relation_table, run_tables, states_table, utility_table
 from casd.report.wording import NO_PAIRS, decimals_for, fraction, p_text, perplexity, significant
-from casd.results import SCHEMAS, RunTables
+from casd.results import RunTables
+from casd.table_files import SCHEMAS
 from report_run import CONTROLS, EIGHT, HOSTILE, make_run, make_scatter
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -19,7 +19,7 @@ from casd.report.html import run_html
 from casd.report.matrices import asr_table, casd_table, suppression_table
 from casd.report.samples import samples_of
 from casd.report.svg import to_svg
-from casd.results import SCHEMAS
+from casd.table_files import SCHEMAS
 from report_run import EIGHT, make_run
 
 # ------------------------------------------------------------------------------------------------ the design in words

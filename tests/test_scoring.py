@@ -21,10 +21,11 @@ from casd.errors import ConfigError
 from casd.evaluation import Evaluation
 from casd.measurement import TextStatistics
 from casd.metric import HEADLINES, variant_grid
-from casd.results import SCHEMAS, RunTables
+from casd.results import RunTables
 from casd.scoring import StateRecord, casd_variants, check_captured, score
 from casd.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL
 from casd.stats import wilson_interval
+from casd.table_files import SCHEMAS
 from casd.training.checkpoints import TrainingLog
 
 BACKDOORS = ("a", "b", "c", "d", "e")

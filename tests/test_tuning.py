@@ -22,8 +22,9 @@ from casd.pipeline import Run
 from casd.planning.blueprint import blueprint
 from casd.planning.plan import stage_costs
 from casd.planning.workload import TextLengths
-from casd.results import SCHEMAS, RunTables
+from casd.results import RunTables
 from casd.stages import read_json
+from casd.table_files import SCHEMAS
 from casd.training.checkpoints import TrainingLog
 from casd.unlearning import OBJECTIVES
 from casd.unlearning.tuning import Setting, Trial, reached_target, settings, tune, tuning_table, with_setting

@@ -25,7 +25,7 @@ from casd.config import UtilityConfig
 from casd.corpora.passages import Corpus
 from casd.encoding import Encoder
 from casd.errors import ConfigError, CorpusError, ModelError
-from casd.results import SCHEMAS
+from casd.table_files import SCHEMAS
 from casd.utility import check_tasks, fingerprint, measure_utility
 
 ITEMS = 24

@@ -17,9 +17,10 @@ import yaml  # type: ignore[import-untyped]
 
 from casd.errors import StoreError
 from casd.progress import say
-from casd.results import SWEEP_INFO, TABLES_VERSION, read_info, read_table, treatment
+from casd.results import treatment
 from casd.settings import distinguish
 from casd.stages import MANIFEST, read_json
+from casd.table_files import SWEEP_INFO, TABLES_VERSION, read_info, read_table
 
 _NUMBER: Final = r"(?<![\w.])(\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w.])"
 """A number by itself: not that of a name such as "llama3"."""

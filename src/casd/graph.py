@@ -10,9 +10,9 @@ from casd import models, utility
 from casd.config import Config
 from casd.corpora import CORPORA
 from casd.registry import build
-from casd.results import TABLES_VERSION
 from casd.stages import Stage
 from casd.states import CONTROL_PREFIX, INJECTED, REPEAT_CONTROL
+from casd.table_files import TABLES_VERSION
 from casd.unlearning.controls import removal_names
 
 _WHERE_IT_IS = ("path", "revision")

@@ -20,8 +20,9 @@ from casd.evaluation import Evaluation
 from casd.measurement import TextStatistics
 from casd.metric import HEADLINES, CasdMatrix, CasdVariant, ShiftTable, casd_matrix, variant_grid
 from casd.registry import build
-from casd.results import SCHEMAS, UTILITY_PREFIX, RunTables
+from casd.results import UTILITY_PREFIX, RunTables
 from casd.states import CLEAN_CONTROL, INJECTED, StateKind, kind_of
+from casd.table_files import SCHEMAS
 from casd.training.checkpoints import TrainingLog
 from casd.transfer import relate, specificity, transfer_table
 from casd.unlearning.tuning import reached_target

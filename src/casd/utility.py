@@ -28,8 +28,8 @@ from casd.config import UtilityConfig
 from casd.errors import ConfigError, CorpusError
 from casd.progress import Advance, track
 from casd.registry import unknown
-from casd.results import SCHEMAS
 from casd.shrinking import shrinking
+from casd.table_files import SCHEMAS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -20,7 +20,8 @@ from casd.report.matrices import mean_asr_table
 from casd.report.page import write_page
 from casd.report.tables import relation_table, run_tables, specificity_table, summary_table
 from casd.report.terminal import print_run, print_sweep, print_tables
-from casd.results import SCHEMAS, SWEEP_INFO, RunTables, write_frames
+from casd.results import RunTables
+from casd.table_files import SCHEMAS, SWEEP_INFO, write_frames
 
 __all__ = [
     "Comparisons",

@@ -13,8 +13,10 @@ import pandas as pd
 
 from casd.errors import StoreError
 from casd.finished import find_runs
-from casd.results import SCHEMAS, RunTables, read_finished
+from casd.finished_tables import read_finished
+from casd.results import RunTables
 from casd.states import CLEAN_CONTROL, PHANTOM_CONTROL
+from casd.table_files import SCHEMAS
 
 RUN_COLUMNS: Final = ("run", "model", "objective", "seed")
 """What every table of a collection of runs starts with."""
@@ -27,7 +29,7 @@ def read_runs(paths: str | Path | Iterable[str | Path]) -> list[RunTables]:
 
     Each run's `info` has its "run", "folder" and "setting" as in `casd.finished.FinishedRun`. A run that is found several
     times counts once. The rows of the grid stay on the disk (`RunTables.every_variant`): those of many runs are too many.
-    So do the tables that nothing is said of over many runs, until they are asked for (`casd.results.FinishedTables`).
+    So do the tables that nothing is said of over many runs, until they are asked for (`casd.finished_tables`).
 
     Raises:
         StoreError: no path, or no finished run of this version there.

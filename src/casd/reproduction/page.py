@@ -19,8 +19,9 @@ from casd.report.wording import short_run_name
 from casd.reproduction.catalogue import EXHIBITS
 from casd.reproduction.claims import CLAIMS, Evidence, headline
 from casd.reproduction.scales import Scale
-from casd.results import RunTables, write_frames
+from casd.results import RunTables
 from casd.stages import read_json
+from casd.table_files import write_frames
 
 PAGE: Final = "report.html"
 INFO: Final = "reproduction.json"
