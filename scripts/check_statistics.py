@@ -159,7 +159,7 @@ def partial_otherwise(rng: Generator, method: Literal["raw", "correlate"], x: Ar
 
     [labels] = relabellings(len(x), PERMUTATIONS, PERMUTATIONS, rng)
     x_left, y_left = left(x_pairs), left(y_pairs)
-    permuted = left(permuted_scores(y_pairs, labels)) if method == "raw" else permuted_scores(y_left, labels)
+    permuted = left(permuted_scores(y_pairs, labels).T) if method == "raw" else permuted_scores(y_left, labels).T
     observed = y_left @ x_left / np.linalg.norm(y_left)
     correlations = permuted @ x_left / np.linalg.norm(permuted, axis=1)
     extreme = int((np.abs(correlations) >= abs(observed) - 1e-12).sum())

@@ -296,8 +296,8 @@ def _count_extreme(
     for pooled in permuted_correlations([family.scores for family in families], count, generators):
         for place, correlations in enumerate(pooled):
             permuted = extremeness(correlations, alternative)
-            extreme[place] += (permuted >= thresholds[place]).sum(axis=0)
+            extreme[place] += (permuted >= thresholds[place][:, None]).sum(axis=1)
             # How many maxima are at least each threshold: those that do not sort before it.
-            largest = np.sort(permuted.max(axis=1))
+            largest = np.sort(permuted.max(axis=0))
             extreme_any[place] += len(largest) - np.searchsorted(largest, thresholds[place], side="left")
     return list(zip(extreme, extreme_any, strict=True))

@@ -110,7 +110,7 @@ def mantel_test(
     count, exact = count_permutations(n, permutations)
     extreme = 0
     for labels in relabellings(n, count, chunk_size(x_scores.size), None if exact else rng):
-        permuted = permuted_scores(y_scores, labels) @ x_scores
+        permuted = x_scores @ permuted_scores(y_scores, labels)
         extreme += int((extremeness(permuted, alternative) >= threshold).sum())
     p = p_value(extreme, count, exact)
     return MantelResult(clip(float(observed)), p, n, len(x_pairs), count, exact, limit_note(count, exact))
@@ -193,7 +193,7 @@ def partial_mantel_test(
     extreme = 0
     for labels in relabellings(n, count, chunk_size(2 * n_pairs), None if exact else rng):
         # ŷ is in the span of z: regressing ŷ + e_y* on z leaves what regressing e_y* leaves.
-        left = _residuals(permuted_scores(y_left, labels), basis)
+        left = _residuals(permuted_scores(y_left, labels).T, basis)
         norms = np.linalg.norm(left, axis=1)
         # A relabelling that z accounts for wholly has no correlation; it counts against the finding.
         gone = norms <= _COLLINEAR * y_norm

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from casd.stats.matrices import Array
-from casd.stats.permutations import Labels, chunk_size, moved_cells, moved_pairs, random_moves, relabellings
+from casd.stats.permutations import Moves, chunk_size, moved_cells, moved_pairs, random_moves, relabellings
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Scores:
 def permuted_correlations(
     families: Sequence[Scores], count: int, generators: Mapping[int, np.random.Generator | None]
 ) -> Iterator[list[Array]]:
-    """The pooled correlations of each family after relabelling its runs, in chunks of shape (m, v).
+    """The pooled correlations of each family after relabelling its runs, in chunks of shape (v, m).
 
     Args:
         families: the scores of each.
@@ -49,15 +49,15 @@ def permuted_correlations(
     at_once = chunk_size(sum(widths) + max(part.x_scores.shape[1] for bundle in bundles for part in bundle.parts))
     draws = {run: _moves(n, count, at_once, generators[run]) for each in bundles for run, n in each.sizes.items()}
     for start in range(0, count, at_once):
-        pooled = [np.zeros((min(at_once, count - start), width)) for width in widths]
+        m = min(at_once, count - start)
+        pooled = [np.zeros((width, m)) for width in widths]
         for bundle in bundles:
             moved = [next(draws[run]) for run in bundle.sizes]
             for part in bundle.parts:
-                y = [scores.take(moved_cells(pairs, scores.size)) for scores, pairs in zip(part.y_scores, moved, strict=True)]
-                correlations = np.concatenate(y, axis=1) @ part.x_scores.T
-                for columns, places in part.uses:
+                correlations = part.x_scores @ _permuted(part.y_scores, moved, m)
+                for rows, places in part.uses:
                     for place in places:
-                        pooled[place] += correlations[:, columns] / families[place].n_pairs
+                        pooled[place] += correlations[rows] / families[place].n_pairs
         yield pooled
 
 
@@ -67,8 +67,8 @@ class _Part:
 
     Attributes:
         y_scores: of each run those of the response, shape (cells,).
-        x_scores: those of all its predictors, times the run's number of pairs, the runs side by side: (columns, cells of all).
-        uses: which columns the families at some places have.
+        x_scores: those of all its predictors, times the run's number of pairs, the runs side by side: (rows, cells of all).
+        uses: which rows the families at some places have.
     """
 
     y_scores: Sequence[Array]
@@ -113,14 +113,22 @@ def _bundles(families: Sequence[Scores]) -> list[_Bundle]:
                 np.concatenate([x for x, _ in predictors.values()]) * (sizes[run] * (sizes[run] - 1) // 2)
                 for run, (_, predictors) in zip(runs, found, strict=True)
             ]
-            columns = itertools.starmap(slice, itertools.pairwise(ends))
-            parts.append(
-                _Part([y for y, _ in found], np.concatenate(weighted, axis=1), list(zip(columns, of_part, strict=True)))
-            )
+            rows = itertools.starmap(slice, itertools.pairwise(ends))
+            parts.append(_Part([y for y, _ in found], np.concatenate(weighted, axis=1), list(zip(rows, of_part, strict=True))))
         bundles.append(_Bundle({run: sizes[run] for run in runs}, parts))
     return bundles
 
 
-def _moves(n: int, count: int, at_once: int, rng: np.random.Generator | None) -> Iterator[Labels]:
+def _permuted(scores: Sequence[Array], moved: Sequence[Moves], m: int) -> Array:
+    """Scores of some runs, (cells,) each, after m moves of their pairs, the runs one below the other: (cells of all, m)."""
+    ends = np.cumsum([0, *(of_run.size for of_run in scores)]).tolist()
+    permuted = np.empty((ends[-1], m))
+    for of_run, pairs, (start, end) in zip(scores, moved, itertools.pairwise(ends), strict=True):
+        # "clip", since to raise an error `take` would first write elsewhere; there is nothing to clip.
+        of_run.take(moved_cells(pairs, of_run.size), out=permuted[start:end], mode="clip")
+    return permuted
+
+
+def _moves(n: int, count: int, at_once: int, rng: np.random.Generator | None) -> Iterator[Moves]:
     """Which pair stands at the place of each after relabelling n backdoors, at random or, without `rng`, in all ways."""
     return random_moves(n, count, at_once, rng) if rng else map(moved_pairs, relabellings(n, count, at_once, None))
