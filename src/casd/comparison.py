@@ -114,14 +114,17 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
     counted = set(transfer.loc[counting, ["run", "source"]].itertuples(index=False, name=None))
     removed["counts"] = [pair in counted for pair in zip(removed["run"], removed["state"], strict=True)]
     removed = removed[removed["kind"] == "removal"].drop(columns=["state", "kind"])
+    groups = grouped(runs)
+    members = [[places[id(tables)] for tables in group] for group in groups.values()]
+    of_cells, of_removals, of_controls = (
+        [frame[frame["run"].isin(group)] for group in members] for frame in (cells, removed, controls)
+    )
+    limits = _intervals(of_cells, seed, resamples)
     rows = []
-    for (model, objective), group in grouped(runs).items():
-        members = [places[id(tables)] for tables in group]
-        of_cells, of_removals, of_controls = (frame[frame["run"].isin(members)] for frame in (cells, removed, controls))
-        counts = {"runs": len(group), "seeds": len({str(tables.info["seed"]) for tables in group})}
-        rows.append(
-            {"model": model, "objective": objective} | counts | _row(of_cells, of_removals, of_controls, seed, resamples)
-        )
+    for place, ((model, objective), group) in enumerate(groups.items()):
+        row: dict[str, object] = {"model": model, "objective": objective, "runs": len(group)}
+        row["seeds"] = len({str(tables.info["seed"]) for tables in group})
+        rows.append(row | _row(of_cells[place], of_removals[place], of_controls[place], limits[place]))
     return pd.DataFrame(rows)
 
 
@@ -132,18 +135,21 @@ def _over_runs(runs: Sequence[RunTables], table: str, *names: str) -> pd.DataFra
     return pd.DataFrame({"run": np.repeat(np.arange(len(runs)), lengths)} | dict(zip(names, columns, strict=True)))
 
 
-def _row(cells: pd.DataFrame, removed: pd.DataFrame, controls: pd.DataFrame, seed: int, resamples: int) -> dict[str, object]:
-    """A row of `compare_objectives`, of all `_over_runs` of a group: cells that count, removals, cells of intact controls."""
+def _row(
+    cells: pd.DataFrame, removed: pd.DataFrame, controls: pd.DataFrame, limits: Sequence[tuple[float, float]]
+) -> dict[str, object]:
+    """A row of `compare_objectives`, of all `_over_runs` of a group: cells that count, removals, cells of intact controls.
+
+    `limits` are those of the columns of `_values`.
+    """
     counted = removed[removed["counts"]]
     row: dict[str, object] = {
         "removals": len(removed),
         "reached": len(counted),
         "collapsed": int(removed["collapsed"].astype(bool).sum()),
     }
-    own = cells["same"].astype(bool)
-    others = cells[list(MEASURES)].mask(own)
-    values = others.assign(own_asr=cells["asr_after"].where(own))[["own_asr", *MEASURES]]
-    for name, (low, high) in zip(values, _intervals(values, cells, seed, resamples), strict=True):
+    values = _values(cells)
+    for name, (low, high) in zip(values, limits, strict=True):
         row |= {str(name): values[name].mean(), f"{name}_low": low, f"{name}_high": high}
         if name in MEASURES:
             row[f"{name}_runs"] = cells.loc[values[name].notna(), "run"].nunique()
@@ -155,15 +161,25 @@ def _row(cells: pd.DataFrame, removed: pd.DataFrame, controls: pd.DataFrame, see
     }
 
 
-def _intervals(values: pd.DataFrame, cells: pd.DataFrame, seed: int, resamples: int) -> list[tuple[float, float]]:
-    """The limits of the mean of each column of `values`, which has a row for each of the cells; NaN is left out."""
-    columns, targets = values.to_numpy(dtype=float), cells["target"]
-    if cells["run"].nunique() > 1:
-        rng = np.random.default_rng(seed)
-        return nested_bootstrap_intervals(columns, cells["run"], targets, rng=rng, resamples=resamples)
+def _values(cells: pd.DataFrame) -> pd.DataFrame:
+    """What is averaged over the cells: the removed backdoor's ASR, and of the others' cells the MEASURES; NaN elsewhere."""
+    own = cells["same"].astype(bool)
+    others = cells[list(MEASURES)].mask(own)
+    return others.assign(own_asr=cells["asr_after"].where(own))[["own_asr", *MEASURES]]
+
+
+def _intervals(groups: Sequence[pd.DataFrame], seed: int, resamples: int) -> list[list[tuple[float, float]]]:
+    """For the cells of each group the limits of the mean of each column of `_values`."""
+    samples = [(_values(cells).to_numpy(dtype=float), cells["run"].to_numpy(), cells["target"].to_numpy()) for cells in groups]
+    nested = nested_bootstrap_intervals(samples, rng=np.random.default_rng(seed), resamples=resamples)
     return [
-        cluster_bootstrap_interval(column, targets, rng=np.random.default_rng(seed), resamples=resamples)
-        for column in columns.T
+        over_runs
+        if len(set(runs.tolist())) > 1
+        else [
+            cluster_bootstrap_interval(column, targets, rng=np.random.default_rng(seed), resamples=resamples)
+            for column in columns.T
+        ]
+        for over_runs, (columns, runs, targets) in zip(nested, samples, strict=True)
     ]
 
 

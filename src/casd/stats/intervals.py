@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -132,61 +134,95 @@ def nested_bootstrap_interval(
     if value_array.ndim != 1 or not value_array.shape == outer_array.shape == inner_array.shape:
         shapes = f"{value_array.shape}, {outer_array.shape} and {inner_array.shape}"
         raise ValueError(f"Expected three arrays of one length; got shapes {shapes}.")
-    [interval] = nested_bootstrap_intervals(
-        value_array[:, None], outer_array, inner_array, rng=rng, resamples=resamples, confidence=confidence
-    )
+    samples = [(value_array[:, None], outer_array, inner_array)]
+    [[interval]] = nested_bootstrap_intervals(samples, rng=rng, resamples=resamples, confidence=confidence)
     return interval
 
 
 def nested_bootstrap_intervals(
-    values: npt.ArrayLike,
-    outer: npt.ArrayLike,
-    inner: npt.ArrayLike,
+    samples: Sequence[tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]],
     *,
     rng: np.random.Generator,
     resamples: int = 9999,
     confidence: float = 0.95,
-) -> list[tuple[float, float]]:
-    """`nested_bootstrap_interval` of several quantities, on the same resamples as far as they have the same clusters.
+) -> list[list[tuple[float, float]]]:
+    """`nested_bootstrap_interval` of several quantities of several samples; those with as many clusters share the resamples.
+
+    To draw them takes most of the time, and what a sample has for values does not enter into it.
 
     Args:
-        values: shape (n_values, k), a column for each quantity. NaN is left out of its column.
-        outer: as there, and so the others.
-        inner: the inner cluster of each row.
-        rng: source of the resamples.
+        samples: of each its values, shape (n_values, k), a column for each quantity, of which NaN is left out; and the outer
+            and the inner cluster of each row, shape (n_values,).
+        rng: as there, and so the others.
         resamples: number of bootstrap samples, at least 1.
         confidence: coverage, in (0, 1).
 
     Returns:
-        An interval for each column: what `nested_bootstrap_interval` gives with a generator in the same state.
+        Of each sample an interval for each column: what `nested_bootstrap_interval` gives with a generator in the same state.
 
     Raises:
         ValueError: as there.
     """
-    cells, outer_array, inner_array = np.asarray(values, dtype=float), np.asarray(outer), np.asarray(inner)
-    if cells.ndim != 2 or not cells.shape[:1] == outer_array.shape == inner_array.shape:
-        shapes = f"{cells.shape}, {outer_array.shape} and {inner_array.shape}"
-        raise ValueError(f"Expected shapes (n, k), (n,) and (n,); got {shapes}.")
     _check_resampling(resamples, confidence)
-    outer_codes, inner_codes = (np.unique(names, return_inverse=True)[1] for names in (outer_array, inner_array))
+    limits = []
+    alike: dict[tuple[int, ...], list[_Clustered]] = {}
+    for place, (values, outer, inner) in enumerate(samples):
+        cells, outer_array, inner_array = np.asarray(values, dtype=float), np.asarray(outer), np.asarray(inner)
+        if cells.ndim != 2 or not cells.shape[:1] == outer_array.shape == inner_array.shape:
+            shapes = f"{cells.shape}, {outer_array.shape} and {inner_array.shape}"
+            raise ValueError(f"Expected shapes (n, k), (n,) and (n,); got {shapes}.")
+        limits.append(np.full((2, cells.shape[1]), np.nan))
+        for clustered in _clustered(place, cells, outer_array, inner_array):
+            if len(clustered.sums) > 1:
+                alike.setdefault(tuple(map(len, clustered.sums)), []).append(clustered)
+    state = copy.deepcopy(rng)
+    for turn, members in enumerate(alike.values()):
+        generator = copy.deepcopy(state) if turn else rng
+        sums, counts = (
+            [np.concatenate(of_cluster, axis=1) for of_cluster in zip(*parts, strict=True)]
+            for parts in ([member.sums for member in members], [member.counts for member in members])
+        )
+        means = _nested_means(sums, counts, generator, resamples)
+        found = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=1)
+        ends = np.cumsum([len(member.columns) for member in members])
+        for member, of_member in zip(members, np.split(found, ends[:-1], axis=1), strict=True):
+            limits[member.place][:, member.columns] = of_member
+    return [[(float(low), float(high)) for low, high in of_sample.T] for of_sample in limits]
+
+
+@dataclass(frozen=True, eq=False)
+class _Clustered:
+    """Quantities of a sample that have values in the same clusters.
+
+    Attributes:
+        place: of the sample.
+        columns: which of its quantities.
+        sums: of each outer cluster the sums over its inner ones, shape (inner clusters, columns).
+        counts: likewise the numbers of values, none of them 0.
+    """
+
+    place: int
+    columns: list[int]
+    sums: list[Array]
+    counts: list[Array]
+
+
+def _clustered(
+    place: int, cells: Array, outer: npt.NDArray[np.generic], inner: npt.NDArray[np.generic]
+) -> Iterator[_Clustered]:
+    """The quantities of one sample, (n_values, k), as sums over its clusters."""
+    outer_codes, inner_codes = (np.unique(names, return_inverse=True)[1] for names in (outer, inner))
     clusters, membership = np.unique(np.stack([outer_codes, inner_codes]), axis=1, return_inverse=True)
     known = ~np.isnan(cells)
     counts, sums = (_sums(each, membership, clusters.shape[1]) for each in (known.astype(float), np.where(known, cells, 0.0)))
     alike: dict[bytes, list[int]] = {}
     for column, present in enumerate((counts > 0).T):
         alike.setdefault(present.tobytes(), []).append(column)
-    limits = np.full((2, cells.shape[1]), np.nan)
-    quantiles = [(1 - confidence) / 2, (1 + confidence) / 2]
-    state = copy.deepcopy(rng)
-    for turn, columns in enumerate(alike.values()):
+    for columns in alike.values():
         present = counts[:, columns[0]] > 0
         starts = np.flatnonzero(np.diff(clusters[0][present], prepend=-1))
-        if len(starts) > 1:
-            generator = copy.deepcopy(state) if turn else rng
-            of_sums, of_counts = (np.split(each[present][:, columns], starts[1:]) for each in (sums, counts))
-            means = _nested_means(of_sums, of_counts, generator, resamples)
-            limits[:, columns] = np.quantile(means, quantiles, axis=1)
-    return [(float(low), float(high)) for low, high in limits.T]
+        of_sums, of_counts = (np.split(each[present][:, columns], starts[1:]) for each in (sums, counts))
+        yield _Clustered(place, columns, of_sums, of_counts)
 
 
 def _nested_means(sums: list[Array], counts: list[Array], rng: np.random.Generator, resamples: int) -> Array:
@@ -208,9 +244,9 @@ def _nested_means(sums: list[Array], counts: list[Array], rng: np.random.Generat
         # The smallest kind of integer: millions of them are drawn.
         inner = rng.integers(n_inner, size=(len(of_cluster), n_inner), dtype=np.min_scalar_type(n_inner - 1))
         weights = _times_drawn(inner)
-        of_draws = (weights @ inner_sums) / (weights @ inner_counts)
-        for mean, column in zip(means, of_draws.T, strict=True):
-            mean += np.bincount(of_cluster, weights=column, minlength=resamples)
+        of_draws = (inner_sums.T @ weights.T) / (inner_counts.T @ weights.T)
+        for mean, row in zip(means, of_draws, strict=True):
+            mean += np.bincount(of_cluster, weights=row, minlength=resamples)
     return means / len(sums)
 
 
