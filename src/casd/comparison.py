@@ -26,7 +26,8 @@ POOLED: Final = "all"
 """The model's name in a row over all models."""
 MEASURES: Final = ("suppression", "suppression_net_clean", "suppression_net_phantom")
 """Columns of `transfer` whose mean over the other backdoors is given."""
-_AVERAGED: Final = ("asr_after", *MEASURES)
+_AVERAGED: Final = ("own_asr", *MEASURES)
+"""What `compare_objectives` has the means of, with their intervals."""
 _CONTROLS: Final = {"clean_control": CLEAN_CONTROL, "phantom_control": PHANTOM_CONTROL}
 """By their columns in `compare_objectives` how the names of controls begin."""
 
@@ -100,24 +101,11 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
         measured backdoors (`casd.stats.nested_bootstrap_interval`); with a single run, its backdoors alone.
     """
     places = {id(tables): place for place, tables in enumerate(runs)}
-    # Once of all, a run may be in two groups; and as numbers, of which rows are taken out sooner.
-    transfer = _over_runs(runs, "transfer", "source", "target", "source_kind", "same", "collapsed", "asr_before", *_AVERAGED)
-    counting = np.concatenate([_counting(tables) for tables in runs])
-    transfer["target"], _ = pd.factorize(transfer["target"], sort=True)
-    cells = transfer.loc[counting, ["run", "target", "same", *_AVERAGED]]
-    intact = ~transfer["collapsed"].astype(bool) & (transfer["asr_before"] >= ESTABLISHED_ASR)
-    controls = transfer.loc[(transfer["source_kind"] == "control") & intact, ["run", "source", "suppression"]]
-    for name, source in _CONTROLS.items():
-        controls[name] = controls["suppression"].where(controls["source"].str.startswith(source))
-    controls = controls[["run", *_CONTROLS]]
-    removed = _over_runs(runs, "states", "state", "kind", "collapsed", "clean_loss_ratio", "steps", "train_seconds")
-    counted = set(transfer.loc[counting, ["run", "source"]].itertuples(index=False, name=None))
-    removed["counts"] = [pair in counted for pair in zip(removed["run"], removed["state"], strict=True)]
-    removed = removed[removed["kind"] == "removal"].drop(columns=["state", "kind"])
     groups = grouped(runs)
     members = [[places[id(tables)] for tables in group] for group in groups.values()]
+    # A run may be in two groups: what is said of it is taken out of its tables once.
     of_cells, of_removals, of_controls = (
-        [frame[frame["run"].isin(group)] for group in members] for frame in (cells, removed, controls)
+        [frame[frame["run"].isin(group)] for group in members] for frame in _cells_removals_controls(runs)
     )
     limits = _intervals(of_cells, seed, resamples)
     rows = []
@@ -128,6 +116,34 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
     return pd.DataFrame(rows)
 
 
+def _cells_removals_controls(runs: Sequence[RunTables]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """What is averaged, of all runs together, as numbers, of which rows are taken out sooner than of names.
+
+    Returns:
+        - cells that count: run, target (both as numbers), and _AVERAGED; NaN where a cell is none of these
+        - removals: run, whether it counts, and what `states` says of it
+        - cells of controls that did not collapse: run, and _CONTROLS; NaN where a cell is of another
+    """
+    columns = ("source", "target", "source_kind", "same", "collapsed", "asr_before", "asr_after", *MEASURES)
+    transfer = _over_runs(runs, "transfer", *columns)
+    counting = np.concatenate([_counting(tables) for tables in runs])
+    transfer["target"], _ = pd.factorize(transfer["target"], sort=True)
+    counted = transfer[counting]
+    own = counted["same"].astype(bool)
+    averaged = {"own_asr": counted["asr_after"].where(own)} | {name: counted[name].mask(own) for name in MEASURES}
+    cells = counted[["run", "target"]].assign(**averaged)
+    intact = ~transfer["collapsed"].astype(bool) & (transfer["asr_before"] >= ESTABLISHED_ASR)
+    controls = transfer[(transfer["source_kind"] == "control") & intact]
+    named = {
+        name: controls["suppression"].where(controls["source"].str.startswith(source)) for name, source in _CONTROLS.items()
+    }
+    controls = controls[["run"]].assign(**named)
+    removals = _over_runs(runs, "states", "state", "kind", "collapsed", "clean_loss_ratio", "steps", "train_seconds")
+    sources = set(counted[["run", "source"]].itertuples(index=False, name=None))
+    removals["counts"] = [pair in sources for pair in zip(removals["run"], removals["state"], strict=True)]
+    return cells, removals[removals["kind"] == "removal"].drop(columns=["state", "kind"]), controls
+
+
 def _over_runs(runs: Sequence[RunTables], table: str, *names: str) -> pd.DataFrame:
     """Some columns of a table of several runs in one frame, with the runs' numbers in the column run."""
     columns = [np.concatenate(parts) for parts in zip(*(tables.columns(table, *names) for tables in runs), strict=True)]
@@ -136,23 +152,19 @@ def _over_runs(runs: Sequence[RunTables], table: str, *names: str) -> pd.DataFra
 
 
 def _row(
-    cells: pd.DataFrame, removed: pd.DataFrame, controls: pd.DataFrame, limits: Sequence[tuple[float, float]]
+    cells: pd.DataFrame, removals: pd.DataFrame, controls: pd.DataFrame, limits: Sequence[tuple[float, float]]
 ) -> dict[str, object]:
-    """A row of `compare_objectives`, of all `_over_runs` of a group: cells that count, removals, cells of intact controls.
-
-    `limits` are those of the columns of `_values`.
-    """
-    counted = removed[removed["counts"]]
+    """A row of `compare_objectives`, of a group's `_cells_removals_controls`, with the limits of the means of _AVERAGED."""
+    counted = removals[removals["counts"]]
     row: dict[str, object] = {
-        "removals": len(removed),
+        "removals": len(removals),
         "reached": len(counted),
-        "collapsed": int(removed["collapsed"].astype(bool).sum()),
+        "collapsed": int(removals["collapsed"].astype(bool).sum()),
     }
-    values = _values(cells)
-    for name, (low, high) in zip(values, limits, strict=True):
-        row |= {str(name): values[name].mean(), f"{name}_low": low, f"{name}_high": high}
+    for name, (low, high) in zip(_AVERAGED, limits, strict=True):
+        row |= {name: cells[name].mean(), f"{name}_low": low, f"{name}_high": high}
         if name in MEASURES:
-            row[f"{name}_runs"] = cells.loc[values[name].notna(), "run"].nunique()
+            row[f"{name}_runs"] = cells.loc[cells[name].notna(), "run"].nunique()
     return row | {
         **{name: controls[name].mean() for name in _CONTROLS},
         "clean_loss_change": counted["clean_loss_ratio"].mean() - 1,
@@ -161,16 +173,11 @@ def _row(
     }
 
 
-def _values(cells: pd.DataFrame) -> pd.DataFrame:
-    """What is averaged over the cells: the removed backdoor's ASR, and of the others' cells the MEASURES; NaN elsewhere."""
-    own = cells["same"].astype(bool)
-    others = cells[list(MEASURES)].mask(own)
-    return others.assign(own_asr=cells["asr_after"].where(own))[["own_asr", *MEASURES]]
-
-
 def _intervals(groups: Sequence[pd.DataFrame], seed: int, resamples: int) -> list[list[tuple[float, float]]]:
-    """For the cells of each group the limits of the mean of each column of `_values`."""
-    samples = [(_values(cells).to_numpy(dtype=float), cells["run"].to_numpy(), cells["target"].to_numpy()) for cells in groups]
+    """The limits of the means of _AVERAGED over the cells of each group; NaN is left out."""
+    samples = [
+        (cells[list(_AVERAGED)].to_numpy(dtype=float), cells["run"].to_numpy(), cells["target"].to_numpy()) for cells in groups
+    ]
     nested = nested_bootstrap_intervals(samples, rng=np.random.default_rng(seed), resamples=resamples)
     return [
         over_runs
