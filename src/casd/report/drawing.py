@@ -11,6 +11,7 @@ from typing import Final
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
@@ -20,6 +21,7 @@ from casd.results import RunTables
 
 BLUE, VERMILLION = "#0072B2", "#D55E00"
 LONGEST_NAME: Final = 24
+PNG_DPI: Final = 150
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -31,11 +33,14 @@ def save(figure: Figure, path: Path) -> Path:
     png = path.with_name(path.name + ".png")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(png, dpi=150, metadata={"Software": None})
+        # By their canvases: `savefig` draws once more than it writes, to solve the layout, which drawing does anyway.
+        dpi = figure.dpi
+        figure.dpi = PNG_DPI
+        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+        figure.dpi = dpi
         # The layout was solved for the PNG; solving it again for other formats would take as long and change nothing.
         figure.set_layout_engine("none")
         with mpl.rc_context({"pdf.fonttype": 42}):  # TrueType: what publishers ask for
-            # By its canvas: `savefig` draws once more than it writes, for a layout that is fixed now.
             canvas = FigureCanvasPdf(figure)
             canvas.print_pdf(path.with_name(path.name + ".pdf"), metadata={"CreationDate": None, "Producer": None})
     except OSError as error:
