@@ -102,7 +102,10 @@ def test_the_grid_is_in_parquet_alone_and_can_be_left_there(tmp_path: Path) -> N
     tables.write(tmp_path)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "tables" / "casd.csv"), named, check_dtype=False, rtol=0, atol=0)
     pd.testing.assert_frame_equal(RunTables.read(tmp_path).casd, tables.casd)
-    pd.testing.assert_frame_equal(RunTables.read(tmp_path, grid=False).casd, named)
+    without = RunTables.read(tmp_path, grid=False)
+    pd.testing.assert_frame_equal(without.casd, named)
+    assert without.lacks_grid
+    pd.testing.assert_frame_equal(without.every_variant(), tables.casd)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ class FinishedTables(RunTables):
         """`info` has the "folder"."""
         self.info = info
         self._shared: dict[str, _Shared] = {}
-        self._lacks_grid: bool | None = None
+        self.lacks_grid = False
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         if name not in SCHEMAS:
@@ -39,11 +39,6 @@ class FinishedTables(RunTables):
         """As of any run, without making the table a frame."""
         shared = self._shared.get(table)
         return super().columns(table, *names) if shared is None or table in vars(self) else [shared[name] for name in names]
-
-    @property
-    def lacks_grid(self) -> bool:
-        """As of any run, as it was when the run was read."""
-        return super().lacks_grid if self._lacks_grid is None or "casd" in vars(self) else self._lacks_grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +80,7 @@ def read_finished(infos: Sequence[dict[str, Any]]) -> list[RunTables]:
         for tables, shared, (_, lacks_grid) in zip(runs, _share([table for table, _ in read]), read, strict=True):
             tables._shared[name] = shared
             if name == "casd":
-                tables._lacks_grid = lacks_grid
+                tables.lacks_grid = lacks_grid
     return list(runs)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,6 +50,7 @@ class RunTables:
             "timings" (nested dicts of names and values; seconds), "headline" (the names of the CASD variants to show)
             and "targets" (backdoor → name of its target behavior), each where known; "folder" and "setting" of runs that were
             read together (`casd.report.read_runs`).
+        lacks_grid: whether the rows of the CASD grid were left on the disk, where `every_variant` finds them.
     """
 
     asr: pd.DataFrame
@@ -65,6 +66,7 @@ class RunTables:
     tuning: pd.DataFrame
     curves: pd.DataFrame
     info: dict[str, Any]
+    lacks_grid: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         for name, columns in SCHEMAS.items():
@@ -112,17 +114,6 @@ class RunTables:
         """The rows of some columns of a table, as plain values."""
         return zip(*(column.tolist() for column in self.columns(table, *names)), strict=True)
 
-    @property
-    def lacks_grid(self) -> bool:
-        """Whether the rows of the CASD grid were left on the disk, where `every_variant` finds them.
-
-        Raises:
-            StoreError: the run can no longer be read from `info["folder"]`.
-        """
-        if "folder" not in self.info or self.casd["grid"].astype(bool).any():
-            return False
-        return count_rows(Path(self.info["folder"]), "casd") != len(self.casd)
-
     def every_variant(self) -> pd.DataFrame:
         """The `casd` table with the rows of the grid, even if the run was read without them.
 
@@ -148,15 +139,18 @@ class RunTables:
 
         Args:
             folder: of the run.
-            grid: read the rows of the CASD grid, too; they are nearly all of a run that has them, and `every_variant` reads
-                them later.
+            grid: read the rows of the CASD grid, too; they are nearly all of a run that has them. Without them `info` has the
+                "folder", from which `every_variant` reads them later.
             info: what is to be its `info`, where that was read before (and "folder" added to it).
 
         Raises:
             StoreError: the folder holds no finished run, a table in it is damaged, or an older version wrote it.
         """
         info = info or read_info(folder)
-        return cls(**{name: read_table(folder, name, grid=grid) for name in SCHEMAS}, info=info)
+        frames = {name: read_table(folder, name, grid=grid) for name in SCHEMAS}
+        tables = cls(**frames, info=info if grid else {"folder": str(folder)} | info)
+        tables.lacks_grid = not grid and count_rows(folder, "casd") != len(tables.casd)
+        return tables
 
 
 def treatment(info: Mapping[str, Any]) -> str:
