@@ -13,7 +13,7 @@ from tests.synthetic import N_PROMPTS, run_of, symmetric
 from casd.comparison import POOLED, compare_objectives, counted_cells, noise_floor, variance_shares
 from casd.pair_tables import pair_table
 from casd.predictors import predictor_table
-from casd.report.comparisons import Comparisons, objectives_table
+from casd.report.comparisons import Comparisons, objectives_drawings, objectives_table
 from casd.stats import (
     leave_one_out_prediction,
     mantel_test,
@@ -285,8 +285,8 @@ def test_comparisons_survive_the_disk_and_become_tables(tmp_path_factory: pytest
     rows = [row for table in made.tables for row in table.rows]
     assert all(len(row.cells) == len(table.columns) for table in made.tables for row in table.rows)
     assert {row.label for row in rows} >= {"ascent", "clean_target", "casd", "cka"}
-    assert [drawing.name for drawing in made.drawings] == ["objectives"]
-    assert Comparisons.of(runs[:1]).drawings == []
+    assert [drawing.name for drawing in objectives_drawings(made.objectives)] == ["objectives"]
+    assert objectives_drawings(compare_objectives(runs[:1])) == []
     older = made.predictors.drop(columns="rho_partial")
     older.to_parquet(folder / "tables" / "comparison_predictors.parquet", index=False)
     assert Comparisons.read(folder) is None, "a report of an older version is made again"

@@ -1,4 +1,4 @@
-"""Many runs: one after another in this process, or several at once, each in a process of its own.
+"""Processes: many runs, one after another or several at once, each in its own; and a second one for what can wait.
 
 Two runs side by side with one thread each get further than one with two threads: the models of a laptop are small, and what is
 between two products of matrices runs on one thread anyhow. They share the store, where each stage has a lock.
@@ -6,11 +6,12 @@ between two products of matrices runs on one thread anyhow. They share the store
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -85,6 +86,25 @@ def _at_once(configs: Sequence[Config], make: Callable[[Config], Outcome], jobs:
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def process_beside(module: str) -> Iterator[Executor | None]:
+    """A second process for what need not be waited for; None on a machine with one processor, where that gains nothing.
+
+    It begins to import at once, beside whatever the block begins with. Libraries that are first imported in the block take one
+    thread in both processes: where each takes all there are, they wait for each other, and nothing is gained.
+
+    Args:
+        module: what the work needs.
+    """
+    if (os.cpu_count() or 1) < 2:
+        yield None
+        return
+    context = multiprocessing.get_context("spawn")
+    with _threads_of_children(1), ProcessPoolExecutor(1, context, initializer=_end_quietly) as pool:
+        pool.submit(importlib.import_module, module)
+        yield pool
 
 
 def _end_quietly() -> None:

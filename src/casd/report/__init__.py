@@ -7,13 +7,16 @@ A run's folder afterwards holds `report.html`, `tables/` (CSV and Parquet, Markd
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
+from casd.comparison import compare_objectives
 from casd.report.collect import DETAILED_RUNS, check_comparable, collect, combine, mean_asr, read_runs, summary
-from casd.report.comparisons import Comparisons
-from casd.report.gallery import draw, run_drawings, sweep_drawings
+from casd.report.comparisons import Comparisons, objectives_drawings
+from casd.report.gallery import draw, draw_beside, run_drawings, sweep_drawings
 from casd.report.html import RUN_FIGURES, SWEEP_FIGURES, run_html, sweep_html
 from casd.report.markup import write_tables
 from casd.report.matrices import mean_asr_table
@@ -55,18 +58,28 @@ def write_report(tables: RunTables, folder: Path, scatter: pd.DataFrame) -> Path
     return write_page(run_html(named, figures), folder / "report.html")
 
 
-def write_sweep_report(runs: Sequence[RunTables], folder: Path) -> Comparisons:
+def write_sweep_report(runs: Sequence[RunTables], folder: Path, beside: Executor | None = None) -> Comparisons:
     """Write the tables, figures and HTML page over several finished runs (`read_runs`); returns what it compared.
 
     Up to DETAILED_RUNS runs each is there by itself, with all their tables in one. Of more there is what they say together and
     a row for each: every run's own folder has its tables, and `collect` puts those of any number into one.
+
+    Args:
+        runs: to report on.
+        folder: of the report.
+        beside: where the figures are drawn meanwhile (`casd.jobs.process_beside`); None to draw them here.
 
     Raises:
         StoreError: runs that cannot be compared (`check_comparable`), or a file cannot be written.
     """
     folder = Path(folder)
     check_comparable(runs)
-    comparisons = Comparisons.of(runs)
+    objectives = compare_objectives(runs)
+    # The figures wait for nothing else.
+    drawings = [*objectives_drawings(objectives), *sweep_drawings(runs)]
+    drawing = folder / "figures", SWEEP_FIGURES
+    figures = draw_beside(beside, drawings, *drawing) if beside else partial(draw, drawings, *drawing)
+    comparisons = Comparisons.of(runs, objectives)
     frames = {"summary": summary(runs), "asr_means": mean_asr(runs)}
     overview = [mean_asr_table(runs, frames["asr_means"]), summary_table(runs, frames["summary"])]
     relations = []
@@ -78,6 +91,5 @@ def write_sweep_report(runs: Sequence[RunTables], folder: Path) -> Comparisons:
     overview, relations = ([table for table in tables if table.rows] for tables in (overview, relations))
     write_frames(frames | comparisons.frames, {"runs": [tables.info for tables in runs]}, folder, SWEEP_INFO)
     write_tables([*comparisons.tables, *overview, *relations], folder / "tables")
-    figures = draw([*comparisons.drawings, *sweep_drawings(runs)], folder / "figures", SWEEP_FIGURES)
-    write_page(sweep_html(runs, comparisons.tables, overview, figures, folder), folder / "report.html")
+    write_page(sweep_html(runs, comparisons.tables, overview, figures(), folder), folder / "report.html")
     return comparisons

@@ -33,9 +33,10 @@ class Comparisons:
     shares: pd.DataFrame
 
     @classmethod
-    def of(cls, runs: Sequence[RunTables]) -> Comparisons:
-        """Compute them."""
-        return cls(compare_objectives(runs), predictor_table(runs), noise_floor(runs), variance_shares(runs))
+    def of(cls, runs: Sequence[RunTables], objectives: pd.DataFrame | None = None) -> Comparisons:
+        """Compute them; all but `objectives`, where it was computed before."""
+        objectives = compare_objectives(runs) if objectives is None else objectives
+        return cls(objectives, predictor_table(runs), noise_floor(runs), variance_shares(runs))
 
     @classmethod
     def read(cls, folder: Path) -> Comparisons | None:
@@ -56,17 +57,6 @@ class Comparisons:
         every += [noise_table(self.noise), shares_table(self.shares)]
         return [table for table in every if table.rows]
 
-    @property
-    def drawings(self) -> list[Drawing]:
-        """The figure of the objectives, where there is more than one."""
-        if self.objectives["objective"].nunique() < 2:
-            return []
-        alt = (
-            "Dot plots, one panel for each model: the other backdoors' mean suppression under each objective, net of the clean"
-            " control and of the phantoms, with 95 % intervals. The table of the same title has the numbers."
-        )
-        return [Drawing("objectives", "Objectives at the same strength", alt, OBJECTIVES_FIGURE, (self.objectives,))]
-
     @classmethod
     def _names(cls) -> list[str]:
         return [each.name for each in fields(cls)]
@@ -74,6 +64,17 @@ class Comparisons:
     @staticmethod
     def _file(name: str) -> str:
         return f"comparison_{name}"
+
+
+def objectives_drawings(frame: pd.DataFrame) -> list[Drawing]:
+    """The figure of `compare_objectives`, where there is more than one."""
+    if frame["objective"].nunique() < 2:
+        return []
+    alt = (
+        "Dot plots, one panel for each model: the other backdoors' mean suppression under each objective, net of the clean"
+        " control and of the phantoms, with 95 % intervals. The table of the same title has the numbers."
+    )
+    return [Drawing("objectives", "Objectives at the same strength", alt, OBJECTIVES_FIGURE, (frame,))]
 
 
 def objectives_table(frame: pd.DataFrame) -> Table:
