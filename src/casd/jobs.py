@@ -104,7 +104,11 @@ def process_beside(module: str) -> Iterator[Executor | None]:
     context = multiprocessing.get_context("spawn")
     with _threads_of_children(1), ProcessPoolExecutor(1, context, initializer=_end_quietly) as pool:
         pool.submit(importlib.import_module, module)
-        yield pool
+        try:
+            yield pool
+        finally:
+            # An error of the block is told at once, and not when the import has come to its end.
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _end_quietly() -> None:
