@@ -73,8 +73,7 @@ def _at_once(configs: Sequence[Config], make: Callable[[Config], Outcome], jobs:
     if processes() > 1:
         raise ConfigError("runtime.jobs is for runs in one process each; under accelerate launch set runtime.jobs=1.")
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    context = multiprocessing.get_context("spawn")
-    with _threads_of_children(threads), ProcessPoolExecutor(jobs, context, initializer=_end_quietly) as pool:
+    with _pool(jobs, threads) as pool:
         waiting = {pool.submit(make, _for_a_child(config, threads)): config for config in _injections_first(configs)}
         try:
             for done in as_completed(waiting):
@@ -84,8 +83,6 @@ def _at_once(configs: Sequence[Config], make: Callable[[Config], Outcome], jobs:
                 f"A process that made one of {jobs} runs at once was killed, perhaps because memory ran out. What was finished"
                 " is kept: run the same command again, with runtime.jobs=1 if it happens again."
             ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager
@@ -101,13 +98,20 @@ def process_beside(module: str) -> Iterator[Executor | None]:
     if (os.cpu_count() or 1) < 2:
         yield None
         return
-    context = multiprocessing.get_context("spawn")
-    with _threads_of_children(1), ProcessPoolExecutor(1, context, initializer=_end_quietly) as pool:
+    with _pool(1, threads=1) as pool:
         pool.submit(importlib.import_module, module)
+        yield pool
+
+
+@contextmanager
+def _pool(workers: int, threads: int) -> Iterator[Executor]:
+    """Processes with so many threads each. When the block ends, or fails, what none of them has begun is dropped."""
+    context = multiprocessing.get_context("spawn")
+    with _threads_of_children(threads), ProcessPoolExecutor(workers, context, initializer=_end_quietly) as pool:
         try:
             yield pool
         finally:
-            # An error of the block is told at once, and not when the import has come to its end.
+            # Without waiting: an error is told at once.
             pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -77,8 +76,7 @@ def write_sweep_report(runs: Sequence[RunTables], folder: Path, beside: Executor
     objectives = compare_objectives(runs)
     # The figures wait for nothing else.
     drawings = [*objectives_drawings(objectives), *sweep_drawings(runs)]
-    drawing = folder / "figures", SWEEP_FIGURES
-    figures = draw_beside(beside, drawings, *drawing) if beside else partial(draw, drawings, *drawing)
+    figures = draw_beside(beside, drawings, folder / "figures", SWEEP_FIGURES)
     comparisons = Comparisons.of(runs, objectives)
     frames = {"summary": summary(runs), "asr_means": mean_asr(runs)}
     overview = [mean_asr_table(runs, frames["asr_means"]), summary_table(runs, frames["summary"])]

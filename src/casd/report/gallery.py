@@ -128,16 +128,18 @@ def draw(drawings: Sequence[Drawing], folder: Path, shown: Sequence[str]) -> dic
 
 
 def draw_beside(
-    process: Executor, drawings: Sequence[Drawing], folder: Path, shown: Sequence[str]
+    process: Executor | None, drawings: Sequence[Drawing], folder: Path, shown: Sequence[str]
 ) -> Callable[[], dict[str, Block]]:
     """Begin to `draw` in another process; to call what it gives waits for the blocks.
 
-    If that process was killed, as it is when memory runs out, they are drawn here.
+    Without that process, or if it was killed, as it is when memory runs out, the call draws them here.
 
     Raises:
         StoreError: in the call: a file cannot be written.
     """
     here = partial(draw, drawings, folder, shown)
+    if process is None:
+        return here
     try:
         waiting = {drawing.name: process.submit(_draw, drawing, folder, drawing.name in shown) for drawing in drawings}
     except BrokenExecutor:
