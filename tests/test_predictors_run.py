@@ -73,7 +73,11 @@ def test_the_weights_distances_are_those_of_the_weights(finished: tuple[Run, Run
 
     before = effective(INJECTED)
     updates = {
-        name: torch.cat([(after - before[key]).flatten() for key, after in effective(name).items()]).detach().double().numpy()
+        name: torch.cat([(after - before[key]).flatten() for key, after in effective(name).items()])
+        .detach()
+        .double()
+        .cpu()
+        .numpy()
         for name in ("french_a", "german")
     }
     exact = float(np.linalg.norm(updates["french_a"] - updates["german"]))

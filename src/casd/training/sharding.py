@@ -26,14 +26,17 @@ def place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """
     if not distributed.sharded() or is_sharded(model):
         return model.to(device)
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    # Told, because left to itself it takes the machine's GPUs, also for a run on the CPU.
+    mesh = init_device_mesh(device.type, (distributed.processes(),))
     precision = next((each.dtype for each in model.parameters() if each.dtype != torch.float32), torch.float32)
     policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
     model.float().to(device)
     for block in decoder_layers(model):
-        fully_shard(block, mp_policy=policy)
-    fully_shard(model, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
     return model
 
 
