@@ -18,7 +18,7 @@ from casd.comparison import grouped
 from casd.pair_tables import Pairs, PairStack, PairTable, pair_table, rounded
 from casd.results import RunTables
 from casd.rivals import RIVALS
-from casd.stats import FamilyResult, Statistic, leave_one_out_predictions, mantel_families
+from casd.stats import FamilyResult, Statistic, connected, generators_of, leave_one_out_predictions, mantel_families
 
 _TESTS: Final = {
     "plain": ("rho", "p_value", "p_corrected"),
@@ -119,13 +119,22 @@ class _Group:
 
 def _tested(kinds: Sequence[tuple[_Group, list[str]]], permutations: int, seed: int) -> list[dict[str, FamilyResult]]:
     """By the names of _TESTS the results of each group's variants or rivals."""
-    results = []
-    for form, statistic in _FORMS.values():
-        # Form by form: of many variants in many runs the distances are most of the memory.
-        families, rng = _strata(kinds, form), np.random.default_rng(seed)
-        runs = [group.runs for group, _ in kinds]
-        results.append(mantel_families(families, runs=runs, permutations=permutations, rng=rng, statistic=statistic))
-    return [dict(zip(_FORMS, each, strict=True)) for each in zip(*results, strict=True)]
+    generators = generators_of((run for group, _ in kinds for run in group.runs), np.random.default_rng(seed))
+    tested: dict[int, dict[str, FamilyResult]] = {}
+    # Those that share runs in all forms together, whose relabellings are the same; and no others with them: of many variants
+    # in many runs the distances are most of the memory.
+    for places in connected([group.runs for group, _ in kinds]):
+        together = [kinds[place] for place in places]
+        runs, statistics, families = [], [], []
+        for form, statistic in _FORMS.values():
+            families += _strata(together, form)
+            runs += [group.runs for group, _ in together]
+            statistics += [statistic] * len(together)
+        found = iter(mantel_families(families, runs=runs, permutations=permutations, rng=generators, statistic=statistics))
+        for form_name in _FORMS:
+            for place in places:
+                tested.setdefault(place, {})[form_name] = next(found)
+    return [tested[place] for place in range(len(kinds))]
 
 
 def _strata(kinds: Sequence[tuple[_Group, list[str]]], form: Callable[[PairStack], Pairs]) -> list[list[Pairs]]:

@@ -34,6 +34,7 @@ from casd.stats.matrices import (
 )
 from casd.stats.permutations import Alternative, Statistic
 from casd.stats.prediction import PredictionResult, leave_one_out_prediction, leave_one_out_predictions, rank_error
+from casd.stats.strata import connected, generators_of
 
 __all__ = [
     "Alternative",
@@ -43,6 +44,8 @@ __all__ = [
     "Statistic",
     "benjamini_hochberg",
     "cluster_bootstrap_interval",
+    "connected",
+    "generators_of",
     "leave_one_out_prediction",
     "leave_one_out_predictions",
     "mantel_families",

@@ -22,7 +22,7 @@ from casd.stats.permutations import (
     why_undefined,
 )
 from casd.stats.pooled import Scores, permuted_correlations
-from casd.stats.strata import first_note, pairs_of_strata
+from casd.stats.strata import connected, first_note, generators_of, pairs_of_strata
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +116,8 @@ def mantel_families(
     *,
     runs: Sequence[Sequence[int]] | None = None,
     permutations: int = 9999,
-    rng: np.random.Generator,
-    statistic: Statistic = "spearman",
+    rng: np.random.Generator | Mapping[int, np.random.Generator],
+    statistic: Statistic | Sequence[Statistic] = "spearman",
     alternative: Alternative = "two-sided",
 ) -> list[FamilyResult]:
     """`mantel_family` of several families, all held against the same relabellings of the runs that they share.
@@ -128,9 +128,10 @@ def mantel_families(
     Args:
         families: each as `strata` of `mantel_family`.
         runs: for each family the number, from 0 up, of the run that each of its strata is of; None if all are of the same.
-        permutations: as there, and so the others.
-        rng: source of the random permutations.
-        statistic: correlation over the pairs.
+        permutations: as there.
+        rng: source of the random permutations; or, where the families are tested in several calls, those of `generators_of`
+            for the runs of all calls, each of which is used in one of them.
+        statistic: correlation over the pairs; or that of each family.
         alternative: "two-sided", "less" or "greater".
 
     Returns:
@@ -139,21 +140,23 @@ def mantel_families(
     Raises:
         ValueError: as there; or strata of one run differ in their number of backdoors.
     """
-    check_arguments(permutations, statistic, alternative, ("spearman", "pearson", "kendall"))
+    statistics: Sequence[Statistic] = [statistic] * len(families) if isinstance(statistic, str) else statistic
+    for each in statistics:
+        check_arguments(permutations, each, alternative, ("spearman", "pearson", "kendall"))
     if runs is None and len({len(strata) for strata in families}) != 1:
         raise ValueError(f"Expected families with the same strata; got {[len(strata) for strata in families]} of them.")
     places = [range(len(strata)) for strata in families] if runs is None else runs
-    prepared = [_Family.of(strata, of, statistic) for strata, of in zip(families, places, strict=True)]
+    prepared = [_Family.of(*family) for family in zip(families, places, statistics, strict=True)]
     sizes: dict[int, int] = {}
     for run, n in (pair for family in prepared for pair in zip(family.scores.runs, family.scores.sizes, strict=True)):
         if sizes.setdefault(run, n) != n:
             raise ValueError(f"Expected the strata of a run to have one size; run {run} has {sizes[run]} and {n} backdoors.")
-    generators = dict(zip(sizes, [rng] if len(sizes) == 1 else rng.spawn(len(sizes)), strict=True))
+    generators = generators_of(sizes, rng) if isinstance(rng, np.random.Generator) else rng
     tested = [family for family in prepared if family.can_be_tested]
     exact = [family for family in tested if family.relabellings(permutations)[1]]
     sampled = [family for family in tested if family not in exact]
     counts: dict[int, tuple[Array, Array]] = {}
-    for together in [*_connected(exact), *_connected(sampled)]:
+    for together in [*_sharing_runs(exact), *_sharing_runs(sampled)]:
         # Families of one small run are held against all its relabellings.
         count, every = together[0].relabellings(permutations)
         found = _count_extreme(together, count, dict.fromkeys(generators) if every else generators, alternative)
@@ -161,16 +164,8 @@ def mantel_families(
     return [family.result(counts.get(id(family)), *family.relabellings(permutations)) for family in prepared]
 
 
-def _connected(families: Sequence[_Family]) -> list[list[_Family]]:
-    """The families in groups, no two of which have a run in common: there is nothing to permute for both."""
-    groups: list[tuple[set[int], list[_Family]]] = []
-    for family in families:
-        runs, members = set(family.scores.runs), [family]
-        for group in [group for group in groups if group[0] & runs]:
-            groups.remove(group)
-            runs, members = group[0] | runs, [*group[1], *members]
-        groups.append((runs, members))
-    return [members for _, members in groups]
+def _sharing_runs(families: Sequence[_Family]) -> list[list[_Family]]:
+    return [[families[place] for place in places] for places in connected([family.scores.runs for family in families])]
 
 
 @dataclass(frozen=True, eq=False)

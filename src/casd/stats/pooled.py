@@ -52,7 +52,7 @@ def permuted_correlations(
         m = min(at_once, count - start)
         pooled = [np.zeros((width, m)) for width in widths]
         for bundle in bundles:
-            moved = [next(draws[run]) for run in bundle.sizes]
+            moved = [next(draws[run]).astype(np.intp, order="C") for run in bundle.sizes]  # as `take` would, for each part
             for part in bundle.parts:
                 correlations = part.x_scores @ _permuted(part.y_scores, moved, m)
                 for rows, places in part.uses:
