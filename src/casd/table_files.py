@@ -122,7 +122,7 @@ def as_frame(table: pa.Table) -> pd.DataFrame:
 
 def _without_grid(file: pq.ParquetFile) -> pa.Table:
     """The rows of `casd` that are not of the grid; groups of rows that are all of it stay on the disk."""
-    place = file.schema_arrow.get_field_index("grid")
+    place = file.schema.names.index("grid")
     ranges = [file.metadata.row_group(group).column(place).statistics for group in range(file.num_row_groups)]
     mixed = [group for group, values in enumerate(ranges) if values is None or not values.has_min_max or not values.min]
     table = file.read_row_groups(mixed, use_threads=False)
@@ -139,8 +139,9 @@ def _opened(folder: Path, name: str) -> Iterator[pq.ParquetFile]:
     """
     path = Path(folder) / "tables" / f"{name}.parquet"
     try:
-        with pq.ParquetFile(path) as file:
-            if missing := set(SCHEMAS[name]) - set(file.schema_arrow.names):
+        # Not read ahead, for which pyarrow would start threads: the files are many and small.
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            if missing := set(SCHEMAS[name]) - set(file.schema.names):
                 raise _older(folder, f"its table {name!r} lacks {', '.join(sorted(missing))}")
             yield file
     except FileNotFoundError:

@@ -144,6 +144,8 @@ def draw_beside(
         waiting = {drawing.name: process.submit(_draw, drawing, folder, drawing.name in shown) for drawing in drawings}
     except BrokenExecutor:
         return here
+    # There is no more to do for it: it comes to its end meanwhile, and not when this process does.
+    process.shutdown(wait=False)
 
     def there() -> dict[str, Block]:
         try:
