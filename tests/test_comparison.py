@@ -272,7 +272,7 @@ def test_comparisons_survive_the_disk_and_become_tables(tmp_path_factory: pytest
     for objective in ("ascent", "clean_target"):
         distances, remaining = planted(len(objective), 0.5)
         runs.append(run_of(remaining, distances={"casd": distances}, rivals={"cka": distances}, objective=objective))
-    made = Comparisons.of(runs)
+    made = Comparisons(compare_objectives(runs), predictor_table(runs), noise_floor(runs), variance_shares(runs))
     (folder / "tables").mkdir()
     for name, frame in made.frames.items():
         frame.to_parquet(folder / "tables" / f"{name}.parquet", index=False)

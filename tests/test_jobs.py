@@ -6,7 +6,6 @@ Run: python -m pytest tests/test_jobs.py
 from __future__ import annotations
 
 import os
-from concurrent.futures import BrokenExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +14,7 @@ import pytest
 from casd.compose import load_config
 from casd.config import Config
 from casd.errors import CasdError, ConfigError
-from casd.jobs import Outcome, _injections_first, process_beside, run_all
-from casd.report.gallery import Drawing, draw, draw_beside
-from report_run import make_run
+from casd.jobs import Outcome, _injections_first, run_all
 
 
 @pytest.fixture(scope="module")
@@ -81,31 +78,3 @@ def test_not_under_a_launcher(config: Config, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"runtime\.jobs=1"):
         run_all([config], make, jobs=2, description="")
-
-
-def test_figures_drawn_beside_are_those_drawn_here(tmp_path: Path) -> None:
-    """And where the process beside was killed, before or while it drew, they are drawn here after all."""
-    figure = Drawing("heat", "title", "alt", "casd.report.heatmaps:asr_heatmap", (make_run(),))
-    fatal = replace(figure, name="fatal", drawn_by="os:_exit", arguments=(1,))
-    here = draw([figure], tmp_path / "here", ["heat"])
-    assert here["heat"].kind == "figure"
-    with process_beside("casd.report.drawing") as process:
-        assert process is not None
-        there = draw_beside(process, [figure], tmp_path / "there", ["heat"])()
-        with pytest.raises(BrokenExecutor):
-            process.submit(fatal.figure).result()
-        lost = draw_beside(process, [figure], tmp_path / "lost", ["heat"])()
-    assert here == there == lost
-    with process_beside("casd.report.drawing") as process:
-        assert process is not None
-        waiting = draw_beside(process, [figure], tmp_path / "killed", ["heat"])
-        process.submit(fatal.figure)
-        assert waiting() == here
-    for kind in ("png", "pdf"):
-        assert len({(tmp_path / way / f"heat.{kind}").read_bytes() for way in ("here", "there", "lost", "killed")}) == 1
-
-
-def test_no_process_beside_on_one_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    with process_beside("casd.report.drawing") as process:
-        assert process is None

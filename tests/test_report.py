@@ -14,16 +14,20 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 from rich.console import Console
 
-from casd.comparison import MEASURES
+from casd import forking
+from casd.comparison import MEASURES, compare_objectives, noise_floor, variance_shares
 from casd.errors import CasdError
+from casd.predictors import predictor_table
 from casd.report import Comparisons, collect, print_run, print_sweep, print_tables, read_runs, write_report, write_sweep_report
 from casd.report.collect import asr_matrix, casd_matrix, summary
-from casd.report.colors import text_color
+from casd.report.colors import SHADES, palette, step_of, text_color, text_on
 from casd.report.comparisons import objectives_table
 from casd.report.drawing import save
 from casd.report.figures import relation_scatter
@@ -454,7 +458,8 @@ def test_latex_is_escaped_and_balanced() -> None:
     several = [make_run(objective=objective, seed=seed) for objective in ("npo", "a_b, lr=1 & 2") for seed in (0, 1)]
     for tables in several:
         tables.rivals = tables.casd[["a", "b", "distance"]].assign(predictor="weights_l2")[:28]
-    compared = Comparisons.of(several).tables
+    frames = [compare(several) for compare in (compare_objectives, predictor_table, noise_floor, variance_shares)]
+    compared = Comparisons(*frames).tables
     assert [table.name for table in compared] == ["objectives", "predictors", "pair_shares"]
     for table in (HARD_NAMES, *run_tables(make_run(collapsed=("german",))), *compared, mean_asr_table(several)):
         text = to_latex(table)
@@ -549,6 +554,14 @@ def test_text_color_has_the_higher_contrast() -> None:
     assert [text_color(rgb) for rgb in ((1, 1, 1), (0, 0, 0), (0.99, 0.91, 0.14), (0.27, 0.0, 0.33))] == [
         *("black", "white", "black", "white")
     ]
+
+
+@pytest.mark.parametrize("name", ["viridis", "viridis_r", "cividis"])
+def test_cells_have_the_colors_of_the_heatmaps(name: str) -> None:
+    shades = [step / (SHADES - 1) for step in range(SHADES)]
+    assert palette(name) == [to_hex(mpl.colormaps[name](shade)) for shade in shades]
+    assert [step_of(shade) for shade in shades] == list(range(SHADES))
+    assert [text_on(color) for color in palette(name)] == [text_color(mpl.colormaps[name](shade)[:3]) for shade in shades]
 
 
 # ------------------------------------------------------------------------------------------------ HTML
@@ -652,6 +665,23 @@ def test_a_report_over_many_runs_shows_means_and_links(tmp_path: Path, monkeypat
     assert not (tmp_path / "sweep" / "figures" / "asr_heatmaps.pdf").exists()
     assert len(pd.read_csv(tmp_path / "sweep" / "tables" / "asr_means.csv")) == 6 * 3
     assert not (tmp_path / "sweep" / "tables" / "samples.csv").exists(), "every run's own folder has them"
+
+
+def test_a_report_that_two_processes_make_is_that_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last byte; and an error of the second comes through the first."""
+    monkeypatch.setattr(forking, "_can_fork", lambda: True)
+    for objective in ("clean_target", "gradient_difference"):
+        make_run(("a", "b", "c", "d"), objective=objective).write(tmp_path / "runs" / objective)
+    one, two = tmp_path / "reports" / "one", tmp_path / "reports" / "two"
+    write_sweep_report(read_runs(tmp_path / "runs"), one)
+    write_sweep_report(read_runs(tmp_path / "runs", forking.begin), two, forking.begin)
+    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(two) for path in two.rglob("*") if path.is_file())
+    assert {path.suffix for path in files} >= {".html", ".png", ".pdf", ".parquet", ".csv", ".tex", ".md", ".json"}
+    assert [path for path in files if (one / path).read_bytes() != (two / path).read_bytes()] == []
+    (tmp_path / "runs" / "clean_target" / "tables" / "rivals.parquet").write_bytes(b"PAR1")
+    with pytest.raises(CasdError, match=r"rivals\.parquet cannot be read"):
+        read_runs(tmp_path / "runs", forking.begin)
 
 
 def test_many_runs_are_read_as_each_by_itself(tmp_path: Path) -> None:

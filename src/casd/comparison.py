@@ -102,22 +102,28 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
     """
     places = {id(tables): place for place, tables in enumerate(runs)}
     groups = grouped(runs)
-    members = [[places[id(tables)] for tables in group] for group in groups.values()]
-    # A run may be in two groups: what is said of it is taken out of its tables once.
-    of_cells, of_removals, of_controls = (
-        [frame[frame["run"].isin(group)] for group in members] for frame in _cells_removals_controls(runs)
-    )
-    limits = _intervals(of_cells, seed, resamples)
+    every = _cells_removals_controls(runs)
+    members = []
+    for group in groups.values():
+        entering = np.zeros(len(runs), dtype=bool)
+        entering[[places[id(tables)] for tables in group]] = True
+        # A run may be in two groups: what is said of it is taken out of its tables once.
+        members.append([_those(entering[columns["run"]], columns) for columns in every])
+    limits = _intervals([cells for cells, _, _ in members], seed, resamples)
     rows = []
-    for place, ((model, objective), group) in enumerate(groups.items()):
+    for ((model, objective), group), (cells, removals, controls), of_group in zip(groups.items(), members, limits, strict=True):
         row: dict[str, object] = {"model": model, "objective": objective, "runs": len(group)}
         row["seeds"] = len({str(tables.info["seed"]) for tables in group})
-        rows.append(row | _row(of_cells[place], of_removals[place], of_controls[place], limits[place]))
+        rows.append(row | _row(cells, removals, controls, of_group))
     return pd.DataFrame(rows)
 
 
-def _cells_removals_controls(runs: Sequence[RunTables]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """What is averaged, of all runs together, as numbers, of which rows are taken out sooner than of names.
+_Columns = dict[str, np.ndarray]
+"""A table as its columns: of many groups a frame each would take longer than all that is computed of them."""
+
+
+def _cells_removals_controls(runs: Sequence[RunTables]) -> tuple[_Columns, _Columns, _Columns]:
+    """What is averaged, of all runs together.
 
     Returns:
         - cells that count: run, target (both as numbers), and _AVERAGED; NaN where a cell is none of these
@@ -126,58 +132,68 @@ def _cells_removals_controls(runs: Sequence[RunTables]) -> tuple[pd.DataFrame, p
     """
     columns = ("source", "target", "source_kind", "same", "collapsed", "asr_before", "asr_after", *MEASURES)
     transfer = _over_runs(runs, "transfer", *columns)
-    counting = np.concatenate([_counting(tables) for tables in runs])
-    transfer["target"], _ = pd.factorize(transfer["target"], sort=True)
-    counted = transfer[counting]
+    transfer["target"] = pd.factorize(transfer["target"], sort=True)[0]
+    counted = _those(np.concatenate([_counting(tables) for tables in runs]), transfer)
     own = counted["same"].astype(bool)
-    averaged = {"own_asr": counted["asr_after"].where(own)} | {name: counted[name].mask(own) for name in MEASURES}
-    cells = counted[["run", "target"]].assign(**averaged)
+    cells = {"run": counted["run"], "target": counted["target"], "own_asr": np.where(own, counted["asr_after"], math.nan)}
+    cells |= {name: np.where(own, math.nan, counted[name]) for name in MEASURES}
+
     intact = ~transfer["collapsed"].astype(bool) & (transfer["asr_before"] >= ESTABLISHED_ASR)
-    controls = transfer[(transfer["source_kind"] == "control") & intact]
-    named = {
-        name: controls["suppression"].where(controls["source"].str.startswith(source)) for name, source in _CONTROLS.items()
-    }
-    controls = controls[["run"]].assign(**named)
-    removals = _over_runs(runs, "states", "state", "kind", "collapsed", "clean_loss_ratio", "steps", "train_seconds")
-    sources = set(counted[["run", "source"]].itertuples(index=False, name=None))
-    removals["counts"] = [pair in sources for pair in zip(removals["run"], removals["state"], strict=True)]
-    return cells, removals[removals["kind"] == "removal"].drop(columns=["state", "kind"]), controls
+    of_controls = _those((transfer["source_kind"] == "control") & intact, transfer)
+    controls = {"run": of_controls["run"]}
+    for name, beginning in _CONTROLS.items():
+        here = np.array([source.startswith(beginning) for source in of_controls["source"]], dtype=bool)
+        controls[name] = np.where(here, of_controls["suppression"], math.nan)
+
+    states = _over_runs(runs, "states", "state", "kind", "collapsed", "clean_loss_ratio", "steps", "train_seconds")
+    removals = _those(states["kind"] == "removal", states)
+    sources = set(zip(counted["run"].tolist(), counted["source"], strict=True))
+    counts = [pair in sources for pair in zip(removals["run"].tolist(), removals["state"], strict=True)]
+    return cells, removals | {"counts": np.array(counts, dtype=bool)}, controls
 
 
-def _over_runs(runs: Sequence[RunTables], table: str, *names: str) -> pd.DataFrame:
-    """Some columns of a table of several runs in one frame, with the runs' numbers in the column run."""
+def _over_runs(runs: Sequence[RunTables], table: str, *names: str) -> _Columns:
+    """Some columns of a table of several runs, with the runs' numbers in the column run."""
     columns = [np.concatenate(parts) for parts in zip(*(tables.columns(table, *names) for tables in runs), strict=True)]
     lengths = [len(tables.columns(table, names[0])[0]) for tables in runs]
-    return pd.DataFrame({"run": np.repeat(np.arange(len(runs)), lengths)} | dict(zip(names, columns, strict=True)))
+    return {"run": np.repeat(np.arange(len(runs)), lengths)} | dict(zip(names, columns, strict=True))
 
 
-def _row(
-    cells: pd.DataFrame, removals: pd.DataFrame, controls: pd.DataFrame, limits: Sequence[tuple[float, float]]
-) -> dict[str, object]:
+def _those(rows: np.ndarray, columns: _Columns) -> _Columns:
+    """The rows for which `rows` is true."""
+    return {name: values[rows] for name, values in columns.items()}
+
+
+def _row(cells: _Columns, removals: _Columns, controls: _Columns, limits: Sequence[tuple[float, float]]) -> dict[str, object]:
     """A row of `compare_objectives`, of a group's `_cells_removals_controls`, with the limits of the means of _AVERAGED."""
-    counted = removals[removals["counts"]]
+    counted = _those(removals["counts"], removals)
     row: dict[str, object] = {
-        "removals": len(removals),
-        "reached": len(counted),
+        "removals": len(removals["run"]),
+        "reached": len(counted["run"]),
         "collapsed": int(removals["collapsed"].astype(bool).sum()),
     }
     for name, (low, high) in zip(_AVERAGED, limits, strict=True):
-        row |= {name: cells[name].mean(), f"{name}_low": low, f"{name}_high": high}
+        row |= {name: _mean(cells[name]), f"{name}_low": low, f"{name}_high": high}
         if name in MEASURES:
-            row[f"{name}_runs"] = cells.loc[cells[name].notna(), "run"].nunique()
+            row[f"{name}_runs"] = len(set(cells["run"][~np.isnan(cells[name])].tolist()))
     return row | {
-        **{name: controls[name].mean() for name in _CONTROLS},
-        "clean_loss_change": counted["clean_loss_ratio"].mean() - 1,
-        "steps": counted["steps"].mean(),
-        "seconds": counted["train_seconds"].mean(),
+        **{name: _mean(controls[name]) for name in _CONTROLS},
+        "clean_loss_change": _mean(counted["clean_loss_ratio"]) - 1,
+        "steps": _mean(counted["steps"]),
+        "seconds": _mean(counted["train_seconds"]),
     }
 
 
-def _intervals(groups: Sequence[pd.DataFrame], seed: int, resamples: int) -> list[list[tuple[float, float]]]:
+def _mean(values: np.ndarray) -> float:
+    """The mean of what is not NaN; NaN if nothing is left."""
+    numbers = values.astype(float)
+    known = ~np.isnan(numbers)
+    return float(np.where(known, numbers, 0.0).sum() / known.sum()) if known.any() else math.nan
+
+
+def _intervals(groups: Sequence[_Columns], seed: int, resamples: int) -> list[list[tuple[float, float]]]:
     """The limits of the means of _AVERAGED over the cells of each group; NaN is left out."""
-    samples = [
-        (cells[list(_AVERAGED)].to_numpy(dtype=float), cells["run"].to_numpy(), cells["target"].to_numpy()) for cells in groups
-    ]
+    samples = [(np.stack([cells[name] for name in _AVERAGED], axis=1), cells["run"], cells["target"]) for cells in groups]
     nested = nested_bootstrap_intervals(samples, rng=np.random.default_rng(seed), resamples=resamples)
     return [
         over_runs

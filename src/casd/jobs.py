@@ -1,4 +1,4 @@
-"""Processes: many runs, one after another or several at once, each in its own; and a second one for what can wait.
+"""Many runs: one after another in this process, or several at once, each in a process of its own.
 
 Two runs side by side with one thread each get further than one with two threads: the models of a laptop are small, and what is
 between two products of matrices runs on one thread anyhow. They share the store, where each stage has a lock.
@@ -6,12 +6,11 @@ between two products of matrices runs on one thread anyhow. They share the store
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -73,7 +72,8 @@ def _at_once(configs: Sequence[Config], make: Callable[[Config], Outcome], jobs:
     if processes() > 1:
         raise ConfigError("runtime.jobs is for runs in one process each; under accelerate launch set runtime.jobs=1.")
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    with _pool(jobs, threads) as pool:
+    context = multiprocessing.get_context("spawn")
+    with threads_of_libraries(threads), ProcessPoolExecutor(jobs, context, initializer=_end_quietly) as pool:
         waiting = {pool.submit(make, _for_a_child(config, threads)): config for config in _injections_first(configs)}
         try:
             for done in as_completed(waiting):
@@ -83,35 +83,7 @@ def _at_once(configs: Sequence[Config], make: Callable[[Config], Outcome], jobs:
                 f"A process that made one of {jobs} runs at once was killed, perhaps because memory ran out. What was finished"
                 " is kept: run the same command again, with runtime.jobs=1 if it happens again."
             ) from error
-
-
-@contextmanager
-def process_beside(module: str) -> Iterator[Executor | None]:
-    """A second process for what need not be waited for; None on a machine with one processor, where that gains nothing.
-
-    It begins to import at once, beside whatever the block begins with. Libraries that are first imported in the block take one
-    thread in both processes: where each takes all there are, they wait for each other, and nothing is gained.
-
-    Args:
-        module: what the work needs.
-    """
-    if (os.cpu_count() or 1) < 2:
-        yield None
-        return
-    with _pool(1, threads=1) as pool:
-        pool.submit(importlib.import_module, module)
-        yield pool
-
-
-@contextmanager
-def _pool(workers: int, threads: int) -> Iterator[Executor]:
-    """Processes with so many threads each. When the block ends, or fails, what none of them has begun is dropped."""
-    context = multiprocessing.get_context("spawn")
-    with _threads_of_children(threads), ProcessPoolExecutor(workers, context, initializer=_end_quietly) as pool:
-        try:
-            yield pool
         finally:
-            # Without waiting: an error is told at once.
             pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -140,8 +112,11 @@ def _for_a_child(config: Config, threads: int) -> Config:
 
 
 @contextmanager
-def _threads_of_children(threads: int) -> Iterator[None]:
-    """Processes started in the block find it in their environment; some libraries look only there, and only once."""
+def threads_of_libraries(threads: int) -> Iterator[None]:
+    """What is imported, and the processes that are started, in the block take so many threads.
+
+    Their environment says so: some libraries look only there, and only once. What it said before stands.
+    """
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = before or str(threads)
     try:

@@ -11,8 +11,8 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,8 @@ from casd.config import Config
 from casd.disk import explaining_disk_errors
 from casd.distributed import is_main
 from casd.errors import CasdError, ConfigError
-from casd.jobs import Outcome, process_beside, run_all
+from casd.forking import Begin, begin
+from casd.jobs import Outcome, run_all, threads_of_libraries
 from casd.progress import say, set_progress
 from casd.registry import unknown
 
@@ -149,14 +150,15 @@ def report_runs(paths: Sequence[Path], output: Path | None = None) -> None:
     Raises:
         CasdError: no finished runs there, runs that cannot be compared, or an output that is the folder of a run.
     """
-    with _no_garbage_collection(), process_beside("casd.report.drawing") as beside:
+    # One thread, since there will be two processes.
+    with _no_garbage_collection(), threads_of_libraries(1):
         from casd.report import read_runs
 
-        runs = read_runs(paths)
+        runs = read_runs(paths, begin)
         target = output or Path("outputs") / f"report-{_digest(tables.info['folder'] for tables in runs)}"
         if (target / "tables" / "info.json").exists():
             raise ConfigError(f"{target} is the folder of a run; name another folder for the report: --output FOLDER.")
-        _report_all(runs, target, beside=beside)
+        _report_all(runs, target, begin=begin)
 
 
 @contextmanager
@@ -221,14 +223,12 @@ def reproduce(names: Sequence[str], scale_name: str, overrides: Sequence[str] = 
     _say_cost()
 
 
-def _report_all(
-    runs: Sequence[RunTables], target: Path, finished: Comparisons | None = None, beside: Executor | None = None
-) -> None:
-    """Write the report over all runs into `target` unless it is `finished`, its figures `beside`; print."""
+def _report_all(runs: Sequence[RunTables], target: Path, finished: Comparisons | None = None, begin: Begin = partial) -> None:
+    """Write the report over all runs into `target` unless it is `finished`, and print; `begin` as for `write_sweep_report`."""
     from casd.report import print_sweep, write_sweep_report
 
     with explaining_disk_errors("the report", target):
-        comparisons = finished or write_sweep_report(runs, target, beside)
+        comparisons = finished or write_sweep_report(runs, target, begin)
     print_sweep(runs, comparisons=comparisons.tables)
     for page in (Path(tables.info["folder"]) / "report.html" for tables in runs[:PAGES_NAMED]):
         if page.is_file():

@@ -7,19 +7,21 @@ A run's folder afterwards holds `report.html`, `tables/` (CSV and Parquet, Markd
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from casd.comparison import compare_objectives
+from casd.comparison import compare_objectives, noise_floor, variance_shares
+from casd.forking import Begin
+from casd.predictors import predictor_table
 from casd.report.collect import DETAILED_RUNS, check_comparable, collect, combine, mean_asr, read_runs, summary
 from casd.report.comparisons import Comparisons, objectives_drawings
-from casd.report.gallery import draw, draw_beside, run_drawings, sweep_drawings
+from casd.report.gallery import draw, run_drawings, sweep_drawings
 from casd.report.html import RUN_FIGURES, SWEEP_FIGURES, run_html, sweep_html
 from casd.report.markup import write_tables
 from casd.report.matrices import mean_asr_table
-from casd.report.page import write_page
+from casd.report.page import Block, write_page
 from casd.report.tables import relation_table, run_tables, specificity_table, summary_table
 from casd.report.terminal import print_run, print_sweep, print_tables
 from casd.results import RunTables
@@ -57,7 +59,7 @@ def write_report(tables: RunTables, folder: Path, scatter: pd.DataFrame) -> Path
     return write_page(run_html(named, figures), folder / "report.html")
 
 
-def write_sweep_report(runs: Sequence[RunTables], folder: Path, beside: Executor | None = None) -> Comparisons:
+def write_sweep_report(runs: Sequence[RunTables], folder: Path, begin: Begin = partial) -> Comparisons:
     """Write the tables, figures and HTML page over several finished runs (`read_runs`); returns what it compared.
 
     Up to DETAILED_RUNS runs each is there by itself, with all their tables in one. Of more there is what they say together and
@@ -66,18 +68,15 @@ def write_sweep_report(runs: Sequence[RunTables], folder: Path, beside: Executor
     Args:
         runs: to report on.
         folder: of the report.
-        beside: where the figures are drawn meanwhile (`casd.jobs.process_beside`); None to draw them here.
+        begin: how to begin what need not be waited for (`casd.forking.begin`).
 
     Raises:
         StoreError: runs that cannot be compared (`check_comparable`), or a file cannot be written.
     """
     folder = Path(folder)
     check_comparable(runs)
-    objectives = compare_objectives(runs)
-    # The figures wait for nothing else.
-    drawings = [*objectives_drawings(objectives), *sweep_drawings(runs)]
-    figures = draw_beside(beside, drawings, folder / "figures", SWEEP_FIGURES)
-    comparisons = Comparisons.of(runs, objectives)
+    compared = begin(_objectives_and_figures, runs, folder)
+    predictors, noise, shares = predictor_table(runs), noise_floor(runs), variance_shares(runs)
     frames = {"summary": summary(runs), "asr_means": mean_asr(runs)}
     overview = [mean_asr_table(runs, frames["asr_means"]), summary_table(runs, frames["summary"])]
     relations = []
@@ -87,7 +86,17 @@ def write_sweep_report(runs: Sequence[RunTables], folder: Path, beside: Executor
         overview.append(specificity_table(runs))
         relations.append(relation_table(runs))
     overview, relations = ([table for table in tables if table.rows] for tables in (overview, relations))
+    objectives, figures = compared()
+    comparisons = Comparisons(objectives, predictors, noise, shares)
     write_frames(frames | comparisons.frames, {"runs": [tables.info for tables in runs]}, folder, SWEEP_INFO)
-    write_tables([*comparisons.tables, *overview, *relations], folder / "tables")
-    write_page(sweep_html(runs, comparisons.tables, overview, figures(), folder), folder / "report.html")
+    written = begin(write_tables, [*comparisons.tables, *overview, *relations], folder / "tables")
+    write_page(sweep_html(runs, comparisons.tables, overview, figures, folder), folder / "report.html")
+    written()
     return comparisons
+
+
+def _objectives_and_figures(runs: Sequence[RunTables], folder: Path) -> tuple[pd.DataFrame, dict[str, Block]]:
+    """What most of the figures of a sweep are of, and its figures."""
+    objectives = compare_objectives(runs)
+    drawings = [*objectives_drawings(objectives), *sweep_drawings(runs)]
+    return objectives, draw(drawings, folder / "figures", SWEEP_FIGURES)

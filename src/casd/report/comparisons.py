@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
-from casd.comparison import MEASURES, POOLED, compare_objectives, noise_floor, variance_shares
-from casd.predictors import COLUMNS, predictor_table
+from casd.comparison import MEASURES, POOLED
+from casd.predictors import COLUMNS
 from casd.report.gallery import Drawing
 from casd.report.markup import Cell, Row, Table
 from casd.report.wording import ALL_MODELS, MISSING, fraction, mean_with_interval, p_text, percent, run_count, significant
-from casd.results import RunTables
 from casd.rivals import RIVALS
 
 if TYPE_CHECKING:  # matplotlib: what only compares numbers need not wait for it
@@ -31,12 +30,6 @@ class Comparisons:
     predictors: pd.DataFrame
     noise: pd.DataFrame
     shares: pd.DataFrame
-
-    @classmethod
-    def of(cls, runs: Sequence[RunTables], objectives: pd.DataFrame | None = None) -> Comparisons:
-        """Compute them; all but `objectives`, where it was computed before."""
-        objectives = compare_objectives(runs) if objectives is None else objectives
-        return cls(objectives, predictor_table(runs), noise_floor(runs), variance_shares(runs))
 
     @classmethod
     def read(cls, folder: Path) -> Comparisons | None:

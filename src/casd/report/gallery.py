@@ -6,10 +6,8 @@ A figure is drawn when it is written, and forgotten then; what shows no figure d
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor, Executor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,35 +123,6 @@ def draw(drawings: Sequence[Drawing], folder: Path, shown: Sequence[str]) -> dic
     """
     blocks = {drawing.name: _draw(drawing, folder, drawing.name in shown) for drawing in drawings}
     return {name: block for name, block in blocks.items() if block}
-
-
-def draw_beside(
-    process: Executor | None, drawings: Sequence[Drawing], folder: Path, shown: Sequence[str]
-) -> Callable[[], dict[str, Block]]:
-    """Begin to `draw` in another process; to call what it gives waits for the blocks.
-
-    Without that process, or if it was killed, as it is when memory runs out, the call draws them here.
-
-    Raises:
-        StoreError: in the call: a file cannot be written.
-    """
-    here = partial(draw, drawings, folder, shown)
-    if process is None:
-        return here
-    try:
-        waiting = {drawing.name: process.submit(_draw, drawing, folder, drawing.name in shown) for drawing in drawings}
-    except BrokenExecutor:
-        return here
-    # There is no more to do for it: it comes to its end meanwhile, and not when this process does.
-    process.shutdown(wait=False)
-
-    def there() -> dict[str, Block]:
-        try:
-            return {name: block for name, found in waiting.items() if (block := found.result())}
-        except BrokenExecutor:
-            return here()
-
-    return there
 
 
 def _draw(drawing: Drawing, folder: Path, shown: bool) -> Block | None:

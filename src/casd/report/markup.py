@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tabulate import tabulate
-
 from casd.errors import StoreError
 
 LONG_TABLE_ROWS: Final = 40
@@ -102,6 +100,8 @@ class Table:
 
 def to_markdown(table: Table) -> str:
     """The table in GitHub's Markdown, its caption above it."""
+    from tabulate import tabulate  # here: it takes as long to import as many tables to write
+
     lines = []
     for number, (name, rows) in enumerate(table.groups):
         if name or number:

@@ -15,15 +15,13 @@ import jinja2
 
 from casd import __version__
 from casd.errors import StoreError
-from casd.report.colors import map_color, text_color, to_hex
+from casd.report.colors import palette, step_of, text_on
 from casd.report.markup import Cell, Row, Table, numeric_columns
 from casd.report.wording import MISSING
 from casd.states import CONTROL_PREFIX
 
 LONGEST_TEXT: Final = 600
 """Characters of a prompt or generation that are shown."""
-SHADES: Final = 24
-"""Steps of a color map in a page: a class of cells each, which takes less room than a color in each cell."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +116,7 @@ def _color_maps(sections: Sequence[Section]) -> list[str]:
 
 def _palette(name: str) -> list[tuple[str, str]]:
     """The colors of the steps of a color map, each with that of the text on it."""
-    colors = [map_color(name, step / (SHADES - 1)) for step in range(SHADES)]
-    return [(to_hex(color), {"black": "#000", "white": "#fff"}[text_color(color)]) for color in colors]
+    return [(color, {"black": "#000", "white": "#fff"}[text_on(color)]) for color in palette(name)]
 
 
 def _row_title(row: Row, group: str) -> str:
@@ -131,7 +128,7 @@ def _cell_classes(cell: Cell, row: Row) -> str:
     """The classes of a matrix's cell: its step of the color map, whose it is, or that it is of a collapsed model."""
     classes = []
     if cell.shade is not None:
-        classes.append(f"s{round(cell.shade * (SHADES - 1))}")
+        classes.append(f"s{step_of(cell.shade)}")
     elif row.collapsed and cell.text != MISSING:
         classes.append("void")
     return " ".join([*classes, *(["own"] if cell.own else [])])

@@ -13,7 +13,7 @@ from rich.style import Style
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from casd.report.colors import map_color, text_color, to_hex
+from casd.report.colors import palette, step_of, text_on
 from casd.report.markup import Cell, Row, Scale, Table, numeric_columns
 from casd.report.matrices import asr_table, casd_table
 from casd.report.statements import statements
@@ -153,9 +153,9 @@ def _shaded(cell: Cell, collapsed: bool, scale: Scale | None) -> Text:
     """A number on its color of the map, after a mark: * the removed backdoor itself, x a collapsed model."""
     if cell.shade is None or scale is None:
         return Text(f"x{cell.text.strip('()')}" if collapsed and cell.text != MISSING else cell.text, "dim")
-    rgb = map_color(scale.colors, cell.shade)
-    foreground = {"black": "#000000", "white": "#ffffff"}[text_color(rgb)]
-    return Text(f"{'*' if cell.own else ' '}{cell.text}", Style(color=foreground, bgcolor=to_hex(rgb), bold=cell.own))
+    color = palette(scale.colors)[step_of(cell.shade)]
+    foreground = {"black": "#000000", "white": "#ffffff"}[text_on(color)]
+    return Text(f"{'*' if cell.own else ' '}{cell.text}", Style(color=foreground, bgcolor=color, bold=cell.own))
 
 
 def print_table(console: Console, table: Table, leave_out: Collection[str] = (), *, caption: bool = False) -> None:

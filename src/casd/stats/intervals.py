@@ -244,7 +244,10 @@ def _nested_means(sums: list[Array], counts: list[Array], rng: np.random.Generat
         # The smallest kind of integer: millions of them are drawn.
         inner = rng.integers(n_inner, size=(len(of_cluster), n_inner), dtype=np.min_scalar_type(n_inner - 1))
         weights = _times_drawn(inner)
-        of_draws = (inner_sums.T @ weights.T) / (inner_counts.T @ weights.T)
+        # Where the inner clusters have as many values as each other, so has every draw.
+        alike = bool((inner_counts == inner_counts[0]).all())
+        of_draws = inner_sums.T @ weights.T
+        of_draws /= (inner_counts[0] * n_inner)[:, None] if alike else inner_counts.T @ weights.T
         for mean, row in zip(means, of_draws, strict=True):
             mean += np.bincount(of_cluster, weights=row, minlength=resamples)
     return means / len(sums)
