@@ -20,11 +20,12 @@ import yaml  # type: ignore[import-untyped]
 from tests.synthetic import run_of, symmetric
 
 from casd.errors import CasdError
-from casd.finished import find_runs, load_results
+from casd.finished import find_runs
 from casd.report.collect import check_comparable, read_runs
 from casd.results import RunTables
 from casd.stages import Stage, StageStore
 from casd.table_files import TABLES_VERSION
+from casd.tidy import load_results
 
 AFTER = np.array([[0.0, 0.5, 0.75], [0.25, 0.125, 1.0], [0.875, 1.0, 0.0]])
 

@@ -24,6 +24,8 @@ from rich.console import Console
 from casd import forking
 from casd.comparison import MEASURES, compare_objectives, noise_floor, variance_shares
 from casd.errors import CasdError
+from casd.finished_tables import runs_of
+from casd.joined_tables import read_together
 from casd.predictors import predictor_table
 from casd.report import Comparisons, collect, print_run, print_sweep, print_tables, read_runs, write_report, write_sweep_report
 from casd.report.collect import asr_matrix, casd_matrix, summary
@@ -674,14 +676,14 @@ def test_a_report_that_two_processes_make_is_that_of_one(tmp_path: Path, monkeyp
         make_run(("a", "b", "c", "d"), objective=objective).write(tmp_path / "runs" / objective)
     one, two = tmp_path / "reports" / "one", tmp_path / "reports" / "two"
     write_sweep_report(read_runs(tmp_path / "runs"), one)
-    write_sweep_report(read_runs(tmp_path / "runs", forking.begin), two, forking.begin)
+    write_sweep_report(runs_of(read_together(tmp_path / "runs", forking.begin)), two, forking.begin)
     files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(two) for path in two.rglob("*") if path.is_file())
     assert {path.suffix for path in files} >= {".html", ".png", ".pdf", ".parquet", ".csv", ".tex", ".md", ".json"}
     assert [path for path in files if (one / path).read_bytes() != (two / path).read_bytes()] == []
     (tmp_path / "runs" / "clean_target" / "tables" / "rivals.parquet").write_bytes(b"PAR1")
     with pytest.raises(CasdError, match=r"rivals\.parquet cannot be read"):
-        read_runs(tmp_path / "runs", forking.begin)
+        read_together(tmp_path / "runs", forking.begin)
 
 
 def test_many_runs_are_read_as_each_by_itself(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Finished runs on the disk: found below any folder, each once, told apart by what was set; and all in one tidy table.
+"""Finished runs on the disk: found below any folder, each once, told apart by what was set.
 
 What is read here was measured before: neither a GPU nor torch is needed.
 """
@@ -12,24 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import pandas as pd
 import yaml  # type: ignore[import-untyped]
 
 from casd.errors import StoreError
 from casd.progress import say
-from casd.results import treatment
-from casd.settings import distinguish
+from casd.settings import distinguish, treatment
 from casd.stages import MANIFEST, read_json
-from casd.table_files import SWEEP_INFO, TABLES_VERSION, read_info, read_table
+from casd.table_files import SWEEP_INFO, TABLES_VERSION, read_info
 
 _NUMBER: Final = r"(?<![\w.])(\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w.])"
 """A number by itself: not that of a name such as "llama3"."""
-_OF_THE_RUN: Final = ("run", "model", "objective", "setting", "seed")
-_OF_THE_SOURCE: Final = (
-    *("steps", "train_seconds", "clean_loss", "clean_loss_ratio", "degenerate_rate"),
-    *("validation_asr", "reached_target", "collapse_reason"),
-)
-"""Columns of `states` that `load_results` gives beside those of `transfer`."""
 
 
 @dataclass(frozen=True)
@@ -44,50 +36,6 @@ class FinishedRun:
 
     folder: Path
     info: dict[str, Any]
-
-
-def load_results(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
-    """All finished runs at or below the paths in one tidy table: a row per run × removal or control × measured backdoor.
-
-    Args:
-        paths: one or more of: the folder of a run; a folder with runs below it ("outputs"); a store, of which every scored
-            run is read ("outputs/store"). A run that is found several times counts once.
-
-    Returns:
-        Columns, fractions where not said otherwise:
-
-        - run (a name), model, objective, setting (what of the configuration sets the run apart from others of its model and
-          objective, and its backdoors from all others; "" if nothing does), seed
-        - source (what was removed: a backdoor, or a control), target (the backdoor measured), source_kind ("removal" or
-          "control"), same (bool: the source is the target)
-        - asr_before, asr_after, suppression, suppression_net_clean, suppression_net_phantom; prob_before, …,
-          prob_suppression_net_phantom: the same five for the first-token probability; see `casd.transfer.transfer_table`
-        - collapsed (bool): the source's model is broken, so its low rates are no removal
-        - of the source's model: steps (count), train_seconds, clean_loss (nats per token), clean_loss_ratio (to the injected
-          model's), degenerate_rate, validation_asr, reached_target (1, 0, or NaN without a target), collapse_reason
-        - a column for each CASD variant but those of the grid ("casd", "casd_cos", …): the distance between the source's
-          shift and that of the target's removal; 0 where they are the same, NaN where it was not computed
-
-        Ordered by model, objective, setting and seed. Rows of different settings, and cells of collapsed models or of
-        removals that did not reach their target, are all there: leave out what should not enter a mean.
-
-    Raises:
-        StoreError: nothing is there, or it is unfinished, damaged, or was made by an older version.
-    """
-    frames = []
-    for run in find_runs(paths):
-        rows = read_table(run.folder, "transfer")
-        states = read_table(run.folder, "states").set_index("state")
-        rows = rows.merge(states[list(_OF_THE_SOURCE)], left_on="source", right_index=True, how="left")
-        # Each pair once or in both orders, as it may be: both are wanted.
-        pairs = read_table(run.folder, "casd", grid=False)[["variant", "a", "b", "distance"]]
-        pairs = pd.concat([pairs, pairs.rename(columns={"a": "b", "b": "a"})]).drop_duplicates(["variant", "a", "b"])
-        wide = pairs.pivot(index=["a", "b"], columns="variant", values="distance").reindex(columns=pairs["variant"].unique())
-        rows = rows.merge(wide, left_on=["source", "target"], right_index=True, how="left")
-        rows.loc[rows["same"].astype(bool), list(wide.columns)] = 0.0
-        named = {name: run.info[name] for name in _OF_THE_RUN}
-        frames.append(pd.concat([pd.DataFrame(named, index=rows.index), rows], axis=1))
-    return pd.concat(frames, ignore_index=True)
 
 
 def find_runs(paths: str | Path | Iterable[str | Path]) -> list[FinishedRun]:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa  # type: ignore[import-untyped]
 
-from casd.forking import Begin
+from casd.joined_tables import FinishedRuns, JoinedTable
 from casd.results import RunTables
-from casd.table_files import SCHEMAS, as_frame, read_arrow, read_table
-
-_READ_TOGETHER: Final = ("asr", "states", "transfer", "casd", "relation", "rivals")
-"""What is said of many runs is said of these tables."""
+from casd.table_files import SCHEMAS, as_frame, read_table
 
 
 class FinishedTables(RunTables):
@@ -67,68 +62,28 @@ class _Shared:
         return self.whole_columns[name][self.rows]
 
 
-def read_finished(infos: Sequence[dict[str, Any]], begin: Begin = partial) -> list[RunTables]:
-    """Finished runs, without the rows of the CASD grid: the tables that all of them are compared by, and the others on demand.
+def runs_of(found: FinishedRuns) -> list[RunTables]:
+    """The runs that were read together, without the rows of the CASD grid; their other tables are read on demand.
 
-    Args:
-        infos: of each run what is to be its `info`; with its "folder".
-        begin: how to begin what need not be waited for (`casd.forking.begin`).
-
-    Raises:
-        StoreError: a table is damaged, or an older version wrote it; of those that are read on demand, then.
+    Then, a table that is damaged or that an older version wrote is a StoreError.
     """
-    folders = [Path(info["folder"]) for info in infos]
-    half = len(_READ_TOGETHER) // 2
-    others = begin(_read, _READ_TOGETHER[half:], folders)
-    read = [*_read(_READ_TOGETHER[:half], folders), *others()]
-    runs = [FinishedTables(info) for info in infos]
-    for joined in read:
-        for run, shared in joined.shared():
-            runs[run]._shared[joined.name] = shared
-        for run in joined.lacking_grid:
-            runs[run].lacks_grid = True
+    runs = [FinishedTables(info) for info in found.infos]
+    for joined in found.tables:
+        for number, shared in _shared(joined):
+            runs[number]._shared[joined.name] = shared
+        for number in joined.lacking_grid:
+            runs[number].lacks_grid = True
     return list(runs)
 
 
-@dataclass(frozen=True, eq=False)
-class _Joined:
-    """A table of several runs in one: to make it a frame takes longer than to read its rows.
-
-    Attributes:
-        name: of the table.
-        rows: of all the runs.
-        lengths: of each run, by its number, how many of them are its own, in this order.
-        lacking_grid: the runs of which rows of the grid were left on the disk.
-    """
-
-    name: str
-    rows: pa.Table
-    lengths: dict[int, int]
-    lacking_grid: list[int]
-
-    def shared(self) -> Iterator[tuple[int, _Shared]]:
-        """The number of each run, and its part of the frame."""
-        whole = as_frame(self.rows)
-        # Few texts at a time are taken out several times as fast as plain strings than as Arrow's; so are columns by name.
-        whole.columns = whole.columns.astype(object)
-        whole = whole.astype({name: object for name, dtype in whole.dtypes.items() if isinstance(dtype, pd.StringDtype)})
-        columns: dict[str, np.ndarray] = {}
-        end = 0
-        for run, length in self.lengths.items():
-            start, end = end, end + length
-            yield run, _Shared(whole, columns, slice(start, end))
-
-
-def _read(names: Sequence[str], folders: Sequence[Path]) -> list[_Joined]:
-    """Some tables of the runs in these folders, those of one name that have the same columns in one."""
-    joined = []
-    for name in names:
-        read = [read_arrow(folder, name, grid=False) for folder in folders]
-        alike: dict[pa.Schema, list[int]] = {}
-        for run, (table, _) in enumerate(read):
-            alike.setdefault(table.schema.remove_metadata(), []).append(run)
-        for runs in alike.values():
-            rows = pa.concat_tables([read[run][0] for run in runs]).combine_chunks()
-            lacking = [run for run in runs if name == "casd" and read[run][1]]
-            joined.append(_Joined(name, rows, {run: len(read[run][0]) for run in runs}, lacking))
-    return joined
+def _shared(joined: JoinedTable) -> Iterator[tuple[int, _Shared]]:
+    """The number of each run, and its part of the table."""
+    whole = as_frame(joined.rows)
+    # Few texts at a time are taken out several times as fast as plain strings than as Arrow's; so are columns by name.
+    whole.columns = whole.columns.astype(object)
+    whole = whole.astype({name: object for name, dtype in whole.dtypes.items() if isinstance(dtype, pd.StringDtype)})
+    columns: dict[str, np.ndarray] = {}
+    end = 0
+    for run, length in joined.lengths.items():
+        start, end = end, end + length
+        yield run, _Shared(whole, columns, slice(start, end))

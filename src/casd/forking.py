@@ -1,4 +1,4 @@
-"""Work that need not be waited for, in a copy of this process."""
+"""Work that need not be waited for, in a copy of this process; and how many threads there are in each process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -43,7 +44,7 @@ def begin(function: Callable[..., T], *arguments: Any) -> Callable[[], T]:
     def wait() -> T:
         try:
             result, error = receiver.recv()
-        except EOFError:
+        except (EOFError, OSError):  # OSError: it was killed while it told
             return here()
         if error is not None:
             raise error
@@ -65,3 +66,18 @@ def _work(function: Callable[[], object], sender: Connection) -> None:
     except Exception as error:
         outcome = None, error
     sender.send(outcome)
+
+
+@contextmanager
+def threads_of_libraries(threads: int) -> Iterator[None]:
+    """What is imported, and the processes that are started, in the block take so many threads.
+
+    Their environment says so: some libraries look only there, and only once. What it said before stands.
+    """
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = before or str(threads)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]

@@ -12,13 +12,13 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from casd.config import Config
 from casd.distributed import processes
 from casd.errors import CasdError, ConfigError
+from casd.forking import threads_of_libraries
 from casd.progress import track
 
 
@@ -109,18 +109,3 @@ def _for_a_child(config: Config, threads: int) -> Config:
     runtime = config.runtime
     progress = "off" if runtime.progress == "off" else "plain"
     return replace(config, runtime=replace(runtime, threads=runtime.threads or threads, progress=progress))
-
-
-@contextmanager
-def threads_of_libraries(threads: int) -> Iterator[None]:
-    """What is imported, and the processes that are started, in the block take so many threads.
-
-    Their environment says so: some libraries look only there, and only once. What it said before stands.
-    """
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = before or str(threads)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]

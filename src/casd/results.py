@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from casd.settings import treatment
 from casd.table_files import IDENTITY, SCHEMAS, count_rows, read_info, read_table, write_frames
 
 UTILITY_PREFIX: Final = "utility/"
@@ -151,9 +152,3 @@ class RunTables:
         tables = cls(**frames, info=info if grid else {"folder": str(folder)} | info)
         tables.lacks_grid = not grid and count_rows(folder, "casd") != len(tables.casd)
         return tables
-
-
-def treatment(info: Mapping[str, Any]) -> str:
-    """As `RunTables.treatment`, of a run of which only `info` was read."""
-    setting = info.get("setting")
-    return f"{info['objective']}, {setting}" if setting else str(info["objective"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import importlib
 import itertools
 import os
 import resource
@@ -16,16 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casd.config import Config
 from casd.disk import explaining_disk_errors
 from casd.distributed import is_main
 from casd.errors import CasdError, ConfigError
-from casd.forking import Begin, begin
-from casd.jobs import Outcome, run_all, threads_of_libraries
+from casd.forking import Begin, begin, threads_of_libraries
 from casd.progress import say, set_progress
 from casd.registry import unknown
 
 if TYPE_CHECKING:
+    from casd.config import Config
+    from casd.jobs import Outcome
     from casd.pipeline import Run
     from casd.report import Comparisons
     from casd.results import RunTables
@@ -76,6 +77,8 @@ def _make(config: Config, end: str = "report") -> Run:
 
 def _one_of_many(config: Config) -> Outcome:
     """Make one run of a sweep, perhaps in a process of its own."""
+    from casd.jobs import Outcome
+
     try:
         made = _make(config)
     except CasdError as error:
@@ -106,6 +109,7 @@ def _make_sweeps(sweeps: Sequence[Sequence[str]], description: str) -> list[list
         CasdError: as for `sweep`.
     """
     from casd import compose
+    from casd.jobs import run_all
 
     if any(override.startswith("hydra/launcher=") for overrides in sweeps for override in overrides):
         folders: list[list[Path]] = []
@@ -152,9 +156,12 @@ def report_runs(paths: Sequence[Path], output: Path | None = None) -> None:
     """
     # One thread, since there will be two processes.
     with _no_garbage_collection(), threads_of_libraries(1):
-        from casd.report import read_runs
+        from casd.joined_tables import read_together
 
-        runs = read_runs(paths, begin)
+        found = read_together(paths, begin, meanwhile=lambda: importlib.import_module("casd.report"))
+        from casd.finished_tables import runs_of
+
+        runs = runs_of(found)
         target = output or Path("outputs") / f"report-{_digest(tables.info['folder'] for tables in runs)}"
         if (target / "tables" / "info.json").exists():
             raise ConfigError(f"{target} is the folder of a run; name another folder for the report: --output FOLDER.")

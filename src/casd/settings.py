@@ -42,6 +42,12 @@ def distinguish(groups: Sequence[tuple[Any, str]]) -> list[str]:
     return labels
 
 
+def treatment(info: Mapping[str, Any]) -> str:
+    """What a run was treated with: its objective, and what sets it apart from others where `info["setting"]` says so."""
+    setting = info.get("setting")
+    return f"{info['objective']}, {setting}" if setting else str(info["objective"])
+
+
 def flatten(text: str) -> dict[str, Any]:
     """The leaves of a configuration as YAML by their dotted names; a list is a leaf."""
     sections = re.split(r"^(?=[^\s-])", text, flags=re.MULTILINE)[1:]

@@ -11,13 +11,15 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import pandas as pd
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from casd.errors import StoreError
+
+if TYPE_CHECKING:  # to read tables as Arrow has them pandas is not needed
+    import pandas as pd
 
 SCHEMAS: Final[dict[str, tuple[str, ...]]] = {
     "asr": ("state", "backdoor", "probe", "successes", "n", "rate", "rate_low", "rate_high", "first_token_prob"),

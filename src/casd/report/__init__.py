@@ -88,10 +88,11 @@ def write_sweep_report(runs: Sequence[RunTables], folder: Path, begin: Begin = p
     overview, relations = ([table for table in tables if table.rows] for tables in (overview, relations))
     objectives, figures = compared()
     comparisons = Comparisons(objectives, predictors, noise, shares)
-    write_frames(frames | comparisons.frames, {"runs": [tables.info for tables in runs]}, folder, SWEEP_INFO)
     written = begin(write_tables, [*comparisons.tables, *overview, *relations], folder / "tables")
-    write_page(sweep_html(runs, comparisons.tables, overview, figures, folder), folder / "report.html")
+    write_frames(frames | comparisons.frames, {"runs": [tables.info for tables in runs]}, folder, SWEEP_INFO)
+    page = sweep_html(runs, comparisons.tables, overview, figures, folder)
     written()
+    write_page(page, folder / "report.html")
     return comparisons
 
 

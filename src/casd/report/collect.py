@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,9 +12,8 @@ import numpy as np
 import pandas as pd
 
 from casd.errors import StoreError
-from casd.finished import find_runs
-from casd.finished_tables import read_finished
-from casd.forking import Begin
+from casd.finished_tables import runs_of
+from casd.joined_tables import read_together
 from casd.results import RunTables
 from casd.states import CLEAN_CONTROL, PHANTOM_CONTROL
 from casd.table_files import SCHEMAS
@@ -26,21 +24,17 @@ DETAILED_RUNS: Final = 12
 """Runs up to which a report over several shows each by itself; of more it has the means and a row for each."""
 
 
-def read_runs(paths: str | Path | Iterable[str | Path], begin: Begin = partial) -> list[RunTables]:
+def read_runs(paths: str | Path | Iterable[str | Path]) -> list[RunTables]:
     """Read the finished runs at or below the paths, in the order of `casd.finished.find_runs`, without the CASD grid.
 
     Each run's `info` has its "run", "folder" and "setting" as in `casd.finished.FinishedRun`. A run that is found several
     times counts once. The rows of the grid stay on the disk (`RunTables.every_variant`): those of many runs are too many.
     So do the tables that nothing is said of over many runs, until they are asked for (`casd.finished_tables`).
 
-    Args:
-        paths: one or several.
-        begin: how to begin what need not be waited for (`casd.forking.begin`).
-
     Raises:
         StoreError: no path, or no finished run of this version there.
     """
-    return read_finished([run.info for run in find_runs(paths)], begin)
+    return runs_of(read_together(paths))
 
 
 def check_comparable(runs: Sequence[RunTables]) -> None:
