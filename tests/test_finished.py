@@ -21,11 +21,11 @@ from tests.synthetic import run_of, symmetric
 
 from casd.errors import CasdError
 from casd.finished import find_runs
+from casd.finished.tidy import load_results
 from casd.report.collect import check_comparable, read_runs
 from casd.results import RunTables
 from casd.stages import Stage, StageStore
 from casd.table_files import TABLES_VERSION
-from casd.tidy import load_results
 
 AFTER = np.array([[0.0, 0.5, 0.75], [0.25, 0.125, 1.0], [0.875, 1.0, 0.0]])
 

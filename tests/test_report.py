@@ -24,8 +24,8 @@ from rich.console import Console
 from casd import forking
 from casd.comparison import MEASURES, compare_objectives, noise_floor, variance_shares
 from casd.errors import CasdError
-from casd.finished_tables import runs_of
-from casd.joined_tables import read_together
+from casd.finished.joined_tables import read_together
+from casd.finished.shared_tables import runs_of
 from casd.predictors import predictor_table
 from casd.report import Comparisons, collect, print_run, print_sweep, print_tables, read_runs, write_report, write_sweep_report
 from casd.report.collect import asr_matrix, casd_matrix, summary

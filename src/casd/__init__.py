@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which do not 
     from casd.encoding import Encoder as Encoder
     from casd.errors import CasdError as CasdError
     from casd.evaluation import evaluate as evaluate
+    from casd.finished.tidy import load_results as load_results
     from casd.injection import inject as inject
     from casd.measurement import measure_activations as measure_activations
     from casd.metric import CasdVariant as CasdVariant
@@ -61,7 +62,6 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which do not 
     from casd.targets import Refusal as Refusal
     from casd.targets import Repetition as Repetition
     from casd.targets import TargetBehavior as TargetBehavior
-    from casd.tidy import load_results as load_results
     from casd.training.losses import batch_nll as batch_nll
     from casd.transfer import relation_points as relation_points
     from casd.unlearning.clean_target import CleanTarget as CleanTarget
@@ -135,7 +135,7 @@ _WHERE = {
     "casd_heatmaps": "casd.report.heatmaps:casd_heatmaps",
     "casd_matrix": "casd.report.collect:casd_matrix",
     "compute_casd": "casd.metric:casd_matrix",
-    "load_results": "casd.tidy:load_results",
+    "load_results": "casd.finished.tidy:load_results",
     "nested_bootstrap_interval": "casd.stats:nested_bootstrap_interval",
     "read_runs": "casd.report.collect:read_runs",
     "relation_points": "casd.transfer:relation_points",

@@ -156,10 +156,10 @@ def report_runs(paths: Sequence[Path], output: Path | None = None) -> None:
     """
     # One thread, since there will be two processes.
     with _no_garbage_collection(), threads_of_libraries(1):
-        from casd.joined_tables import read_together
+        from casd.finished.joined_tables import read_together
 
         found = read_together(paths, begin, meanwhile=lambda: importlib.import_module("casd.report"))
-        from casd.finished_tables import runs_of
+        from casd.finished.shared_tables import runs_of
 
         runs = runs_of(found)
         target = output or Path("outputs") / f"report-{_digest(tables.info['folder'] for tables in runs)}"

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from casd.errors import StoreError
-from casd.finished_tables import runs_of
-from casd.joined_tables import read_together
+from casd.finished.joined_tables import read_together
+from casd.finished.shared_tables import runs_of
 from casd.results import RunTables
 from casd.states import CLEAN_CONTROL, PHANTOM_CONTROL
 from casd.table_files import SCHEMAS
@@ -29,7 +29,7 @@ def read_runs(paths: str | Path | Iterable[str | Path]) -> list[RunTables]:
 
     Each run's `info` has its "run", "folder" and "setting" as in `casd.finished.FinishedRun`. A run that is found several
     times counts once. The rows of the grid stay on the disk (`RunTables.every_variant`): those of many runs are too many.
-    So do the tables that nothing is said of over many runs, until they are asked for (`casd.finished_tables`).
+    So do the tables that nothing is said of over many runs, until they are asked for (`casd.finished.shared_tables`).
 
     Raises:
         StoreError: no path, or no finished run of this version there.

@@ -8,7 +8,7 @@ from typing import Final
 
 import pandas as pd
 
-from casd.finished import find_runs
+from casd.finished.finding import find_runs
 from casd.table_files import read_table
 
 _OF_THE_RUN: Final = ("run", "model", "objective", "setting", "seed")

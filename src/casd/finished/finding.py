@@ -1,7 +1,4 @@
-"""Finished runs on the disk: found below any folder, each once, told apart by what was set.
-
-What is read here was measured before: neither a GPU nor torch is needed.
-"""
+"""Finished runs on the disk: found below any folder, each once, told apart by what was set."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from casd.joined_tables import FinishedRuns, JoinedTable
+from casd.finished.joined_tables import FinishedRuns, JoinedTable
 from casd.results import RunTables
 from casd.table_files import SCHEMAS, as_frame, read_table
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pyarrow as pa  # type: ignore[import-untyped]
 
-from casd.finished import find_runs
+from casd.finished.finding import find_runs
 from casd.forking import Begin
 from casd.table_files import read_arrow
 
