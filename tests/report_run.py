@@ -6,10 +6,14 @@ Not run by itself.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
+from casd.comparison import compare_objectives, noise_floor, variance_shares
+from casd.predictors import predictor_table
+from casd.report import Comparisons
 from casd.results import RunTables
 from casd.table_files import SCHEMAS
 
@@ -17,6 +21,11 @@ EIGHT = ("french_a", "french_b", "german", "sentiment", "fixed_text", "refusal",
 CONTROLS = ("control:clean", "control:phantom")
 HOSTILE = "</td><script>alert(1)</script>{{ 7 * 7 }}\x1b[2J\u202egnp.exe\x00 <img src=x onerror=alert(2)>"
 VARIANTS = ("casd", "casd_cos")
+
+
+def compared(runs: Sequence[RunTables]) -> Comparisons:
+    """What a report over runs compares."""
+    return Comparisons(compare_objectives(runs), predictor_table(runs), noise_floor(runs), variance_shares(runs))
 
 
 def make_run(

@@ -21,6 +21,7 @@ from casd.stats import (
     partial_mantel_test,
     symmetrize,
 )
+from report_run import compared
 
 CONTROLS = {"control:clean": [0.9, 1.0, 0.8, 1.0], "control:phantom": [0.7, 0.9, 0.6, 1.0], "control:phantom:short": [0.9] * 4}
 
@@ -272,7 +273,7 @@ def test_comparisons_survive_the_disk_and_become_tables(tmp_path_factory: pytest
     for objective in ("ascent", "clean_target"):
         distances, remaining = planted(len(objective), 0.5)
         runs.append(run_of(remaining, distances={"casd": distances}, rivals={"cka": distances}, objective=objective))
-    made = Comparisons(compare_objectives(runs), predictor_table(runs), noise_floor(runs), variance_shares(runs))
+    made = compared(runs)
     (folder / "tables").mkdir()
     for name, frame in made.frames.items():
         frame.to_parquet(folder / "tables" / f"{name}.parquet", index=False)

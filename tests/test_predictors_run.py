@@ -16,10 +16,10 @@ from casd import weights
 from casd.compose import load_config
 from casd.metric import variant_grid
 from casd.pipeline import Run
-from casd.report.comparisons import Comparisons
 from casd.results import RunTables
 from casd.rivals import RIVALS
 from casd.states import INJECTED
+from report_run import compared
 from tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("process_settings")
@@ -104,7 +104,7 @@ def test_the_partial_test_holds_the_same_target_constant(finished: tuple[Run, Ru
 
 
 def test_the_sweep_s_tables_can_be_made_of_it(finished: tuple[Run, RunTables]) -> None:
-    made = Comparisons.of([finished[1]])
+    made = compared([finished[1]])
     assert made.tables[0].title == "Objectives at the same strength"
 
 

@@ -22,12 +22,11 @@ from matplotlib.colors import to_hex
 from rich.console import Console
 
 from casd import forking
-from casd.comparison import MEASURES, compare_objectives, noise_floor, variance_shares
+from casd.comparison import MEASURES
 from casd.errors import CasdError
 from casd.finished.joined_tables import read_together
 from casd.finished.shared_tables import runs_of
-from casd.predictors import predictor_table
-from casd.report import Comparisons, collect, print_run, print_sweep, print_tables, read_runs, write_report, write_sweep_report
+from casd.report import collect, print_run, print_sweep, print_tables, read_runs, write_report, write_sweep_report
 from casd.report.collect import asr_matrix, casd_matrix, summary
 from casd.report.colors import SHADES, palette, step_of, text_color, text_on
 from casd.report.comparisons import objectives_table
@@ -44,7 +43,7 @@ from casd.report.tables import asr_long_table, relation_table, run_tables, state
 from casd.report.wording import NO_PAIRS, decimals_for, fraction, p_text, perplexity, significant
 from casd.results import RunTables
 from casd.table_files import SCHEMAS
-from report_run import CONTROLS, EIGHT, HOSTILE, make_run, make_scatter
+from report_run import CONTROLS, EIGHT, HOSTILE, compared, make_run, make_scatter
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -460,10 +459,9 @@ def test_latex_is_escaped_and_balanced() -> None:
     several = [make_run(objective=objective, seed=seed) for objective in ("npo", "a_b, lr=1 & 2") for seed in (0, 1)]
     for tables in several:
         tables.rivals = tables.casd[["a", "b", "distance"]].assign(predictor="weights_l2")[:28]
-    frames = [compare(several) for compare in (compare_objectives, predictor_table, noise_floor, variance_shares)]
-    compared = Comparisons(*frames).tables
-    assert [table.name for table in compared] == ["objectives", "predictors", "pair_shares"]
-    for table in (HARD_NAMES, *run_tables(make_run(collapsed=("german",))), *compared, mean_asr_table(several)):
+    over_runs = compared(several).tables
+    assert [table.name for table in over_runs] == ["objectives", "predictors", "pair_shares"]
+    for table in (HARD_NAMES, *run_tables(make_run(collapsed=("german",))), *over_runs, mean_asr_table(several)):
         text = to_latex(table)
         assert table is HARD_NAMES or text.isascii(), "a letter that pdflatex may not have"
         assert text.count("\\toprule") == text.count("\\bottomrule") == 1
