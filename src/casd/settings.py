@@ -85,7 +85,12 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys that not all configurations have with one value, in their order."""
     keys = dict.fromkeys(key for config in configs for key in config)
-    return [key for key in keys if len({repr(config.get(key, _MISSING)) for config in configs}) > 1]
+    return [key for key in keys if _differ([config.get(key, _MISSING) for config in configs])]
+
+
+def _differ(values: Sequence[Any]) -> bool:
+    """Whether they are not all written alike. Equal sections were parsed once, so most values are one and the same."""
+    return any(value is not values[0] for value in values) and len(set(map(repr, values))) > 1
 
 
 def _differences(configs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -21,7 +21,7 @@ from casd.report.gallery import draw, run_drawings, sweep_drawings
 from casd.report.html import RUN_FIGURES, SWEEP_FIGURES, run_html, sweep_html
 from casd.report.markup import write_tables
 from casd.report.matrices import mean_asr_table
-from casd.report.page import Block, write_page
+from casd.report.page import Block, template, write_page
 from casd.report.tables import relation_table, run_tables, specificity_table, summary_table
 from casd.report.terminal import print_run, print_sweep, print_tables
 from casd.results import RunTables
@@ -86,6 +86,7 @@ def write_sweep_report(runs: Sequence[RunTables], folder: Path, begin: Begin = p
         overview.append(specificity_table(runs))
         relations.append(relation_table(runs))
     overview, relations = ([table for table in tables if table.rows] for tables in (overview, relations))
+    template()  # while the figures are drawn
     objectives, figures = compared()
     comparisons = Comparisons(objectives, predictors, noise, shares)
     written = begin(write_tables, [*comparisons.tables, *overview, *relations], folder / "tables")

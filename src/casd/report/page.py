@@ -6,6 +6,7 @@ cannot be seen or that reorder a line are shown as their escape sequences.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,8 +54,9 @@ def matrices_block(tables: Sequence[Table], title: str = "", *, folded: bool = F
     return Block("matrices", [table for table in tables if table.rows], title, folded)
 
 
-def render(title: str, question: str, facts: Mapping[str, Any], sections: Sequence[Section]) -> str:
-    """The page as text: the question, a few facts, the sections."""
+@functools.cache
+def template() -> jinja2.Template:
+    """The page's, compiled, which takes about as long as to fill it."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -64,7 +66,12 @@ def render(title: str, question: str, facts: Mapping[str, Any], sections: Sequen
     )
     environment.filters |= {"visible": lambda value: visible(str(value), limit=1_000_000), "excerpt": visible}
     environment.globals |= {"row_title": _row_title, "cell_classes": _cell_classes}
-    return environment.get_template("template.html.j2").render(
+    return environment.get_template("template.html.j2")
+
+
+def render(title: str, question: str, facts: Mapping[str, Any], sections: Sequence[Section]) -> str:
+    """The page as text: the question, a few facts, the sections."""
+    return template().render(
         title=title,
         question=question,
         facts=facts,
