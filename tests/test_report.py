@@ -559,7 +559,7 @@ def test_text_color_has_the_higher_contrast() -> None:
 @pytest.mark.parametrize("name", ["viridis", "viridis_r", "cividis"])
 def test_cells_have_the_colors_of_the_heatmaps(name: str) -> None:
     shades = [step / (SHADES - 1) for step in range(SHADES)]
-    assert palette(name) == [to_hex(mpl.colormaps[name](shade)) for shade in shades]
+    assert palette(name) == tuple(to_hex(mpl.colormaps[name](shade)) for shade in shades)
     assert [step_of(shade) for shade in shades] == list(range(SHADES))
     assert [text_on(color) for color in palette(name)] == [text_color(mpl.colormaps[name](shade)[:3]) for shade in shades]
 

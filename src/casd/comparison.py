@@ -187,8 +187,7 @@ def _row(cells: _Columns, removals: _Columns, controls: _Columns, limits: Sequen
 def _mean(values: np.ndarray) -> float:
     """The mean of what is not NaN; NaN if nothing is left."""
     numbers = values.astype(float)
-    known = ~np.isnan(numbers)
-    return float(np.where(known, numbers, 0.0).sum() / known.sum()) if known.any() else math.nan
+    return math.nan if np.isnan(numbers).all() else float(np.nanmean(numbers))
 
 
 def _intervals(groups: Sequence[_Columns], seed: int, resamples: int) -> list[list[tuple[float, float]]]:

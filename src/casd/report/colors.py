@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Final
 
@@ -25,9 +26,10 @@ def step_of(shade: float) -> int:
     return round(shade * (SHADES - 1))
 
 
-def palette(name: str) -> list[str]:
+@functools.cache
+def palette(name: str) -> tuple[str, ...]:
     """The steps of the color map `name`, as "#rrggbb"."""
-    steps = [f"#{color}" for color in _STEPS[name.removesuffix("_r")].split()]
+    steps = tuple(f"#{color}" for color in _STEPS[name.removesuffix("_r")].split())
     return steps[::-1] if name.endswith("_r") else steps
 
 
