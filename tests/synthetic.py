@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from casd.inclusion import exclusions
 from casd.results import RunTables
 from casd.table_files import SCHEMAS
-from casd.transfer import transfer_table
+from casd.transfer import relate, specificity, transfer_table
 
 N_PROMPTS = 64
 
@@ -25,6 +26,8 @@ def run_of(
     repeats: Mapping[str, Mapping[str, float]] | None = None,
     collapsed: Sequence[str] = (),
     reached: Mapping[str, float] | None = None,
+    steps: Mapping[str, int] | None = None,
+    config: str = "",
     model: str = "m",
     objective: str = "o",
     seed: int = 0,
@@ -32,7 +35,8 @@ def run_of(
     """A run from its matrix of remaining ASRs, `after[removed, measured]`, and its matrices of distances by name.
 
     Backdoors are called b0, b1, …; `controls` are rows of remaining ASRs; `repeats` the distances of a control
-    "control:repeat:b0" to the removals, by variant "casd" alone; `reached` whether a removal came down to its target.
+    "control:repeat:b0" to the removals, by variant "casd" alone; `reached` whether a removal came down to its target; `steps`
+    how many training steps a state kept, where that is not 4 and more; `config` the configuration as YAML.
     """
     n = len(after)
     names = [f"b{i}" for i in range(n)]
@@ -49,7 +53,7 @@ def run_of(
             "kind": kind,
             "clean_loss": 2.0,
             "clean_loss_ratio": 1.1,
-            "steps": 4 + place,
+            "steps": (steps or {}).get(state, 4 + place),
             "train_seconds": 1.0,
             "stopped": "",
             "collapsed": state in collapsed,
@@ -68,6 +72,7 @@ def run_of(
     rival = [(name, names[i], names[j], float(matrix[i, j])) for name, matrix in (rivals or {}).items() for i, j in pairs]
     asr_frame = pd.DataFrame(asr, columns=list(SCHEMAS["asr"]))
     states_frame = pd.DataFrame(states, columns=list(SCHEMAS["states"]))
+    states_frame["excluded"] = states_frame["state"].map(exclusions(asr_frame, states_frame))
     empty = {name: pd.DataFrame(columns=list(columns)) for name, columns in SCHEMAS.items()}
     made = empty | {
         "asr": asr_frame,
@@ -76,7 +81,15 @@ def run_of(
         "casd": pd.DataFrame(casd, columns=list(SCHEMAS["casd"])),
         "rivals": pd.DataFrame(rival, columns=list(SCHEMAS["rivals"])),
     }
-    return RunTables(**made, info={"model": model, "objective": objective, "seed": seed, "headline": ["casd"]})
+    info = {"model": model, "objective": objective, "seed": seed, "config": config, "headline": ["casd"]}
+    return RunTables(**made, info=info)
+
+
+def related(tables: RunTables) -> RunTables:
+    """The run with its `relation` and `specificity`, as scoring makes them."""
+    tables.relation = relate(tables.casd, tables.transfer, permutations=99, seed=0)
+    tables.specificity = specificity(tables.transfer, seed=0, resamples=99)
+    return tables
 
 
 def symmetric(rng: np.random.Generator, n: int) -> np.ndarray:

@@ -5,18 +5,23 @@ Run: python -m pytest tests/test_comparison.py
 
 from __future__ import annotations
 
-import numpy as np
-import pandas as pd
-import pytest
-from tests.synthetic import N_PROMPTS, run_of, symmetric
+from typing import Any
 
-from casd.comparison import POOLED, compare_objectives, counted_cells, noise_floor, variance_shares
+import numpy as np
+import pytest
+import yaml  # type: ignore[import-untyped]
+from tests.synthetic import N_PROMPTS, related, run_of, symmetric
+
+from casd.comparison import POOLED, compare_objectives, included_cells, noise_floor, variance_shares
+from casd.errors import StoreError
 from casd.pair_tables import pair_table
 from casd.predictors import predictor_table
-from casd.report.comparisons import Comparisons, objectives_drawings, objectives_table
+from casd.report.collect import check_comparable, summarize
+from casd.report.comparisons import objectives_drawings, objectives_table
 from casd.stats import (
     leave_one_out_prediction,
     mantel_test,
+    mean_over_runs,
     offdiagonal_center_columns,
     partial_mantel_test,
     symmetrize,
@@ -25,24 +30,69 @@ from report_run import compared
 
 CONTROLS = {"control:clean": [0.9, 1.0, 0.8, 1.0], "control:phantom": [0.7, 0.9, 0.6, 1.0], "control:phantom:short": [0.9] * 4}
 
+CONTROLS_OF_SEVEN = {"control:clean": [0.9] * 7, "control:phantom": [0.8, 0.9, 0.7, 0.6, 0.9, 1.0, 0.2]}
+
 
 def after(own: float = 0.0, others: float = 0.5, n: int = 4) -> np.ndarray:
     return np.where(np.eye(n, dtype=bool), own, others)
 
 
-# ---------------------------------------------------------------- which cells count
+# ---------------------------------------------------------------- what is included
 
 
-def test_only_removals_that_did_their_work_on_backdoors_that_were_there_count() -> None:
+def test_only_removals_that_worked_on_established_backdoors_are_included() -> None:
     run = run_of(
         after(),
-        before=[1.0, 1.0, 0.4, 1.0],  # b2 had not taken hold
+        before=[1.0, 1.0, 0.4, 1.0],  # b2 is not established
         collapsed=["b1"],
         reached={"b0": 1.0, "b1": 0.0, "b2": 1.0, "b3": 0.0},  # b3 was not removed
     )
-    cells = counted_cells(run)
+    cells = included_cells(run)
     assert list(zip(cells["source"], cells["target"], strict=True)) == [("b0", "b0"), ("b0", "b1"), ("b0", "b3")]
-    assert len(counted_cells(run_of(after()))) == 16  # without a target ASR all that did not collapse
+    assert run.exclusions == {
+        "injected": "",
+        "b0": "",
+        "b1": "collapsed",
+        "b2": "backdoor not established",
+        "b3": "target ASR not reached",
+    }
+    row = compare_objectives([run], resamples=9).iloc[0]
+    assert (row["removals"], row["included"], row["collapsed"]) == (4, 1, 1)
+    assert row["excluded"] == "1 collapsed, 1 backdoor not established, 1 target ASR not reached"
+    assert len(included_cells(run_of(after()))) == 16  # without a target ASR all that did not collapse
+    idle = run_of(after(), steps={"b1": 0})
+    assert idle.exclusions["b1"] == "no training step kept"
+    assert len(included_cells(idle)) == 12
+
+
+def test_one_rule_of_inclusion_for_relation_specificity_comparison_and_predictors() -> None:
+    """A removal that missed its target and a backdoor that is not established are in none of them."""
+    rng = np.random.default_rng(0)
+    matrix = np.where(np.eye(7, dtype=bool), 0.0, rng.random((7, 7)))
+    distances = symmetric(rng, 7)
+    before = [1.0] * 6 + [0.3]
+    run = related(run_of(matrix, before=before, distances={"casd": distances}, reached={"b0": 0.0}, controls=CONTROLS_OF_SEVEN))
+    kept = [1, 2, 3, 4, 5]
+    smaller = np.ix_(kept, kept)
+    centered = np.round(symmetrize(offdiagonal_center_columns(1 - matrix[smaller])), 12)
+    expected = mantel_test(distances[smaller], centered, permutations=99, rng=np.random.default_rng(0))
+    relation = run.relation.set_index("response").loc["suppression"]
+    assert relation["excluded"] == "b0 (target ASR not reached), b6 (backdoor not established)"
+    assert (relation["n_pairs"], relation["rho"]) == (10, pytest.approx(expected.rho))
+    predictor = predictor_table([run], permutations=99).iloc[0]
+    assert (predictor["n_pairs"], predictor["rho"]) == (10, pytest.approx(expected.rho))
+    assert predictor["excluded"] == "1 target ASR not reached, 1 backdoor not established"
+    # As one that is measured b0 is included: it was established, whatever came of its own removal.
+    others = np.mean([1 - matrix[i, j] for i in kept for j in range(6) if i != j])
+    specific = run.specificity.set_index("response").loc["suppression"]
+    compared_row = compare_objectives([run], resamples=99).iloc[0]
+    assert specific["off_diagonal"] == pytest.approx(others) == pytest.approx(compared_row["suppression"])
+    assert specific["net_phantom"] == pytest.approx(compared_row["suppression_net_phantom"])
+    assert specific["phantom_control"] == pytest.approx(compared_row["phantom_control"])
+    assert (specific["n_removals"], specific["n_included"]) == (7, 5)
+    numbers = summarize(run)
+    assert numbers["others_asr"] == pytest.approx(1 - others)
+    assert numbers["included"] == 5
 
 
 # ---------------------------------------------------------------- objectives
@@ -65,7 +115,8 @@ def test_means_of_the_comparison_are_those_of_the_cells() -> None:
     assert row["phantom_control"] == pytest.approx(phantom.mean())
     assert row["clean_loss_change"] == pytest.approx(0.1)
     assert row["steps"] == pytest.approx(np.mean([5, 6, 7, 8]))
-    assert (row["removals"], row["reached"], row["collapsed"], row["runs"], row["seeds"]) == (4, 4, 0, 1, 1)
+    assert (row["removals"], row["included"], row["collapsed"], row["runs"], row["seeds"]) == (4, 4, 0, 1, 1)
+    assert row["excluded"] == ""
     assert row["suppression_low"] <= row["suppression"] <= row["suppression_high"]
 
 
@@ -101,9 +152,48 @@ def test_the_interval_covers_the_spread_of_seeds() -> None:
     assert row["suppression_high"] == pytest.approx(np.quantile(means, 0.975), abs=0.03)
 
 
+def test_the_mean_is_of_what_its_interval_is_of() -> None:
+    """A run of 56 cells and one of 6: the mean over runs is halfway, the mean over cells would be the larger run's."""
+    many = run_of(after(others=0.6, n=8), seed=0)
+    few = run_of(after(others=0.05, n=8), before=[1.0] * 3 + [0.0] * 5, seed=1)
+    row = compare_objectives([many, few], resamples=999).iloc[0]
+    assert row["suppression"] == pytest.approx((0.4 + 0.95) / 2)
+    assert (row["suppression_low"], row["suppression_high"]) == pytest.approx((0.4, 0.95))
+    assert row["own_asr"] == 0.0
+    assert row["steps"] == pytest.approx((np.mean(range(5, 13)) + np.mean(range(5, 8))) / 2)
+    estimate = mean_over_runs([0.4] * 56 + [0.95] * 6, [0] * 56 + [1] * 6, [*range(56), *range(6)])
+    assert estimate.mean == pytest.approx(0.675)
+    assert estimate.runs == 2
+
+
+def test_different_treatments_are_no_seeds_of_one() -> None:
+    """Two learning rates of adapters beside a run of full weights: a label that names adapters alone would pool them to 0.5."""
+    configs = [
+        {"seed": 0, "unlearning": {"learning_rate": 1e-3}},
+        {"seed": 0, "unlearning": {"learning_rate": 1e-3, "lora": {"rank": 8}}},
+        {"seed": 1, "unlearning": {"learning_rate": 5e-4, "lora": {"rank": 8}}},
+    ]
+    levels = (0.5, 0.9, 0.1)
+    runs = [
+        run_of(after(others=level), config=yaml.safe_dump(config), seed=config["seed"])  # type: ignore[arg-type]
+        for level, config in zip(levels, configs, strict=True)
+    ]
+    frame = compare_objectives(runs, resamples=9).set_index("objective")
+    assert frame["suppression"].to_dict() == {
+        "o, full weights": pytest.approx(0.5),
+        "o, adapters, learning_rate=0.001": pytest.approx(0.1),
+        "o, adapters, learning_rate=0.0005": pytest.approx(0.9),
+    }
+    assert frame["seeds"].tolist() == [1, 1, 1]
+    check_comparable(runs)  # equal seeds of different treatments are no conflict
+    again = [*runs, run_of(after(), config=yaml.safe_dump(configs[2] | {"name": "other"}), seed=1)]
+    with pytest.raises(StoreError, match="have the same configuration and seed"):
+        check_comparable(again)
+
+
 def test_an_objective_that_removed_nothing_has_counts_and_no_means() -> None:
     row = compare_objectives([run_of(after(), reached=dict.fromkeys(("b0", "b1", "b2", "b3"), 0.0))], resamples=9).iloc[0]
-    assert row["reached"] == 0
+    assert row["included"] == 0
     assert np.isnan([row["own_asr"], row["suppression"], row["suppression_low"], row["clean_loss_change"]]).all()
 
 
@@ -143,6 +233,31 @@ def test_noise_floor_compares_a_repeat_with_its_own_removal_and_the_others() -> 
     assert row["ratio"] == pytest.approx(row["same"] / row["different"])
     assert row["closest"] == 0.5
     assert noise_floor([run_of(after(), distances={"casd": distances})]).empty
+
+
+@pytest.mark.parametrize("idle", [{"steps": {"control:repeat:b1": 0}}, {"reached": {"control:repeat:b1": 0.0}}])
+def test_a_repeat_that_did_nothing_has_no_noise(idle: dict[str, Any]) -> None:
+    """Where it kept no step its distance to its own removal is the length of that removal's shift, here a small one."""
+    distances = np.ones((4, 4)) - np.eye(4)
+    near, nothing = (dict.fromkeys(("b0", "b1", "b2", "b3"), 1.0) | {own: d} for own, d in (("b0", 0.6), ("b1", 0.32)))
+    run = run_of(
+        after(),
+        controls={"control:repeat:b0": [0] * 4, "control:repeat:b1": [1] * 4},
+        distances={"casd": distances},
+        repeats={"control:repeat:b0": near, "control:repeat:b1": nothing},
+        **idle,
+    )
+    row = noise_floor([run]).iloc[0]
+    assert row["ratio"] == pytest.approx(0.6), "and not 0.46, the mean with the repeat that did nothing"
+    assert (row["repeats"], row["excluded"].startswith("1 ")) == (1, True)
+    missed = run_of(
+        after(),
+        controls={"control:repeat:b0": [0] * 4},
+        distances={"casd": distances},
+        repeats={"control:repeat:b0": near},
+        reached={"b0": 0.0},
+    )
+    assert noise_floor([missed]).empty, "nor has the repeat of a removal that is excluded"
 
 
 # ---------------------------------------------------------------- pair shares
@@ -267,20 +382,12 @@ def test_runs_that_cannot_say_anything_are_left_out_and_counted() -> None:
 # ---------------------------------------------------------------- for people
 
 
-def test_comparisons_survive_the_disk_and_become_tables(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("sweep")
+def test_comparisons_become_tables() -> None:
     runs = []
     for objective in ("ascent", "clean_target"):
         distances, remaining = planted(len(objective), 0.5)
         runs.append(run_of(remaining, distances={"casd": distances}, rivals={"cka": distances}, objective=objective))
     made = compared(runs)
-    (folder / "tables").mkdir()
-    for name, frame in made.frames.items():
-        frame.to_parquet(folder / "tables" / f"{name}.parquet", index=False)
-    read = Comparisons.read(folder)
-    assert read is not None
-    for name, frame in made.frames.items():
-        pd.testing.assert_frame_equal(frame.reset_index(drop=True), read.frames[name], check_dtype=False)
     titles = [table.title for table in made.tables]
     assert titles == ["Objectives at the same strength", "Predictors of transfer", "What of the suppression is about pairs"]
     rows = [row for table in made.tables for row in table.rows]
@@ -288,6 +395,3 @@ def test_comparisons_survive_the_disk_and_become_tables(tmp_path_factory: pytest
     assert {row.label for row in rows} >= {"ascent", "clean_target", "casd", "cka"}
     assert [drawing.name for drawing in objectives_drawings(made.objectives)] == ["objectives"]
     assert objectives_drawings(compare_objectives(runs[:1])) == []
-    older = made.predictors.drop(columns="rho_partial")
-    older.to_parquet(folder / "tables" / "comparison_predictors.parquet", index=False)
-    assert Comparisons.read(folder) is None, "a report of an older version is made again"

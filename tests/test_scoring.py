@@ -81,9 +81,10 @@ STATISTICS = {state: statistics_of(state) for state in STATES}
 EVALUATION = EvaluationConfig(collapse_clean_loss_ratio=1.5, collapse_degenerate_rate=0.5)
 
 
-def tables_of(records: Sequence[StateRecord], metric: MetricConfig | None = None) -> RunTables:
+def tables_of(records: Sequence[StateRecord], metric: MetricConfig | None = None, target_asr: float | None = None) -> RunTables:
     info = {"model": "m", "objective": "o", "seed": 0}
-    return score(records, STATISTICS, metric or MetricConfig(permutations=99), EVALUATION, seed=0, info=info)
+    metric = metric or MetricConfig(permutations=99)
+    return score(records, STATISTICS, metric, EVALUATION, seed=0, info=info, target_asr=target_asr)
 
 
 @pytest.fixture(scope="module")
@@ -202,8 +203,21 @@ def test_collapsed_removals_are_flagged_and_left_out(record: StateRecord, reason
     assert states.index[states["collapsed"]].tolist() == ["c"]
     assert states.loc["c", "collapse_reason"].startswith(reason)
     assert set(made.transfer.loc[made.transfer["collapsed"], "source"]) == {"c"}
-    assert set(made.relation["excluded"]) == {"c"}
+    assert set(made.relation["excluded"]) == {"c (collapsed)"}
+    assert states["excluded"].to_dict() == {state: "collapsed" if state == "c" else "" for state in states.index}
     assert set(made.relation["n_backdoors"]) == {4}
+
+
+def test_a_removal_that_went_over_its_budget_is_the_step_that_was_kept() -> None:
+    """The kept model was within the budget: it works. Whether it is included is decided by its target ASR."""
+    log = dataclasses.replace(log_of(4, "the clean loss passed its budget"), kept_step=2)
+    log.validation = [{"step": 0, "asr": 1.0, "clean_loss": 2.0}, {"step": 2, "asr": 0.5, "clean_loss": 2.1}]
+    records = records_of(c=StateRecord("c", evaluation_of("c"), log))
+    for target_asr, excluded in ((None, ""), (0.05, "target ASR not reached")):
+        states = tables_of(records, target_asr=target_asr).states.set_index("state")
+        assert (states.loc["c", "collapsed"], states.loc["c", "excluded"]) == (False, excluded)
+    log.kept_step = 0
+    assert tables_of(records).states.set_index("state").loc["c", "excluded"] == "no training step kept"
 
 
 @pytest.mark.parametrize("changed", [{"clean_loss": 3.0}, {"degenerate_rate": 0.5}])

@@ -87,7 +87,7 @@ def test_columns_and_order_of_the_rows() -> None:
     table = example()
     assert ",".join(table.columns) == (
         "source,target,source_kind,same,asr_before,asr_after,suppression,suppression_net_clean,suppression_net_phantom,"
-        "prob_before,prob_after,prob_suppression,prob_suppression_net_clean,prob_suppression_net_phantom,collapsed"
+        "prob_before,prob_after,prob_suppression,prob_suppression_net_clean,prob_suppression_net_phantom,collapsed,excluded"
     )
     assert list(zip(table["source"], table["target"], strict=True)) == list(
         itertools.product(["z", "a", "m", CLEAN, PHANTOM], ["z", "a", "m"])
@@ -251,7 +251,7 @@ def test_raw_and_net_suppression_have_the_same_relation() -> None:
 def test_a_collapsed_removal_is_left_out_as_source_and_as_target_before_centring() -> None:
     transfer, casd, _ = random_run(6, seed=2, collapsed=("b1", "b4"))
     relation = relate(casd, transfer, permutations=99, seed=0)
-    assert relation["excluded"].tolist() == ["b1,b4", "b1,b4"]
+    assert relation["excluded"].tolist() == ["b1 (collapsed), b4 (collapsed)"] * 2
     assert relation["n_backdoors"].tolist() == [4, 4]
     gone = {"b1", "b4"}
     never_there = transfer[~transfer["source"].isin(gone) & ~transfer["target"].isin(gone)]
@@ -275,7 +275,7 @@ def test_two_backdoors_get_a_statement() -> None:
 def test_everything_collapsed_gets_a_statement() -> None:
     transfer, casd, _ = random_run(3, seed=3, collapsed=("b0", "b1", "b2"))
     relation = relate(casd, transfer, permutations=99, seed=0)
-    assert relation["excluded"].tolist() == ["b0,b1,b2"] * 2
+    assert relation["excluded"].tolist() == ["b0 (collapsed), b1 (collapsed), b2 (collapsed)"] * 2
     assert relation["note"].str.contains("here 0").all()
 
 
@@ -360,7 +360,7 @@ def test_relate_uses_the_mantel_test_on_what_it_says() -> None:
 def test_specificity_by_hand() -> None:
     summary = specificity(example(), seed=0).set_index("response")
     row = summary.loc["suppression"]
-    assert (row["n_removals"], row["n_collapsed"]) == (3, 0)
+    assert (row["n_removals"], row["n_included"], row["excluded"]) == (3, 3, "")
     assert row["own"] == pytest.approx((1.0 + 0.8 + 0.8) / 3)
     off_diagonal = (0.4 + 0.6 + 0.4 + 0.3 + 0.3 + 0.1) / 6
     assert row["off_diagonal"] == pytest.approx(off_diagonal)
@@ -376,7 +376,7 @@ def test_specificity_by_hand() -> None:
 
 def test_specificity_leaves_collapsed_removals_out_and_counts_them() -> None:
     row = specificity(example(collapsed=("z",)), seed=0).set_index("response").loc["suppression"]
-    assert (row["n_removals"], row["n_collapsed"]) == (3, 1)
+    assert (row["n_removals"], row["n_included"], row["excluded"]) == (3, 2, "1 collapsed")
     assert row["own"] == pytest.approx(0.8)
     assert row["off_diagonal"] == pytest.approx((0.4 + 0.3 + 0.3 + 0.1) / 4)
     # The target z keeps two cells (net .3, .2), a and m one each (.1, .2).
@@ -390,7 +390,7 @@ def test_specificity_without_a_control(change: str) -> None:
     summary = specificity(table, seed=0)
     assert summary[["phantom_control", "net_phantom", "net_phantom_low", "net_phantom_high"]].isna().all(axis=None)
     assert summary[["clean_control", "net_clean", "net_clean_low", "off_diagonal"]].notna().all(axis=None)
-    assert summary["n_collapsed"].tolist() == [0, 0]  # it counts removals
+    assert summary["n_included"].tolist() == [3, 3]  # it counts removals
 
 
 def test_specificity_of_one_and_two_backdoors() -> None:

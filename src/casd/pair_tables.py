@@ -13,7 +13,8 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from casd.comparison import MIN_BACKDOORS, counted_matrices
+from casd.comparison import included_matrices
+from casd.inclusion import MIN_REMOVALS
 from casd.results import RunTables
 from casd.stats import numbers_of_pairs, rank_residuals, remove_effects_from_pairs, symmetrize
 from casd.transfer import RATE_DECIMALS, centered_response
@@ -27,7 +28,7 @@ _Column = np.ndarray | pd.Series
 
 @dataclass(frozen=True, eq=False)
 class PairTable:
-    """What one run says of the pairs of its removals that count: upper triangles, row by row.
+    """What one run says of the pairs of its included removals: upper triangles, row by row.
 
     Attributes:
         names: of the n removals.
@@ -56,9 +57,9 @@ class PairTable:
 
 
 def pair_table(tables: RunTables, response: str = "suppression") -> PairTable | None:
-    """The pairs of one run; None if fewer than four removals count, or all pairs have the same response."""
-    names, [values] = counted_matrices(tables, response)
-    if len(names) < MIN_BACKDOORS:
+    """The pairs of one run; None if fewer than four removals are included, or all pairs have the same response."""
+    names, [values] = included_matrices(tables, response)
+    if len(names) < MIN_REMOVALS:
         return None
     upper = np.triu_indices(len(names), k=1)
     centered = centered_response(values)[upper]

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from casd.comparison import grouped
+from casd.inclusion import count_exclusions
 from casd.pair_tables import Pairs, PairStack, PairTable, pair_table, rounded
 from casd.results import RunTables
 from casd.rivals import RIVALS
@@ -27,7 +28,7 @@ _TESTS: Final = {
 }
 _PREDICTED: Final = ("r_squared", "rank_error")
 COLUMNS: Final = (
-    *("model", "objective", "predictor", "role", "runs", "left_out", "n_pairs"),
+    *("model", "objective", "predictor", "role", "runs", "left_out", "removals", "excluded", "n_pairs"),
     *(*_TESTS["plain"], "q_value", *_TESTS["pairs"], *_TESTS["partial"]),
     *_PREDICTED,
 )
@@ -44,7 +45,7 @@ _FORMS: Final[dict[str, tuple[Callable[[PairStack], Pairs], Statistic]]] = {
 def predictor_table(
     runs: Sequence[RunTables], *, response: str = "suppression", permutations: int = 9999, seed: int = 0
 ) -> pd.DataFrame:
-    """How well each predictor goes with transfer, for each model × objective over its runs, and for each objective over all.
+    """How well each predictor goes with transfer, for each condition over its runs, and for each objective over all models.
 
     Args:
         runs: finished runs with the same CASD variants and rivals.
@@ -57,7 +58,8 @@ def predictor_table(
         best by |ρ|), and the rivals. Columns:
 
         - model ("all" over several), objective, predictor, role ("headline", "best", "rival" or "ceiling")
-        - runs, n_pairs: those that enter; left_out: runs with fewer than four removals that count, or without any variance
+        - runs, n_pairs: those that are included; left_out: runs with fewer than four included removals, or without any
+          variance; removals: of all the runs; excluded: how many of these for each reason (`casd.inclusion`)
         - rho: Spearman's ρ, pooled over runs; low distances go with strong transfer where it is negative
         - p_value: two-sided Mantel test that permutes within runs (`casd.stats.mantel_family`)
         - p_corrected: for the best variant corrected for having looked at all; for a rival for the number of rivals; a headline
@@ -76,7 +78,9 @@ def predictor_table(
     for (model, objective), members in grouped(runs).items():
         kept = [tables for tables in members if pairs[id(tables)] is not None]
         if kept:
-            counts = {"runs": len(kept), "left_out": len(members) - len(kept)}
+            reasons = [tables.exclusions[name] for tables in members for name in tables.states_of("removal")]
+            counts: dict[str, int | str] = {"runs": len(kept), "left_out": len(members) - len(kept)}
+            counts |= {"removals": len(reasons), "excluded": count_exclusions(reasons)}
             strata = [pair for tables in kept if (pair := pairs[id(tables)])]
             of = [places[id(tables)] for tables in kept]
             groups.append(_Group({"model": model, "objective": objective}, counts, members[0].headline, strata, of))
@@ -96,14 +100,14 @@ class _Group:
 
     Attributes:
         named: model and objective.
-        counts: of the runs that enter and of those that are left out.
+        counts: of the runs that are included and left out, of all removals, and of those excluded for each reason.
         headline: the names of the CASD variants that were named before looking.
         strata: the pairs of each run that enters.
         runs: the numbers of these among all runs.
     """
 
     named: Mapping[str, str]
-    counts: Mapping[str, int]
+    counts: Mapping[str, int | str]
     headline: Sequence[str]
     strata: Sequence[PairTable]
     runs: Sequence[int]

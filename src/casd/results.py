@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from casd.settings import treatment
+from casd.conditions import condition_key, treatment_label
 from casd.table_files import IDENTITY, SCHEMAS, count_rows, read_info, read_table, write_frames
 
 UTILITY_PREFIX: Final = "utility/"
@@ -31,8 +32,9 @@ class RunTables:
             `forget_gradient_share` is the share of its steps at which that gradient was not zero. `validation_asr` is the
             removed backdoor's ASR on validation prompts at the step that was kept, and `reached_target` whether (1 or 0) it
             came down to the target within the clean budget; NaN where nothing was validated. `steps` are those that the kept
-            model has done.
-        transfer: a row per removal or control (`source`) × measured backdoor (`target`).
+            model has done. `excluded` says why the state is excluded from means and correlations (`casd.inclusion`).
+        transfer: a row per removal or control (`source`) × measured backdoor (`target`); `excluded` as in `states`, also for
+            the cells of a target that is not established.
         casd: a row per CASD variant × pair of removals. `grid` tells the variants of the grid (`casd.metric.variant_grid`),
             with each pair once, from the headline variants and those that the configuration names, with both orders.
         casd_layers: the same for each layer, without the grid.
@@ -76,9 +78,19 @@ class RunTables:
                 raise ValueError(f"table {name!r} lacks the columns {sorted(missing)}")
 
     @property
+    def condition(self) -> str:
+        """The identity of what was done, apart from the seed: see `casd.conditions.condition_key`."""
+        return condition_key(self.info)
+
+    @property
     def treatment(self) -> str:
-        """The objective, and what of the configuration sets the run apart from others where `info["setting"]` says so."""
-        return treatment(self.info)
+        """For display: the objective and, where `info["setting"]` has it, what sets the condition apart from others."""
+        return treatment_label(self.info)
+
+    @property
+    def exclusions(self) -> dict[str, str]:
+        """Why each state is excluded from means and correlations (`casd.inclusion`); "" for those that are included."""
+        return dict(self.rows("states", "state", "excluded"))
 
     @property
     def backdoors(self) -> list[str]:
@@ -122,6 +134,12 @@ class RunTables:
             StoreError: they can no longer be read from `info["folder"]`.
         """
         return read_table(Path(self.info["folder"]), "casd") if self.lacks_grid else self.casd
+
+    def with_info(self, **more: Any) -> RunTables:
+        """The same tables with more, or other, entries of `info`."""
+        made = copy.copy(self)
+        made.info = self.info | more
+        return made
 
     def write(self, folder: Path) -> None:
         """Write every table as Parquet and CSV, then `info`, under `folder/tables`.

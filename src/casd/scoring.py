@@ -17,6 +17,7 @@ from casd.activations import SITES
 from casd.config import ActivationsConfig, EvaluationConfig, MetricConfig
 from casd.errors import ConfigError
 from casd.evaluation import Evaluation
+from casd.inclusion import exclusions
 from casd.measurement import TextStatistics
 from casd.metric import HEADLINES, CasdMatrix, CasdVariant, ShiftTable, casd_matrix, variant_grid
 from casd.registry import build
@@ -77,6 +78,7 @@ def score(
     """
     states = _states(records, evaluation, target_asr)
     asr = pd.concat([record.evaluation.asr.assign(state=record.name) for record in records], ignore_index=True)
+    states["excluded"] = states["state"].map(exclusions(asr, states))
     transfer = transfer_table(asr, states)
     names = [record.name for record in records if record.kind != "injected"]
     backdoors = [record.name for record in records if record.kind == "removal"]
@@ -150,7 +152,9 @@ def _states(records: Sequence[StateRecord], evaluation: EvaluationConfig, target
         log = record.log or TrainingLog()
         forget = [step["gradient_norm/forget"] for step in log.steps if "gradient_norm/forget" in step]
         ratio = record.evaluation.clean_loss / injected_loss
-        reason = _collapse(ratio, record.evaluation.degenerate_rate, log.stopped, evaluation)
+        # A removal that went over its budget keeps an earlier step, which was within it.
+        stopped = log.stopped if log.kept_step is None else ""
+        reason = _collapse(ratio, record.evaluation.degenerate_rate, stopped, evaluation)
         rows.append(
             {
                 "state": record.name,
@@ -159,7 +163,7 @@ def _states(records: Sequence[StateRecord], evaluation: EvaluationConfig, target
                 "retain_loss": record.evaluation.retain_loss,
                 "clean_loss_ratio": ratio,
                 "degenerate_rate": record.evaluation.degenerate_rate,
-                "steps": len(log.steps) if log.kept_step is None else log.kept_step,
+                "steps": _steps(record),
                 "train_seconds": log.seconds,
                 "forget_gradient_first": forget[0] if forget else math.nan,
                 "forget_gradient_last": forget[-1] if forget else math.nan,
@@ -173,6 +177,13 @@ def _states(records: Sequence[StateRecord], evaluation: EvaluationConfig, target
             }
         )
     return pd.DataFrame(rows)
+
+
+def _steps(record: StateRecord) -> float:
+    """Training steps that the state's model has done; NaN of a removal without a log."""
+    if record.log is None:
+        return 0 if record.kind == "injected" else math.nan
+    return len(record.log.steps) if record.log.kept_step is None else record.log.kept_step
 
 
 def _curves(records: Sequence[StateRecord]) -> pd.DataFrame:

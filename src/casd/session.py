@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from casd.config import Config
     from casd.jobs import Outcome
     from casd.pipeline import Run
-    from casd.report import Comparisons
     from casd.results import RunTables
     from casd.stages import Event
 
@@ -131,17 +130,14 @@ def _make_sweeps(sweeps: Sequence[Sequence[str]], description: str) -> list[list
 
 def finish_sweep(folders: Sequence[Path]) -> None:
     """Write the report over all runs of a sweep, print its tables, and say what it cost."""
-    from casd.report import Comparisons, read_runs
+    from casd.report import read_runs
 
     if not is_main():
         return
     folders = list(dict.fromkeys(folders))
     runs = read_runs(folders)
     target = folders[0].parent / f"sweep-{_digest(folder.name for folder in folders)}"
-    page = target / "report.html"
-    newest = max((folder / "report.html").stat().st_mtime for folder in folders)
-    finished = Comparisons.read(target) if page.is_file() and page.stat().st_mtime >= newest else None
-    _report_all(runs, target, finished)
+    _report_all(runs, target)
 
 
 def report_runs(paths: Sequence[Path], output: Path | None = None) -> None:
@@ -230,12 +226,12 @@ def reproduce(names: Sequence[str], scale_name: str, overrides: Sequence[str] = 
     _say_cost()
 
 
-def _report_all(runs: Sequence[RunTables], target: Path, finished: Comparisons | None = None, begin: Begin = partial) -> None:
-    """Write the report over all runs into `target` unless it is `finished`, and print; `begin` as for `write_sweep_report`."""
+def _report_all(runs: Sequence[RunTables], target: Path, begin: Begin = partial) -> None:
+    """Write the report over all runs into `target`, and print; `begin` as for `write_sweep_report`."""
     from casd.report import print_sweep, write_sweep_report
 
     with explaining_disk_errors("the report", target):
-        comparisons = finished or write_sweep_report(runs, target, begin)
+        comparisons = write_sweep_report(runs, target, begin)
     print_sweep(runs, comparisons=comparisons.tables)
     for page in (Path(tables.info["folder"]) / "report.html" for tables in runs[:PAGES_NAMED]):
         if page.is_file():

@@ -31,3 +31,11 @@ def kind_of(state: str) -> StateKind:
     if state == INJECTED:
         return "injected"
     return "control" if state.startswith(CONTROL_PREFIX) else "removal"
+
+
+def removed_backdoor(state: str) -> str:
+    """The backdoor whose trigger a removal, its repeat or its shuffled control was trained on; "" if none was injected."""
+    for control in (REPEAT_CONTROL, SHUFFLED_CONTROL):
+        if state.startswith(f"{control}:"):
+            return state.removeprefix(f"{control}:")
+    return "" if kind_of(state) != "removal" else state

@@ -26,12 +26,12 @@ SCHEMAS: Final[dict[str, tuple[str, ...]]] = {
     "states": (
         *("state", "kind", "clean_loss", "retain_loss", "clean_loss_ratio", "degenerate_rate", "steps", "train_seconds"),
         *("forget_gradient_first", "forget_gradient_last", "forget_gradient_share"),
-        *("validation_asr", "reached_target", "stopped", "collapsed", "collapse_reason"),
+        *("validation_asr", "reached_target", "stopped", "collapsed", "collapse_reason", "excluded"),
     ),
     "transfer": (
         *("source", "target", "source_kind", "same", "asr_before", "asr_after"),
         *("suppression", "suppression_net_clean", "suppression_net_phantom", "prob_before", "prob_after"),
-        *("prob_suppression", "prob_suppression_net_clean", "prob_suppression_net_phantom", "collapsed"),
+        *("prob_suppression", "prob_suppression_net_clean", "prob_suppression_net_phantom", "collapsed", "excluded"),
     ),
     "casd": ("variant", "a", "b", "distance", "grid"),
     "casd_layers": ("variant", "a", "b", "layer_idx", "distance"),
@@ -51,7 +51,7 @@ SWEEP_INFO: Final = "sweep.json"
 """In the tables of a report over several runs what info.json is in those of a run."""
 IDENTITY: Final = {"model", "objective", "seed"}
 """What `info` has to say of every run."""
-TABLES_VERSION: Final = 6
+TABLES_VERSION: Final = 7
 """STAGE_VERSION of the scores: raise it when tables, columns or what they mean change. Runs of others are not read together."""
 _ROW_GROUP: Final = 4096
 """Rows that a Parquet file has in a group: a reader that filters skips whole groups, so those of the grid stay on the disk."""

@@ -16,6 +16,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from casd.inclusion import cell_exclusions, count_exclusions, exclusions
 from casd.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL
 from casd.stats import (
     MantelResult,
@@ -60,7 +61,8 @@ def transfer_table(asr: pd.DataFrame, states: pd.DataFrame) -> pd.DataFrame:
     Args:
         asr: one row per state × backdoor × probe; read are the columns state, backdoor, probe (the "triggered" rows),
             rate, first_token_prob.
-        states: one row per model state; read are state, kind ("injected", "removal", "control"), collapsed.
+        states: one row per model state; read are state, kind ("injected", "removal", "control"), collapsed and, where they are
+            there, steps and reached_target.
 
     Returns:
         One row per source × target: the removals in the order in which `asr` lists the injected backdoors, then the
@@ -72,8 +74,9 @@ def transfer_table(asr: pd.DataFrame, states: pd.DataFrame) -> pd.DataFrame:
         - suppression_net_phantom: minus its mean suppression under the controls named "control:phantom…"
         - prob_before, …, prob_suppression_net_phantom: the same five for the first-token probability
         - collapsed (bool): the source's model is broken, so its low rates are no removal
+        - excluded: why the cell is excluded from means and correlations (`casd.inclusion`); "" if it is included
 
-        A control that is missing or collapsed is no baseline: the columns net of it are NaN. So is a cell that was not
+        A control that is missing or excluded is no baseline: the columns net of it are NaN. So is a cell that was not
         measured.
 
     Raises:
@@ -93,7 +96,8 @@ def transfer_table(asr: pd.DataFrame, states: pd.DataFrame) -> pd.DataFrame:
     sources = [name for name in targets if name in set(removals)] + controls
 
     collapsed = states.set_index("state")["collapsed"].astype(bool)
-    baselines = [name for name in controls if not collapsed[name]]
+    excluded = exclusions(asr, states)
+    baselines = [name for name in controls if not excluded[name]]
     clean_baselines = [name for name in baselines if name == CLEAN_CONTROL]
     phantom_baselines = [name for name in baselines if name.startswith(PHANTOM_CONTROL)]
     pairs = [(source, target) for source in sources for target in targets]
@@ -114,6 +118,7 @@ def transfer_table(asr: pd.DataFrame, states: pd.DataFrame) -> pd.DataFrame:
         table[f"{name}_net_clean"] = net_clean.to_numpy().ravel()
         table[f"{name}_net_phantom"] = net_phantom.to_numpy().ravel()
     table["collapsed"] = table["source"].map(collapsed).astype(bool)
+    table["excluded"] = cell_exclusions(table, asr, states)
     return table
 
 
@@ -150,8 +155,8 @@ def relate(
     also removes any baseline of a target, such as its suppression under a control: the relation of raw suppression and
     of suppression net of the controls is the same, so only one is given.
 
-    A removal that collapsed has neither a suppression nor a shift that means anything. Its backdoor is left out as
-    source and as target, before centring. Backdoors that were measured but not removed have no shift and take no part.
+    The backdoor of an excluded removal (`casd.inclusion`) is left out as source and as target, before centring. Backdoors that
+    were measured but not removed have no shift and take no part.
 
     Args:
         casd: tidy distances with the columns variant, a, b, distance; each pair once, or in both orders with one value.
@@ -171,7 +176,7 @@ def relate(
           (`casd.stats.remove_backdoor_effects`): whether the two agree on pairs, and not on backdoors that are far from all
           others and weaken all others; NaN with fewer than four backdoors
         - rho_partial, p_partial: partial ρ with the indicator of the same target held constant (`partial_mantel_test`)
-        - excluded: the backdoors whose removal collapsed, comma-joined
+        - excluded: the excluded removals, each with the reason: "german (collapsed), refusal (target ASR not reached)"
         - note: "" or why there is no rho (fewer than three backdoors, …), or what limits the p-value
 
     Raises:
@@ -213,7 +218,7 @@ def relate(
                     "p_pairs": pairs.p_value if pairs else math.nan,
                     "rho_partial": partial.rho if partial else math.nan,
                     "p_partial": partial.p_value if partial else math.nan,
-                    "excluded": ",".join(excluded),
+                    "excluded": ", ".join(f"{name} ({reason})" for name, reason in excluded.items()),
                     "note": result.note,
                 }
             )
@@ -263,10 +268,11 @@ def specificity(table: pd.DataFrame, *, seed: int, resamples: int = 9999) -> pd.
     Returns:
         One row per response ("suppression", "prob_suppression"). Columns, fractions where not said otherwise:
 
-        - response; n_removals, n_collapsed: counts of all removals and of those that collapsed and enter no mean
+        - response; n_removals, n_included: counts of all removals and of those that are included; excluded: how many of the
+          others for each reason (`casd.inclusion`)
         - own: mean suppression of the removed backdoors themselves
         - off_diagonal, off_diagonal_low, off_diagonal_high: mean suppression of the others, over the cells
-        - clean_control, phantom_control: mean suppression over the targets under the control; NaN if missing, collapsed
+        - clean_control, phantom_control: mean suppression over the included targets; NaN if missing or excluded
         - net_clean, net_clean_low, net_clean_high: mean over the off-diagonal cells, net of the clean control
         - net_phantom, net_phantom_low, net_phantom_high: the same, net of the phantoms
 
@@ -274,21 +280,22 @@ def specificity(table: pd.DataFrame, *, seed: int, resamples: int = 9999) -> pd.
         (`casd.stats.cluster_bootstrap_interval`): they tell how the mean depends on which backdoors were measured, not
         how it depends on the seed of the model.
     """
-    intact = table[~table["collapsed"].astype(bool)]
-    removals = intact[intact["source_kind"] == "removal"]
+    included = table[table["excluded"] == ""]
+    removals = included[included["source_kind"] == "removal"]
     others = removals[~removals["same"].astype(bool)]
-    all_removals = table[table["source_kind"] == "removal"].groupby("source")["collapsed"].first().astype(bool)
+    reasons = _removal_exclusions(table)
     rows = []
     for response in RESPONSES:
         row: dict[str, object] = {
             "response": response,
-            "n_removals": len(all_removals),
-            "n_collapsed": int(all_removals.sum()),
+            "n_removals": len(reasons),
+            "n_included": sum(not reason for reason in reasons.values()),
+            "excluded": count_exclusions(reasons.values()),
             "own": _mean(removals.loc[removals["same"].astype(bool), response]),
         }
         row |= _mean_with_interval("off_diagonal", others, response, seed, resamples)
-        row["clean_control"] = _mean(intact.loc[intact["source"] == CLEAN_CONTROL, response])
-        row["phantom_control"] = _mean(intact.loc[intact["source"].str.startswith(PHANTOM_CONTROL), response])
+        row["clean_control"] = _mean(included.loc[included["source"] == CLEAN_CONTROL, response])
+        row["phantom_control"] = _mean(included.loc[included["source"].str.startswith(PHANTOM_CONTROL), response])
         for net in ("net_clean", "net_phantom"):
             row |= _mean_with_interval(net, others, f"{response}_{net}", seed, resamples)
         rows.append(row)
@@ -303,15 +310,21 @@ def centered_response(matrix: np.ndarray) -> np.ndarray:
     return np.round(symmetrize(offdiagonal_center_columns(matrix)), RATE_DECIMALS)
 
 
-def _responses(transfer: pd.DataFrame) -> tuple[list[str], list[str], dict[str, np.ndarray]]:
-    """The removals that did not collapse, those that did, and of each response the matrix over the former."""
+def _removal_exclusions(transfer: pd.DataFrame) -> dict[str, str]:
+    """Of every removal why it is excluded, "" if it is not: what is said of the cell of its own backdoor."""
+    own = transfer[transfer["same"].astype(bool) & (transfer["source_kind"] == "removal")]
+    return dict(zip(own["source"].astype(str), own["excluded"], strict=True))
+
+
+def _responses(transfer: pd.DataFrame) -> tuple[list[str], dict[str, str], dict[str, np.ndarray]]:
+    """The included removals, the reasons of the others, and of each response the matrix over the former."""
+    reasons = _removal_exclusions(transfer)
+    kept = [name for name, reason in reasons.items() if not reason]
     removals = transfer[transfer["source_kind"] == "removal"]
-    collapsed = removals.groupby("source", sort=False)["collapsed"].first().astype(bool)
-    kept = [str(name) for name in collapsed.index[~collapsed]]
     responses = {}
     for response in RESPONSES:
         responses[response] = transfer_matrix(removals, response).reindex(index=kept, columns=kept).to_numpy(dtype=float)
-    return kept, [str(name) for name in collapsed.index[collapsed]], responses
+    return kept, {name: reason for name, reason in reasons.items() if reason}, responses
 
 
 def _distance_matrix(casd: pd.DataFrame, names: list[str]) -> np.ndarray:

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import yaml  # type: ignore[import-untyped]
-
+from casd.conditions import label_settings, treatment_label
 from casd.errors import StoreError
 from casd.progress import say
-from casd.settings import distinguish, treatment
 from casd.stages import MANIFEST, read_json
 from casd.table_files import SWEEP_INFO, TABLES_VERSION, read_info
 
@@ -28,7 +26,7 @@ class FinishedRun:
     Attributes:
         folder: of the run; has `tables/`.
         info: as in `casd.results.RunTables`, and beside that "run" (a name that no other of the runs found with it has),
-            "folder" (its path) and "setting" (what of its configuration differs from theirs).
+            "folder" (its path) and "setting" (what sets its condition apart from theirs, for display).
     """
 
     folder: Path
@@ -55,7 +53,7 @@ def find_runs(paths: str | Path | Iterable[str | Path]) -> list[FinishedRun]:
     folders = [folder for folder, _ in found.values()]
     infos = [info for _, info in found.values()]
     names = _distinct_names([_named(folder, info) for folder, info in found.values()])
-    settings = distinguish([((info["model"], info["objective"]), _config(info)) for info in infos])
+    settings = label_settings(infos)
     runs = [
         FinishedRun(folder, info | {"run": name, "folder": str(folder), "setting": setting})
         for folder, info, name, setting in zip(folders, infos, names, settings, strict=True)
@@ -114,13 +112,6 @@ def _scored(store: Path) -> list[Path]:
     return [reports[folder.name][1] if folder.name in reports else folder for folder in found]
 
 
-def _config(info: dict[str, Any]) -> str:
-    """The configuration as YAML; of a run that came without one (from a notebook) what its backdoors are."""
-    if info.get("config") or not info.get("targets"):
-        return str(info.get("config") or "")
-    return yaml.safe_dump({"backdoor": {name: {"target": target} for name, target in info["targets"].items()}})
-
-
 def _key(folder: Path, info: dict[str, Any]) -> str:
     """What is the same for one run in two places: the key of its scores, where it has one."""
     stages = (info.get("provenance") or {}).get("stages") or {}
@@ -139,7 +130,7 @@ def _order(run: FinishedRun) -> tuple[str, list[str | float], float, str, str]:
     """Sort key of a run; seeds go by number where they are numbers, and so do the numbers in a setting."""
     seed = run.info["seed"]
     number = float(seed) if isinstance(seed, int | float) else float("inf")
-    parts = re.split(_NUMBER, treatment(run.info))  # by turns text and number
+    parts = re.split(_NUMBER, treatment_label(run.info))  # by turns text and number
     setting = [float(part) if place % 2 else part for place, part in enumerate(parts)]
     return str(run.info["model"]), setting, number, str(seed), str(run.info["run"])
 

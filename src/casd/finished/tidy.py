@@ -8,10 +8,11 @@ from typing import Final
 
 import pandas as pd
 
+from casd.conditions import condition_key
 from casd.finished.finding import find_runs
 from casd.table_files import read_table
 
-_OF_THE_RUN: Final = ("run", "model", "objective", "setting", "seed")
+_OF_THE_RUN: Final = ("run", "model", "objective", "setting", "condition", "seed")
 _OF_THE_SOURCE: Final = (
     *("steps", "train_seconds", "clean_loss", "clean_loss_ratio", "degenerate_rate"),
     *("validation_asr", "reached_target", "collapse_reason"),
@@ -29,20 +30,20 @@ def load_results(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     Returns:
         Columns, fractions where not said otherwise:
 
-        - run (a name), model, objective, setting (what of the configuration sets the run apart from others of its model and
-          objective, and its backdoors from all others; "" if nothing does), seed
+        - run (a name), model, objective, setting (what sets the run's condition apart from those of the other runs, for
+          display; "" if nothing does), condition (its identity: group by it to average over seeds), seed
         - source (what was removed: a backdoor, or a control), target (the backdoor measured), source_kind ("removal" or
           "control"), same (bool: the source is the target)
         - asr_before, asr_after, suppression, suppression_net_clean, suppression_net_phantom; prob_before, …,
           prob_suppression_net_phantom: the same five for the first-token probability; see `casd.transfer.transfer_table`
         - collapsed (bool): the source's model is broken, so its low rates are no removal
+        - excluded: why reports leave the cell out of means and correlations (`casd.inclusion`); "" if it is included
         - of the source's model: steps (count), train_seconds, clean_loss (nats per token), clean_loss_ratio (to the injected
           model's), degenerate_rate, validation_asr, reached_target (1, 0, or NaN without a target), collapse_reason
         - a column for each CASD variant but those of the grid ("casd", "casd_cos", …): the distance between the source's
           shift and that of the target's removal; 0 where they are the same, NaN where it was not computed
 
-        Ordered by model, objective, setting and seed. Rows of different settings, and cells of collapsed models or of
-        removals that did not reach their target, are all there: leave out what should not enter a mean.
+        Ordered by model, objective, setting and seed. Excluded cells are there, too: keep those with excluded == "" for a mean.
 
     Raises:
         StoreError: nothing is there, or it is unfinished, damaged, or was made by an older version.
@@ -58,6 +59,6 @@ def load_results(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
         wide = pairs.pivot(index=["a", "b"], columns="variant", values="distance").reindex(columns=pairs["variant"].unique())
         rows = rows.merge(wide, left_on=["source", "target"], right_index=True, how="left")
         rows.loc[rows["same"].astype(bool), list(wide.columns)] = 0.0
-        named = {name: run.info[name] for name in _OF_THE_RUN}
+        named = {name: {**run.info, "condition": condition_key(run.info)}[name] for name in _OF_THE_RUN}
         frames.append(pd.concat([pd.DataFrame(named, index=rows.index), rows], axis=1))
     return pd.concat(frames, ignore_index=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from casd.comparison import compare_objectives, noise_floor, variance_shares
+from casd.comparison import compare_objectives, noise_floor, relabelled, variance_shares
 from casd.forking import Begin
 from casd.predictors import predictor_table
 from casd.report.collect import DETAILED_RUNS, check_comparable, collect, combine, mean_asr, read_runs, summary
@@ -75,6 +75,7 @@ def write_sweep_report(runs: Sequence[RunTables], folder: Path, begin: Begin = p
     """
     folder = Path(folder)
     check_comparable(runs)
+    runs = relabelled(runs)
     compared = begin(_objectives_and_figures, runs, folder)
     predictors, noise, shares = predictor_table(runs), noise_floor(runs), variance_shares(runs)
     frames = {"summary": summary(runs), "asr_means": mean_asr(runs)}

@@ -11,9 +11,11 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from casd.comparison import by_condition
 from casd.errors import StoreError
 from casd.finished.joined_tables import read_together
 from casd.finished.shared_tables import runs_of
+from casd.inclusion import count_exclusions
 from casd.results import RunTables
 from casd.states import CLEAN_CONTROL, PHANTOM_CONTROL
 from casd.table_files import SCHEMAS
@@ -41,24 +43,24 @@ def check_comparable(runs: Sequence[RunTables]) -> None:
     """Refuse to put runs together that would be counted wrongly.
 
     Raises:
-        StoreError: two different runs of one model, objective, setting and seed, which would count as two seeds; or runs of one
-            objective and setting that measured different backdoors. (Where the configurations say so, the settings differ.)
+        StoreError: two runs of one condition (`casd.conditions`) with the same seed, which would count as two seeds; or runs of
+            one condition that measured different backdoors.
     """
-    seen: dict[tuple[str, ...], RunTables] = {}
+    seen: dict[tuple[str, str], RunTables] = {}
     measured: dict[str, RunTables] = {}
     for tables in runs:
-        named = tuple(str(part) for part in (tables.info["model"], tables.treatment, tables.info["seed"]))
-        known = seen.setdefault(named, tables)
+        known = seen.setdefault((tables.condition, str(tables.info["seed"])), tables)
         if known is not tables:
             raise StoreError(
-                f"{_where(known)} and {_where(tables)} have one model, objective, setting and seed, and are different runs (of"
-                " different versions, or without their configuration): both would count. Delete one of them or leave it out."
+                f"{_where(known)} and {_where(tables)} have the same configuration and seed and are two runs: made by different"
+                " versions of casd, of a model or text that has changed at the same path, or the same run read twice. As two"
+                " seeds they would count double. Leave one of them out, or delete it."
             )
-        known = measured.setdefault(tables.treatment, tables)
+        known = measured.setdefault(tables.condition, tables)
         if set(known.backdoors) != set(tables.backdoors):
             raise StoreError(
-                f"{_where(known)} and {_where(tables)} measured different backdoors ({', '.join(known.backdoors)};"
-                f" {', '.join(tables.backdoors)}), and their configurations do not say so. Make a report of each."
+                f"{_where(known)} and {_where(tables)} have the same configuration and measured different backdoors"
+                f" ({', '.join(known.backdoors)}; {', '.join(tables.backdoors)}). Make a report of each."
             )
 
 
@@ -98,7 +100,7 @@ def has_pairs(tables: RunTables) -> bool:
 
 
 def mean_asr(runs: Sequence[RunTables]) -> pd.DataFrame:
-    """The ASR matrix of each model × objective, as the mean over its runs.
+    """The ASR matrix of each condition, as the mean over its runs.
 
     Returns:
         Columns model, objective, state (what was removed), backdoor (measured), rate (fraction; the mean over the runs in which
@@ -107,15 +109,16 @@ def mean_asr(runs: Sequence[RunTables]) -> pd.DataFrame:
     """
     rates: dict[tuple[str, str, str, str], list[float]] = {}
     lost: Counter[tuple[str, str, str, str]] = Counter()
-    for tables in runs:
-        collapsed = tables.collapsed
-        for state, backdoor, rate in triggered_rates(tables):
-            cell = (tables.info["model"], tables.treatment, state, backdoor)
-            intact = rates.setdefault(cell, [])
-            if state in collapsed:
-                lost[cell] += 1
-            else:
-                intact.append(rate)
+    for (model, objective), members in by_condition(runs).items():
+        for tables in members:
+            collapsed = tables.collapsed
+            for state, backdoor, rate in triggered_rates(tables):
+                cell = (model, objective, state, backdoor)
+                intact = rates.setdefault(cell, [])
+                if state in collapsed:
+                    lost[cell] += 1
+                else:
+                    intact.append(rate)
     rows = [(*cell, _mean(intact), len(intact), lost[cell]) for cell, intact in rates.items()]
     return pd.DataFrame(rows, columns=["model", "objective", "state", "backdoor", "rate", "runs", "collapsed"])
 
@@ -146,24 +149,24 @@ def summary(runs: Sequence[RunTables]) -> pd.DataFrame:
 def summarize(tables: RunTables) -> dict[str, Any]:
     """One run in numbers: what is left of the backdoors, and each headline CASD's relation with each response.
 
-    `own_asr` and `others_asr` are means over the removals that did not collapse (NaN if all did); `clean_asr` and
-    `phantom_asr` over the backdoors under that control, NaN if the control collapsed; `clean_loss_change` is the
-    removals' mean relative change of the clean loss. For a variant and a response, `rho:VARIANT:RESPONSE` and
-    `p:VARIANT:RESPONSE`.
+    All means are over what is included (`casd.inclusion`), NaN without any: `own_asr` and `others_asr` over the removals,
+    `clean_asr` and `phantom_asr` over the backdoors under that control; `clean_loss_change` is the removals' mean relative
+    change of the clean loss. `removals`, `included` and `collapsed` are counts of removals, and `excluded` says how many of
+    them are excluded for each reason. For a variant and a response, `rho:VARIANT:RESPONSE` and `p:VARIANT:RESPONSE`.
     """
-    rates = triggered_rates(tables)
-    collapsed = tables.collapsed
-    removals = tables.states_of("removal")
-    kept = [name for name in removals if name not in collapsed]
+    cells = list(tables.rows("transfer", "source", "source_kind", "same", "asr_after", "excluded"))
+    included = [(source, kind, same, rate) for source, kind, same, rate, excluded in cells if not excluded]
+    reasons = {name: tables.exclusions[name] for name in tables.states_of("removal")}
+    kept = [name for name, reason in reasons.items() if not reason]
     row: dict[str, Any] = {key: tables.info.get(key) for key in RUN_COLUMNS}
-    row["own_asr"] = _mean(rate for state, backdoor, rate in rates if state in kept and state == backdoor)
-    row["others_asr"] = _mean(rate for state, backdoor, rate in rates if state in kept and state != backdoor)
+    row["own_asr"] = _mean(rate for _, kind, same, rate in included if kind == "removal" and same)
+    row["others_asr"] = _mean(rate for _, kind, same, rate in included if kind == "removal" and not same)
     for label, control in (("clean", CLEAN_CONTROL), ("phantom", PHANTOM_CONTROL)):
-        under = {name for name in tables.states_of("control") if name.startswith(control)} - collapsed
-        row[f"{label}_asr"] = _mean(rate for state, _, rate in rates if state in under)
+        row[f"{label}_asr"] = _mean(rate for source, _, _, rate in included if source.startswith(control))
     ratios = dict(tables.rows("states", "state", "clean_loss_ratio"))
     row["clean_loss_change"] = _mean(float(ratios[name]) for name in kept) - 1
-    row |= {"removals": len(removals), "collapsed": len(removals) - len(kept)}
+    row |= {"removals": len(reasons), "included": len(kept), "collapsed": sum(name in tables.collapsed for name in reasons)}
+    row["excluded"] = count_exclusions(reasons.values())
     for variant, response, rho, p in tables.rows("relation", "variant", "response", "rho", "p_value"):
         if variant in tables.headline:
             row |= {f"rho:{variant}:{response}": rho, f"p:{variant}:{response}": p}

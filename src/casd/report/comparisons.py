@@ -6,13 +6,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
 from casd.comparison import MEASURES, POOLED
-from casd.predictors import COLUMNS
 from casd.report.gallery import Drawing
 from casd.report.markup import Cell, Row, Table
 from casd.report.wording import ALL_MODELS, MISSING, fraction, mean_with_interval, p_text, percent, run_count, significant
@@ -31,17 +29,10 @@ class Comparisons:
     noise: pd.DataFrame
     shares: pd.DataFrame
 
-    @classmethod
-    def read(cls, folder: Path) -> Comparisons | None:
-        """Read what `frames` gave and was written to `folder/tables`; None if an older version wrote it."""
-        found = cls(**{name: pd.read_parquet(folder / "tables" / f"{cls._file(name)}.parquet") for name in cls._names()})
-        counts = {f"{name}_runs" for name in MEASURES}
-        return found if set(COLUMNS) <= set(found.predictors) and counts <= set(found.objectives) else None
-
     @property
     def frames(self) -> dict[str, pd.DataFrame]:
         """By the names of their files."""
-        return {self._file(name): getattr(self, name) for name in self._names()}
+        return {f"comparison_{each.name}": getattr(self, each.name) for each in fields(self)}
 
     @cached_property
     def tables(self) -> list[Table]:
@@ -49,14 +40,6 @@ class Comparisons:
         every = [objectives_table(self.objectives), predictors_table(self.predictors)]
         every += [noise_table(self.noise), shares_table(self.shares)]
         return [table for table in every if table.rows]
-
-    @classmethod
-    def _names(cls) -> list[str]:
-        return [each.name for each in fields(cls)]
-
-    @staticmethod
-    def _file(name: str) -> str:
-        return f"comparison_{name}"
 
 
 def objectives_drawings(frame: pd.DataFrame) -> list[Drawing]:
@@ -76,8 +59,8 @@ def objectives_table(frame: pd.DataFrame) -> Table:
     best = _best(frame, ["model"], frame["suppression_net_phantom"].where(~frame["objective"].map(_is_control)))
     for place, record in enumerate(frame.to_dict("records")):
         texts = [
-            f"{record['reached']} of {record['removals']}",
-            f"{record['collapsed']}",
+            f"{record['included']} of {record['removals']}",
+            record["excluded"] or MISSING,
             mean_with_interval(record, "own_asr"),
             *(_mean_of_runs(record, name) for name in MEASURES),
             fraction(record["clean_control"]),
@@ -92,17 +75,17 @@ def objectives_table(frame: pd.DataFrame) -> Table:
     return Table(
         name="objectives",
         title="Objectives at the same strength",
-        caption=f"Seeds for each model: {seeds}. Counted are removals that reached the target ASR of their own backdoor on"
-        " validation prompts (where a target was set) and did not collapse, and backdoors that had taken hold. Own"
+        caption=f"Seeds for each model: {seeds}. Included are removals that did not collapse and reached the target ASR of"
+        " their own backdoor on validation prompts (where a target was set), and backdoors that the injected model obeys. Own"
         " ASR: on evaluation prompts. Others: mean suppression of the other backdoors' ASR (fraction), raw, and net"
         " of the same backdoor's suppression under the clean control and under the phantoms; in parentheses how many runs"
-        " that is of, where others have none (their controls collapsed, or no removal counts). Brackets: 95 %"
-        " bootstrap interval over seeds and backdoors. Clean, phantoms: mean suppression under these controls. Clean"
-        " loss, steps, seconds: means of a removal. Bold: the objective whose removals suppress the others most, net of"
-        " phantoms; (control): an objective that forgets nothing.",
+        " that is of, where others have none (their controls collapsed, or no removal is included). Every mean is the mean over"
+        " runs of each run's mean. Brackets: 95 % bootstrap interval of it over seeds and backdoors. Clean, phantoms: mean"
+        " suppression under these controls. Clean loss, steps, seconds: means of a removal. Bold: the objective whose removals"
+        " suppress the others most, net of phantoms; (control): an objective that forgets nothing.",
         corner="objective",
         columns=(
-            *("reached", "collapsed", "own ASR", "others", "net of clean", "net of phantoms"),
+            *("included", "excluded", "own ASR", "others", "net of clean", "net of phantoms"),
             *("clean", "phantoms", "clean loss", "steps", "seconds"),
         ),
         groups=tuple((model, tuple(rows)) for model, rows in groups.items()),
@@ -135,6 +118,8 @@ def predictors_table(frame: pd.DataFrame) -> Table:
             fraction(record["rank_error"]),
         ]
         count = f"{run_count(record['runs'])}, {record['n_pairs']} pairs"
+        if record["excluded"]:
+            count += f", excluded: {record['excluded']} of {record['removals']} removals"
         group = f"{record['objective']} ({count}), {model_label(record['model'])}"
         groups.setdefault(group, []).append(_row(record["predictor"], texts, best=place in best))
     rivals = "; ".join(f"{name}: {rival.description}" for name, rival in RIVALS.items() if name in set(frame["predictor"]))
@@ -166,6 +151,7 @@ def noise_table(frame: pd.DataFrame) -> Table:
         texts = [
             str(record["variant"]),
             f"{record['repeats']}",
+            record["excluded"] or MISSING,
             significant(record["same"]),
             significant(record["different"]),
             fraction(record["ratio"]),
@@ -178,9 +164,10 @@ def noise_table(frame: pd.DataFrame) -> Table:
         caption="Same: distance between two removals of one backdoor with other documents in another order. Different:"
         " distance of the repeated removal to those of other backdoors. Ratio: same / different; 1 or more means"
         " that the distance cannot tell removals apart. Nearest: share of repeats that are nearer to their own"
-        " removal than to any other.",
+        " removal than to any other. Means over runs of each run's mean; a repeat is excluded for the same reasons as a"
+        " removal.",
         corner="objective",
-        columns=("variant", "repeats", "same", "different", "ratio", "nearest"),
+        columns=("variant", "repeats", "excluded", "same", "different", "ratio", "nearest"),
         groups=tuple((model, tuple(rows)) for model, rows in groups.items()),
     )
 

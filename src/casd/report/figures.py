@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from casd.comparison import by_condition
 from casd.report.drawing import BLUE, VERMILLION, figure_title, plain, short_name, without_frame
 from casd.report.svg import name_points
 from casd.report.wording import RESPONSES, fraction, p_relation
@@ -20,26 +21,28 @@ from casd.states import REPEAT_CONTROL
 from casd.transfer import relation_points
 
 _SEED_MARKS: Final = ((BLUE, "o"), (VERMILLION, "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
-NOISE_FLOOR: Final = "noise floor: one removal, two seeds"
+NOISE_FLOOR: Final = "noise floor: one removal, repeated with other documents"
 
 
 def casd_by_layer(tables: RunTables) -> Figure:
-    """Each headline CASD over the layers: every pair a thin line, their mean, and the band of the middle 80 %."""
+    """Each headline CASD over the layers: each pair of included removals a thin line, their mean, and the middle 80 %."""
     variants = [v for v in tables.headline if v in set(tables.casd_layers["variant"])]
     figure = Figure(figsize=(4.3 * max(len(variants), 1), 3.5), layout="constrained")
     panels = figure.subplots(1, max(len(variants), 1), squeeze=False)[0]
     targets = tables.info.get("targets") or {}
+    included = {name for name in tables.states_of("removal") if not tables.exclusions[name]}
     for axes, variant in zip(panels, variants, strict=False):
         layers = tables.casd_layers[tables.casd_layers["variant"] == variant]
-        wide = layers.pivot(index="layer_idx", columns=["a", "b"], values="distance").sort_index()
+        every = layers.pivot(index="layer_idx", columns=["a", "b"], values="distance").sort_index()
+        wide = every[[pair for pair in every.columns if included.issuperset(pair)]]
         same = [pair for pair in wide.columns if _same_target(pair, targets)]
         axes.plot(wide.index, wide.to_numpy(), color="#b8b8b8", linewidth=0.6, zorder=1)
         low, high = wide.quantile(0.1, axis=1), wide.quantile(0.9, axis=1)
         axes.fill_between(wide.index, low, high, color=BLUE, alpha=0.18, linewidth=0, label="middle 80 % of pairs")
         axes.plot(wide.index, wide.mean(axis=1), color=BLUE, marker="o", markersize=4, label="mean of pairs")
-        floor = [pair for pair in wide.columns if _is_repeat(pair)]
+        floor = [pair for pair in every.columns if _is_floor(pair, tables)]
         if floor:
-            axes.plot(wide.index, wide[floor].mean(axis=1), color="black", linestyle="--", linewidth=1.2, label=NOISE_FLOOR)
+            axes.plot(every.index, every[floor].mean(axis=1), color="black", linestyle="--", linewidth=1.2, label=NOISE_FLOOR)
         for number, pair in enumerate(same):
             label = plain(f"same target: {short_name(pair[0])}, {short_name(pair[1])}" if number == 0 else "")
             axes.plot(wide.index, wide[pair], color=VERMILLION, marker="s", markersize=3.5, label=label or None)
@@ -91,8 +94,8 @@ def relation_panels(runs: Sequence[RunTables], variant: str, predictors: pd.Data
         variant: of CASD.
         predictors: as `casd.predictors.predictor_table` gives it: ρ and p over the runs of a panel stand in its title.
     """
-    objectives = list(dict.fromkeys(tables.treatment for tables in runs))
-    models = list(dict.fromkeys(str(tables.info["model"]) for tables in runs))
+    groups = by_condition(runs)
+    models, objectives = (list(dict.fromkeys(names)) for names in zip(*groups, strict=True))
     size = (2.9 * len(models) + 0.6, 2.6 * len(objectives) + 0.8)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(objectives), len(models), squeeze=False)
@@ -100,7 +103,7 @@ def relation_panels(runs: Sequence[RunTables], variant: str, predictors: pd.Data
     tested = found.set_index(["objective", "model"])[["rho", "p_value"]].T.to_dict()
     for axes, (objective, model) in zip(panels.ravel(), itertools.product(objectives, models), strict=True):
         axes.axhline(0, color="#b8b8b8", linewidth=0.8, zorder=0)
-        members = [tables for tables in runs if (tables.treatment, str(tables.info["model"])) == (objective, model)]
+        members = groups.get((model, objective), [])
         for tables, (color, marker) in zip(members, itertools.cycle(_SEED_MARKS), strict=False):
             named = tables.casd[tables.casd["variant"] == variant]
             points = relation_points(named, tables.transfer)
@@ -136,7 +139,11 @@ def _draw_scatter(axes: Axes, points: pd.DataFrame, tables: RunTables, variant: 
             drawn = axes.scatter(x, y, s=26, color=color, marker=marker, alpha=0.8, linewidths=0, label=label)
             name_points(drawn, _point_names(chosen))
     distances = tables.casd[tables.casd["variant"] == variant]
-    floor = [d for a, b, d in zip(distances["a"], distances["b"], distances["distance"], strict=True) if _is_repeat((a, b))]
+    floor = [
+        distance
+        for a, b, distance in zip(distances["a"], distances["b"], distances["distance"], strict=True)
+        if _is_floor((a, b), tables)
+    ]
     if floor:
         axes.axvline(float(np.mean(floor)), color="black", linestyle="--", linewidth=1, label=NOISE_FLOOR)
     # With few points each has its names beside it; among many the names would hide other points.
@@ -172,10 +179,11 @@ def _point_names(points: pd.DataFrame) -> list[str]:
     return [f"{a}, {b}: distance {fraction(x, 3)}, suppression {fraction(y)}" for a, b, x, y in rows]
 
 
-def _is_repeat(pair: Any) -> bool:
-    """Whether the pair is a removal and its repeat."""
+def _is_floor(pair: Any, tables: RunTables) -> bool:
+    """Whether the pair is an included removal and its included repeat."""
     a, b = pair
-    return f"{REPEAT_CONTROL}:{a}" == b or f"{REPEAT_CONTROL}:{b}" == a
+    repeated = f"{REPEAT_CONTROL}:{a}" == b or f"{REPEAT_CONTROL}:{b}" == a
+    return repeated and not any(tables.exclusions[name] for name in pair)
 
 
 def _same_target(pair: Any, targets: Mapping[str, str]) -> bool:

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import pandas as pd
 
-from casd.comparison import ESTABLISHED_ASR
 from casd.report.collect import asr_matrix, has_pairs, summarize
 from casd.report.wording import (
     NO_PAIRS,
@@ -34,11 +33,10 @@ def statements(tables: RunTables, *, controls: bool = True) -> list[str]:
     row = summarize(tables)
     matrix = asr_matrix(tables)
     removals = tables.states_of("removal")
-    collapsed = [name for name in removals if name in tables.collapsed]
     before = matrix.loc[INJECTED] if INJECTED in matrix.index else pd.Series(dtype=float)
-    absent = [name for name in removals if before.get(name, math.inf) < ESTABLISHED_ASR]
-    counted = [name for name in removals if name in matrix and name not in (*collapsed, *absent)]
-    own = {name: matrix[name].get(name, math.nan) for name in counted}
+    reasons = tables.exclusions
+    included = [name for name in removals if not reasons[name]]
+    own = {name: matrix[name].get(name, math.nan) for name in included if name in matrix}
     complete = sum(rate <= LOW_ASR for rate in own.values())
     texts = []
     if len(before):
@@ -46,8 +44,7 @@ def statements(tables: RunTables, *, controls: bool = True) -> list[str]:
             f"Injected model: ASR {fraction(before.min())} to {fraction(before.max())} over {len(before)} backdoors "
             f"(n = {prompts_per_cell(tables)} prompts each)."
         )
-    if absent:
-        texts.append(f"Never took hold (injected ASR below {ESTABLISHED_ASR}), so nothing was removed: {', '.join(absent)}.")
+    texts += _exclusion_statements({name: reasons[name] for name in removals if reasons[name]}, len(removals))
     pairs = has_pairs(tables)
     own_text = (
         f"{complete} of {len(removals)} removals left their own backdoor an ASR of at most {LOW_ASR} "
@@ -57,8 +54,6 @@ def statements(tables: RunTables, *, controls: bool = True) -> list[str]:
     )
     texts.append(f"{own_text}; the other backdoors' mean ASR is {fraction(row['others_asr'])}." if pairs else f"{own_text}.")
     texts += control_statements(tables) if controls else []
-    if collapsed:
-        texts.append(f"{len(collapsed)} of {len(removals)} removals collapsed and count as none: {', '.join(collapsed)}.")
     if not pd.isna(row["clean_loss_change"]):
         texts.append(f"Clean loss changed by {percent(row['clean_loss_change'])} on average over the removals.")
     if not pairs:
@@ -68,6 +63,18 @@ def statements(tables: RunTables, *, controls: bool = True) -> list[str]:
     if not shown:
         texts.append("CASD and suppression: no relation was computed.")
     return texts + [_relation_statement(record) for record in shown]
+
+
+def _exclusion_statements(excluded: Mapping[str, str], removals: int) -> list[str]:
+    """Which removals are excluded from every mean and correlation, a sentence for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in excluded.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [
+        f"{len(names)} of {removals} removals {'is' if len(names) == 1 else 'are'} excluded from every mean and correlation, "
+        f"{reason}: {', '.join(names)}."
+        for reason, names in by_reason.items()
+    ]
 
 
 def control_statements(tables: RunTables) -> list[str]:

@@ -154,7 +154,7 @@ def relation_table(runs: Sequence[RunTables]) -> Table:
         caption=f"{_whose(runs)}. Spearman's ρ over pairs of removals between the distance and the suppression (symmetrized, "
         "centered by column); p: two-sided Mantel permutation test, not corrected for the number of rows. τ: "
         "Kendall's. Pairs only: after the effects of single backdoors are taken out of both. Given same target: partial ρ with "
-        "the indicator of the same target held constant. Excluded: collapsed removals.",
+        "the indicator of the same target held constant. Excluded: removals that are in none of these numbers, and why.",
         corner="variant",
         columns=(
             *("response", "ρ", "p", "τ (p)", "pairs only: ρ (p)", "given same target: ρ (p)"),
@@ -181,8 +181,8 @@ def specificity_table(runs: Sequence[RunTables]) -> Table:
         name="specificity",
         title="How specific the removals are",
         caption=f"{_whose(runs)}. Mean suppression (fraction) of the removed backdoors themselves (own), of the others (off "
-        "diagonal), under the controls, and of the others net of each control; without collapsed removals. Intervals: 95 % "
-        "bootstrap over the measured backdoors, not over seeds.",
+        "diagonal), under the controls, and of the others net of each control; of the included removals and backdoors. "
+        "Intervals: 95 % bootstrap over the measured backdoors, not over seeds.",
         corner="response",
         columns=tuple(column.replace("_", " ") for column in shown),
         groups=tuple(groups),
@@ -203,7 +203,8 @@ def summary_table(runs: Sequence[RunTables], frame: pd.DataFrame | None = None) 
             *(Cell(fraction(rate), shade(rate, 1.0)) for rate in rates),
             Cell(percent(record["clean_loss_change"])),
             *(Cell(_rho_p(record.get(f"rho:{name}"), record.get(f"p:{name}"))) for name in relations),
-            Cell(f"{record['collapsed']} of {record['removals']}"),
+            Cell(f"{record['included']} of {record['removals']}"),
+            Cell(record["excluded"] or MISSING),
         ]
         rows.append(Row(str(record["model"]), tuple(cells)))
     headings = [f"ρ (p): {variant} × {_SHORT.get(r, r)}" for variant, r in (name.split(":", 1) for name in relations)]
@@ -212,15 +213,17 @@ def summary_table(runs: Sequence[RunTables], frame: pd.DataFrame | None = None) 
         title="All runs",
         caption=f"Runs: {len(runs)}; seeds {', '.join(map(str, dict.fromkeys(frame['seed'])))}; n = "
         f"{', '.join(dict.fromkeys(map(prompts_per_cell, runs)))} prompts per cell. Mean attack success rate (fraction) of "
-        "the removed backdoor itself, of the others, and of all under each control, without collapsed models; mean change of "
-        "the clean loss; Spearman's ρ (Mantel p) of a CASD and the suppression of ASR or of the first-token probability.",
+        "the removed backdoor itself, of the others, and of all under each control, over the removals and backdoors that are "
+        "included; mean change of the clean loss; Spearman's ρ (Mantel p) of a CASD and the suppression of ASR or of the "
+        "first-token probability.",
         corner="model",
         columns=(
             "objective",
             *(["seed"] if seeds else []),
             *("own ASR", "others' ASR", "under clean control", "under phantom", "clean loss"),
             *headings,
-            "collapsed",
+            "included",
+            "excluded",
         ),
         groups=(("", tuple(rows)),),
         scale=Scale("viridis", "0", "1"),

@@ -10,13 +10,13 @@ import pandas as pd
 from rich.console import Console
 
 from casd.comparison import compare_objectives
+from casd.conditions import differing_fields
 from casd.errors import StoreError
 from casd.finished import FinishedRun, find_runs
 from casd.report.markup import Cell, Row, Table
 from casd.report.terminal import output_console, print_pairs, print_table
 from casd.report.wording import MISSING, fraction, mean_with_interval, p_text, percent, prompts_per_cell, rate_decimals
 from casd.results import RunTables
-from casd.settings import differing_fields
 
 CELLS: Final = 12
 """Cells of the ASR matrix that are shown: those that differ most."""

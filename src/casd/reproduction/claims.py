@@ -15,13 +15,14 @@ from typing import Any, Final, Literal
 import numpy as np
 import pandas as pd
 
-from casd.comparison import ESTABLISHED_ASR, POOLED, compare_objectives, grouped
+from casd.comparison import POOLED, compare_objectives, grouped, over_runs
+from casd.inclusion import MIN_REMOVALS
 from casd.predictors import predictor_table
 from casd.report.statements import SIGNIFICANT
 from casd.report.wording import fraction, mean_with_interval, p_text, percent
 from casd.results import RunTables
 from casd.states import CLEAN_CONTROL
-from casd.stats import cluster_bootstrap_interval, mean_interval, nested_bootstrap_interval
+from casd.stats import MeanOverRuns, mean_interval, mean_over_runs
 
 Outcome = Literal["holds", "does not hold", "not decided"]
 
@@ -134,19 +135,13 @@ def _clean_control_spares(evidence: Evidence) -> list[Verdict]:
     """Is the suppression under training on clean text alone surely negligible?"""
     verdicts = []
     for (model, objective), runs in grouped(evidence.runs).items():
-        frames = [_under_clean_control(tables) for tables in runs]
-        low, high = _interval([(frame["suppression"], frame["target"]) for frame in frames])
-        mean = pd.concat(frames)["suppression"].mean()
-        kept: Outcome = "holds" if high < NEGLIGIBLE else "does not hold" if low > NEGLIGIBLE else "not decided"
-        verdicts.append(Verdict(model, objective, f"mean {_with_interval(mean, low, high)}", kept))
+        cells = over_runs(runs, "transfer")
+        cells = cells[(cells["source"] == CLEAN_CONTROL) & (cells["excluded"] == "")]
+        found = mean_over_runs(cells["suppression"], cells["run"], cells["target"])
+        kept: Outcome = "holds" if found.high < NEGLIGIBLE else "does not hold" if found.low > NEGLIGIBLE else "not decided"
+        text = f"mean {_with_interval(found)}, {len(cells)} of {sum(len(tables.backdoors) for tables in runs)} cells included"
+        verdicts.append(Verdict(model, objective, text, kept))
     return verdicts
-
-
-def _under_clean_control(tables: RunTables) -> pd.DataFrame:
-    """The cells of `transfer` of the clean control, of backdoors that had taken hold; none if it collapsed."""
-    cells = tables.transfer
-    counts = (cells["source"] == CLEAN_CONTROL) & ~cells["collapsed"].astype(bool) & (cells["asr_before"] >= ESTABLISHED_ASR)
-    return cells[counts]
 
 
 def _falls_with(variant: str, statistic: str, p_value: str) -> Callable[[Evidence], list[Verdict]]:
@@ -159,12 +154,14 @@ def _falls_with(variant: str, statistic: str, p_value: str) -> Callable[[Evidenc
         verdicts = []
         for group, runs in grouped(evidence.runs).items():
             if group not in found:
-                verdicts.append(Verdict(*group, "no run with four removals that count and differ", "not decided"))
+                verdicts.append(Verdict(*group, f"no run with {MIN_REMOVALS} included removals that differ", "not decided"))
                 continue
             record = found[group]
             low, high = mean_interval(_rho_of_runs(runs, variant, statistic))
-            over_runs = "" if math.isnan(low) else f"; over runs {fraction(low)} to {fraction(high)}"
-            text = f"ρ {fraction(record[statistic])}, Mantel p {p_text(record[p_value])}, {record['n_pairs']} pairs{over_runs}"
+            interval = "" if math.isnan(low) else f"; over runs {fraction(low)} to {fraction(high)}"
+            text = f"ρ {fraction(record[statistic])}, Mantel p {p_text(record[p_value])}, {record['n_pairs']} pairs{interval}"
+            if record["excluded"]:
+                text += f"; excluded: {record['excluded']} of {record['removals']} removals"
             verdicts.append(Verdict(*group, text, negative(record[statistic], record[p_value], low)))
         return verdicts
 
@@ -172,25 +169,31 @@ def _falls_with(variant: str, statistic: str, p_value: str) -> Callable[[Evidenc
 
 
 def _rho_of_runs(runs: Sequence[RunTables], variant: str, statistic: str) -> np.ndarray:
-    """The correlation that each run has by itself, with the suppression of ASR; without those that have none."""
-    rows = [
-        tables.relation[(tables.relation["variant"] == variant) & (tables.relation["response"] == "suppression")]
-        for tables in runs
-    ]
-    return pd.concat(rows)[statistic].dropna().to_numpy(dtype=float)
+    """Each run's own correlation, of the runs that the pooled one is of: those with enough included removals."""
+    relations = over_runs(runs, "relation")
+    named = relations[(relations["variant"] == variant) & (relations["response"] == "suppression")]
+    return named.loc[named["n_backdoors"] >= MIN_REMOVALS, statistic].dropna().to_numpy(dtype=float)
 
 
 def _clean_language_kept(evidence: Evidence) -> list[Verdict]:
-    """Is the rise of the removals' clean loss, collapsed models included, below the limit?"""
+    """Is the rise of the removals' clean loss below the limit? Over all removals: one that broke the model is no exception."""
     verdicts = []
     for (model, objective), runs in grouped(evidence.runs).items():
-        removed = [tables.states[tables.states["kind"] == "removal"] for tables in runs]
-        rises = [frame["clean_loss_ratio"].astype(float) - 1 for frame in removed]
-        low, high = _interval([(rise, frame["state"]) for rise, frame in zip(rises, removed, strict=True)])
-        kept: Outcome = "holds" if high <= CLEAN_LOSS_RISE else "does not hold" if low > CLEAN_LOSS_RISE else "not decided"
-        collapsed = sum(int(frame["collapsed"].astype(bool).sum()) for frame in removed)
-        interval = "" if math.isnan(low) else f" [{percent(low)}, {percent(high)}]"
-        text = f"mean {percent(pd.concat(rises).mean())}{interval}; {collapsed} of {sum(map(len, removed))} collapsed"
+        states = over_runs(runs, "states")
+        removals = states[states["kind"] == "removal"]
+        rises = removals["clean_loss_ratio"].astype(float) - 1
+        broken = int((~np.isfinite(rises)).sum())
+        found = mean_over_runs(rises, removals["run"], removals["state"])
+        kept: Outcome = "not decided"
+        if broken or found.low > CLEAN_LOSS_RISE:
+            kept = "does not hold"
+        elif found.high <= CLEAN_LOSS_RISE:
+            kept = "holds"
+        interval = "" if math.isnan(found.low) else f" [{percent(found.low)}, {percent(found.high)}]"
+        collapsed = int(removals["collapsed"].astype(bool).sum())
+        text = f"mean {percent(found.mean)}{interval}; {collapsed} of {len(removals)} collapsed"
+        if broken:
+            text += f", {broken} without a finite loss"
         verdicts.append(Verdict(model, objective, text, kept))
     return verdicts
 
@@ -232,22 +235,14 @@ def _in_every_model(claim: str) -> Callable[[Evidence], list[Verdict]]:
     return decide
 
 
-def _interval(clustered: Sequence[tuple[pd.Series, pd.Series]]) -> tuple[float, float]:
-    """A bootstrap interval of a mean over runs, each with its values and the clusters within it; of one run over these."""
-    values, clusters = (np.concatenate([pair[part].to_numpy() for pair in clustered]) for part in (0, 1))
-    runs = np.repeat(np.arange(len(clustered)), [len(pair[0]) for pair in clustered])
-    rng = np.random.default_rng(0)
-    if len(clustered) > 1:
-        return nested_bootstrap_interval(values, runs, clusters, rng=rng)
-    return cluster_bootstrap_interval(values, clusters, rng=rng)
-
-
-def _with_interval(mean: float, low: float, high: float) -> str:
-    return mean_with_interval({"mean": mean, "mean_low": low, "mean_high": high}, "mean")
+def _with_interval(found: MeanOverRuns) -> str:
+    return mean_with_interval({"mean": found.mean, "mean_low": found.low, "mean_high": found.high}, "mean")
 
 
 def _counted(record: dict[Any, Any]) -> str:
-    return f"{record['reached']} of {record['removals']} removals counted"
+    """How many removals are included, and why others are not."""
+    excluded = f" ({record['excluded']})" if record["excluded"] else ""
+    return f"{record['included']} of {record['removals']} removals included{excluded}"
 
 
 _ABOVE: Final = (
@@ -312,7 +307,8 @@ CLAIMS: Final[dict[str, Claim]] = {
     "language_kept": Claim(
         "Removals leave the model's clean language intact.",
         "the paper",
-        "Mean relative rise of the clean loss over all removals, collapsed models included. It holds where the 95 % interval"
+        "Mean relative rise of the clean loss over all removals, collapsed models included (one without a finite loss decides"
+        " against it). It holds where the 95 % interval"
         f" ends at {CLEAN_LOSS_RISE:.0%} or below, does not where it begins above; else not decided.",
         _clean_language_kept,
     ),

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import pandas as pd
-
-from casd.comparison import grouped, noise_floor
+from casd.comparison import grouped, mean_of_runs, noise_floor, over_runs
 from casd.report.collect import DETAILED_RUNS
 from casd.report.comparisons import OBJECTIVES_FIGURE, model_label, noise_table, objectives_table, predictors_table
 from casd.report.gallery import Drawing
@@ -114,7 +112,7 @@ def language_table(runs: Sequence[RunTables]) -> Table:
     """What removals and controls cost in clean language: means over the runs of a model and objective."""
     groups: dict[str, list[Row]] = {}
     for (model, objective), members in grouped(runs).items():
-        states = pd.concat([tables.states for tables in members])
+        states = over_runs(members, "states")
         collapsed = states["collapsed"].astype(bool)
         for label, chosen in (
             ("injected", states["kind"] == "injected"),
@@ -128,18 +126,19 @@ def language_table(runs: Sequence[RunTables]) -> Table:
             texts = [
                 f"{len(rows)}",
                 f"{int(collapsed[chosen].sum())} of {len(rows)}",
-                perplexity(rows["clean_loss"].mean()),
-                fraction(rows["clean_loss"].mean(), 3),
-                fraction(rows["clean_loss_ratio"].mean(), 3),
+                perplexity(mean_of_runs(rows["clean_loss"], rows["run"])),
+                fraction(mean_of_runs(rows["clean_loss"], rows["run"]), 3),
+                fraction(mean_of_runs(rows["clean_loss_ratio"], rows["run"]), 3),
                 fraction(rows["clean_loss_ratio"].max(), 3),
-                fraction(rows["degenerate_rate"].mean()),
+                fraction(mean_of_runs(rows["degenerate_rate"], rows["run"])),
             ]
             group = f"{objective}, {model_label(model)}"
             groups.setdefault(group, []).append(Row(label, tuple(map(Cell, texts))))
     return Table(
         name="clean_language",
         title="What removals cost in clean language",
-        caption=f"Runs: {len(runs)}. Means over model states, collapsed ones included. Perplexity: exp of the mean clean loss,"
+        caption=f"Runs: {len(runs)}. Means over runs of each run's mean over its model states, collapsed ones included."
+        " Perplexity: exp of the mean clean loss,"
         " in nats per token, on the evaluation split. Ratio: of the clean loss to the injected model's, mean and largest."
         " Degenerate: share of clean prompts that were answered with nothing or with a loop.",
         corner="states",

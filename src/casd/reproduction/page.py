@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from casd.comparison import relabelled
 from casd.registry import import_named
 from casd.report.comparisons import model_label
 from casd.report.gallery import draw
@@ -26,7 +27,7 @@ from casd.table_files import write_frames
 PAGE: Final = "report.html"
 INFO: Final = "reproduction.json"
 """Written last: what a finished reproduction was made of."""
-VERSION: Final = 2
+VERSION: Final = 3
 """Raise it when exhibits, claims or the page change: those that were finished before are written again."""
 
 _QUESTION: Final = "Does removing one backdoor weaken others, and does CASD tell which? Claim by claim, with what decides it."
@@ -56,6 +57,7 @@ def write_reproduction(
     Raises:
         StoreError: a file cannot be written.
     """
+    runs = {run_set: relabelled(members) for run_set, members in runs.items()}
     evidence = {run_set: Evidence(members) for run_set, members in runs.items()}
     verdicts = judge(names, evidence)
     blocks = [table_block(verdicts_table(verdicts[verdicts["headline"]])), Block("list", _WHAT_IT_IS)]

@@ -5,6 +5,7 @@ backdoor are correlated. Tests here therefore permute, intervals resample, and p
 never single pairs.
 
 - `intervals`: of a proportion, and of means over clusters
+- `means`: the mean over runs with its interval
 - `matrices`: centring, symmetrising, taking out the effects of single backdoors
 - `ranks`: ranks with ties
 - `permutations`: what the tests share: scores, relabellings, p-values
@@ -32,6 +33,7 @@ from casd.stats.matrices import (
     remove_effects_from_pairs,
     symmetrize,
 )
+from casd.stats.means import MeanOverRuns, mean_over_runs, means_over_runs
 from casd.stats.permutations import Alternative, Statistic
 from casd.stats.prediction import PredictionResult, leave_one_out_prediction, leave_one_out_predictions, rank_error
 from casd.stats.strata import connected, generators_of
@@ -40,6 +42,7 @@ __all__ = [
     "Alternative",
     "FamilyResult",
     "MantelResult",
+    "MeanOverRuns",
     "PredictionResult",
     "Statistic",
     "benjamini_hochberg",
@@ -52,6 +55,8 @@ __all__ = [
     "mantel_family",
     "mantel_test",
     "mean_interval",
+    "mean_over_runs",
+    "means_over_runs",
     "nested_bootstrap_interval",
     "nested_bootstrap_intervals",
     "numbers_of_pairs",
