@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from casd.inclusion import exclusions
 from casd.results import RunTables
 from casd.rivals import RIVALS
 from casd.stages import Stage, StageStore
@@ -63,6 +64,7 @@ def made_up_run(model: str, objective: str, seed: int, rng: np.random.Generator,
         "states": pd.DataFrame(states, columns=list(SCHEMAS["states"])).assign(reached_target=1.0),
         "samples": pd.DataFrame(samples, columns=list(SCHEMAS["samples"])),
     }
+    frames["states"]["excluded"] = frames["states"]["state"].map(exclusions(frames["asr"], frames["states"]))
     frames["transfer"] = transfer_table(frames["asr"], frames["states"])
     names = [*BACKDOORS, *CONTROLS]
     pairs = [(a, b) for a, b in itertools.combinations(names, 2)]

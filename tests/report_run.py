@@ -66,6 +66,7 @@ def make_run(
             "stopped": "",
             "collapsed": state in collapsed,
             "collapse_reason": "clean loss × 9" if state in collapsed else "",
+            "excluded": "collapsed" if state in collapsed else "",
         }
         for state, kind in kinds.items()
     ]
@@ -76,7 +77,8 @@ def make_run(
             before, after = rates["injected", target][5], rates[state, target][5]
             drop = before - after
             values = (before, after, drop, drop - 0.1, drop - 0.3)
-            transfer.append((state, target, kind, state == target, *values, *values, state in collapsed))
+            reason = "collapsed" if state in collapsed else ""
+            transfer.append((state, target, kind, state == target, *values, *values, state in collapsed, reason))
     curves = [
         {
             "state": state,

@@ -56,7 +56,6 @@ READING_RESULTS = """
 {
     "shape": [len(results), results["run"].nunique()],
     "fates": models.groupby("treatment")["fate"].agg(list).to_dict(),
-    "reasons": models.groupby("fate")["collapse_reason"].agg(list).to_dict(),
     "means": {name: mean.to_dict() for name, mean in means.items()},
     "controls": controls.groupby(["treatment", "collapsed"])["suppression"].mean().reset_index().to_dict(orient="records"),
     "paper": paper.to_dict(orient="index"),
@@ -289,13 +288,13 @@ def test_every_run_is_in_the_table(reading: Executed) -> None:
 
 def test_careless_runs_are_left_out_and_it_is_said_why(reading: Executed) -> None:
     fates = reading.values["fates"]
-    assert fates["clean_target, learning_rate=0.0004"].count("kept") >= 4
-    assert set(fates["clean_target, learning_rate=0.03"]) <= {"collapsed", "never took hold"}
-    assert set(fates["clean_target, learning_rate=1e-05"]) <= {"not reached", "never took hold"}
-    assert "collapsed" in fates["clean_target, learning_rate=0.03"]
-    assert "not reached" in fates["clean_target, learning_rate=1e-05"]
-    assert all(reading.values["reasons"]["collapsed"])
-    assert "clean_target, learning_rate=0.03" not in reading.values["means"]["kept"]
+    assert fates["clean_target, learning_rate=0.0004"].count("included") >= 4
+    careless = ("clean_target, learning_rate=0.03", "clean_target, learning_rate=1e-05")
+    failed = {"no training step kept", "target ASR not reached"}
+    for treatment in careless:
+        assert set(fates[treatment]) <= {*failed, "collapsed", "backdoor not established"}
+        assert failed & set(fates[treatment])
+        assert treatment not in reading.values["means"]["included"]
 
 
 def test_collapsed_controls_show_what_a_low_rate_is_worth(reading: Executed) -> None:

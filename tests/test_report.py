@@ -31,7 +31,7 @@ from casd.report.collect import asr_matrix, casd_matrix, summary
 from casd.report.colors import SHADES, palette, step_of, text_color, text_on
 from casd.report.comparisons import objectives_table
 from casd.report.drawing import save
-from casd.report.figures import relation_scatter
+from casd.report.figures import NOISE_FLOOR, casd_by_layer, relation_scatter
 from casd.report.heatmaps import asr_heatmap, asr_heatmaps, casd_heatmaps
 from casd.report.html import run_html
 from casd.report.markup import Cell, Row, Table, numeric_columns, to_latex, to_markdown
@@ -203,13 +203,37 @@ def test_a_collapsed_control_says_nothing() -> None:
     assert any("Control clean: collapsed" in text for text in statements(tables))
 
 
-def test_a_backdoor_that_never_took_hold_is_no_removal() -> None:
+def test_excluded_removals_are_named_with_their_reason() -> None:
     tables = make_run()
-    injected = (tables.asr["state"] == "injected") & (tables.asr["backdoor"] == "german") & (tables.asr["probe"] == "triggered")
-    tables.asr.loc[injected, "rate"] = 0.1
+    excluded = {
+        "german": "backdoor not established",
+        "refusal": "target ASR not reached",
+        "fixed_text": "target ASR not reached",
+    }
+    tables.states["excluded"] = tables.states["state"].map(excluded).fillna("")
     texts = statements(tables)
-    assert "Never took hold (injected ASR below 0.5), so nothing was removed: german." in texts
-    assert any(text.startswith("7 of 8 removals left") for text in texts)
+    start = "removals {} excluded from every mean and correlation,"
+    assert f"1 of 8 {start.format('is')} backdoor not established: german." in texts
+    assert f"2 of 8 {start.format('are')} target ASR not reached: fixed_text, refusal." in texts
+    assert any(text.startswith("5 of 8 removals left") for text in texts)
+
+
+def test_the_mean_of_pairs_by_layer_is_of_included_removals_and_the_floor_of_their_repeats() -> None:
+    tables = make_run(("a", "b", "c", "d"), collapsed=("d",))
+    repeats = [("control:repeat:a", 0.5), ("control:repeat:b", 9.0)]
+    tables.states = pd.concat([tables.states, pd.DataFrame([{"state": name, "kind": "control"} for name, _ in repeats])])
+    tables.states["excluded"] = tables.states["state"].map({"d": "collapsed", "control:repeat:b": "no training step kept"})
+    tables.states = tables.states.fillna({"excluded": "", "collapsed": False})
+    more = [("casd", name[-1], name, layer, d) for name, d in repeats for layer in range(4)]
+    more += [("casd", "a", "control:clean", layer, 7.0) for layer in range(4)]
+    layers = pd.concat([tables.casd_layers, pd.DataFrame(more, columns=tables.casd_layers.columns)], ignore_index=True)
+    figure = casd_by_layer(dataclasses.replace(tables, casd_layers=layers))
+    lines = {line.get_label(): np.asarray(line.get_ydata()) for line in figure.axes[0].lines}
+    kept = tables.casd_layers[~tables.casd_layers[["a", "b"]].eq("d").any(axis=1)]
+    expected = kept[kept["variant"] == "casd"].groupby("layer_idx")["distance"].mean()
+    np.testing.assert_allclose(lines["mean of pairs"], expected)
+    np.testing.assert_allclose(lines[NOISE_FLOOR], 0.5)
+    assert "seed" not in NOISE_FLOOR, "it is one seed with other documents"
 
 
 def test_casd_matrix_is_symmetric_with_the_tables_distances() -> None:
@@ -287,7 +311,8 @@ def test_means_over_runs_are_those_of_the_cells_and_leave_collapsed_models_out()
 def test_the_best_of_a_group_is_bold_and_a_control_is_no_objective() -> None:
     frame = pd.DataFrame(
         [
-            {"model": model, "objective": objective, "seeds": 1, "reached": 8, "removals": 8, "collapsed": 0, "own_asr": 0.0}
+            {"model": model, "objective": objective, "seeds": 1, "included": 8, "removals": 8, "excluded": ""}
+            | {"own_asr": 0.0}
             | dict.fromkeys(("runs", *(f"{measure}_runs" for measure in MEASURES)), 1)
             | dict.fromkeys(("suppression", "suppression_net_clean", "clean_control", "phantom_control"), 0.1)
             | {"suppression_net_phantom": net, "clean_loss_change": 0.0, "steps": 4.0, "seconds": 1.0}

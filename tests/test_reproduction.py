@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tests.synthetic import run_of
+from tests.synthetic import related, run_of
 from tests.tiny import one_of, tiny
 
 from casd.cli import main
@@ -26,6 +26,8 @@ from casd.reproduction.catalogue import EXHIBITS, RUN_SETS
 from casd.reproduction.claims import CLAIMS, Evidence, Verdict, above_zero, all_of, headline, negative
 from casd.reproduction.scales import Scale, read_scale, scales
 from casd.results import RunTables
+from casd.stats import mean_interval
+from casd.transfer import relate
 
 N = 8
 RHOS = ("rho", "rho_pairs", "rho_partial")
@@ -53,7 +55,7 @@ def run_with(suppression: np.ndarray, sign: float = 1.0, **kwargs: object) -> Ru
     same_target[0, 1] = same_target[1, 0] = 0
     rivals = {"same_target": same_target}
     tables = run_of(after, controls=CONTROLS, distances={"casd": distance}, rivals=rivals, **kwargs)  # type: ignore[arg-type]
-    rho = pd.DataFrame([{"variant": "casd", "response": "suppression"} | dict.fromkeys(RHOS, -0.9 * sign)])
+    rho = pd.DataFrame([{"variant": "casd", "response": "suppression", "n_backdoors": N} | dict.fromkeys(RHOS, -0.9 * sign)])
     return replace(tables, relation=rho.reindex(columns=[*tables.relation.columns]))
 
 
@@ -133,7 +135,37 @@ def test_three_backdoors_cannot_decide_on_pairs() -> None:
     run = run_of(after, controls={"control:clean": [1.0] * 3, "control:phantom": [1.0] * 3})
     verdict = verdicts("casd_tells", run)["m", "o"]
     assert verdict.outcome == "not decided"
-    assert "four removals" in verdict.statistic
+    assert "4 included removals" in verdict.statistic
+
+
+def test_rho_its_p_and_its_interval_over_runs_are_of_the_same_pairs() -> None:
+    """Excluded removals turn each run's correlation round; a run of three included ones has a correlation of its own."""
+    runs, rhos = [], []
+    for seed in range(3):
+        suppression = random_suppression(seed, 0.4, 0.15)
+        suppression[0], suppression[:, 1] = np.linspace(-1, 1, N), np.linspace(1, -1, N)
+        whole = run_with(suppression, seed=seed)
+        distances = {"casd": _matrix(whole, "casd")}
+        run = related(run_of(1 - suppression, reached={"b0": 0.0, "b1": 0.0}, distances=distances, seed=seed))
+        kept = run_of((1 - suppression)[2:, 2:], distances={"casd": distances["casd"][2:, 2:]}, seed=seed)
+        rhos.append(relate(kept.casd, kept.transfer, permutations=99, seed=0)["rho"][0])
+        runs.append(run)
+    few = related(run_of(1 - random_suppression(9, 0.4, 0.3), before=[1.0] * 3 + [0.0] * 5, distances=distances, seed=3))
+    assert few.relation["n_backdoors"].tolist() == [3, 3]
+    verdict = verdicts("casd_tells", *runs, few)["m", "o"]
+    low, high = mean_interval(rhos)
+    assert f"{3 * 15} pairs; over runs {low:.2f} to {high:.2f}; excluded: " in verdict.statistic
+    assert verdict.statistic.endswith("6 target ASR not reached, 5 backdoor not established of 32 removals")
+    assert verdict.outcome == "holds"
+    page = [run.relation.set_index("response").loc["suppression", "rho"] for run in runs]
+    assert page == pytest.approx(rhos), "a run's own page says the same"
+
+
+def _matrix(tables: RunTables, variant: str) -> np.ndarray:
+    matrix = np.zeros((N, N))
+    for a, b, distance in tables.casd.loc[tables.casd["variant"] == variant, ["a", "b", "distance"]].to_numpy():
+        matrix[int(a[1:]), int(b[1:])] = matrix[int(b[1:]), int(a[1:])] = distance
+    return matrix
 
 
 def test_a_claim_on_every_family_fails_with_one() -> None:
@@ -153,13 +185,19 @@ def test_clean_language_counts_collapsed_models() -> None:
     verdict = verdicts("language_kept", broken)["m", "o"]
     assert verdict.outcome == "not decided"
     assert "2 of 8 collapsed" in verdict.statistic
+    broken.states.loc[broken.states["state"] == "b0", "clean_loss_ratio"] = math.nan
+    verdict = verdicts("language_kept", broken)["m", "o"]
+    assert verdict.outcome == "does not hold", "no mean can tell how much worse than all others this is"
+    assert verdict.statistic.endswith("2 of 8 collapsed, 1 without a finite loss")
     broken.states["clean_loss_ratio"] = 2.0
     assert verdicts("language_kept", broken)["m", "o"].outcome == "does not hold"
 
 
 def test_a_setting_that_removes_nothing_is_not_asked_for_transfer() -> None:
-    good, idle = (run_with(random_suppression(seed, mean, 0.05), seed=0) for seed, mean in ((0, 0.4), (1, 0.0)))
-    good.info["setting"], idle.info["setting"] = "learning_rate=0.1", "learning_rate=0.0001"
+    good, idle = (
+        run_with(random_suppression(seed, mean, 0.05), config=f"unlearning: {{learning_rate: {rate}}}")
+        for seed, mean, rate in ((0, 0.4, 0.1), (1, 0.0, 0.0001))
+    )
     own = idle.transfer["same"].astype(bool)
     idle.transfer.loc[own, "asr_after"] = 0.9
     found = verdicts("at_every_setting", good, idle)

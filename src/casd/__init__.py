@@ -54,6 +54,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which do not 
     from casd.scoring import StateRecord as StateRecord
     from casd.scoring import score as score
     from casd.shifts import ShiftTable as ShiftTable
+    from casd.stats import mean_over_runs as mean_over_runs
     from casd.stats import nested_bootstrap_interval as nested_bootstrap_interval
     from casd.targets import Capitals as Capitals
     from casd.targets import FixedText as FixedText
@@ -136,6 +137,7 @@ _WHERE = {
     "casd_matrix": "casd.report.collect:casd_matrix",
     "compute_casd": "casd.metric:casd_matrix",
     "load_results": "casd.finished.tidy:load_results",
+    "mean_over_runs": "casd.stats:mean_over_runs",
     "nested_bootstrap_interval": "casd.stats:nested_bootstrap_interval",
     "read_runs": "casd.report.collect:read_runs",
     "relation_points": "casd.transfer:relation_points",
