@@ -36,7 +36,10 @@ HOW_TO_READ: Final = (
     "trigger that was never injected. Net suppression is the suppression minus that of the same column under that control. "
     "What is left is suppression that the control does not show.",
     "A collapsed model no longer works on clean text. Its ASR is low too, which is no success: its numbers stand in "
-    "parentheses on hatched gray, and means, counts and correlations leave it out.",
+    "parentheses on hatched gray.",
+    "Every mean and correlation is over the same removals and backdoors. Excluded are collapsed models, backdoors that the "
+    "injected model does not obey, and removals that kept no training step or missed their target ASR; how many, and why, "
+    "stands beside the number.",
     "CASD, the Cross Activation Shift Distance, compares the changes that two removals made to the activations. Small: they "
     "changed the model alike. It comes from Bouger et al., “Backdoor Unlearning Generalization” (arXiv:2606.03785). The hook "
     "site, token position, averaging, normalization and evaluation text are this project's choices where the paper's text "
