@@ -214,7 +214,7 @@ def test_other_backdoors_that_nothing_tells_of_are_refused(tmp_path: Path) -> No
 def test_two_runs_of_one_seed_are_refused(tmp_path: Path) -> None:
     a_run().write(tmp_path / "a")
     a_run().write(tmp_path / "b")
-    with pytest.raises(CasdError, match=f"{tmp_path}/a and {tmp_path}/b have one model, objective, setting and seed"):
+    with pytest.raises(CasdError, match=f"{tmp_path}/a and {tmp_path}/b have the same configuration and seed"):
         check_comparable(read_runs(tmp_path))
 
 
