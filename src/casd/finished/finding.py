@@ -13,8 +13,9 @@ import yaml  # type: ignore[import-untyped]
 
 from casd.errors import StoreError
 from casd.progress import say
+from casd.sealed import MANIFEST
 from casd.settings import distinguish, treatment
-from casd.stages import MANIFEST, read_json
+from casd.stages import stage_manifest
 from casd.table_files import SWEEP_INFO, TABLES_VERSION, read_info
 
 _NUMBER: Final = r"(?<![\w.])(\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w.])"
@@ -99,11 +100,11 @@ def _scored(store: Path) -> list[Path]:
     """Of every run that was scored into a store by this version its report, or without one its scores."""
     reports: dict[str, tuple[int, Path]] = {}
     for path in store.glob(f"report/[!.]*/{MANIFEST}"):
-        manifest = read_json(path)
+        manifest = stage_manifest(path.parent)
         for source in manifest["inputs"]:
             reports[source["key"]] = max(reports.get(source["key"], (0, path)), (manifest["version"], path.parent))
     scored = sorted(store.glob(f"score/[!.]*/{MANIFEST}"))
-    found = [path.parent for path in scored if read_json(path)["version"] == TABLES_VERSION]
+    found = [path.parent for path in scored if stage_manifest(path.parent)["version"] == TABLES_VERSION]
     count = len(scored) - len(found)
     older = f"{count} {'run' if count == 1 else 'runs'}"
     if not found:
