@@ -23,10 +23,12 @@ import pandas as pd
 import pytest
 import safetensors.numpy
 
-import casd.stages
+import casd.atomic
+import casd.sealed
 from casd.disk import explaining_disk_errors
 from casd.errors import ConfigError, StoreError
-from casd.stages import MANIFEST, Stage, StageStore, read_json, write_json
+from casd.sealed import MANIFEST, read_json, write_json
+from casd.stages import Stage, StageStore
 
 CORPUS = Stage("corpus", 1, {"passages": 100, "seed": 7})
 STAGE = Stage("inject", 2, {"lr": 0.001, "steps": 300, "triggers": ["a", "b"]}, (CORPUS,), label="all")
@@ -259,20 +261,28 @@ def test_damaged_stage_is_made_again_once_its_folder_is_deleted(tmp_path: Path) 
     assert read_json(store.file(STAGE, "log.json")) == {"loss": 1.5}
 
 
+def without_own_checksum(manifest: Path) -> dict[str, Any]:
+    """As earlier versions wrote it."""
+    return {name: value for name, value in read_json(manifest).items() if name != "manifest_sha256"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (None, "manifest.json is missing"),
         ('{"key": ', "manifest.json is not valid JSON"),
-        ("[]", "manifest.json has the key None, expected"),
-        (json.dumps({"key": "f" * 20, "files": {}}), "has the key 'ffffffffffffffffffff', expected"),
-        (json.dumps({"key": STAGE.key, "files": {"a": {"bytes": 1}}}), "has no valid list of files"),
+        ("[]", "manifest.json is not a manifest"),
+        ({"key": "f" * 20}, "has the key 'ffffffffffffffffffff', expected"),
+        ({"files": {"a": {"bytes": 1}}}, "has no valid list of files"),
     ],
     ids=["missing", "cut off", "no object", "another key", "no checksum"],
 )
-def test_damaged_manifest(tmp_path: Path, text: str | None, message: str) -> None:
+def test_damaged_manifest(tmp_path: Path, text: str | dict[str, Any] | None, message: str) -> None:
     manifest = StageStore(tmp_path).run(STAGE, write_files) / MANIFEST
-    manifest.unlink() if text is None else manifest.write_text(text)
+    if text is None:
+        manifest.unlink()
+    else:
+        manifest.write_text(text if isinstance(text, str) else json.dumps(without_own_checksum(manifest) | text))
     with pytest.raises(StoreError, match=rf"is damaged: .*{message}.*Delete the folder"):
         StageStore(tmp_path).run(STAGE, never)
 
@@ -280,8 +290,8 @@ def test_damaged_manifest(tmp_path: Path, text: str | None, message: str) -> Non
 def test_file_is_read_for_its_checksum_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     StageStore(tmp_path).run(STAGE, write_files)
     hashed: list[str] = []
-    sha256 = casd.stages._sha256
-    monkeypatch.setattr(casd.stages, "_sha256", lambda path: hashed.append(path.name) or sha256(path))
+    sha256 = casd.sealed.sha256
+    monkeypatch.setattr(casd.sealed, "sha256", lambda path: hashed.append(path.name) or sha256(path))
     store = StageStore(tmp_path)
     for _ in range(3):
         store.file(STAGE, "model/weights.bin")
@@ -379,7 +389,7 @@ def test_racing_processes_make_the_stage_once(tmp_path: Path) -> None:
 def test_waiting_for_another_process_says_so_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(casd.stages, "WAIT_NOTICE_S", 0.2)
+    monkeypatch.setattr(casd.atomic, "WAIT_NOTICE_S", 0.2)
     started, finish = threading.Event(), threading.Event()
 
     def slow(folder: Path) -> None:

@@ -23,7 +23,7 @@ from casd.planning.blueprint import blueprint
 from casd.planning.plan import stage_costs
 from casd.planning.workload import TextLengths
 from casd.results import RunTables
-from casd.stages import read_json
+from casd.sealed import read_json
 from casd.table_files import SCHEMAS
 from casd.training.checkpoints import TrainingLog
 from casd.unlearning import OBJECTIVES

@@ -6,6 +6,7 @@ Nothing heavy is imported before it is known that it is needed: `casd --help` an
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,34 +78,88 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exits with 1 after an error of the user's, with 130 after Ctrl-C."""
-    options = build_parser().parse_args(arguments)
+    """Run the command line.
+
+    Exits with 1 after an error of the user's or of the machine, with 130 after Ctrl-C, and with 141 if the reader of its
+    output is gone (`casd list | head`), as the shell reports it of other programs.
+    """
+    _open_closed_streams()
     try:
-        if options.verb == "list":
-            _list(options.group)
-        elif options.verb == "status":
-            _status(Path(options.store))
-        elif options.verb == "sweep":
-            _sweep(options.overrides)
-        elif options.verb == "plan":
-            _plan(options.overrides)
-        elif options.verb == "reproduce":
-            _reproduce(options.arguments)
-        elif options.verb == "report":
-            _report(options.arguments, options.output)
-        elif options.verb == "compare":
-            _compare(*options.runs)
-        else:
-            _run(RUN_VERBS[options.verb][0], options.overrides)
+        try:
+            _dispatch(build_parser().parse_args(arguments))
+        except SystemExit:  # after --help
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # here, where an error is told
     except CasdError as error:
-        if is_main():
-            print(f"casd: {error}", file=sys.stderr)
-        sys.exit(1)
+        _fail(str(error))
     except KeyboardInterrupt:
         print("casd: interrupted; finished stages are kept, and the same command goes on from there.", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # `casd list | head`
-        sys.stderr.close()
+    except BrokenPipeError:
+        _drop_output()
+        sys.exit(141)
+    except Exception as error:
+        _fail_of_machine(error)
+
+
+def _dispatch(options: argparse.Namespace) -> None:
+    """Run the verb."""
+    if options.verb == "list":
+        _list(options.group)
+    elif options.verb == "status":
+        _status(Path(options.store))
+    elif options.verb == "sweep":
+        _sweep(options.overrides)
+    elif options.verb == "plan":
+        _plan(options.overrides)
+    elif options.verb == "reproduce":
+        _reproduce(options.arguments)
+    elif options.verb == "report":
+        _report(options.arguments, options.output)
+    elif options.verb == "compare":
+        _compare(*options.runs)
+    else:
+        _run(RUN_VERBS[options.verb][0], options.overrides)
+
+
+def _fail(line: str) -> None:
+    """Say what was wrong, and exit with 1."""
+    if is_main():
+        print(f"casd: {line}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _fail_of_machine(error: Exception) -> None:
+    """Say what the operating system refused, and exit with 1; other errors are bugs and are raised."""
+    from casd.disk import told
+
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+        sys.exit(141)
+    except OSError as of_output:  # /dev/full, or the disk of `casd ... > file`
+        _drop_output()
+        _fail(f"The output cannot be written: {of_output.strerror}.")
+    if line := told(error):
+        _fail(line)
+    raise error
+
+
+def _drop_output() -> None:
+    """Send what is left of the output nowhere, so that the interpreter does not fail to write it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _open_closed_streams() -> None:
+    """Where stdin, stdout or stderr was closed by the caller, open it to nowhere: the next file would get its number."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+            setattr(sys, name, open(number, mode))  # noqa: PTH123, SIM115
 
 
 def _run(end: str, overrides: Sequence[str]) -> None:
@@ -191,7 +246,7 @@ def _reproductions() -> dict[str, dict[str, str]]:
 
 
 def _status(root: Path) -> None:
-    from casd.stages import status
+    from casd.store_status import status
 
     print(status(root))
 

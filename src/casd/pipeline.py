@@ -24,7 +24,6 @@ from casd.compose import to_yaml
 from casd.config import BackdoorConfig, Config, UnlearningConfig
 from casd.corpora import CORPORA
 from casd.corpora.passages import Corpus, read_corpus, write_corpus
-from casd.disk import explaining_disk_errors
 from casd.encoding import Encoder
 from casd.errors import ConfigError
 from casd.evaluation import Evaluation, evaluate
@@ -36,13 +35,15 @@ from casd.poisoning import Backdoor, check_backdoors
 from casd.probes import Probes, make_probes
 from casd.progress import say, track
 from casd.provenance import identity, origin
+from casd.publishing import is_published, publishing
 from casd.registry import build
 from casd.results import RunTables
 from casd.rivals.evidence import Evidence, gather_evidence, rival_table
 from casd.runtime import Runtime
 from casd.scoring import StateRecord, check_captured, score
+from casd.sealed import entry_of, read_json, write_json
 from casd.seeding import derive_seed
-from casd.stages import MANIFEST, Stage, StageStore, read_json, write_json
+from casd.stages import Stage, StageStore
 from casd.states import INJECTED
 from casd.targets import TARGETS
 from casd.token_table import TokenTable, write_token_table
@@ -59,6 +60,8 @@ from casd.utility import check_tasks, measure_utility
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+CONFIG_FILE = "config.yaml"
+"""The configuration in a run's folder."""
 UNTIL = ("inject", "unlearn", "activations", "evaluate", "score", "report")
 """What a run can end with, in the order of work; "activations" and "evaluate" are independent of each other."""
 
@@ -382,23 +385,22 @@ class Run:
     # --- report ---
 
     def _report(self, folder: Path) -> None:
-        from casd.report import write_report
+        from casd.report import write_report_files
 
-        tables = RunTables.read(self.store.folder(self.graph.score, verify=True))
+        tables = RunTables.read(self.store.folder(self.graph.score))
         tables.info |= origin(self.config, self.graph, self.store, self.folder.name)
         named = tables.casd[~tables.casd["grid"].astype(bool)]
-        write_report(tables, folder, relation_points(named, tables.transfer))
+        write_report_files(tables, folder, relation_points(named, tables.transfer))
 
     def _publish(self) -> None:
-        """Copy the report from the store to its folder, beside the configuration."""
+        """Copy the report from the store to its folder, beside the configuration, unless that is there and whole."""
         report = self.store.folder(self.graph.report, verify=True)
-        with explaining_disk_errors("the report", self.folder):
-            begun = self.folder.with_name(f".{self.folder.name}.partial")
-            shutil.rmtree(begun, ignore_errors=True)
-            try:
-                shutil.copytree(report, begun, ignore=shutil.ignore_patterns(MANIFEST))
-                (begun / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
-                shutil.rmtree(self.folder, ignore_errors=True)
-                begun.rename(self.folder)
-            finally:
-                shutil.rmtree(begun, ignore_errors=True)
+        text = to_yaml(self.config)
+        files = self.store.manifest(self.graph.report)["files"]
+        if is_published(self.folder, files | {CONFIG_FILE: entry_of(text.encode())}):
+            return
+        with publishing(self.folder, "the report") as begun:
+            for name in files:
+                (begun / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(report / name, begun / name)
+            (begun / CONFIG_FILE).write_bytes(text.encode())

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
@@ -72,14 +72,15 @@ def set_progress(mode: str) -> None:
 def say(text: str) -> None:
     """Print a line to stderr, above the live bars if there are any. Not silenced by "off": it is no progress.
 
-    Of several processes the main one speaks.
+    Of several processes the main one speaks. Where stderr is closed or full, nothing is printed: that is no reason to stop.
     """
     if not is_main():
         return
-    if _display.live is not None:
-        _display.live.console.print(text, markup=False, highlight=False, soft_wrap=True)
-    else:
-        print(text, file=sys.stderr, flush=True)
+    with suppress(OSError):
+        if _display.live is not None:
+            _display.live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(eq=False)

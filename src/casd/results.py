@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from casd.conditions import condition_key, treatment_label
-from casd.table_files import IDENTITY, SCHEMAS, count_rows, read_info, read_table, write_frames
+from casd.disk import explaining_disk_errors
+from casd.table_files import IDENTITY, SCHEMAS, as_frame, read_arrow, read_info, read_table, write_frames
 
 UTILITY_PREFIX: Final = "utility/"
 """How the columns of `states` begin that hold the main metric of a benchmark task."""
@@ -150,7 +151,8 @@ class RunTables:
         missing = IDENTITY - set(self.info)
         if missing:
             raise ValueError(f"info lacks {sorted(missing)}")
-        write_frames({name: getattr(self, name) for name in SCHEMAS}, self.info, folder, "info.json")
+        with explaining_disk_errors("a set of tables", Path(folder)):
+            write_frames({name: getattr(self, name) for name in SCHEMAS}, self.info, folder, "info.json")
 
     @classmethod
     def read(cls, folder: Path, *, grid: bool = True, info: dict[str, Any] | None = None) -> RunTables:
@@ -166,7 +168,8 @@ class RunTables:
             StoreError: the folder holds no finished run, a table in it is damaged, or an older version wrote it.
         """
         info = info or read_info(folder)
-        frames = {name: read_table(folder, name, grid=grid) for name in SCHEMAS}
+        read = {name: read_arrow(folder, name, grid=grid) for name in SCHEMAS}
+        frames = {name: as_frame(table) for name, (table, _) in read.items()}
         tables = cls(**frames, info=info if grid else {"folder": str(folder)} | info)
-        tables.lacks_grid = not grid and count_rows(folder, "casd") != len(tables.casd)
+        _, tables.lacks_grid = read["casd"]
         return tables

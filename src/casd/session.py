@@ -17,11 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casd.disk import explaining_disk_errors
+from casd.disk import told
 from casd.distributed import is_main
 from casd.errors import CasdError, ConfigError
 from casd.forking import Begin, begin, threads_of_libraries
 from casd.progress import say, set_progress
+from casd.publishing import check_output
 from casd.registry import unknown
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def run(config: Config, end: str = "report") -> Path:
         from casd.report import print_run
         from casd.results import RunTables
 
-        print_run(RunTables.read(made.folder))
+        print_run(RunTables.read(made.store.folder(made.graph.report)))
         print(f"\nReport: {made.folder / 'report.html'}")
     else:
         print(f"Finished stages are in {made.store.root}.")
@@ -82,6 +83,10 @@ def _one_of_many(config: Config) -> Outcome:
         made = _make(config)
     except CasdError as error:
         return Outcome(None, str(error))
+    except Exception as error:
+        if not (line := told(error)):
+            raise
+        return Outcome(None, line)
     return Outcome(made.folder.absolute(), "", *_counts(made.store.events))
 
 
@@ -148,19 +153,21 @@ def report_runs(paths: Sequence[Path], output: Path | None = None) -> None:
         output: the folder of the report; None for one below `outputs`, named by the runs.
 
     Raises:
-        CasdError: no finished runs there, runs that cannot be compared, or an output that is the folder of a run.
+        CasdError: no finished runs there, runs that cannot be compared, or an output that is a file or has something else
+            in it than an earlier report.
     """
     # One thread, since there will be two processes.
     with _no_garbage_collection(), threads_of_libraries(1):
         from casd.finished.joined_tables import read_together
+        from casd.table_files import SWEEP_INFO
 
+        if output:
+            check_output(output, SWEEP_INFO)
         found = read_together(paths, begin, meanwhile=lambda: importlib.import_module("casd.report"))
         from casd.finished.shared_tables import runs_of
 
         runs = runs_of(found)
         target = output or Path("outputs") / f"report-{_digest(tables.info['folder'] for tables in runs)}"
-        if (target / "tables" / "info.json").exists():
-            raise ConfigError(f"{target} is the folder of a run; name another folder for the report: --output FOLDER.")
         _report_all(runs, target, begin=begin)
 
 
@@ -217,10 +224,9 @@ def reproduce(names: Sequence[str], scale_name: str, overrides: Sequence[str] = 
     runs = {run_set: read_runs(paths) for run_set, paths in folders.items()}
     target = made[0][0].parents[1] / "reproduce" / scale.name / ("all" if "all" in names else "-".join(chosen))
     executed = sum(count for count, _ in _executed)
-    with explaining_disk_errors("the reproduction", target):
-        verdicts = None if executed else finished(chosen, runs, target)
-        if verdicts is None:
-            verdicts = write_reproduction(chosen, scale, runs, target)
+    verdicts = None if executed else finished(chosen, runs, target)
+    if verdicts is None:
+        verdicts = write_reproduction(chosen, scale, runs, target)
     print_tables([verdicts_table(verdicts[verdicts["headline"]])])
     print(f"\nReport: {_short(target.absolute() / PAGE)}")
     _say_cost()
@@ -230,8 +236,7 @@ def _report_all(runs: Sequence[RunTables], target: Path, begin: Begin = partial)
     """Write the report over all runs into `target`, and print; `begin` as for `write_sweep_report`."""
     from casd.report import print_sweep, write_sweep_report
 
-    with explaining_disk_errors("the report", target):
-        comparisons = write_sweep_report(runs, target, begin)
+    comparisons = write_sweep_report(runs, target, begin)
     print_sweep(runs, comparisons=comparisons.tables)
     for page in (Path(tables.info["folder"]) / "report.html" for tables in runs[:PAGES_NAMED]):
         if page.is_file():

@@ -5,10 +5,12 @@ and the keys of the stages it reads. So the same stage is never made twice, and 
 the stages downstream of it and for no others. A stage exists whole or not at all: it is made in a hidden folder beside
 its place, checksummed, flushed to the disk, and only then renamed into place. Below the store's root:
 
-    inject/3f2a…c1/            a finished stage: its files and manifest.json
-    inject/.3f2a…c1.partial/   being made, or left by a process that was killed
+    inject/3f2a…c1/              a finished stage: its files and manifest.json
+    inject/.3f2a…c1.….partial/   being made by one process, or left by a process that was killed
     inject/.3f2a…c1.checkpoint/  what an interrupted stage goes on from
-    inject/.3f2a…c1.lock       held (flock) by the process that makes it; an empty file that stays
+    inject/.3f2a…c1.lock         held (flock) by the process that makes it; an empty file that stays
+
+The lock saves work. Where a file system has none, two processes may make a stage twice: the first to finish is kept.
 
 Nothing here, and nothing that stages write, is ever unpickled.
 """
@@ -16,10 +18,10 @@ Nothing here, and nothing that stages write, is ever unpickled.
 from __future__ import annotations
 
 import datetime
+import errno
 import hashlib
 import json
 import math
-import os
 import platform
 import shutil
 import time
@@ -30,13 +32,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from casd.disk import explaining_disk_errors, readable_size
+from casd.atomic import flush, flush_all, give_default_rights, locked, remove, remove_leftovers, temporary_beside
+from casd.disk import explaining_disk_errors
 from casd.errors import ConfigError, StoreError
-from casd.progress import say
+from casd.sealed import MANIFEST, Damage, check_file, check_size, checksums, read_manifest, unreadable, write_manifest
 
-MANIFEST = "manifest.json"
-WAIT_NOTICE_S = 3.0
-"""Seconds to wait for another process's stage before saying so."""
+_OLD_FIELDS = ("stage", "label", "key", "version", "config", "inputs", "files", "created", "seconds", "made_with")
+"""What manifests have that were written before they had a checksum of themselves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,10 +104,11 @@ class StageStore:
         Raises:
             StoreError: the stage's folder is there but damaged; it never gets there by halves.
         """
-        if not self._place(stage).exists():
+        if not _is_there(self._place(stage)):
             return False
         for name, entry in self.manifest(stage)["files"].items():
-            self._check_size(stage, name, entry["bytes"])
+            with self._naming(stage):
+                check_size(self._place(stage), name, entry)
         return True
 
     def manifest(self, stage: Stage) -> dict[str, Any]:
@@ -115,21 +118,12 @@ class StageStore:
             StoreError: the stage is not done, or its manifest is missing, unreadable or that of another stage.
         """
         place = self._place(stage)
-        if not place.exists():
+        if not _is_there(place):
             raise StoreError(f"Stage {stage} is not in {self.root} (looked for {place}); run it first.")
-        try:
-            manifest = read_json(place / MANIFEST)
-        except FileNotFoundError:
-            raise self._damaged(stage, f"{MANIFEST} is missing") from None
-        except OSError as error:
-            raise StoreError(f"Stage {stage}: cannot read {place / MANIFEST}: {error.strerror}.") from error
-        except StoreError as error:
-            raise self._damaged(stage, f"{MANIFEST} is not valid JSON ({error.__cause__})") from error
-        key = manifest.get("key") if isinstance(manifest, dict) else None
-        if key != stage.key:
-            raise self._damaged(stage, f"{MANIFEST} has the key {key!r}, expected {stage.key!r}")
-        if not _lists_files(manifest.get("files")):
-            raise self._damaged(stage, f"{MANIFEST} has no valid list of files")
+        with self._naming(stage):
+            manifest = _read_manifest(place)
+            if manifest["key"] != stage.key:
+                raise Damage(f"{MANIFEST} has the key {manifest['key']!r}, expected {stage.key!r}")
         return manifest
 
     def folder(self, stage: Stage, *, verify: bool = False) -> Path:
@@ -163,15 +157,17 @@ class StageStore:
 
         `produce` is given an empty folder on the store's file system and writes the stage's files there. If it raises,
         is killed, or the disk is full, no stage appears; what it keeps in `checkpoint_folder` stays for the next try.
-        When another process is making the same stage, this one waits for it and uses its result.
+        When another process is making the same stage, this one waits for it and uses its result. Where the file system has
+        no locks, both make it, and the result of the first to finish is used.
 
         Raises:
-            StoreError: the stage on disk is damaged, the disk is full, or the store cannot be written to.
+            StoreError: the stage on disk is damaged, the disk is full, or the store cannot be read or written.
         """
         with explaining_disk_errors(f"stage {stage}", self.root):
             if not self.is_done(stage):
                 self._place(stage).parent.mkdir(parents=True, exist_ok=True)
-                with self._lock(stage):
+                making = f"stage {stage}, which another process is making ({self._place(stage)})"
+                with locked(self._beside(stage, "lock"), making):
                     if not self.is_done(stage):
                         self._make(stage, produce)
         self._record(stage, "reused", 0.0)  # keeps "executed" where it was made above
@@ -206,117 +202,110 @@ class StageStore:
     def _place(self, stage: Stage) -> Path:
         return self.root / stage.name / stage.key
 
-    def _beside(self, stage: Stage, kind: Literal["partial", "checkpoint", "lock"]) -> Path:
+    def _beside(self, stage: Stage, kind: Literal["checkpoint", "lock"]) -> Path:
         return self.root / stage.name / f".{stage.key}.{kind}"
 
     def _record(self, stage: Stage, outcome: Literal["executed", "reused"], seconds: float) -> None:
         self._events.setdefault(stage.key, Event(stage, outcome, seconds))
 
     def _make(self, stage: Stage, produce: Callable[[Path], None]) -> None:
-        """Produce, seal and rename into place, and record it; the caller holds the lock."""
-        place, partial = self._place(stage), self._beside(stage, "partial")
-        if partial.exists():  # left by a process that was killed: whoever holds the lock is the only writer
-            shutil.rmtree(partial)
+        """Produce, seal and rename into place, and record it."""
+        place = self._place(stage)
+        remove_leftovers(place)
+        partial = temporary_beside(place)
         partial.mkdir()
         start = time.perf_counter()
         try:
             produce(partial)
             seconds = time.perf_counter() - start
-            files = _checksums(partial)
-            write_json(partial / MANIFEST, _manifest(stage, files, seconds))
-            for path in partial.rglob("*"):
-                _flush(path)
-            _flush(partial)
-            partial.rename(place)
-            _flush(place.parent)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+            _check_plain(partial)
+            files = checksums(partial)
+            write_manifest(partial / MANIFEST, _manifest(stage, files, seconds))
+            give_default_rights(partial, partial / MANIFEST)
+            flush_all(partial)
+            if not self._moved(partial, stage):
+                return
+            flush(place.parent)
+        finally:
+            remove(partial)
         self._verified.update(_identity(place / name) for name in files)
         self._record(stage, "executed", seconds)
 
-    @contextmanager
-    def _lock(self, stage: Stage) -> Iterator[None]:
-        """Hold the stage's lock. The operating system frees it when its holder dies: a left lock file is harmless."""
-        from filelock import FileLock, Timeout  # here: 0.1 s that `casd --help` need not wait for
-
-        lock = FileLock(self._beside(stage, "lock"), poll_interval=0.1)
+    def _moved(self, partial: Path, stage: Stage) -> bool:
+        """Rename a stage into its place; False if another process was first, which is possible only without locks."""
         try:
-            lock.acquire(timeout=WAIT_NOTICE_S)
-        except Timeout:
-            say(f"Waiting for stage {stage}, which another process is making ({self._place(stage)}).")
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+            partial.rename(self._place(stage))
+        except OSError:
+            if self.is_done(stage):
+                return False
+            raise
+        return True
 
     def _verify(self, stage: Stage, name: str, entry: Mapping[str, Any]) -> None:
-        self._check_size(stage, name, entry["bytes"])
-        identity = _identity(path := self._place(stage) / name)
-        if identity in self._verified:
-            return
-        if (found := _sha256(path)) != entry["sha256"]:
-            raise self._damaged(stage, f"{name} has the SHA-256 {found[:12]}…, expected {entry['sha256'][:12]}…")
+        """Check a file, unless it was checked before and its size and time of change are the same."""
+        place = self._place(stage)
+        with self._naming(stage):
+            check_size(place, name, entry)
+            if (identity := _identity(place / name)) not in self._verified:
+                check_file(place, name, entry)
         self._verified.add(identity)
 
-    def _check_size(self, stage: Stage, name: str, expected: int) -> None:
+    @contextmanager
+    def _naming(self, stage: Stage) -> Iterator[None]:
+        """Say which stage is damaged, and what to do."""
         try:
-            found = (self._place(stage) / name).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            raise self._damaged(stage, f"{name} is missing, expected {expected} bytes") from None
-        if found != expected:
-            raise self._damaged(stage, f"{name} has {found} bytes, expected {expected}")
-
-    def _damaged(self, stage: Stage, what: str) -> StoreError:
-        return StoreError(
-            f"Stage {stage} is damaged: {what}. Delete the folder {self._place(stage)} and run again; "
-            "only this stage is made anew."
-        )
+            yield
+        except Damage as damage:
+            raise StoreError(f"Stage {stage} is damaged: {damage}. {_advice(self._place(stage))}") from damage
 
 
-def status(root: Path) -> str:
-    """A table of the stages in the store below `root`, for people: what is finished, since when, how large; what is begun.
+def stage_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of the finished stage in `folder`, for readers that know only the folder.
 
     Raises:
-        StoreError: there is no such folder.
-    """
-    if not root.is_dir():
-        raise StoreError(f"No store in {root}. Name the folder that runtime.store named, or start a run.")
-    lines, total = [f"{'stage':<12} {'of':<36} {'key':<20} {'size':>10} {'seconds':>8}  made (UTC)"], 0
-    manifests = [(path, read_json(path)) for path in root.glob(f"*/[!.]*/{MANIFEST}")]
-    for path, made in sorted(manifests, key=lambda item: item[1]["created"]):
-        size = sum(entry["bytes"] for entry in made["files"].values())
-        total += size
-        row = f"{made['stage']:<12} {made['label']:<36} {path.parent.name} {readable_size(size):>10} {made['seconds']:>8.1f}"
-        lines.append(f"{row}  {made['created'][:19]}")
-    begun = sorted({path.name.split(".")[1] for kind in ("partial", "checkpoint") for path in root.glob(f"*/.*.{kind}")})
-    lines.append(
-        f"{len(lines) - 1} finished stages, {readable_size(total)}; begun and not finished: {', '.join(begun) or 'none'}"
-    )
-    return "\n".join(lines)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as UTF-8 JSON in one canonical form: sorted keys, an indent of two, a newline at the end.
-
-    Raises:
-        ValueError: a number is NaN or infinite, which JSON does not have; write None.
-    """
-    text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        StoreError: it is not valid JSON.
+        StoreError: it is damaged or cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise StoreError(f"{path} is not valid JSON: {error}.") from error
+        return _read_manifest(folder)
+    except Damage as damage:
+        raise StoreError(f"The stage in {folder} is damaged: {damage}. {_advice(folder)}") from damage
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Read a stage's manifest.
+
+    Raises:
+        Damage: it is missing or was altered.
+        StoreError: it cannot be read.
+    """
+    try:
+        manifest = read_manifest(folder / MANIFEST, _OLD_FIELDS)
+    except FileNotFoundError:
+        raise Damage(f"{MANIFEST} is missing") from None
+    if missing := set(_OLD_FIELDS) - set(manifest):
+        raise Damage(f"{MANIFEST} is that of something else: it lacks {', '.join(sorted(missing))}")
+    return manifest
+
+
+def _advice(folder: Path) -> str:
+    return f"Delete the folder {folder} and run again; only this stage is made anew."
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a folder above it cannot be entered
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise unreadable(path, error) from error
+        raise
+
+
+def _check_plain(folder: Path) -> None:
+    """What `produce` wrote are plain files: checksums follow no links, and the manifest is the store's own."""
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or name == MANIFEST:
+            raise ValueError(f"A stage writes plain files, none of them a link or called {MANIFEST}: {name}.")
 
 
 def _canonical(value: Any) -> Any:
@@ -366,39 +355,6 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _lists_files(files: Any) -> bool:
-    return isinstance(files, dict) and all(
-        isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
-        for entry in files.values()
-    )
-
-
-def _checksums(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file below `folder`, by its path relative to it."""
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink() or name == MANIFEST:
-            raise ValueError(f"A stage writes plain files, none of them a link or called {MANIFEST}: {name}.")
-        if path.is_file():
-            files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    return files
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _identity(path: Path) -> tuple[Path, int, int]:
     status = path.stat()
     return path, status.st_size, status.st_mtime_ns
-
-
-def _flush(path: Path) -> None:
-    """Have a file's contents, or a folder's list of names, survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,10 +3,14 @@
 A finished run's folder holds `tables/NAME.parquet` and `tables/NAME.csv` for every table and `tables/info.json`, which is
 written last: a folder without it is not a finished run. Of `casd` the CSV has the rows without the grid only: those of the
 grid are many thousand, and ten times as large in CSV.
+
+Every file is checked when it is read: against the manifest of the stage that the folder is, or against the `checksums.json`
+of a published report. Folders of earlier versions and what `RunTables.write` wrote have neither.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
+from casd.atomic import write_text
 from casd.errors import StoreError
+from casd.sealed import CHECKSUMS, MANIFEST, Damage, Entries, checked_bytes, read_manifest
+from casd.stages import stage_manifest
 
 if TYPE_CHECKING:  # to read tables as Arrow has them pandas is not needed
     import pandas as pd
@@ -76,7 +83,7 @@ def read_info(folder: Path) -> dict[str, Any]:
             " Name a folder that `casd run` or `casd report` has finished, or run its command again."
         )
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = json.loads(_content(Path(folder), "tables/info.json"))
     except (OSError, ValueError) as error:  # json's errors are ValueErrors
         raise StoreError(f"{path} cannot be read ({error}). Make the run's report again: casd report.") from error
     if not isinstance(info, dict) or (missing := IDENTITY - set(info)):
@@ -98,16 +105,6 @@ def read_table(folder: Path, name: str, *, grid: bool = True) -> pd.DataFrame:
     """
     table, _ = read_arrow(folder, name, grid=grid)
     return as_frame(table)
-
-
-def count_rows(folder: Path, name: str) -> int:
-    """How many rows one table of the finished run in `folder` has, those of the grid included.
-
-    Raises:
-        StoreError: as `read_table`.
-    """
-    with _opened(folder, name) as file:
-        return int(file.metadata.num_rows)
 
 
 def read_arrow(folder: Path, name: str, *, grid: bool) -> tuple[pa.Table, bool]:
@@ -141,8 +138,9 @@ def _opened(folder: Path, name: str) -> Iterator[pq.ParquetFile]:
     """
     path = Path(folder) / "tables" / f"{name}.parquet"
     try:
+        content = pa.BufferReader(_content(Path(folder), f"tables/{name}.parquet"))
         # Not read ahead, for which pyarrow would start threads: the files are many and small.
-        with pq.ParquetFile(path, pre_buffer=False) as file:
+        with pq.ParquetFile(content, pre_buffer=False) as file:
             if missing := set(SCHEMAS[name]) - set(file.schema.names):
                 raise _older(folder, f"its table {name!r} lacks {', '.join(sorted(missing))}")
             yield file
@@ -150,6 +148,47 @@ def _opened(folder: Path, name: str) -> Iterator[pq.ParquetFile]:
         raise _older(folder, f"it has no table {name!r}") from None
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
         raise StoreError(f"{path} cannot be read ({error}). Make the run's report again: casd report.") from error
+
+
+def _content(folder: Path, name: str) -> bytes:
+    """A file of the run in `folder`, checked if its checksum is known.
+
+    Raises:
+        FileNotFoundError: it is not of the run.
+        StoreError: it is damaged or cannot be read.
+    """
+    try:
+        entries = _entries(folder)
+        if entries is None:
+            return (folder / name).read_bytes()
+        if name not in entries:
+            raise FileNotFoundError(folder / name)
+        return checked_bytes(folder, name, entries[name])
+    except Damage as damage:
+        advice = "Run the command that made it again: what is damaged is made anew."
+        if (folder / MANIFEST).exists():
+            advice = f"Delete the folder {folder} and run its command again; only this stage is made anew."
+        raise StoreError(f"{folder} is damaged: {damage}. {advice}") from damage
+
+
+def _entries(folder: Path) -> Entries | None:
+    """The checksums of the files in a finished run's folder; None if an older version published it.
+
+    Raises:
+        Damage: the list is damaged.
+        StoreError: it cannot be read.
+    """
+    for name in (MANIFEST, CHECKSUMS):
+        if (path := folder / name).exists():
+            status = path.stat()
+            return _entries_of(path, status.st_size, status.st_mtime_ns)
+    return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _entries_of(path: Path, size: int, changed: int) -> Entries:
+    """The list in a file, read once for all tables as long as its size and time of change are the same."""
+    return (stage_manifest(path.parent) if path.name == MANIFEST else read_manifest(path))["files"]
 
 
 def _older(folder: Path, what: str) -> StoreError:
@@ -163,19 +202,15 @@ def write_frames(frames: Mapping[str, pd.DataFrame], info: Mapping[str, Any], fo
     """Write each frame as Parquet and CSV under `folder/tables`; the file `info_name` goes away first, comes back last.
 
     Raises:
-        StoreError: a file cannot be written.
+        OSError: a file cannot be written.
     """
     tables = Path(folder) / "tables"
     finished = tables / info_name
-    try:
-        tables.mkdir(parents=True, exist_ok=True)
-        finished.unlink(missing_ok=True)
-        for name, frame in frames.items():
-            frame.to_parquet(tables / f"{name}.parquet", index=False, row_group_size=_ROW_GROUP)
-            named = frame[~frame["grid"].astype(bool)] if name == "casd" else frame
-            named.to_csv(tables / f"{name}.csv", index=False, lineterminator="\n")
-        partial = tables / f"{info_name}.partial"
-        partial.write_text(json.dumps(info, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-        partial.replace(finished)
-    except OSError as error:
-        raise StoreError(f"The tables cannot be written to {tables}: {error}. Free space or choose another folder.") from error
+    tables.mkdir(parents=True, exist_ok=True)
+    finished.unlink(missing_ok=True)
+    (Path(folder) / CHECKSUMS).unlink(missing_ok=True)  # they were of what is written over
+    for name, frame in frames.items():
+        frame.to_parquet(tables / f"{name}.parquet", index=False, row_group_size=_ROW_GROUP)
+        named = frame[~frame["grid"].astype(bool)] if name == "casd" else frame
+        named.to_csv(tables / f"{name}.csv", index=False, lineterminator="\n")
+    write_text(finished, json.dumps(info, indent=2, ensure_ascii=False, default=str) + "\n")

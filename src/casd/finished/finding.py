@@ -12,7 +12,8 @@ from typing import Any, Final
 from casd.conditions import label_settings, treatment_label
 from casd.errors import StoreError
 from casd.progress import say
-from casd.stages import MANIFEST, read_json
+from casd.sealed import MANIFEST
+from casd.stages import stage_manifest
 from casd.table_files import SWEEP_INFO, TABLES_VERSION, read_info
 
 _NUMBER: Final = r"(?<![\w.])(\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w.])"
@@ -97,11 +98,11 @@ def _scored(store: Path) -> list[Path]:
     """Of every run that was scored into a store by this version its report, or without one its scores."""
     reports: dict[str, tuple[int, Path]] = {}
     for path in store.glob(f"report/[!.]*/{MANIFEST}"):
-        manifest = read_json(path)
+        manifest = stage_manifest(path.parent)
         for source in manifest["inputs"]:
             reports[source["key"]] = max(reports.get(source["key"], (0, path)), (manifest["version"], path.parent))
     scored = sorted(store.glob(f"score/[!.]*/{MANIFEST}"))
-    found = [path.parent for path in scored if read_json(path)["version"] == TABLES_VERSION]
+    found = [path.parent for path in scored if stage_manifest(path.parent)["version"] == TABLES_VERSION]
     count = len(scored) - len(found)
     older = f"{count} {'run' if count == 1 else 'runs'}"
     if not found:

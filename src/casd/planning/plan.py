@@ -20,7 +20,8 @@ from casd.planning.phases import Devices, Phase, PhaseName, Phases, best_step_by
 from casd.planning.workload import TextLengths, forward_flops, text_lengths, training_flops
 from casd.rivals.shifts import PROMPTS_PER_SET
 from casd.rivals.updates import SKETCH_SIZE
-from casd.stages import Stage, read_json
+from casd.sealed import read_json
+from casd.stages import Stage
 from casd.states import INJECTED
 from casd.unlearning.removal import GUARD_PASSAGES as GUARD_OF_REMOVAL
 from casd.unlearning.tuning import settings

@@ -15,6 +15,7 @@ import pandas as pd
 from casd.comparison import compare_objectives, noise_floor, relabelled, variance_shares
 from casd.forking import Begin
 from casd.predictors import predictor_table
+from casd.publishing import publishing
 from casd.report.collect import DETAILED_RUNS, check_comparable, collect, combine, mean_asr, read_runs, summary
 from casd.report.comparisons import Comparisons, objectives_drawings
 from casd.report.gallery import draw, run_drawings, sweep_drawings
@@ -49,14 +50,26 @@ def write_report(tables: RunTables, folder: Path, scatter: pd.DataFrame) -> Path
             (see `figures.relation_scatter`). May be empty.
 
     Raises:
-        StoreError: a file cannot be written.
+        StoreError: a file cannot be written, or would overwrite one that is not of an earlier report.
     """
-    folder = Path(folder)
-    named = RunTables(**{name: getattr(tables, name) for name in SCHEMAS}, info={"run": folder.resolve().name} | tables.info)
-    named.write(folder)
-    write_tables(run_tables(named), folder / "tables")
-    figures = draw(run_drawings(named, scatter), folder / "figures", RUN_FIGURES)
-    return write_page(run_html(named, figures), folder / "report.html")
+    target = Path(folder)
+    named = RunTables(**{name: getattr(tables, name) for name in SCHEMAS}, info={"run": target.resolve().name} | tables.info)
+    with publishing(target, "the report") as begun:
+        write_report_files(named, begun, scatter)
+    return target / "report.html"
+
+
+def write_report_files(tables: RunTables, folder: Path, scatter: pd.DataFrame) -> None:
+    """Write what `write_report` writes straight into `folder`, where nobody reads yet. `tables.info` has "run".
+
+    Raises:
+        OSError: a file cannot be written.
+        StoreError: a table cannot be written.
+    """
+    tables.write(folder)
+    write_tables(run_tables(tables), folder / "tables")
+    figures = draw(run_drawings(tables, scatter), folder / "figures", RUN_FIGURES)
+    write_page(run_html(tables, figures), folder / "report.html")
 
 
 def write_sweep_report(runs: Sequence[RunTables], folder: Path, begin: Begin = partial) -> Comparisons:
@@ -71,11 +84,16 @@ def write_sweep_report(runs: Sequence[RunTables], folder: Path, begin: Begin = p
         begin: how to begin what need not be waited for (`casd.forking.begin`).
 
     Raises:
-        StoreError: runs that cannot be compared (`check_comparable`), or a file cannot be written.
+        StoreError: runs that cannot be compared (`check_comparable`), or a file cannot be written, or would overwrite one
+            that is not of an earlier report.
     """
-    folder = Path(folder)
     check_comparable(runs)
-    runs = relabelled(runs)
+    with publishing(Path(folder), "the report") as begun:
+        return _write_sweep_files(relabelled(runs), begun, Path(folder), begin)
+
+
+def _write_sweep_files(runs: Sequence[RunTables], folder: Path, target: Path, begin: Begin) -> Comparisons:
+    """Write the files of `write_sweep_report` into `folder`, which is going to be `target`."""
     compared = begin(_objectives_and_figures, runs, folder)
     predictors, noise, shares = predictor_table(runs), noise_floor(runs), variance_shares(runs)
     frames = {"summary": summary(runs), "asr_means": mean_asr(runs)}
@@ -92,7 +110,7 @@ def write_sweep_report(runs: Sequence[RunTables], folder: Path, begin: Begin = p
     comparisons = Comparisons(objectives, predictors, noise, shares)
     written = begin(write_tables, [*comparisons.tables, *overview, *relations], folder / "tables")
     write_frames(frames | comparisons.frames, {"runs": [tables.info for tables in runs]}, folder, SWEEP_INFO)
-    page = sweep_html(runs, comparisons.tables, overview, figures, folder)
+    page = sweep_html(runs, comparisons.tables, overview, figures, target)
     written()
     write_page(page, folder / "report.html")
     return comparisons

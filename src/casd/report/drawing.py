@@ -15,7 +15,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
-from casd.errors import StoreError
 from casd.report.wording import short_run_name
 from casd.results import RunTables
 
@@ -28,23 +27,20 @@ def save(figure: Figure, path: Path) -> Path:
     """Write `path`.png and `path`.pdf, the same bytes for the same figure; returns the PNG's path. Its layout is fixed then.
 
     Raises:
-        StoreError: a file cannot be written.
+        OSError: a file cannot be written.
     """
     png = path.with_name(path.name + ".png")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # By their canvases: `savefig` draws once more than it writes, to solve the layout, which drawing does anyway.
-        dpi = figure.dpi
-        figure.dpi = PNG_DPI
-        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-        figure.dpi = dpi
-        # The layout was solved for the PNG; solving it again for other formats would take as long and change nothing.
-        figure.set_layout_engine("none")
-        with mpl.rc_context({"pdf.fonttype": 42}):  # TrueType: what publishers ask for
-            canvas = FigureCanvasPdf(figure)
-            canvas.print_pdf(path.with_name(path.name + ".pdf"), metadata={"CreationDate": None, "Producer": None})
-    except OSError as error:
-        raise StoreError(f"The figure {png} cannot be written: {error}. Free space or choose another folder.") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # By their canvases: `savefig` draws once more than it writes, to solve the layout, which drawing does anyway.
+    dpi = figure.dpi
+    figure.dpi = PNG_DPI
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+    figure.dpi = dpi
+    # The layout was solved for the PNG; solving it again for other formats would take as long and change nothing.
+    figure.set_layout_engine("none")
+    with mpl.rc_context({"pdf.fonttype": 42}):  # TrueType: what publishers ask for
+        canvas = FigureCanvasPdf(figure)
+        canvas.print_pdf(path.with_name(path.name + ".pdf"), metadata={"CreationDate": None, "Producer": None})
     return png
 
 

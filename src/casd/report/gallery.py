@@ -119,7 +119,7 @@ def draw(drawings: Sequence[Drawing], folder: Path, shown: Sequence[str]) -> dic
     """Write all figures into `folder`; those whose names are in `shown` come back as blocks, by their names.
 
     Raises:
-        StoreError: a file cannot be written.
+        OSError: a file cannot be written.
     """
     blocks = {drawing.name: _draw(drawing, folder, drawing.name in shown) for drawing in drawings}
     return {name: block for name, block in blocks.items() if block}

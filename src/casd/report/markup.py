@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from casd.errors import StoreError
-
 LONG_TABLE_ROWS: Final = 40
 """More rows than this become a longtable in LaTeX."""
 _NUMBER: Final = re.compile(r"[(<+]?-?\d[\d.,/%]*(e[+-]\d+)?\)?( \(.*\)| to -?[\d.]+| \[.*\]| of \d+)?|–")
@@ -150,15 +148,12 @@ def write_tables(tables: Iterable[Table], folder: Path) -> None:
     """Write each table as `NAME.md` and `NAME.tex` into `folder`.
 
     Raises:
-        StoreError: a file cannot be written.
+        OSError: a file cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for table in tables:
-            (folder / f"{table.name}.md").write_text(to_markdown(table), encoding="utf-8")
-            (folder / f"{table.name}.tex").write_text(to_latex(table), encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"The tables cannot be written to {folder}: {error}. Free space or choose another.") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in tables:
+        (folder / f"{table.name}.md").write_text(to_markdown(table), encoding="utf-8")
+        (folder / f"{table.name}.tex").write_text(to_latex(table), encoding="utf-8")
 
 
 def numeric_columns(table: Table) -> list[bool]:

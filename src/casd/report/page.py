@@ -15,7 +15,7 @@ from typing import Any, Final
 import jinja2
 
 from casd import __version__
-from casd.errors import StoreError
+from casd.atomic import write_text
 from casd.report.colors import palette, step_of, text_on
 from casd.report.markup import Cell, Row, Table, numeric_columns
 from casd.report.wording import MISSING
@@ -85,15 +85,10 @@ def write_page(text: str, path: Path) -> Path:
     """Write a report; returns its path.
 
     Raises:
-        StoreError: the file cannot be written.
+        OSError: the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise StoreError(f"The report {path} cannot be written: {error}. Free space or choose another folder.") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
     return path
 
 

@@ -37,12 +37,18 @@ PERPLEXITIES = ("perplexity", "perplexity, retain")
 ASR_NOTE = "Cells: attack success rate that is left (fraction). Rows: removed; columns: measured; * the removed one itself."
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line, which ends all verbs alike; rich would exit here."""
+        raise BrokenPipeError
+
+
 def output_console() -> Console:
     """A console on stdout: as wide as the terminal, or PLAIN_WIDTH and without color where there is none."""
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
     if encoding != "utf8" and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a ρ must not end a run that took hours
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    return _Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 
 
 def print_run(tables: RunTables, console: Console | None = None) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 import pandas as pd
 
 from casd.comparison import relabelled
+from casd.publishing import is_published, publishing
 from casd.registry import import_named
 from casd.report.comparisons import model_label
 from casd.report.gallery import draw
@@ -21,7 +22,7 @@ from casd.reproduction.catalogue import EXHIBITS
 from casd.reproduction.claims import CLAIMS, Evidence, headline
 from casd.reproduction.scales import Scale
 from casd.results import RunTables
-from casd.stages import read_json
+from casd.sealed import read_json
 from casd.table_files import write_frames
 
 PAGE: Final = "report.html"
@@ -55,15 +56,23 @@ def write_reproduction(
         folder: gets report.html, tables/ (LaTeX, Markdown; verdicts also as Parquet and CSV) and figures/.
 
     Raises:
-        StoreError: a file cannot be written.
+        StoreError: a file cannot be written, or would overwrite one that is not of an earlier reproduction.
     """
-    runs = {run_set: relabelled(members) for run_set, members in runs.items()}
+    with publishing(folder, "the reproduction") as begun:
+        labelled = {run_set: relabelled(members) for run_set, members in runs.items()}
+        return _write_files(names, scale, labelled, begun, folder)
+
+
+def _write_files(
+    names: Sequence[str], scale: Scale, runs: Mapping[str, Sequence[RunTables]], folder: Path, target: Path
+) -> pd.DataFrame:
+    """Write the files of `write_reproduction` into `folder`, which is going to be `target`."""
     evidence = {run_set: Evidence(members) for run_set, members in runs.items()}
     verdicts = judge(names, evidence)
     blocks = [table_block(verdicts_table(verdicts[verdicts["headline"]])), Block("list", _WHAT_IT_IS)]
     sections = [Section("claims", "The claims", blocks)]
     sections += [_section(name, evidence[EXHIBITS[name].run_set], verdicts, folder) for name in names]
-    sections.append(_runs_section(scale, runs, folder))
+    sections.append(_runs_section(scale, runs, target))
     write_tables([verdicts_table(verdicts)], folder / "tables")
     title = f"Reproduction at the scale {scale.name}: {', '.join(names) if len(names) < len(EXHIBITS) else 'all'}"
     facts = {"Scale": scale.description, "Runs": sum(map(len, runs.values()))}
@@ -95,9 +104,8 @@ def made_of(names: Sequence[str], runs: Mapping[str, Sequence[RunTables]]) -> di
 
 
 def finished(names: Sequence[str], runs: Mapping[str, Sequence[RunTables]], folder: Path) -> pd.DataFrame | None:
-    """The verdicts of the reproduction in `folder` if it was made of this; else None."""
-    info = folder / "tables" / INFO
-    if not info.is_file() or read_json(info) != made_of(names, runs):
+    """The verdicts of the reproduction in `folder` if it is whole and was made of this; else None."""
+    if not is_published(folder) or read_json(folder / "tables" / INFO) != made_of(names, runs):
         return None
     return pd.read_parquet(folder / "tables" / "verdicts.parquet")
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from casd.atomic import flush, flush_all, give_default_rights, remove, remove_leftovers, temporary_beside
+from casd.distributed import is_main
+from casd.progress import say
+from casd.sealed import CHECKSUMS, Damage, Entries, check_file, checksums, read_manifest, write_manifest
 from casd.weights import Weights, restore_weights, trained_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_KEPT: Final = "kept.safetensors"
 
 
 @dataclass
@@ -63,44 +68,105 @@ def save_checkpoint(
     log: TrainingLog,
     kept: Weights | None = None,
 ) -> None:
-    """Write a checkpoint whole (temporary folder, then rename), then drop the older ones; `kept` is the best step so far."""
+    """Write a checkpoint whole (temporary folder, then rename); `kept` is the best step so far.
+
+    The one before it is kept, to go on from if this one is damaged; those before that are removed first, so there are never
+    more than two on the disk.
+    """
+    for path in _checkpoints(folder)[:-1]:
+        remove(path)
+    place = folder / f"step-{done:08d}"
+    remove_leftovers(folder / "step")
+    temporary = temporary_beside(folder / "step")
+    temporary.mkdir(parents=True)
+    try:
+        _write_checkpoint(temporary, model, optimizer, log, kept)
+        temporary.rename(place)
+        flush(folder)
+    except Exception:
+        # Where there are no locks, another process may have made this checkpoint, or finished the stage, which removes all.
+        if temporary.exists() and not place.is_dir():
+            raise
+    finally:
+        remove(temporary)
+
+
+def _write_checkpoint(
+    folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, log: TrainingLog, kept: Weights | None
+) -> None:
+    """Write the files of a checkpoint with their checksums, and flush them to the disk."""
     from safetensors.torch import save_file
 
-    temporary = folder / "writing"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file({name: value.detach() for name, value in trained_parameters(model).items()}, temporary / "weights.safetensors")
+    save_file({name: value.detach() for name, value in trained_parameters(model).items()}, folder / "weights.safetensors")
     state = optimizer.state_dict()["state"]
     flat = {f"{index}/{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()}
-    save_file(flat, temporary / "optimizer.safetensors")
+    save_file(flat, folder / "optimizer.safetensors")
     if kept is not None:
-        save_file({name: value.contiguous() for name, value in kept.items()}, temporary / "kept.safetensors")
-    log.write(temporary / "log.json")
-    for file in temporary.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    older = list(folder.glob("step-*"))
-    temporary.rename(folder / f"step-{done:08d}")
-    for path in older:
-        shutil.rmtree(path)
+        save_file({name: value.contiguous() for name, value in kept.items()}, folder / _KEPT)
+    log.write(folder / "log.json")
+    write_manifest(folder / CHECKSUMS, {"files": checksums(folder)})
+    give_default_rights(folder, folder / CHECKSUMS)
+    flush_all(folder)
 
 
 def restore_checkpoint(
     folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer
 ) -> tuple[int, TrainingLog, Weights | None]:
-    """Load the newest whole checkpoint, if there is one; the steps done, the log up to there, and the best step's weights."""
+    """Load the newest checkpoint that is whole, if there is one.
+
+    A damaged one is removed, which is said, and the one before it is loaded; without one the training starts anew.
+
+    Returns:
+        The steps done, the log up to there, and the best step's weights.
+
+    Raises:
+        StoreError: a checkpoint is there and cannot be read.
+    """
+    for path in reversed(_checkpoints(folder)):
+        try:
+            files = _checked(path)
+        except Damage as damage:
+            say(f"The checkpoint {path} is damaged: {damage}. Going on from the one before it, or from the start.")
+            if is_main():
+                remove(path)
+            continue
+        return _load_checkpoint(path, _KEPT in files, model, optimizer)
+    return 0, TrainingLog(), None
+
+
+def _load_checkpoint(
+    folder: Path, has_kept: bool, model: PreTrainedModel, optimizer: torch.optim.Optimizer
+) -> tuple[int, TrainingLog, Weights | None]:
+    """Load a checkpoint that was checked."""
     from safetensors.torch import load_file
 
-    found = sorted(folder.glob("step-*"))
-    if not found:
-        return 0, TrainingLog(), None
-    newest = found[-1]
-    restore_weights(model, load_file(newest / "weights.safetensors"))
+    restore_weights(model, load_file(folder / "weights.safetensors"))
     state: dict[int, dict[str, Any]] = {}
-    for key, value in load_file(newest / "optimizer.safetensors").items():
+    for key, value in load_file(folder / "optimizer.safetensors").items():
         index, _, name = key.partition("/")
         # bitsandbytes counts its steps in a plain integer, torch in a float tensor.
         state.setdefault(int(index), {})[name] = int(value) if value.shape == () and value.dtype == torch.int64 else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    kept = load_file(newest / "kept.safetensors") if (newest / "kept.safetensors").is_file() else None
-    return int(newest.name.removeprefix("step-")), TrainingLog.read(newest / "log.json"), kept
+    kept = load_file(folder / _KEPT) if has_kept else None
+    return int(folder.name.removeprefix("step-")), TrainingLog.read(folder / "log.json"), kept
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
+
+
+def _checked(checkpoint: Path) -> Entries:
+    """The files of a checkpoint, after checking all of them.
+
+    Raises:
+        Damage: one is missing or altered, or the checkpoint is of a version that wrote no checksums.
+        StoreError: one cannot be read.
+    """
+    try:
+        files: Entries = read_manifest(checkpoint / CHECKSUMS)["files"]
+    except FileNotFoundError:
+        raise Damage(f"it has no {CHECKSUMS}") from None
+    for name, entry in files.items():
+        check_file(checkpoint, name, entry)
+    return files
