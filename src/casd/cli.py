@@ -12,6 +12,7 @@ from pathlib import Path
 
 import casd
 from casd.distributed import is_main
+from casd.ending import orderly_end
 from casd.errors import CasdError
 
 EPILOG = """\
@@ -77,34 +78,36 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exits with 1 after an error of the user's, with 130 after Ctrl-C."""
+    """Run the command line; exits with 1 after an error of the user's, with 130 after Ctrl-C, with 143 after SIGTERM."""
     options = build_parser().parse_args(arguments)
     try:
-        if options.verb == "list":
-            _list(options.group)
-        elif options.verb == "status":
-            _status(Path(options.store))
-        elif options.verb == "sweep":
-            _sweep(options.overrides)
-        elif options.verb == "plan":
-            _plan(options.overrides)
-        elif options.verb == "reproduce":
-            _reproduce(options.arguments)
-        elif options.verb == "report":
-            _report(options.arguments, options.output)
-        elif options.verb == "compare":
-            _compare(*options.runs)
-        else:
-            _run(RUN_VERBS[options.verb][0], options.overrides)
+        with orderly_end():
+            _do(options)
     except CasdError as error:
         if is_main():
             print(f"casd: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("casd: interrupted; finished stages are kept, and the same command goes on from there.", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:  # `casd list | head`
         sys.stderr.close()
+
+
+def _do(options: argparse.Namespace) -> None:
+    if options.verb == "list":
+        _list(options.group)
+    elif options.verb == "status":
+        _status(Path(options.store))
+    elif options.verb == "sweep":
+        _sweep(options.overrides)
+    elif options.verb == "plan":
+        _plan(options.overrides)
+    elif options.verb == "reproduce":
+        _reproduce(options.arguments)
+    elif options.verb == "report":
+        _report(options.arguments, options.output)
+    elif options.verb == "compare":
+        _compare(*options.runs)
+    else:
+        _run(RUN_VERBS[options.verb][0], options.overrides)
 
 
 def _run(end: str, overrides: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
-from casd import checks, distributed, models, weights
+from casd import checks, distributed, ending, models, weights
 from casd.compose import to_yaml
 from casd.config import BackdoorConfig, Config, UnlearningConfig
 from casd.corpora import CORPORA
@@ -153,9 +153,11 @@ class Run:
             distributed.make_alone(self._publish)
 
     def _alone(self, stage: Stage, produce: Callable[[Path], None]) -> None:
+        ending.check()
         distributed.make_alone(partial(self.store.run, stage, produce))
 
     def _together(self, stage: Stage, produce: Callable[[Path], None]) -> None:
+        ending.check()
         distributed.make_together(partial(self.store.run, stage), produce)
 
     # --- corpus, base model, injected model ---
