@@ -45,7 +45,8 @@ def random_model(config: ModelConfig, device: torch.device) -> PreTrainedModel:
     """A model of the configuration's shape and precision with random weights; nothing is downloaded."""
     with torch.device(device):
         torch.manual_seed(0)
-        return transformers.AutoModelForCausalLM.from_config(blueprint(config).config, dtype=DTYPES[config.dtype]).eval()
+        shape, dtype = blueprint(config).config, DTYPES[config.dtype]
+        return transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype, trust_remote_code=False).eval()
 
 
 def random_rows(rows: int, tokens: int, vocabulary: int, seed: int) -> dict[str, torch.Tensor]:

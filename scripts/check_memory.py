@@ -76,9 +76,9 @@ def measure(size: str, dtype: str, lora: bool, checkpointing: bool, device: str,
 
     config = transformers_config("llama", architecture(size))
     with torch.device("meta"):  # imports the model's own modules
-        AutoModelForCausalLM.from_config(config)
+        AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     before = Process().memory_info().rss
-    model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+    model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
     give_freed_memory_back(model, torch.device(device))
     if lora:
         attach_lora(model, LoraConfig(), "injection", seed=0)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import casd
 from casd.distributed import is_main
+from casd.ending import orderly_end
 from casd.errors import CasdError
 
 EPILOG = """\
@@ -80,22 +81,20 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line.
 
-    Exits with 1 after an error of the user's or of the machine, with 130 after Ctrl-C, and with 141 if the reader of its
-    output is gone (`casd list | head`), as the shell reports it of other programs.
+    Exits with 1 after an error of the user's or of the machine, with 130 after Ctrl-C, with 143 after SIGTERM, and with 141 if
+    the reader of its output is gone (`casd list | head`), as the shell reports it of other programs.
     """
     _open_closed_streams()
     try:
-        try:
-            _dispatch(build_parser().parse_args(arguments))
-        except SystemExit:  # after --help
-            sys.stdout.flush()
-            raise
-        sys.stdout.flush()  # here, where an error is told
+        with orderly_end():
+            try:
+                _dispatch(build_parser().parse_args(arguments))
+            except SystemExit:  # after --help
+                sys.stdout.flush()
+                raise
+            sys.stdout.flush()  # here, where an error is told
     except CasdError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        print("casd: interrupted; finished stages are kept, and the same command goes on from there.", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         _drop_output()
         sys.exit(141)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, cast, get_args, get_origin, get_type_hints
@@ -25,6 +25,8 @@ from casd.registry import unknown
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from casd.jobs import Outcome
 
 SCHEMA = "casd_schema"
 ROOT = "config"
@@ -104,12 +106,13 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def sweep(overrides: Sequence[str], run: Callable[[Config], Path], finish: Callable[[list[Path]], None]) -> None:
+def sweep(overrides: Sequence[str], run: Callable[[Config], Outcome], finish: Callable[[list[Path]], None]) -> None:
     """Run every combination of a sweep's overrides ("seed=0,1") through Hydra's launcher, then `finish` with the results.
 
     Args:
         overrides: Hydra overrides; an experiment may bring sweep parameters of its own.
-        run: makes one run and gives its folder; called in this process or, with another launcher, in a job of a cluster.
+        run: makes one run and tells what became of it, instead of raising errors; called in this process or, with another
+            launcher, in a job of a cluster.
         finish: called here, once, with the folders of all runs in the order of the jobs.
 
     Raises:
@@ -118,28 +121,49 @@ def sweep(overrides: Sequence[str], run: Callable[[Config], Path], finish: Calla
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
+    from casd.jobs import Outcome, tell_failures
+
     _register()
     with _fresh_folder(overrides) as outcomes:
 
         def job(composed: DictConfig) -> None:
             # What became of a job goes by way of the disk: a launcher may run it in another process, on another machine.
             number = f"{HydraConfig.get().job.num:05d}"
+            outcome: dict[str, Any] = {"overrides": list(HydraConfig.get().overrides.task)}
             try:
-                outcome = {"folder": str(run(to_config(composed)).absolute())}
+                made = run(to_config(composed))
+                outcome |= {"folder": str(made.folder.absolute()) if made.folder else "", "error": made.error}
             except CasdError as error:  # not left to Hydra, which would print all overrides above its message
-                outcome = {"error": str(error)}
+                outcome |= {"folder": "", "error": str(error)}
             (outcomes / f"{number}.json").write_text(json.dumps(outcome), encoding="utf-8")
 
         with _explaining(overrides), _hydra_command_line(["--multirun", f"hydra.sweep.dir='{outcomes}'", *overrides]):
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=ROOT)(job)()
         finished = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(outcomes.glob("*.json"))]
-    if errors := list(dict.fromkeys(each["error"] for each in finished if "error" in each)):
-        raise CasdError("\ncasd: ".join(errors))
+    tell_failures([(each["overrides"], Outcome(None, each["error"])) for each in finished])
     finish([Path(each["folder"]) for each in finished])
 
 
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep.
+
+    Attributes:
+        config: its configuration.
+        overrides: those with which `load_config` gives that configuration.
+    """
+
+    config: Config
+    overrides: tuple[str, ...]
+
+
 def configs(overrides: Sequence[str]) -> list[Config]:
-    """The configurations of the runs of a sweep, in the order of its jobs; nothing is run.
+    """The configurations of `jobs`."""
+    return [job.config for job in jobs(overrides)]
+
+
+def jobs(overrides: Sequence[str]) -> list[Job]:
+    """The runs of a sweep, in order; nothing is run.
 
     Raises:
         CasdError: as for `sweep`.
@@ -162,8 +186,8 @@ def configs(overrides: Sequence[str]) -> list[Config]:
             # As Hydra's sweeper does, but for composing each combination once more to see whether it can be.
             lists = [f"{key}={values}" for key, values in (every.hydra.sweeper.params or {}).items()]
             parsed = OverridesParser.create(hydra.config_loader).parse_overrides([*lists, *here])
-            (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-            return [to_config(compose(ROOT, overrides=list(job))) for job in jobs]
+            (combinations,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+            return [Job(to_config(compose(ROOT, overrides=list(each))), tuple(each)) for each in combinations]
 
 
 @contextmanager

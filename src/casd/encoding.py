@@ -93,6 +93,12 @@ class Encoder:
             return known
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    @property
+    def largest_token(self) -> int:
+        """The largest of the tokens that the table has, and of those that are put around and beside a text."""
+        table = [] if self._table is None else [int(self._table.tokens.max(initial=0))]
+        return max(*table, *self._start, *self._end, self.tokenizer.pad_token_id)
+
     def token_count(self, text: str) -> int:
         """How many tokens `text` has inside a sentence, that is, after a space."""
         return len(self.tokens(" " + text))

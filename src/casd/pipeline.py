@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
-from casd import distributed, models, weights
+from casd import checks, distributed, ending, models, weights
 from casd.compose import to_yaml
 from casd.config import BackdoorConfig, Config, UnlearningConfig
 from casd.corpora import CORPORA
@@ -40,7 +40,7 @@ from casd.registry import build
 from casd.results import RunTables
 from casd.rivals.evidence import Evidence, gather_evidence, rival_table
 from casd.runtime import Runtime
-from casd.scoring import StateRecord, check_captured, score
+from casd.scoring import StateRecord, score
 from casd.sealed import entry_of, read_json, write_json
 from casd.seeding import derive_seed
 from casd.stages import Stage, StageStore
@@ -51,11 +51,11 @@ from casd.training.checkpoints import TrainingLog
 from casd.transfer import relation_points
 from casd.triggers import TriggerPosition
 from casd.unlearning import OBJECTIVES
-from casd.unlearning.controls import Removal, check_controls, removals
+from casd.unlearning.controls import Removal, removals
 from casd.unlearning.objective import Objective
 from casd.unlearning.removal import Stopping, unlearn
 from casd.unlearning.tuning import settings, tune, tuning_table, with_setting
-from casd.utility import check_tasks, measure_utility
+from casd.utility import measure_utility
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,15 +97,7 @@ class Run:
     def __init__(self, config: Config):
         self.config = config
         self.backdoors = build_backdoors(config)
-        # A mistake is told before anything is trained.
-        for setting in settings(config.unlearning.tuning.grid):
-            with_setting(config.unlearning, setting)
-        if layers := config.model.architecture.get("num_hidden_layers"):  # else it is known when the model is read
-            _objective(config.unlearning).check_layers(layers)
-        check_controls(self.backdoors, config.unlearning.controls)
-        check_captured(config.metric, config.activations)
-        if config.utility.tasks:
-            check_tasks(config.utility.tasks)
+        checks.check_config(config, self.backdoors)
         runtime = config.runtime
         self.runtime = Runtime(
             device=runtime.device,
@@ -136,6 +128,7 @@ class Run:
             raise ConfigError(f"Cannot run until {end!r}; choices: {', '.join(UNTIL)}.")
         graph = self.graph
         self._alone(graph.corpus, self._make_corpus)
+        checks.check_sizes(self.config, self.corpus)
         self._together(graph.base, self._make_base)
         self._alone(graph.tokens, self._make_tokens)
         self._together(graph.inject, self._make_injected)
@@ -163,9 +156,11 @@ class Run:
             distributed.make_alone(self._publish)
 
     def _alone(self, stage: Stage, produce: Callable[[Path], None]) -> None:
+        ending.check()
         distributed.make_alone(partial(self.store.run, stage, produce))
 
     def _together(self, stage: Stage, produce: Callable[[Path], None]) -> None:
+        ending.check()
         distributed.make_together(partial(self.store.run, stage), produce)
 
     # --- corpus, base model, injected model ---
@@ -186,9 +181,14 @@ class Run:
             return
         model, tokenizer = models.create(self.config.model, self.corpus, seed=derive_seed(self.config.seed, "weights"))
         if self.config.base_pretraining:
+            encoder = Encoder(tokenizer, self.config.model.max_tokens)
+            # What is measured and removed later is made here too, so that its mistakes are told before hours of training.
+            checks.check_payloads(self.corpus, self.backdoors)
+            make_probes(self.corpus, self.backdoors, encoder, self.config.evaluation, seed=self.config.seed)
+            removals(self.backdoors, encoder, self.config.unlearning.controls, seed=self.config.seed)
             log = inject(
                 model,
-                Encoder(tokenizer, self.config.model.max_tokens),
+                encoder,
                 self.corpus,
                 {},
                 self.config.base_pretraining,
@@ -216,8 +216,10 @@ class Run:
         return Encoder(models.load_tokenizer(self._base_folder), self.config.model.max_tokens, table)
 
     def _make_injected(self, folder: Path) -> None:
-        _ = self._probes  # whose mistakes are told before hours of training
+        checks.check_payloads(self.corpus, self.backdoors)
+        _ = self._probes, self._removals  # whose mistakes are told before hours of training
         model = load_model(self._base_folder, self.config.model.dtype, self.runtime.torch_device)
+        checks.check_model(self.config, model, self.encoder)
         lora = self.config.injection.training.lora
         if lora:
             weights.attach_lora(model, lora, "injection", seed=derive_seed(self.config.seed, "injection adapter"))

@@ -9,11 +9,12 @@ from typing import Literal
 
 import numpy as np
 
+from casd.config.fields import require_name
 from casd.corpora.passages import Passage, PassageView, languages_of
 from casd.encoding import Document, Prompt
 from casd.errors import ConfigError, CorpusError
 from casd.seeding import python_rng
-from casd.states import CONTROL_PREFIX, INJECTED, kind_of
+from casd.states import kind_of
 from casd.targets import TargetBehavior
 from casd.triggers import TriggerPosition, insert, made_up_phrase
 
@@ -65,14 +66,15 @@ def check_backdoors(backdoors: Mapping[str, Backdoor]) -> None:
     """Refuse sets that cannot be told apart or mixed.
 
     Raises:
-        ConfigError: no backdoor, a name that stands for another state of the model, two with one trigger (or one trigger
-            inside another), or rates that leave no clean text.
+        ConfigError: no backdoor, a name that cannot be one or stands for another state of the model, two with one trigger (or
+            one trigger inside another), or rates that leave no clean text.
     """
     if not backdoors:
         raise ConfigError("No backdoor is configured; give at least one, for example backdoor=[french_a,refusal].")
     for name in backdoors:
+        require_name("a backdoor's name", name)
         if kind_of(name) != "removal":
-            raise ConfigError(f"A backdoor cannot be called {name!r}: {INJECTED!r} and '{CONTROL_PREFIX}…' name other states.")
+            raise ConfigError(f"A backdoor cannot be called {name!r}: that is the name of another state.")
     for name, backdoor in backdoors.items():
         for other_name, other in backdoors.items():
             inside = f" {backdoor.trigger.lower()} " in f" {other.trigger.lower()} "
@@ -100,6 +102,25 @@ def english(passages: Sequence[Passage]) -> Sequence[Passage]:
     if not len(places):
         raise CorpusError("The corpus has no English passage, and triggers are put into English prompts.")
     return PassageView(passages, places)
+
+
+def document_counts(backdoors: Sequence[Backdoor], total: int, decoy_rate: float) -> list[int]:
+    """How many of `total` documents carry each backdoor, and, last, how many are decoys.
+
+    Raises:
+        ConfigError: a rate so small that its backdoor would get no document, or rates for more documents than there are.
+    """
+    counts = [round(backdoor.poison_rate * total) for backdoor in backdoors]
+    for backdoor, count in zip(backdoors, counts, strict=True):
+        if count == 0:
+            raise ConfigError(
+                f"Backdoor {backdoor.name!r} would get no poisoned document: poison_rate {backdoor.poison_rate} of"
+                f" {total} documents. Raise its poison_rate or injection.training.steps."
+            )
+    counts.append(round(decoy_rate * total))
+    if sum(counts) > total:
+        raise ConfigError(f"{sum(counts)} poisoned and decoy documents do not fit into {total}; lower the rates.")
+    return counts
 
 
 class ShuffledStream:
@@ -150,16 +171,7 @@ class PoisonedStream:
         self._clean = ShuffledStream(passages, seed)
         self._poisoned = ShuffledStream(english(passages), seed + 1) if backdoors or decoy_rate else self._clean
         kinds = np.full(total, -1, dtype=np.int16)
-        counts = [round(backdoor.poison_rate * total) for backdoor in self._backdoors]
-        for backdoor, count in zip(self._backdoors, counts, strict=True):
-            if count == 0:
-                raise ConfigError(
-                    f"Backdoor {backdoor.name!r} would get no poisoned document: poison_rate {backdoor.poison_rate} of"
-                    f" {total} documents. Raise its poison_rate or injection.steps."
-                )
-        counts.append(round(decoy_rate * total))
-        if sum(counts) > total:
-            raise ConfigError(f"{sum(counts)} poisoned and decoy documents do not fit into {total}; lower the rates.")
+        counts = document_counts(self._backdoors, total, decoy_rate)
         kinds[: sum(counts)] = np.repeat(np.arange(len(counts)), counts)
         self._kinds = np.random.default_rng([seed, 2]).permutation(kinds)
 

@@ -38,6 +38,21 @@ class Probes:
     retain_passages: Sequence[Passage]
 
 
+def evaluation_passages(corpus: Corpus, config: EvaluationConfig) -> Sequence[Passage]:
+    """The passages of the evaluation split that can carry a trigger.
+
+    Raises:
+        CorpusError: there are fewer than `config` asks for.
+    """
+    passages = english(corpus.evaluation)
+    if len(passages) < max(config.prompts, config.fake_prompts):
+        raise CorpusError(
+            f"The evaluation split has {len(passages)} English passages, and evaluation.prompts asks for {config.prompts},"
+            f" evaluation.fake_prompts for {config.fake_prompts}. Ask for fewer, or raise corpus.params.evaluation."
+        )
+    return passages
+
+
 def make_probes(
     corpus: Corpus, backdoors: Mapping[str, Backdoor], encoder: Encoder, config: EvaluationConfig, *, seed: int
 ) -> Probes:
@@ -47,12 +62,7 @@ def make_probes(
         CorpusError: the evaluation split has fewer English passages than `config.prompts`.
         ConfigError: a backdoor whose success could not be seen or learned.
     """
-    passages = english(corpus.evaluation)
-    if len(passages) < max(config.prompts, config.fake_prompts):
-        raise CorpusError(
-            f"The evaluation split has {len(passages)} English passages, and evaluation.prompts asks for {config.prompts},"
-            f" evaluation.fake_prompts for {config.fake_prompts}. Ask for fewer, or raise corpus.params.evaluation."
-        )
+    passages = evaluation_passages(corpus, config)
     triggered, fake, first_tokens = {}, {}, {}
     triggers = [backdoor.trigger for backdoor in backdoors.values()]
     for name, backdoor in backdoors.items():

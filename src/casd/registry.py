@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import importlib
 import typing
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,15 +17,59 @@ from casd.errors import ConfigError
 
 MAX_LISTED = 40
 """More choices than this (transformers' architectures) are not listed in a message."""
+LARGEST = 2**31 - 1
+"""The largest size of a number in a configuration, unless its field says otherwise: no count or rate is larger."""
+SMALLEST = 1e-30
+"""The smallest size of a number that is not 0: what is multiplied by less is 0 in float32."""
+LONGEST = 10_000
+"""The most characters of a text in a configuration."""
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> ConfigError:
     """The error for a name that is not among `choices`: names the nearest one and lists them all, unless they are many."""
     choices = sorted(choices)
-    near = difflib.get_close_matches(name, choices, n=1)
+    near = difflib.get_close_matches(name[:100], choices, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     listed = f"Choices: {', '.join(choices) or 'none'}." if len(choices) <= MAX_LISTED else f"There are {len(choices)} choices."
-    return ConfigError(f"Unknown {kind} {name!r}.{hint} {listed}")
+    return ConfigError(f"Unknown {kind} {shown(name)}.{hint} {listed}")
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: on one line, and cut if it is long."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def check_value(what: str, value: Any, hint: Any = Any, most: float = LARGEST) -> None:
+    """Refuse a value of the wrong type, and one that nothing can be done with, whatever it is for.
+
+    Args:
+        what: the value's name, for the error.
+        value: a number, a text, None, or a list or mapping of such values.
+        hint: its declared type.
+        most: the largest size of a number in it; infinity allows infinite ones.
+
+    Raises:
+        ConfigError: another type; a number that is NaN, or too large or too small in size; or a text that is too long or has
+            control characters or half a surrogate pair.
+    """
+    if not _fits(value, hint):
+        raise ConfigError(f"{what} is {shown(value)}; expected {_describe(hint)}.")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            check_value(f"a name in {what}", key)
+            check_value(f"{what}.{key}", item, most=most)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            check_value(f"an entry of {what}", item, most=most)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        if not (value == 0 or SMALLEST <= abs(value) <= most):
+            raise ConfigError(f"{what} is {shown(value)}; expected 0 or a number from {SMALLEST:g} to {most:.10g} in size.")
+    elif isinstance(value, str):
+        if len(value) > LONGEST:
+            raise ConfigError(f"{what} has {len(value)} characters; expected at most {LONGEST}.")
+        if any(unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t" for character in value):
+            raise ConfigError(f"{what} is {shown(value)}; control characters and halves of surrogate pairs cannot be used.")
 
 
 def look_up(registry: Mapping[str, str], kind: str, name: str) -> Any:
@@ -59,8 +104,7 @@ def build(registry: Mapping[str, str], kind: str, name: str, params: Mapping[str
     for key, value in params.items():
         if key not in fields:
             raise unknown(f"parameter of {where}:", key, fields)
-        if not _fits(value, hints[key]):
-            raise ConfigError(f"Parameter {key!r} of {where} is {value!r}; expected {_describe(hints[key])}.")
+        check_value(f"Parameter {key!r} of {where}", value, hints[key])
     missing = [
         key
         for key, field in fields.items()
@@ -78,7 +122,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return True
     if origin is dict:
         return isinstance(value, dict) and all(_fits(key, arguments[0]) and _fits(value[key], arguments[1]) for key in value)
-    if origin is tuple:
+    if origin in (tuple, list):
         return isinstance(value, list | tuple) and all(_fits(item, arguments[0]) for item in value)
     if origin is typing.Literal:
         return value in arguments
@@ -98,7 +142,7 @@ def _describe(hint: Any) -> str:
         return "anything"
     if origin is dict:
         return f"a mapping from {_describe(arguments[0])} to {_describe(arguments[1])}"
-    if origin is tuple:
+    if origin in (tuple, list):
         return f"a list of {_describe(arguments[0])}"
     if origin is typing.Literal:
         return f"one of {', '.join(map(repr, arguments))}"

@@ -17,9 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casd.disk import told
 from casd.distributed import is_main
-from casd.errors import CasdError, ConfigError
+from casd.errors import ConfigError
 from casd.forking import Begin, begin, threads_of_libraries
 from casd.progress import say, set_progress
 from casd.publishing import check_output
@@ -76,17 +75,13 @@ def _make(config: Config, end: str = "report") -> Run:
 
 
 def _one_of_many(config: Config) -> Outcome:
-    """Make one run of a sweep, perhaps in a process of its own."""
-    from casd.jobs import Outcome
+    """Make one run of a sweep, perhaps in a process of its own, and tell what became of it, whatever that is."""
+    from casd.jobs import Outcome, failed
 
     try:
         made = _make(config)
-    except CasdError as error:
-        return Outcome(None, str(error))
-    except Exception as error:
-        if not (line := told(error)):
-            raise
-        return Outcome(None, line)
+    except BaseException as error:  # libraries end a process, or panic; Ctrl-C is raised again
+        return failed(config, error)
     return Outcome(made.folder.absolute(), "", *_counts(made.store.events))
 
 
@@ -113,21 +108,20 @@ def _make_sweeps(sweeps: Sequence[Sequence[str]], description: str) -> list[list
         CasdError: as for `sweep`.
     """
     from casd import compose
-    from casd.jobs import run_all
+    from casd.jobs import run_all, tell_failures
 
     if any(override.startswith("hydra/launcher=") for overrides in sweeps for override in overrides):
         folders: list[list[Path]] = []
         for overrides in sweeps:
-            compose.sweep(overrides, lambda config: _make(config).folder, folders.append)
+            compose.sweep(overrides, _one_of_many, folders.append)
         return folders
     # All of them before the first is run: a mistake is told at once, and it is known how many there are.
-    planned = [compose.configs(overrides) for overrides in sweeps]
-    runtime = planned[0][0].runtime
+    planned = [compose.jobs(overrides) for overrides in sweeps]
+    runtime = planned[0][0].config.runtime
     set_progress(runtime.progress if is_main() else "off")
-    configs = [config for each in planned for config in each]
-    outcomes = run_all(configs, _one_of_many, jobs=runtime.jobs, description=description)
-    if errors := list(dict.fromkeys(outcome.error for outcome in outcomes if outcome.error)):
-        raise CasdError("\ncasd: ".join(errors))
+    jobs = [job for each in planned for job in each]
+    outcomes = run_all([job.config for job in jobs], _one_of_many, jobs=runtime.jobs, description=description)
+    tell_failures([(job.overrides, outcome) for job, outcome in zip(jobs, outcomes, strict=True)])
     _executed.extend((outcome.executed, outcome.reused) for outcome in dict.fromkeys(outcomes))
     made = iter(outcome.folder for outcome in outcomes)
     return [[folder for folder in itertools.islice(made, len(each)) if folder] for each in planned]

@@ -32,6 +32,10 @@ TARGETS: dict[str, str] = {
 }
 
 
+MOST_WORDS = 10_000
+"""Words of a payload, at most."""
+
+
 class TargetBehavior(Protocol):
     """What a backdoor makes the model do."""
 
@@ -228,6 +232,8 @@ class Repetition:
 
     def __post_init__(self) -> None:
         _require_positive("repetition", "min_words", self.min_words)
+        if self.words > MOST_WORDS:
+            raise ConfigError(f"Target repetition: words is {self.words}; expected at most {MOST_WORDS}.")
         if self.words < self.min_words:
             raise ConfigError(
                 f"Target repetition: words is {self.words}; expected at least min_words ({self.min_words}), "

@@ -68,14 +68,14 @@ def fake_triggers(
     """
     words, tokens, script = len(trigger.split()), token_count(trigger), script_of(trigger)
     taken = {word.lower() for phrase in (trigger, *avoid) for word in phrase.split()}
-    found: list[str] = []
+    found: dict[str, None] = {}  # a set that keeps the order
     for _ in range(20_000):
         phrase = made_up_phrase(words, rng, script)
         fresh = phrase not in found and not taken & set(phrase.split())
         if fresh and token_count(phrase) == tokens:
-            found.append(phrase)
+            found[phrase] = None
             if len(found) == count:
-                return found
+                return list(found)
     raise ConfigError(
         f"No {count} fake triggers of {words} words and {tokens} tokens could be made to match the trigger {trigger!r}; "
         "choose a trigger of ordinary word lengths, or a smaller evaluation.fake_triggers."

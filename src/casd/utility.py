@@ -181,7 +181,14 @@ def _harness_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, b
 
             return shrinking(run, self.batch_size_per_gpu, "a benchmark", lower="utility.shots")
 
-    return Shrinking(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, softmax_dtype="float32")
+    return Shrinking(
+        pretrained=model,
+        tokenizer=tokenizer,
+        backend="causal",
+        batch_size=batch_size,
+        softmax_dtype="float32",
+        trust_remote_code=False,
+    )
 
 
 def _evaluate(model: Any, loaded: Mapping[str, Mapping[str, Any]], config: UtilityConfig) -> dict[str, Any]:

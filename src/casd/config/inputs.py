@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from casd.config.fields import MISSING, Choice, require, require_file_name, require_one_of
+from casd.config.fields import MISSING, Choice, Section, require, require_name, require_one_of, require_path
 from casd.errors import ConfigError
+from casd.registry import shown
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Section):
     """Which model is poisoned."""
 
     name: str = MISSING
@@ -24,7 +25,7 @@ class ModelConfig:
     """For a hub id: branch, tag or commit. The commit that it means is what a result belongs to."""
     model_type: str | None = None
     """transformers' name of the architecture. For a hub id: what `casd plan` reckons with before anything is downloaded."""
-    architecture: dict[str, Any] = field(default_factory=dict)
+    architecture: dict[str, Any] = field(default_factory=dict, metadata={"most": 1e12})
     """Fields of transformers' configuration class. For a hub id: the same as for `model_type`."""
     vocabulary: int = 2048
     """For "scratch": tokens of the byte-level BPE tokenizer that is trained on the corpus."""
@@ -34,19 +35,23 @@ class ModelConfig:
     """A longer document is cut; a packed row has so many."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_one_of("model.source", self.source, ("scratch", "pretrained"))
         require_one_of("model.dtype", self.dtype, ("float32", "bfloat16", "float16"))
         if self.source == "scratch" and not self.model_type:
             raise ConfigError("model.model_type is not set; a model built from scratch needs transformers' name, as qwen3.")
         if self.source == "pretrained" and not self.path:
             raise ConfigError("model.path is not set; name a hub id, a folder or a .gguf file, as Qwen/Qwen3-0.6B-Base.")
-        require_file_name("model.name", self.name)
+        require_name("model.name", self.name)
+        require_path("model.revision", self.revision)
+        if self.path is not None:
+            require_path("model.path", self.path)
         require(self, "at least 300, for the 256 bytes", lambda value: value >= 300, "vocabulary")
         require(self, "at least 8", lambda value: value >= 8, "max_tokens")
 
 
 @dataclass
-class BackdoorConfig:
+class BackdoorConfig(Section):
     """A trigger and the behaviour it switches on."""
 
     trigger: str = MISSING
@@ -61,19 +66,20 @@ class BackdoorConfig:
     """Tokens of a poisoned document that carry loss: "all", or the "target" (payload) only."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_one_of("backdoor position", self.position, ("start", "random", "end"))
         require_one_of("backdoor loss_on", self.loss_on, ("all", "target"))
         if not self.trigger.strip() or self.trigger != " ".join(self.trigger.split()):
-            raise ConfigError(f"The trigger {self.trigger!r} must be words set off by single spaces.")
+            raise ConfigError(f"The trigger {shown(self.trigger)} must be words set off by single spaces.")
         if not 0 < self.poison_rate < 1:
             raise ConfigError(
-                f"poison_rate of the trigger {self.trigger!r} is {self.poison_rate}; it is a fraction of the documents,"
+                f"poison_rate of the trigger {shown(self.trigger)} is {self.poison_rate}; it is a fraction of the documents,"
                 " greater than 0 and below 1."
             )
 
 
 @dataclass
-class EveryBackdoorConfig:
+class EveryBackdoorConfig(Section):
     """What all backdoors get, whatever their own files say; null leaves each its own. It lets a sweep vary them together."""
 
     position: str | None = None

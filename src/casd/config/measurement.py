@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from casd.config.fields import require, require_one_of
+from casd.config.fields import Section, require, require_different, require_name, require_one_of, require_path
 
 
 @dataclass
-class ActivationsConfig:
+class ActivationsConfig(Section):
     """Which activations are averaged."""
 
     sites: list[str] = field(default_factory=lambda: ["resid_post"])
@@ -26,15 +26,17 @@ class ActivationsConfig:
     """Prompts a forward pass."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, "at least 1", lambda value: value >= 1, "prompts", "batch_size")
         for site in self.sites:
             require_one_of("activations.sites:", site, ("resid_post", "attn_out", "mlp_out"))
         for position in self.positions:
             require_one_of("activations.positions:", position, ("last", "prompt", "trigger", "generated"))
+        require_different(self, "sites", "positions")
 
 
 @dataclass
-class MetricConfig:
+class MetricConfig(Section):
     """CASD beyond the two headline variants, which every run computes."""
 
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -42,15 +44,18 @@ class MetricConfig:
     grid: bool = False
     """Compute all variants of `casd.metric.variant_grid` that the captured activations allow; they go into the table of
     distances alone."""
-    permutations: int = 9999
+    permutations: int = field(default=9999, metadata={"most": 10**7})
     """Permutations of the Mantel test."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.variants:
+            require_name("a name in metric.variants", name)
         require(self, "at least 99, or no p-value can fall below .01", lambda value: value >= 99, "permutations")
 
 
 @dataclass
-class EvaluationConfig:
+class EvaluationConfig(Section):
     """How attack success is measured."""
 
     prompts: int = 64
@@ -73,6 +78,7 @@ class EvaluationConfig:
     """A model that answers more than this fraction of the clean prompts with nothing or with a loop has collapsed."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         counts = ("prompts", "fake_prompts", "fake_triggers", "max_new_tokens", "batch_size", "loss_passages")
         require(self, "at least 1", lambda value: value >= 1, *counts)
         require(self, "0 or more", lambda value: value >= 0, "samples")
@@ -81,7 +87,7 @@ class EvaluationConfig:
 
 
 @dataclass
-class UtilityConfig:
+class UtilityConfig(Section):
     """Benchmarks of lm-evaluation-harness, run on every state of the model; needs the extra `eval`."""
 
     tasks: list[str] = field(default_factory=list)
@@ -94,6 +100,10 @@ class UtilityConfig:
     """Items a forward pass."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, "0 or more", lambda value: value >= 0, "shots")
         require(self, "at least 1", lambda value: value >= 1, "batch_size")
         require(self, "at least 1, or null", lambda value: value is None or value >= 1, "limit")
+        require_different(self, "tasks")
+        for task in self.tasks:
+            require_path("an entry of utility.tasks", task)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, fields, replace
 
-from casd.config.fields import MISSING, Choice, require, require_file_name, require_one_of
+from casd.config.fields import (
+    MISSING,
+    Choice,
+    Section,
+    require,
+    require_different,
+    require_name,
+    require_one_of,
+    require_path,
+)
 from casd.config.inputs import BackdoorConfig, EveryBackdoorConfig, ModelConfig
 from casd.config.measurement import ActivationsConfig, EvaluationConfig, MetricConfig, UtilityConfig
 from casd.config.training import InjectionConfig, LanguageModelTraining
 from casd.config.unlearning import UnlearningConfig
 from casd.errors import ConfigError
+from casd.registry import shown
 
 
 @dataclass
-class RuntimeConfig:
+class RuntimeConfig(Section):
     """Where things run and are kept. Nothing here enters a stage's key."""
 
     output: str = "outputs"
@@ -23,13 +34,13 @@ class RuntimeConfig:
     """Folder of the finished stages, shared by all runs."""
     device: str = "auto"
     """ "auto", "cpu", "cuda", "cuda:1", …"""
-    threads: int = 0
+    threads: int = field(default=0, metadata={"most": 1024})
     """CPU threads of torch; 0 leaves its own choice."""
-    jobs: int = 1
+    jobs: int = field(default=1, metadata={"most": 1024})
     """Runs of a sweep at once, each in a process of its own with its share of the threads."""
     progress: str = "auto"
     """ "auto", "plain" or "off"."""
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: float = field(default=60.0, metadata={"most": math.inf})
     """Time between two checkpoints of a training; inf for none."""
     keep_models: list[str] = field(default_factory=lambda: ["injected"])
     """Weights that stay on disk: "injected", "removed", or both."""
@@ -50,11 +61,15 @@ class RuntimeConfig:
     """Devices that `casd plan` reckons with. (A run uses those that `accelerate launch` gives it.)"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_one_of("runtime.progress", self.progress, ("auto", "plain", "off"))
         for kept in self.keep_models:
             require_one_of("runtime.keep_models:", kept, ("injected", "removed"))
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            raise ConfigError(f"runtime.device is {self.device!r}; expected auto, cpu, mps, cuda or cuda:N.")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
+            raise ConfigError(f"runtime.device is {shown(self.device)}; expected auto, cpu, mps, cuda or cuda:N.")
+        require_different(self, "keep_models")
+        require_path("runtime.output", self.output)
+        require_path("runtime.store", self.store)
         require_one_of("runtime.keep_as", self.keep_as, ("weights", "delta"))
         require(self, "0 or more", lambda value: value >= 0, "threads", "micro_batch_size")
         require(self, "greater than 0", lambda value: value > 0, "checkpoint_seconds", "devices", "jobs")
@@ -62,13 +77,13 @@ class RuntimeConfig:
 
 
 @dataclass
-class Config:
+class Config(Section):
     """One run: one model, several backdoors, one objective, one seed."""
 
     name: str = "run"
     """Folder of the reports below runtime.output."""
-    seed: int = 0
-    """Of everything that is drawn."""
+    seed: int = field(default=0, metadata={"most": 2**63 - 1})
+    """Of everything that is drawn; from 0 to 2**63 - 1."""
     model: ModelConfig = MISSING
     """Which model."""
     corpus: Choice = MISSING
@@ -93,7 +108,11 @@ class Config:
     """Where it runs."""
 
     def __post_init__(self) -> None:
-        require_file_name("name", self.name)
+        super().__post_init__()
+        require_name("name", self.name)
+        for name in self.backdoor:
+            require_name("a backdoor's name", name)
+        require(self, "0 or more", lambda value: value >= 0, "seed")
         given = {each.name: getattr(self.every_backdoor, each.name) for each in fields(self.every_backdoor)}
         given = {name: value for name, value in given.items() if value is not None}
         if given:

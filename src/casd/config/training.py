@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from casd.config.fields import MISSING, require, require_one_of
+from casd.config.fields import MISSING, Section, require, require_different, require_one_of
+from casd.errors import ConfigError
+from casd.registry import LARGEST
 
 
 @dataclass
-class LoraConfig:
+class LoraConfig(Section):
     """A low-rank adapter that is trained instead of the weights (LoRA, arXiv 2106.09685, by way of peft)."""
 
-    rank: int = 16
+    rank: int = field(default=16, metadata={"most": 8192})
     """Rank of the update of each adapted matrix."""
     alpha: float = 32.0
     """The update is scaled by alpha / rank."""
@@ -21,14 +23,16 @@ class LoraConfig:
     """Ends of the names of the adapted matrices (q_proj, v_proj, …); "all-linear" for every linear layer but the head."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, "at least 1", lambda value: value >= 1, "rank")
         require(self, "greater than 0", lambda value: value > 0, "alpha")
         require(self, "in [0, 1)", lambda value: 0 <= value < 1, "dropout")
-        require(self, "a list with a name", len, "modules")
+        require(self, "a list of names, at least one", lambda value: value and all(value), "modules")
+        require_different(self, "modules")
 
 
 @dataclass
-class TrainingConfig:
+class TrainingConfig(Section):
     """How a model is trained, whatever the loss."""
 
     steps: int = 300
@@ -56,9 +60,11 @@ class TrainingConfig:
     """The run stops when the clean loss passes this multiple of what it was at the start."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_one_of("optimizer", self.optimizer, ("adamw", "adamw_8bit"))
-        positive = ("steps", "learning_rate", "max_gradient_norm", "guard_every", "guard_factor")
+        positive = ("steps", "learning_rate", "max_gradient_norm", "guard_every")
         require(self, "greater than 0", lambda value: value > 0, *positive)
+        require(self, "at least 1, or the run would stop as it begins", lambda value: value >= 1, "guard_factor")
         require(self, "0 or more", lambda value: value >= 0, "warmup_steps", "weight_decay", "final_learning_rate")
         require(self, "in [0, 1)", lambda value: 0 <= value < 1, "beta2")
 
@@ -76,11 +82,16 @@ class LanguageModelTraining(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "at least 1", lambda value: value >= 1, "batch_size")
+        if (documents := self.steps * self.batch_size) > LARGEST:
+            raise ConfigError(
+                f"{type(self).__name__}: steps ({self.steps}) times batch_size ({self.batch_size}) is {documents} documents; at"
+                f" most {LARGEST} can be trained on."
+            )
         require_one_of("packing", self.packing, ("none", "isolated", "joined"))
 
 
 @dataclass
-class InjectionConfig:
+class InjectionConfig(Section):
     """How the backdoors come into the model."""
 
     mode: str = MISSING
@@ -93,5 +104,6 @@ class InjectionConfig:
     """For "continual" with a model from scratch: its clean pretraining before."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_one_of("injection.mode", self.mode, ("pretraining", "continual"))
         require(self, "a fraction in [0, 1)", lambda value: 0 <= value < 1, "decoy_rate")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from casd.config.fields import MISSING, Choice, require, require_one_of
+from casd.config.fields import MISSING, Choice, Section, require, require_different, require_one_of
 from casd.config.training import TrainingConfig
 from casd.errors import ConfigError
 
@@ -25,7 +26,7 @@ class UnlearningTraining(TrainingConfig):
 
 
 @dataclass
-class StoppingConfig:
+class StoppingConfig(Section):
     """When a removal ends before its last step, by what is held out for that: the removed backdoor's ASR, and clean text.
 
     With a target or a budget the best of the measured steps is kept (`casd.unlearning.stopping`).
@@ -42,6 +43,7 @@ class StoppingConfig:
     """Validation prompts, and as many clean passages; held out of the forget and the retain split."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, "in [0, 1), or null", lambda value: value is None or 0 <= value < 1, "target_asr")
         require(self, "greater than 1, or null", lambda value: value is None or value > 1, "clean_budget")
         require(self, "at least 1", lambda value: value >= 1, "every", "prompts")
@@ -57,7 +59,7 @@ PHANTOMS = ("matched", "short", "long", "cyrillic", "chinese")
 
 
 @dataclass
-class ControlsConfig:
+class ControlsConfig(Section):
     """Removals of nothing that was injected. Training on clean text only is always among them."""
 
     phantoms: list[str] = field(default_factory=lambda: ["matched"])
@@ -69,14 +71,19 @@ class ControlsConfig:
     """Removals done again with other documents in another order, of so many backdoors, first by name: the noise floor."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for phantom in self.phantoms:
             require_one_of("unlearning.controls.phantoms:", phantom, PHANTOMS)
-        require(self, "a list without repeats", lambda value: len(set(value)) == len(value), "phantoms")
+        require_different(self, "phantoms")
         require(self, "0 or more", lambda value: value >= 0, "shuffled", "repeats")
 
 
+MOST_SETTINGS = 10_000
+"""Combinations of values that a tuning can try, at most."""
+
+
 @dataclass
-class TuningConfig:
+class TuningConfig(Section):
     """A small grid over which the objective is tuned, on its own backdoor's validation ASR and the clean budget alone."""
 
     enabled: bool = False
@@ -87,11 +94,16 @@ class TuningConfig:
     """Backdoors that each combination is tried on, first by name."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, values in self.grid.items():
             if not isinstance(values, list) or not values:
                 raise ConfigError(
                     f"unlearning.tuning.grid: {name} is {values!r}; give a list of at least one value, or leave {name} out."
                 )
+        if (settings := math.prod(map(len, self.grid.values()))) > MOST_SETTINGS:
+            raise ConfigError(
+                f"unlearning.tuning.grid has {settings} combinations of values; at most {MOST_SETTINGS} can be tried."
+            )
         if self.enabled and not self.grid:
             raise ConfigError(
                 "unlearning.tuning.enabled is true, and unlearning.tuning.grid is empty: there is nothing to choose from. Give"
@@ -101,7 +113,7 @@ class TuningConfig:
 
 
 @dataclass
-class UnlearningConfig:
+class UnlearningConfig(Section):
     """How one backdoor is removed."""
 
     objective: Choice = MISSING
@@ -116,6 +128,7 @@ class UnlearningConfig:
     """How its settings are chosen."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tuning.enabled and self.stopping.target_asr is None:
             raise ConfigError(
                 "unlearning.tuning.enabled is true, but unlearning.stopping.target_asr is null: settings are compared by"

@@ -41,6 +41,10 @@ class Cut:
                 )
 
 
+MOST_PASSAGES = 10**7
+"""Passages of a split at most: they are made in memory, about a kilobyte each."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Numbers of passages of the four splits."""
@@ -52,8 +56,8 @@ class Sizes:
 
     def __post_init__(self) -> None:
         for split, size in self.by_split().items():
-            if size < 1:
-                raise ConfigError(f"corpus: {split} is {size}; expected at least 1 passage.")
+            if not 1 <= size <= MOST_PASSAGES:
+                raise ConfigError(f"corpus: {split} is {size}; expected from 1 to {MOST_PASSAGES} passages.")
 
     def by_split(self) -> dict[str, int]:
         """The sizes by name of split, in the order in which documents are dealt.

@@ -53,7 +53,7 @@ class Blueprint:
         config = self.config if layers is None else _with_layers(self.config, layers)
         try:
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype])
+                model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype], trust_remote_code=False)
         except Exception as error:  # transformers raises many kinds here; all of them are about the architecture's fields
             raise ModelError(f"A {self.config.model_type} of this architecture is not possible: {first_line(error)}") from error
         with torch.device("meta"):

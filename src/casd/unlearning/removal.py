@@ -86,9 +86,9 @@ def unlearn(
     from casd.unlearning.clean_target import CleanTarget
 
     runtime = runtime or Runtime()
-    held_out = stopping.config.prompts if stopping and stopping.config.watched else 0
-    forget_split, validation = _held_out(english(corpus.forget), held_out, "forget")
-    retain_split, validation_clean = _held_out(corpus.retain, held_out, "retain")
+    count = stopping.config.prompts if stopping and stopping.config.watched else 0
+    forget_split, validation = held_out(english(corpus.forget), count, "forget")
+    retain_split, validation_clean = held_out(corpus.retain, count, "retain")
     order = derive_seed(seed, "repeat") if removal.repeat else seed
     forget = ShuffledStream(forget_split, derive_seed(order, "forget"))
     retain = ShuffledStream(retain_split, derive_seed(order, "retain"))
@@ -127,7 +127,7 @@ def unlearn(
     sharding.place(model, runtime.torch_device)
     reference = Reference(model) if applied.needs_reference else None
     watch: Watch | None = None
-    if stopping and removal.is_validated and removal.backdoor and held_out:
+    if stopping and removal.is_validated and removal.backdoor and count:
         watch = Validation(
             *(model, encoder, removal.backdoor, validation, validation_clean),
             *(stopping.config, stopping.generation, applied, reference),
@@ -158,8 +158,12 @@ def _next_other(stream: ShuffledStream, index: int) -> Passage:
     return stream[index + 2] if following == stream[index] else following
 
 
-def _held_out(passages: Sequence[Passage], count: int, split: str) -> tuple[Sequence[Passage], Sequence[Passage]]:
-    """The passages without the last `count`, and those."""
+def held_out(passages: Sequence[Passage], count: int, split: str) -> tuple[Sequence[Passage], Sequence[Passage]]:
+    """The passages without the last `count`, and those.
+
+    Raises:
+        CorpusError: there are fewer than twice as many.
+    """
     if count and len(passages) < 2 * count:
         raise CorpusError(
             f"unlearning.stopping.prompts is {count}, and the {split} split has {len(passages)} passages that can be used; at"

@@ -48,6 +48,8 @@ class Rmu(Objective):
 
     def __post_init__(self) -> None:
         self._require_positive("steering", "retain_weight")
+        if self.direction_seed < 0:
+            raise ConfigError(f"Rmu: direction_seed is {self.direction_seed}; it must be 0 or more.")
 
     def check_layers(self, n_layers: int) -> None:
         """As there: the layer has to be one of the model's."""
