@@ -42,6 +42,7 @@ from casd.rivals.evidence import Evidence, gather_evidence, rival_table
 from casd.runtime import Runtime
 from casd.scoring import StateRecord, check_captured, score
 from casd.seeding import derive_seed
+from casd.shrinking import explaining_out_of_memory
 from casd.stages import MANIFEST, Stage, StageStore, read_json, write_json
 from casd.states import INJECTED
 from casd.targets import TARGETS
@@ -122,15 +123,26 @@ class Run:
         parts = (self.config.model.name, self.config.unlearning.objective.name, f"seed{self.config.seed}")
         return Path(self.config.runtime.output) / self.config.name / "-".join((*parts, self.graph.score.key[:8]))
 
+    def join(self) -> None:
+        """Join the other processes of a launcher, if there are any, before anything is read from the store or written to it.
+
+        Raises:
+            ConfigError: a launch that cannot make one run (see `casd.distributed.join`).
+        """
+        distributed.check_launch()
+        _ = self.runtime.torch_device
+
+    @distributed.explaining_lost_processes()
     def until(self, end: str) -> None:
         """Make everything up to `end` (one of UNTIL) that is not in the store yet.
 
         Raises:
-            ConfigError: an unknown end.
+            ConfigError: an unknown end, or a launch that cannot make one run.
             CasdError: whatever stopped a stage, in a line for the user; finished stages stay.
         """
         if end not in UNTIL:
             raise ConfigError(f"Cannot run until {end!r}; choices: {', '.join(UNTIL)}.")
+        self.join()
         graph = self.graph
         self._alone(graph.corpus, self._make_corpus)
         self._together(graph.base, self._make_base)
@@ -160,9 +172,11 @@ class Run:
             distributed.make_alone(self._publish)
 
     def _alone(self, stage: Stage, produce: Callable[[Path], None]) -> None:
+        produce = explaining_out_of_memory(f"stage {stage}")(produce)
         distributed.make_alone(partial(self.store.run, stage, produce))
 
     def _together(self, stage: Stage, produce: Callable[[Path], None]) -> None:
+        produce = explaining_out_of_memory(f"stage {stage}")(produce)
         distributed.make_together(partial(self.store.run, stage), produce)
 
     # --- corpus, base model, injected model ---
