@@ -54,7 +54,7 @@ def inject(
         corpus: gives the training split, and clean passages of the retain split for the guard.
         backdoors: what to inject, by name.
         config: steps, batch size, learning rate.
-        seed: of the order of the documents, the places of the triggers and the payloads.
+        seed: of the order of the documents, the places of the triggers, the payloads and dropout masks.
         decoy_rate: share of the documents that are clean ones with a made-up phrase (see `PoisonedStream`).
         runtime: device and checkpoints.
         checkpoint: folder for checkpoints; a run found there is continued.
@@ -85,6 +85,7 @@ def inject(
         guard_batches=[encoder.document_batch([clean_document(p) for p in corpus.retain[:GUARD_PASSAGES]])],
         runtime=runtime,
         checkpoint=checkpoint,
+        seed=derive_seed(seed, "dropout", "injection" if backdoors else "pretraining"),
         description=description,
     )
     if log.stopped:

@@ -217,11 +217,21 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write weights (safetensors), configuration and tokenizer as transformers does, so that anything can read them."""
-    state = None
-    if is_sharded(model):
-        state = {name: whole(value).to("cpu", model.config.dtype) for name, value in model.state_dict().items()}
-    model.save_pretrained(folder, state_dict=state)
+    model.save_pretrained(folder, state_dict=_whole_state(model) if is_sharded(model) else None)
     tokenizer.save_pretrained(folder)
+
+
+def _whole_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The whole state of a model that is divided over processes, on the CPU. Tied weights stay one tensor under two names."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    whole_by_id: dict[int, torch.Tensor] = {}
+    state = {}
+    for name, value in model.state_dict().items():
+        identity = id(parameters.get(name, value))
+        if identity not in whole_by_id:
+            whole_by_id[identity] = whole(value).to("cpu", model.config.dtype)
+        state[name] = whole_by_id[identity]
+    return state
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -43,6 +43,7 @@ from casd.runtime import Runtime
 from casd.scoring import StateRecord, score
 from casd.sealed import entry_of, read_json, write_json
 from casd.seeding import derive_seed
+from casd.shrinking import explaining_out_of_memory
 from casd.stages import Stage, StageStore
 from casd.states import INJECTED
 from casd.targets import TARGETS
@@ -117,15 +118,26 @@ class Run:
         parts = (self.config.model.name, self.config.unlearning.objective.name, f"seed{self.config.seed}")
         return Path(self.config.runtime.output) / self.config.name / "-".join((*parts, self.graph.score.key[:8]))
 
+    def join(self) -> None:
+        """Join the other processes of a launcher, if there are any, before anything is read from the store or written to it.
+
+        Raises:
+            ConfigError: a launch that cannot make one run (see `casd.distributed.join`).
+        """
+        distributed.check_launch()
+        _ = self.runtime.torch_device
+
+    @distributed.explaining_lost_processes()
     def until(self, end: str) -> None:
         """Make everything up to `end` (one of UNTIL) that is not in the store yet.
 
         Raises:
-            ConfigError: an unknown end.
+            ConfigError: an unknown end, or a launch that cannot make one run.
             CasdError: whatever stopped a stage, in a line for the user; finished stages stay.
         """
         if end not in UNTIL:
             raise ConfigError(f"Cannot run until {end!r}; choices: {', '.join(UNTIL)}.")
+        self.join()
         graph = self.graph
         self._alone(graph.corpus, self._make_corpus)
         checks.check_sizes(self.config, self.corpus)
@@ -157,10 +169,12 @@ class Run:
 
     def _alone(self, stage: Stage, produce: Callable[[Path], None]) -> None:
         ending.check()
+        produce = explaining_out_of_memory(f"stage {stage}")(produce)
         distributed.make_alone(partial(self.store.run, stage, produce))
 
     def _together(self, stage: Stage, produce: Callable[[Path], None]) -> None:
         ending.check()
+        produce = explaining_out_of_memory(f"stage {stage}")(produce)
         distributed.make_together(partial(self.store.run, stage), produce)
 
     # --- corpus, base model, injected model ---

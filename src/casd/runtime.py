@@ -47,11 +47,9 @@ class Runtime:
 
     @property
     def torch_device(self) -> torch.device:
-        """The device meant; with a launcher, this process's."""
+        """The device; of several processes this one's, which joins the others (see `casd.distributed.join`)."""
         if distributed.processes() > 1:
-            from accelerate import PartialState
-
-            return PartialState(cpu=self.device == "cpu" or not torch.cuda.is_available()).device
+            return distributed.join(self.device)
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)

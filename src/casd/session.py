@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casd.distributed import is_main
+from casd.distributed import is_main, processes
 from casd.errors import ConfigError
 from casd.forking import Begin, begin, threads_of_libraries
 from casd.progress import say, set_progress
@@ -69,6 +69,7 @@ def _make(config: Config, end: str = "report") -> Run:
     from casd.planning.check import check
 
     made = Run(config)
+    made.join()
     check(made, end)
     made.until(end)
     return made
@@ -81,6 +82,8 @@ def _one_of_many(config: Config) -> Outcome:
     try:
         made = _make(config)
     except BaseException as error:  # libraries end a process, or panic; Ctrl-C is raised again
+        if processes() > 1:  # the others may still be in this run: what they exchange must not meet that of the next
+            raise
         return failed(config, error)
     return Outcome(made.folder.absolute(), "", *_counts(made.store.events))
 
@@ -105,12 +108,18 @@ def _make_sweeps(sweeps: Sequence[Sequence[str]], description: str) -> list[list
     """The folders of the runs of each sweep, made by one of Hydra's launchers where that is asked for, and here if not.
 
     Raises:
-        CasdError: as for `sweep`.
+        CasdError: as for `sweep`; with several processes the first error ends the sweep.
+        ConfigError: one of Hydra's launchers in a run of several processes.
     """
     from casd import compose
     from casd.jobs import run_all, tell_failures
 
     if any(override.startswith("hydra/launcher=") for overrides in sweeps for override in overrides):
+        if processes() > 1:
+            raise ConfigError(
+                f"hydra/launcher starts the runs, and each of the {processes()} processes would start all of them: use one of"
+                " both, the launcher in a single process or several processes without it."
+            )
         folders: list[list[Path]] = []
         for overrides in sweeps:
             compose.sweep(overrides, _one_of_many, folders.append)
@@ -150,6 +159,8 @@ def report_runs(paths: Sequence[Path], output: Path | None = None) -> None:
         CasdError: no finished runs there, runs that cannot be compared, or an output that is a file or has something else
             in it than an earlier report.
     """
+    if not is_main():
+        return
     # One thread, since there will be two processes.
     with _no_garbage_collection(), threads_of_libraries(1):
         from casd.finished.joined_tables import read_together

@@ -1,11 +1,12 @@
-"""Work in batches that shrink where memory runs out: half as much at once, and on with what is left.
+"""Work in batches that are halved where memory runs out.
 
-Nothing that is measured depends on the size of a batch, so this changes no result.
+No result depends on how many rows are computed at once, but for rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
@@ -20,33 +21,39 @@ Result = TypeVar("Result")
 
 
 def shrinking(
-    run: Callable[[int], Result], batch_size: int, what: str, *, lower: str = "model.max_tokens or evaluation.max_new_tokens"
+    run: Callable[[int], Result],
+    batch_size: int,
+    what: str,
+    *,
+    remedy: str = "Lower model.max_tokens or evaluation.max_new_tokens",
+    batch_remedy: str = "Lower the batch_size of evaluation, activations or utility",
+    alone: bool | None = None,
 ) -> Result:
     """Call `run` with a batch size, and again with half of it each time that it runs out of memory.
-
-    Not where a model is divided over processes: those that did not run out of memory wait for the one that did.
 
     Args:
         run: does what is left to be done with batches of the size it is given; what it had finished before is its own to keep.
         batch_size: the first size.
         what: what is done, for messages ("generation").
-        lower: the settings whose lower values need less memory, for the error.
+        remedy: for the error with a batch of one, what needs less memory.
+        batch_remedy: for the error with a larger batch that is not tried again, how to have smaller ones.
+        alone: whether no other process takes part in `run`: those that did not run out of memory would wait for the one that
+            did. None for whether the model is not divided over processes.
 
     Raises:
-        ModelError: out of memory with a batch of one, or with any where the model is divided.
+        ModelError: out of memory with a batch of one, or with any that others take part in.
     """
+    alone = not distributed.sharded() if alone is None else alone
     while True:
         try:
             return run(batch_size)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if batch_size == 1 or distributed.sharded():
-                # More than one at once fails for good only where a lower batch size is left to the user.
-                lower = lower if batch_size == 1 else "the batch_size of evaluation, activations or utility"
+            if batch_size == 1 or not alone:
                 raise ModelError(
-                    f"Out of memory in {what} with {_texts(batch_size)} at once: {str(error).strip().splitlines()[0]}"
-                    f" Lower {lower}, or use another device (runtime.device)."
+                    f"Out of memory in {what} with {_texts(batch_size)} at once: {_first_line(error)}"
+                    f" {remedy if batch_size == 1 else batch_remedy}, or use another device (runtime.device)."
                 ) from error
         # After the except clause: until its end the error's traceback holds the tensors of the batch that failed.
         smaller = (batch_size + 1) // 2
@@ -75,11 +82,40 @@ def in_batches(work: Callable[[list[int]], None], lengths: Sequence[int], batch_
         shrinking(rest, min(batch_size, len(left)), what)
 
 
+@contextmanager
+def explaining_out_of_memory(what: str) -> Iterator[None]:
+    """Turn an error that memory is used up, where no smaller batch helps, into a line for the user.
+
+    Raises:
+        ModelError: out of memory. Other errors pass.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"Out of memory in {what}: {_first_line(error)} Use weights=lora, a smaller model, or another device"
+            " (runtime.device). Finished stages are kept."
+        ) from error
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device's memory, or the CPU's, is used up."""
     from accelerate.utils.memory import should_reduce_batch_size
 
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, Exception) and should_reduce_batch_size(error))
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # "can't allocate memory" on Linux and "not enough memory" elsewhere; cuBLAS has an error of its own.
+    own = isinstance(error, RuntimeError) and any(
+        each in str(error) for each in ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
+    )
+    return own or (isinstance(error, Exception) and should_reduce_batch_size(error))
+
+
+def _first_line(error: BaseException) -> str:
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if line.endswith(".") else f"{line}."
 
 
 def _texts(count: int) -> str:

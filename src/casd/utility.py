@@ -179,7 +179,7 @@ def _harness_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, b
                 self.batch_size_per_gpu = size
                 return compute()
 
-            return shrinking(run, self.batch_size_per_gpu, "a benchmark", lower="utility.shots")
+            return shrinking(run, self.batch_size_per_gpu, "a benchmark", remedy="Lower utility.shots")
 
     return Shrinking(
         pretrained=model,

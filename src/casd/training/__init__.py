@@ -4,5 +4,6 @@
 - `losses`: negative log-likelihoods of such batches
 - `checkpoints`: the log of a training, and how one goes on where it was
 - `sharding`: a model divided over several devices
+- `gradients`: those of a step, over processes and micro-batches
 - `loop`: the steps
 """

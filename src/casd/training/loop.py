@@ -9,30 +9,28 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from casd import distributed
 from casd.config import TrainingConfig
 from casd.errors import ConfigError
 from casd.progress import track
 from casd.runtime import Runtime
+from casd.shrinking import shrinking
 from casd.training import sharding
-from casd.training.batches import Batch, micro_batches, most_rows, share_of_rows
+from casd.training.batches import Batch, micro_batches, most_rows
 from casd.training.checkpoints import TrainingLog, restore_checkpoint, save_checkpoint
+from casd.training.gradients import Precision, StepGradients, Terms, divided
 from casd.training.losses import clean_loss
 from casd.weights import Weights, restore_weights, trained_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Terms = Iterator[tuple[str, Tensor]]
-Precision = Callable[[], AbstractContextManager[Any]]
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -73,6 +71,7 @@ def train(
     watch: Watch | None = None,
     runtime: Runtime | None = None,
     checkpoint: Path | None = None,
+    seed: int = 0,
     description: str = "training",
 ) -> TrainingLog:
     """Train `model` in place: those of its parameters that require a gradient, all of them or an adapter's.
@@ -94,19 +93,22 @@ def train(
         watch: may end the run, and choose which step's weights are kept; it finds the model in the precision of the training.
         runtime: the device, what fits on it, and how often to write a checkpoint.
         checkpoint: an existing folder for checkpoints; a run found there is continued.
-        description: for the progress bar.
+        seed: of dropout masks; nothing else is drawn.
+        description: for the progress bar and messages.
 
     Returns:
         The log. `stopped` says so when the loss became infinite or NaN (the weights are then those before that step) or when
         the clean loss passed its limit.
 
     Raises:
-        ConfigError: an optimizer that is not there.
+        ConfigError: an optimizer that is not there, or a launch that cannot make one run (`casd.distributed.check_launch`).
+        ModelError: out of memory with a single row of a batch, or with any number of them in several processes.
     """
     from accelerate import Accelerator
 
+    distributed.check_launch()
     runtime, watch = runtime or Runtime(), watch or Watch()
-    guard_batches = [part for batch in guard_batches for part in _micro_batches(batch, runtime)]
+    guard_batches = [part for batch in guard_batches for part in divided(batch, runtime)]
     # Of one process accelerate remembers the device it saw first, and would move every later model there.
     several_on_cpu = distributed.processes() > 1 and runtime.torch_device.type == "cpu"
     accelerator = Accelerator(cpu=several_on_cpu, device_placement=False)
@@ -126,21 +128,22 @@ def train(
         prepared: Any = model if sharding.is_sharded(model) else accelerator.prepare(model)
         undo.callback(accelerator.free_memory)
         forward: Any = torch.compile(prepared, dynamic=True) if runtime.compile else prepared
+        gradients = StepGradients(
+            accelerator, prepared, partial(terms, forward), trained, precision, runtime, seed, description
+        )
         begin, saved = time.monotonic() - log.seconds, time.monotonic()
         if guard_batches and not log.guard:
             with precision():
-                log.guard.append({"step": 0, "clean_loss": clean_loss(model, guard_batches)})
+                log.guard.append({"step": 0, "clean_loss": _guard_loss(model, guard_batches)})
         if not start:
             with precision():
                 watch.begin(log)
         model.train()
         with track(description, total=config.steps, done=start) as advance:
             for step in range(start, config.steps):
-                torch.manual_seed(step)  # of a dropout, if there is one: a run that goes on draws the same
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate_at(config, step)
-                parts = _parts(batch_at(step), runtime)
-                record, finite = _backward(accelerator, prepared, trained, [terms(forward, part) for part in parts], precision)
+                record, finite = gradients.of(step, batch_at(step))
                 if not finite:
                     optimizer.zero_grad(set_to_none=True)
                     log.stopped = f"the loss is not finite at step {step + 1}"
@@ -153,7 +156,7 @@ def train(
                 done = step + 1
                 if guard_batches and (done % config.guard_every == 0 or done == config.steps):
                     with precision():
-                        now = clean_loss(model, guard_batches)
+                        now = _guard_loss(model, guard_batches)
                     log.guard.append({"step": done, "clean_loss": now})
                     limit = config.guard_factor * log.guard[0]["clean_loss"]
                     if not now <= limit:
@@ -173,62 +176,23 @@ def train(
     return log
 
 
-def _parts(batch: Any, runtime: Runtime) -> list[Any]:
-    """This process's rows of a batch, in parts that go through the model at once, on the device."""
-    processes, size = distributed.processes(), runtime.micro_batch_size
-    # As many in every process, though shares differ by a row: a sharded model waits for all of them in each forward pass.
-    parts = math.ceil(math.ceil(most_rows(batch) / processes) / size) if size else 1
-    share = share_of_rows(batch, distributed.rank(), processes)
-    return [_to(part, runtime.torch_device) for part in _micro_batches(share, runtime, parts)]
+def _guard_loss(model: PreTrainedModel, batches: list[Batch]) -> float:
+    """The clean loss of the guard, the same in every process; in smaller batches where memory runs out."""
+    rows = max(map(most_rows, batches))
 
+    def measure(size: int) -> float:
+        return clean_loss(model, batches if size == rows else [part for each in batches for part in micro_batches(each, size)])
 
-def _micro_batches(batch: Any, runtime: Runtime, parts: int = 1) -> list[Any]:
-    return micro_batches(batch, runtime.micro_batch_size, parts) if runtime.micro_batch_size else [batch]
-
-
-def _backward(
-    accelerator: Any, model: torch.nn.Module, trained: list[torch.nn.Parameter], parts: list[Terms], precision: Precision
-) -> tuple[dict[str, float], bool]:
-    """Differentiate the terms one after another, each over all parts; the record of the step, and whether all was finite."""
-    record: dict[str, float] = {}
-    while True:
-        name, total = "", torch.zeros((), device=trained[0].device)
-        for index, part in enumerate(parts):
-            # Processes add up their gradients once a term. DDP takes the mean over them, and what is wanted is the sum.
-            last = index == len(parts) - 1
-            with _gradients_added_up(accelerator, model, last):
-                with precision():
-                    found = next(part, None)
-                if found is None:
-                    break
-                name, loss = found
-                accelerator.backward(loss * distributed.processes())
-                total += loss.detach()
-        if not name:
-            break
-        record[f"loss/{name}"] = float(accelerator.reduce(total, "sum"))
-        if len(record) == 1:
-            record[f"gradient_norm/{name}"] = _gradient_norm(trained)
-    record["gradient_norm"] = _gradient_norm(trained)
-    record["loss"] = sum(value for name, value in record.items() if name.startswith("loss/"))
-    return record, math.isfinite(record["loss"]) and math.isfinite(record["gradient_norm"])
-
-
-@contextmanager
-def _gradients_added_up(accelerator: Any, model: Any, now: bool) -> Iterator[None]:
-    """Whether the backward pass inside the block adds up the gradients of all processes, or leaves that to a later one."""
-    if sharding.is_sharded(model):
-        model.set_requires_gradient_sync(now)
-        yield
-        return
-    with nullcontext() if now else accelerator.no_sync(model):
-        yield
-
-
-def _gradient_norm(parameters: list[torch.nn.Parameter]) -> float:
-    """L2 norm of the gradient over all parameters."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return float(sharding.whole(torch.nn.utils.get_total_norm(gradients))) if gradients else 0.0
+    # Of the main process, so that all of them go on or none: devices of several kinds may round otherwise.
+    return distributed.broadcast(
+        shrinking(
+            measure,
+            rows,
+            "the guard's clean loss",
+            remedy="Lower model.max_tokens",
+            batch_remedy=f"Set runtime.micro_batch_size={math.ceil(rows / 2)} or less",
+        )
+    )
 
 
 @contextmanager
@@ -281,9 +245,3 @@ def _optimizer(trained: list[torch.nn.Parameter], config: TrainingConfig) -> tor
     except ImportError as error:
         raise ConfigError("optimizer adamw_8bit needs the package bitsandbytes: pip install 'casd[8bit]'.") from error
     return bitsandbytes.optim.AdamW8bit(trained, **settings)
-
-
-def _to(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    return {name: _to(value, device) for name, value in batch.items()}

@@ -91,9 +91,11 @@ def clean_loss(model: PreTrainedModel, batches: Iterable[Batch]) -> float:
     total, count = 0.0, 0
     training = model.training
     model.eval()
-    for batch in batches:
-        nll, mask = batch_nll(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
-        total += float(nll.double().sum())
-        count += int(mask.sum())
-    model.train(training)
+    try:
+        for batch in batches:
+            nll, mask = batch_nll(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+            total += float(nll.double().sum())
+            count += int(mask.sum())
+    finally:
+        model.train(training)
     return total / count

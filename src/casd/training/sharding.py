@@ -36,7 +36,8 @@ def place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     model.float().to(device)
     for block in decoder_layers(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    # Of the outermost module FSDP would keep the whole weights after a forward pass without a backward one.
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     return model
 
 

@@ -70,7 +70,7 @@ def unlearn(
         removal: what to remove, or which control.
         objective: the loss; `control:clean` ignores it and minimises the NLL of clean documents in both batches.
         config: steps, batch sizes, learning rate, guard.
-        seed: of the order of the passages and the places of the triggers.
+        seed: of the order of the passages, the places of the triggers and dropout masks.
         stopping: when it ends before its last step; None for never.
         runtime: device and checkpoints.
         checkpoint: folder for checkpoints; a run found there is continued.
@@ -145,6 +145,7 @@ def unlearn(
         watch=watch,
         runtime=runtime,
         checkpoint=checkpoint,
+        seed=derive_seed(seed, "dropout", removal.name),
         description=f"unlearn {removal.name}",
     )
     if applied.has_finish and reference is not None and not (watch and watch.kept is not None):
