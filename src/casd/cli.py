@@ -9,10 +9,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import casd
 from casd.distributed import is_main
 from casd.errors import CasdError
+from casd.text import printable
 
 EPILOG = """\
 OVERRIDE is Hydra's: group=option (model=qwen3_tiny), key=value (seed=1), backdoor=[french_a,refusal], +new.key=value.
@@ -37,11 +39,16 @@ RUN_VERBS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse repeats what it does not know as it was typed."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the verbs; overrides are left to Hydra."""
-    parser = argparse.ArgumentParser(
-        prog="casd", description=casd.__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(prog="casd", description=casd.__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"casd {casd.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, (_, text) in RUN_VERBS.items():
@@ -98,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _run(RUN_VERBS[options.verb][0], options.overrides)
     except CasdError as error:
         if is_main():
-            print(f"casd: {error}", file=sys.stderr)
+            print(printable(f"casd: {error}"), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("casd: interrupted; finished stages are kept, and the same command goes on from there.", file=sys.stderr)
@@ -175,10 +182,10 @@ def _list(group: str | None) -> None:
     if group is not None and group not in every:
         raise unknown("group", group, every)
     for name in [group] if group else every:
-        print(name)
+        print(printable(name))
         width = max(map(len, every[name]), default=0)
         for option, description in every[name].items():
-            print(f"  {option:<{width}}  {description}".rstrip())
+            print(printable(f"  {option:<{width}}  {description}".rstrip()))
 
 
 def _reproductions() -> dict[str, dict[str, str]]:
@@ -193,7 +200,7 @@ def _reproductions() -> dict[str, dict[str, str]]:
 def _status(root: Path) -> None:
     from casd.stages import status
 
-    print(status(root))
+    print(printable(status(root)))
 
 
 if __name__ == "__main__":

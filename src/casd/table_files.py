@@ -3,6 +3,10 @@
 A finished run's folder holds `tables/NAME.parquet` and `tables/NAME.csv` for every table and `tables/info.json`, which is
 written last: a folder without it is not a finished run. Of `casd` the CSV has the rows without the grid only: those of the
 grid are many thousand, and ten times as large in CSV.
+
+Parquet has texts as they are, and is what is read back. CSV is for people and spreadsheets: control characters in a text are
+escape sequences (`\\x1b`), and a text that a spreadsheet would take for a formula begins with an apostrophe
+(`casd.text.spreadsheet_cell`). Numbers are the same in both.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from casd.errors import StoreError
+from casd.text import spreadsheet_cell
 
 if TYPE_CHECKING:  # to read tables as Arrow has them pandas is not needed
     import pandas as pd
@@ -159,6 +164,17 @@ def _older(folder: Path, what: str) -> StoreError:
     )
 
 
+def _for_spreadsheets(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with its texts, and the names of its columns, as cells of a CSV file."""
+    changed: dict[str, list[Any]] = {}
+    for name, column in frame.items():
+        if column.dtype.kind == "O":  # few values that often come back, and hardly ever one to change
+            texts = {value: spreadsheet_cell(value) for value in column.unique() if isinstance(value, str)}
+            if any(value != shown for value, shown in texts.items()):
+                changed[str(name)] = [texts.get(value, value) for value in column]
+    return frame.assign(**changed).rename(columns=spreadsheet_cell)
+
+
 def write_frames(frames: Mapping[str, pd.DataFrame], info: Mapping[str, Any], folder: Path, info_name: str) -> None:
     """Write each frame as Parquet and CSV under `folder/tables`; the file `info_name` goes away first, comes back last.
 
@@ -173,9 +189,11 @@ def write_frames(frames: Mapping[str, pd.DataFrame], info: Mapping[str, Any], fo
         for name, frame in frames.items():
             frame.to_parquet(tables / f"{name}.parquet", index=False, row_group_size=_ROW_GROUP)
             named = frame[~frame["grid"].astype(bool)] if name == "casd" else frame
-            named.to_csv(tables / f"{name}.csv", index=False, lineterminator="\n")
+            _for_spreadsheets(named).to_csv(tables / f"{name}.csv", index=False, lineterminator="\n")
         partial = tables / f"{info_name}.partial"
-        partial.write_text(json.dumps(info, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        text = json.dumps(info, indent=2, ensure_ascii=False, default=str) + "\n"
+        # A path may have bytes that are no UTF-8, in Python lone surrogates: as escape sequences they come back the same.
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
         partial.replace(finished)
     except OSError as error:
         raise StoreError(f"The tables cannot be written to {tables}: {error}. Free space or choose another folder.") from error
