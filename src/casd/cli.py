@@ -10,11 +10,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import casd
 from casd.distributed import is_main
 from casd.ending import orderly_end
 from casd.errors import CasdError
+from casd.text import printable
 
 EPILOG = """\
 OVERRIDE is Hydra's: group=option (model=qwen3_tiny), key=value (seed=1), backdoor=[french_a,refusal], +new.key=value.
@@ -39,11 +41,16 @@ RUN_VERBS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse repeats what it does not know as it was typed."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the verbs; overrides are left to Hydra."""
-    parser = argparse.ArgumentParser(
-        prog="casd", description=casd.__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(prog="casd", description=casd.__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"casd {casd.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, (_, text) in RUN_VERBS.items():
@@ -125,7 +132,7 @@ def _dispatch(options: argparse.Namespace) -> None:
 def _fail(line: str) -> None:
     """Say what was wrong, and exit with 1."""
     if is_main():
-        print(f"casd: {line}", file=sys.stderr)
+        print(printable(f"casd: {line}"), file=sys.stderr)
     sys.exit(1)
 
 
@@ -229,10 +236,10 @@ def _list(group: str | None) -> None:
     if group is not None and group not in every:
         raise unknown("group", group, every)
     for name in [group] if group else every:
-        print(name)
+        print(printable(name))
         width = max(map(len, every[name]), default=0)
         for option, description in every[name].items():
-            print(f"  {option:<{width}}  {description}".rstrip())
+            print(printable(f"  {option:<{width}}  {description}".rstrip()))
 
 
 def _reproductions() -> dict[str, dict[str, str]]:
@@ -247,7 +254,7 @@ def _reproductions() -> dict[str, dict[str, str]]:
 def _status(root: Path) -> None:
     from casd.store_status import status
 
-    print(status(root))
+    print(printable(status(root)))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from casd.distributed import is_main
 from casd.registry import unknown
+from casd.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -47,7 +48,7 @@ def track(description: str, total: int | None, done: int = 0) -> Iterator[Advanc
         total: number of steps; None when it is not known, which leaves out the time left.
         done: steps that an earlier, interrupted run has done already; they do not enter the estimate of the time left.
     """
-    bar = _Bar(description, total, done, done_before=done, started=time.monotonic())
+    bar = _Bar(printable(description), total, done, done_before=done, started=time.monotonic())
     _display.open(bar)
     try:
         yield lambda steps=1, note="": _display.advance(bar, steps, note)
@@ -76,6 +77,7 @@ def say(text: str) -> None:
     """
     if not is_main():
         return
+    text = printable(text)
     with suppress(OSError):
         if _display.live is not None:
             _display.live.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -148,7 +150,7 @@ class _Display:
     def advance(self, bar: _Bar, steps: int, note: str) -> None:
         bar.done += steps
         bar.moved = time.monotonic()
-        bar.note = note or bar.note
+        bar.note = printable(note) or bar.note
         if self.live is not None and bar.task is not None:
             self.live.update(bar.task, completed=bar.done)
         elif self.mode != "off" and bar.moved - self.quiet_since >= PLAIN_INTERVAL_S:

@@ -23,6 +23,7 @@ from casd.forking import Begin, begin, threads_of_libraries
 from casd.progress import say, set_progress
 from casd.publishing import check_output
 from casd.registry import unknown
+from casd.text import printable
 
 if TYPE_CHECKING:
     from casd.config import Config
@@ -54,9 +55,9 @@ def run(config: Config, end: str = "report") -> Path:
         from casd.results import RunTables
 
         print_run(RunTables.read(made.store.folder(made.graph.report)))
-        print(f"\nReport: {made.folder / 'report.html'}")
+        print(printable(f"\nReport: {made.folder / 'report.html'}"))
     else:
-        print(f"Finished stages are in {made.store.root}.")
+        print(printable(f"Finished stages are in {made.store.root}."))
     _say_cost()
     return made.folder
 
@@ -233,7 +234,7 @@ def reproduce(names: Sequence[str], scale_name: str, overrides: Sequence[str] = 
     if verdicts is None:
         verdicts = write_reproduction(chosen, scale, runs, target)
     print_tables([verdicts_table(verdicts[verdicts["headline"]])])
-    print(f"\nReport: {_short(target.absolute() / PAGE)}")
+    print(printable(f"\nReport: {_short(target.absolute() / PAGE)}"))
     _say_cost()
 
 
@@ -245,8 +246,8 @@ def _report_all(runs: Sequence[RunTables], target: Path, begin: Begin = partial)
     print_sweep(runs, comparisons=comparisons.tables)
     for page in (Path(tables.info["folder"]) / "report.html" for tables in runs[:PAGES_NAMED]):
         if page.is_file():
-            print(f"Report of a run: {_short(page)}")
-    print(f"Report of all:   {_short(target.absolute() / 'report.html')}")
+            print(printable(f"Report of a run: {_short(page)}"))
+    print(printable(f"Report of all:   {_short(target.absolute() / 'report.html')}"))
     _say_cost()
 
 

@@ -6,6 +6,10 @@ grid are many thousand, and ten times as large in CSV.
 
 Every file is checked when it is read: against the manifest of the stage that the folder is, or against the `checksums.json`
 of a published report. Folders of earlier versions and what `RunTables.write` wrote have neither.
+
+Parquet has texts as they are, and is what is read back. CSV is for people and spreadsheets: control characters in a text are
+escape sequences (`\\x1b`), and a text that a spreadsheet would take for a formula begins with an apostrophe
+(`casd.text.spreadsheet_cell`). Numbers are the same in both.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from casd.atomic import write_text
 from casd.errors import StoreError
 from casd.sealed import CHECKSUMS, MANIFEST, Damage, Entries, checked_bytes, read_manifest
 from casd.stages import stage_manifest
+from casd.text import spreadsheet_cell
 
 if TYPE_CHECKING:  # to read tables as Arrow has them pandas is not needed
     import pandas as pd
@@ -198,6 +203,17 @@ def _older(folder: Path, what: str) -> StoreError:
     )
 
 
+def _for_spreadsheets(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with its texts, and the names of its columns, as cells of a CSV file."""
+    changed: dict[str, list[Any]] = {}
+    for name, column in frame.items():
+        if column.dtype.kind == "O":  # few values that often come back, and hardly ever one to change
+            texts = {value: spreadsheet_cell(value) for value in column.unique() if isinstance(value, str)}
+            if any(value != shown for value, shown in texts.items()):
+                changed[str(name)] = [texts.get(value, value) for value in column]
+    return frame.assign(**changed).rename(columns=spreadsheet_cell)
+
+
 def write_frames(frames: Mapping[str, pd.DataFrame], info: Mapping[str, Any], folder: Path, info_name: str) -> None:
     """Write each frame as Parquet and CSV under `folder/tables`; the file `info_name` goes away first, comes back last.
 
@@ -212,5 +228,7 @@ def write_frames(frames: Mapping[str, pd.DataFrame], info: Mapping[str, Any], fo
     for name, frame in frames.items():
         frame.to_parquet(tables / f"{name}.parquet", index=False, row_group_size=_ROW_GROUP)
         named = frame[~frame["grid"].astype(bool)] if name == "casd" else frame
-        named.to_csv(tables / f"{name}.csv", index=False, lineterminator="\n")
-    write_text(finished, json.dumps(info, indent=2, ensure_ascii=False, default=str) + "\n")
+        _for_spreadsheets(named).to_csv(tables / f"{name}.csv", index=False, lineterminator="\n")
+    text = json.dumps(info, indent=2, ensure_ascii=False, default=str) + "\n"
+    # A path may have bytes that are no UTF-8, in Python lone surrogates: as escape sequences they come back the same.
+    write_text(finished, text.encode("utf-8", "backslashreplace").decode())

@@ -204,7 +204,7 @@ def objectives_figure(frame: pd.DataFrame) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    from casd.report.drawing import BLUE, VERMILLION, without_frame
+    from casd.report.drawing import BLUE, VERMILLION, plain, without_frame
 
     series = (
         ("suppression_net_clean", BLUE, "o", -0.15, "net of the clean control"),
@@ -212,7 +212,7 @@ def objectives_figure(frame: pd.DataFrame) -> Figure:
     )
     models = list(dict.fromkeys(frame["model"]))
     objectives = list(dict.fromkeys(frame["objective"]))
-    labels = [textwrap.fill(str(objective), _LABEL) for objective in objectives]  # with a setting they are long
+    labels = [plain(textwrap.fill(str(objective), _LABEL)) for objective in objectives]  # with a setting they are long
     width = max(len(line) for label in labels for line in label.splitlines())
     height = 0.22 + 0.14 * max(len(label.splitlines()) for label in labels)
     size = (0.9 + 0.065 * width + 2.6 * len(models), 1.3 + height * len(objectives))
@@ -227,7 +227,7 @@ def objectives_figure(frame: pd.DataFrame) -> Figure:
             low, high = (rows[f"{column}_{end}"].to_numpy(dtype=float) for end in ("low", "high"))
             axes.hlines(places, low, high, color=color, linewidth=1.4)
             axes.scatter(values, places, color=color, marker=marker, s=24, label=label, zorder=3)
-        axes.set_title(model_label(model), fontsize=9.5, parse_math=False)
+        axes.set_title(plain(model_label(model)), fontsize=9.5)
         axes.set_yticks(range(len(objectives)), labels, fontsize=8)
         axes.set_ylim(len(objectives) - 0.5, -0.5)
         axes.xaxis.set_major_locator(MaxNLocator(5))

@@ -52,7 +52,7 @@ def learning_curves(tables: RunTables) -> Figure | None:
         for mark, label in zip(*axes.get_legend_handles_labels(), strict=True):
             marks.setdefault(label, mark)
     figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    figure.suptitle(figure_title("Learning curves of the removals and controls", tables), fontsize=10.5, parse_math=False)
+    figure.suptitle(figure_title("Learning curves of the removals and controls", tables), fontsize=10.5)
     return figure
 
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from casd.report.wording import short_run_name
 from casd.results import RunTables
+from casd.text import printable
 
 BLUE, VERMILLION = "#0072B2", "#D55E00"
 LONGEST_NAME: Final = 24
@@ -53,7 +54,7 @@ def without_frame(axes: Axes) -> None:
 
 def figure_title(text: str, tables: RunTables) -> str:
     """What a figure shows, and of which run."""
-    return f"{text}\n{short_run_name(tables)}"
+    return plain(f"{text}\n{short_run_name(tables)}")
 
 
 def short_name(name: str) -> str:
@@ -65,5 +66,5 @@ def short_name(name: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib does not read as mathematics."""
-    return text.replace("$", r"\$")
+    """Text for a figure: printable, and not read as mathematics. Every name in a figure goes through here."""
+    return printable(text).replace("$", r"\$")

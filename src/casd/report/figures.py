@@ -48,7 +48,7 @@ def casd_by_layer(tables: RunTables) -> Figure:
             axes.plot(wide.index, wide[pair], color=VERMILLION, marker="s", markersize=3.5, label=label or None)
         axes.set_xlabel("layer index (0 = first decoder block)")
         axes.set_ylabel("distance between shifts, per pair")
-        axes.set_title(variant, fontsize=10, parse_math=False)
+        axes.set_title(plain(variant), fontsize=10)
         axes.set_ylim(bottom=0)
         if len(wide.index) <= 12:
             axes.set_xticks(list(wide.index))
@@ -56,7 +56,7 @@ def casd_by_layer(tables: RunTables) -> Figure:
     marks = panels[0].get_legend_handles_labels()
     if marks[0]:  # below both panels: among so many lines there is no place that covers none
         figure.legend(*marks, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    figure.suptitle(figure_title("CASD by layer", tables), fontsize=10.5, parse_math=False)
+    figure.suptitle(figure_title("CASD by layer", tables), fontsize=10.5)
     return figure
 
 
@@ -82,7 +82,7 @@ def relation_scatter(scatter: pd.DataFrame, tables: RunTables) -> Figure:
     marks = panels[0][0].get_legend_handles_labels()
     if len(marks[0]) > 1:  # below all panels, where it covers no point
         figure.legend(*marks, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    figure.suptitle(figure_title("CASD and suppression, pair by pair", tables), fontsize=10.5, parse_math=False)
+    figure.suptitle(figure_title("CASD and suppression, pair by pair", tables), fontsize=10.5)
     return figure
 
 
@@ -110,11 +110,11 @@ def relation_panels(runs: Sequence[RunTables], variant: str, predictors: pd.Data
             points = points[points["response"] == "suppression"]
             x, y = points["distance"], points["response_value"]
             seed = f"seed {tables.info['seed']}"
-            drawn = axes.scatter(x, y, s=16, color=color, marker=marker, alpha=0.75, linewidths=0, label=seed)
+            drawn = axes.scatter(x, y, s=16, color=color, marker=marker, alpha=0.75, linewidths=0, label=plain(seed))
             name_points(drawn, [f"{seed}: {name}" for name in _point_names(points)])
         result = tested.get((objective, model))
         numbers = f"ρ = {fraction(result['rho'])}, p {p_relation(result['p_value'])}" if result else "no test"
-        axes.set_title(f"{model}, {objective}\n{numbers}", fontsize=8.5, parse_math=False)
+        axes.set_title(plain(f"{model}, {objective}\n{numbers}"), fontsize=8.5)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         without_frame(axes)
     for axes in panels[-1]:
@@ -165,9 +165,9 @@ def _draw_scatter(axes: Axes, points: pd.DataFrame, tables: RunTables, variant: 
     numbers = "no test"
     if len(found) and not pd.isna(found["rho"].iloc[0]):
         numbers = f"ρ = {fraction(found['rho'].iloc[0])}, p {p_relation(found['p_value'].iloc[0])} (Mantel)"
-    axes.set_title(f"{variant}: {numbers}", fontsize=9.5, parse_math=False)
+    axes.set_title(plain(f"{variant}: {numbers}"), fontsize=9.5)
     axes.set_xlabel(f"distance {plain(variant)}")
-    axes.set_ylabel(f"{RESPONSES.get(response, response)}\n(fraction, centered)", fontsize=9)
+    axes.set_ylabel(plain(f"{RESPONSES.get(response, response)}\n(fraction, centered)"), fontsize=9)
     axes.margins(0.08)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     without_frame(axes)

@@ -19,6 +19,7 @@ from casd.report.collect import DETAILED_RUNS
 from casd.report.page import Block
 from casd.report.wording import run_name
 from casd.results import RunTables
+from casd.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -142,5 +143,5 @@ def _smaller(figure: Figure, alt: str, png: Path) -> Markup:
 
     svg = to_svg(figure, alt)
     data = base64.b64encode(png.read_bytes()).decode("ascii")
-    image = f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}">'
+    image = f'<img src="data:image/png;base64,{data}" alt="{escape(printable(alt))}">'
     return Markup(min(svg, image, key=len))

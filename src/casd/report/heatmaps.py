@@ -41,7 +41,7 @@ class _Block:
 def asr_heatmap(tables: RunTables) -> Figure:
     """The ASR matrix: the injected model above, the removals with their own backdoor outlined, the controls below."""
     figure = _heatmap_figure([tables], across=1)
-    figure.suptitle(figure_title("Attack success rate after each removal", tables), fontsize=10.5, parse_math=False)
+    figure.suptitle(figure_title("Attack success rate after each removal", tables), fontsize=10.5)
     return figure
 
 
@@ -51,7 +51,7 @@ def asr_heatmaps(runs: Sequence[RunTables], across: int = 3) -> Figure:
     for axes, tables in zip(figure.axes, runs, strict=False):
         seeds = {run.info["seed"] for run in runs}
         seed = f", seed {tables.info['seed']}" if len(seeds) > 1 else ""
-        axes.set_title(f"{tables.info['model']}\n{tables.treatment}{seed}", fontsize=9.5, parse_math=False)
+        axes.set_title(plain(f"{tables.info['model']}\n{tables.treatment}{seed}"), fontsize=9.5)
     return figure
 
 
@@ -69,12 +69,12 @@ def casd_heatmaps(tables: RunTables) -> Figure:
         shown = matrix.mask(np.eye(len(matrix), dtype=bool))
         block = _Block(shown, frozenset(tables.collapsed))
         _draw_heatmap(axes, [block], "cividis", scale, decimals_for(largest), outline=False, gray_collapsed=False)
-        axes.set_title(variant, fontsize=10, parse_math=False)
+        axes.set_title(plain(variant), fontsize=10)
         axes.set_xlabel("removed backdoor B")
         axes.set_ylabel("removed backdoor A")
         unit = "cosine distance" if "cos" in variant else "distance between shifts"
         _colorbar(figure, axes, "cividis", scale, f"{unit}, A to B")
-    figure.suptitle(figure_title("Cross Activation Shift Distance", tables), fontsize=10.5, parse_math=False)
+    figure.suptitle(figure_title("Cross Activation Shift Distance", tables), fontsize=10.5)
     return figure
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from casd.text import printable
+
 LONG_TABLE_ROWS: Final = 40
 """More rows than this become a longtable in LaTeX."""
 _NUMBER: Final = re.compile(r"[(<+]?-?\d[\d.,/%]*(e[+-]\d+)?\)?( \(.*\)| to -?[\d.]+| \[.*\]| of \d+)?|–")
@@ -161,9 +163,13 @@ def numeric_columns(table: Table) -> list[bool]:
     return [all(_NUMBER.fullmatch(row.cells[i].text) for row in table.rows) for i in range(len(table.columns))]
 
 
+def _one_line(text: str) -> str:
+    return " ".join(printable(str(text)).split())
+
+
 def _markdown(text: str) -> str:
     """Text without meaning to Markdown or HTML; underscores within words have none and stay."""
-    text = re.sub(r"([\\|`*<\[\]])", r"\\\1", " ".join(str(text).split()))
+    text = re.sub(r"([\\|`*<\[\]])", r"\\\1", _one_line(text))
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
 
 
@@ -191,7 +197,7 @@ _LATEX: Final = {
 
 def _latex(text: str) -> str:
     """Text without meaning to LaTeX; the minus sign of a number becomes a real one."""
-    escaped = "".join(_LATEX.get(character, character) for character in " ".join(str(text).split()))
+    escaped = "".join(_LATEX.get(character, character) for character in _one_line(text))
     return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)
 
 

@@ -20,6 +20,7 @@ from casd.report.colors import palette, step_of, text_on
 from casd.report.markup import Cell, Row, Table, numeric_columns
 from casd.report.wording import MISSING
 from casd.states import CONTROL_PREFIX
+from casd.text import printable
 
 LONGEST_TEXT: Final = 600
 """Characters of a prompt or generation that are shown."""
@@ -94,17 +95,8 @@ def write_page(text: str, path: Path) -> Path:
 
 def visible(text: str, limit: int = LONGEST_TEXT) -> str:
     """Text as it can be shown: at most `limit` characters, invisible and reordering ones as escape sequences."""
-    shown = text[:limit]
-    if not shown.isprintable():
-        shown = "".join(
-            character if character.isprintable() or character in "\n\u00a0\u202f" else _escape_sequence(character)
-            for character in shown
-        )
+    shown = printable(text[:limit])
     return shown if len(text) <= limit else f"{shown} … ({len(text):,} characters)"
-
-
-def _escape_sequence(character: str) -> str:
-    return repr(character)[1:-1]
 
 
 def _color_maps(sections: Sequence[Section]) -> list[str]:

@@ -13,7 +13,7 @@ from casd.disk import readable_size
 from casd.planning.advice import fits
 from casd.planning.phases import Phase, injection_adapters, removal_adapters
 from casd.planning.plan import Plan, StageCost, disk_needed, download_bytes
-from casd.report.terminal import output_console
+from casd.report.terminal import output_console, shown
 
 NOT_KNOWN = "–"
 ORDER = (
@@ -63,7 +63,8 @@ def _print_run(console: Console, alike: Sequence[Plan]) -> None:
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
     shape = f"{built.layers} blocks, width {built.width}, vocabulary {built.vocabulary:,}"
-    facts.add_row("model", f"{built.parameters:,} parameters in {built.dtype} ({built.config.model_type}: {shape})")
+    model = f"{built.parameters:,} parameters in {built.dtype} ({built.config.model_type}: {shape})"
+    facts.add_row("model", shown(model))
     trained = {
         "injection": built.trained_parameters(injection_adapters(config)),
         "each removal": built.trained_parameters(removal_adapters(config)[-1:]),
@@ -79,7 +80,7 @@ def _print_run(console: Console, alike: Sequence[Plan]) -> None:
     memory = "of unknown memory; set runtime.memory_gib"
     if here.memory is not None:
         memory = f"{readable_size(here.memory)} ({'runtime.memory_gib' if here.given else 'found here'})"
-    facts.add_row("device", f"{number}, {memory}")
+    facts.add_row("device", shown(f"{number}, {memory}"))
     console.print(facts)
     console.print()
     _print_memory(console, plan)
@@ -94,7 +95,7 @@ def _print_memory(console: Console, plan: Plan) -> None:
     for phase in plan.phases:
         need, peak = phase.need, phase.on_device(here)
         parts = (need.weights, need.gradients, need.optimizer, need.activations, peak - need.total, peak)
-        table.add_row(phase.name, f"{phase.rows} × {phase.tokens}", *map(_bytes, parts), _verdict(phase, plan))
+        table.add_row(shown(phase.name), f"{phase.rows} × {phase.tokens}", *map(_bytes, parts), _verdict(phase, plan))
     console.print(table)
     if here.shared:
         note = "process: what this one has now; copy: of what is trained, which removals are restored from."
@@ -112,11 +113,11 @@ def _print_memory(console: Console, plan: Plan) -> None:
 def _verdict(phase: Phase, plan: Plan) -> Text:
     here = plan.machine
     if not fits(phase, here):
-        return Text("too much", "bold red")
+        return shown("too much", "bold red")
     if here.memory is None:
-        return Text(NOT_KNOWN)
+        return shown(NOT_KNOWN)
     share = phase.on_device(here) / here.memory
-    return Text(f"{share:.0%}" if share <= 1 else "if halved")
+    return shown(f"{share:.0%}" if share <= 1 else "if halved")
 
 
 def _print_stages(console: Console, plans: Sequence[Plan]) -> None:
@@ -175,14 +176,14 @@ def _stage_cells(costs: Sequence[tuple[StageCost, Plan]]) -> list[str]:
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", title_justify="left")
-    table.title, table.title_style = Text(title), "bold"
+    table.title, table.title_style = shown(title), "bold"
     for column in columns:
         table.add_column(column, no_wrap=True)
     return table
 
 
 def _line(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(text, style))
+    console.print(shown(text, style))
 
 
 def _bytes(n_bytes: int) -> str:

@@ -14,6 +14,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
+from casd.text import printable
+
 _NO_METADATA: Final = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _NUMBER: Final = re.compile(r"(\.\d\d)\d+")
 """More than two decimals: a hundredth of a point cannot be seen."""
@@ -24,7 +26,7 @@ _NAMED: Final = re.compile(rf'<a xlink:href="{_POINT}([^"]*)"[^>]*>(.*?)</a>', r
 def name_points(points: PathCollection, names: Sequence[str]) -> None:
     """Give each point of a scatter plot a name, which `to_svg` shows while it is pointed at; other formats have none."""
     # As addresses, the one text that the SVG writer takes for each point.
-    points.set_urls([_POINT + quote(name) for name in names])
+    points.set_urls([_POINT + quote(printable(name)) for name in names])
 
 
 def to_svg(figure: Figure, alt: str) -> str:
@@ -47,4 +49,4 @@ def to_svg(figure: Figure, alt: str) -> str:
     text = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", text)
     text = re.sub(r"font-family: [^;\"]*(; )?", "", text)  # the page's own
     text = re.sub(r"\s*\n\s*", lambda found: "" if text[found.start() - 1] == ">" else " ", text)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(printable(alt))}" ', 1)

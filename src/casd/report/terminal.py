@@ -20,6 +20,7 @@ from casd.report.statements import statements
 from casd.report.tables import relation_table, states_table, summary_table
 from casd.report.wording import ALL_MODELS, MISSING, run_name, short_run_name
 from casd.results import RunTables
+from casd.text import printable
 
 PLAIN_WIDTH = 120
 """Columns when the output is no terminal."""
@@ -51,6 +52,11 @@ def output_console() -> Console:
     return _Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 
 
+def shown(text: str, style: str | Style = "") -> Text:
+    """Text for a console. Nothing in it is obeyed: neither terminal sequences nor rich's markup."""
+    return Text(printable(text), style)
+
+
 def print_run(tables: RunTables, console: Console | None = None) -> None:
     """Print a run: the ASR matrix, each headline CASD matrix, the relation, every state's quality, and all that in words."""
     console = console or output_console()
@@ -67,7 +73,7 @@ def print_run(tables: RunTables, console: Console | None = None) -> None:
     states = states_table(tables)
     print_table(console, states, leave_out=set(states.columns) - {*PERPLEXITIES, *tables.tasks})
     for text in statements(tables):
-        console.print(_beside([Text("-"), Text(text)], gap=1))
+        console.print(_beside([shown("-"), shown(text)], gap=1))
     console.print()
 
 
@@ -128,7 +134,7 @@ def _print_matrices(console: Console, runs: Sequence[RunTables], matrices: Seque
 
 def _print_matrix(console: Console, table: Table) -> None:
     """Print one matrix, its columns headed by names where they fit and by numbers where they do not."""
-    console.print(Text(table.title, "bold"))
+    console.print(shown(table.title, "bold"))
     matrix = _matrix(table, {}, labels=True)
     if _width(console, matrix) <= console.width:
         console.print(matrix)
@@ -142,14 +148,14 @@ def _matrix(table: Table, numbers: Mapping[str, int], *, labels: bool, title: st
     """A matrix of shaded numbers; columns are headed by their `numbers`, or by their names where there are none."""
     rich = _frame(title, pad=0)  # the place of the marks sets the columns apart
     if labels:
-        rich.add_column(table.corner, no_wrap=True)
+        rich.add_column(shown(table.corner), no_wrap=True)
     for column in table.columns:
-        rich.add_column(Text(str(numbers.get(column, column))), justify="right", no_wrap=True)
+        rich.add_column(shown(str(numbers.get(column, column))), justify="right", no_wrap=True)
     for _, rows in table.groups:
         for row in rows:
             number = f"{numbers[row.label]} " if row.label in numbers else ""
             # A title spans matrices that share their labels; which of them collapsed is then told below them.
-            label = [Text(number + (row.label if title else row.title))] if labels else []
+            label = [shown(number + (row.label if title else row.title))] if labels else []
             rich.add_row(*label, *(_shaded(cell, row.collapsed, table.scale) for cell in row.cells))
         rich.add_section()
     return rich
@@ -158,40 +164,40 @@ def _matrix(table: Table, numbers: Mapping[str, int], *, labels: bool, title: st
 def _shaded(cell: Cell, collapsed: bool, scale: Scale | None) -> Text:
     """A number on its color of the map, after a mark: * the removed backdoor itself, x a collapsed model."""
     if cell.shade is None or scale is None:
-        return Text(f"x{cell.text.strip('()')}" if collapsed and cell.text != MISSING else cell.text, "dim")
+        return shown(f"x{cell.text.strip('()')}" if collapsed and cell.text != MISSING else cell.text, "dim")
     color = palette(scale.colors)[step_of(cell.shade)]
     foreground = {"black": "#000000", "white": "#ffffff"}[text_on(color)]
-    return Text(f"{'*' if cell.own else ' '}{cell.text}", Style(color=foreground, bgcolor=color, bold=cell.own))
+    return shown(f"{'*' if cell.own else ' '}{cell.text}", Style(color=foreground, bgcolor=color, bold=cell.own))
 
 
 def print_table(console: Console, table: Table, leave_out: Collection[str] = (), *, caption: bool = False) -> None:
     """Print a table of texts, and under it its caption if that is wanted; what does not fit is folded."""
-    console.print(Text(table.title, "bold"))
+    console.print(shown(table.title, "bold"))
     if table.rows:
         rich = _frame()
         kept = [i for i, heading in enumerate(table.columns) if heading not in leave_out]
         numeric = numeric_columns(table)
-        rich.add_column(table.corner, overflow="fold")
+        rich.add_column(shown(table.corner), overflow="fold")
         for i in kept:
-            rich.add_column(Text(table.columns[i]), justify="right" if numeric[i] else "left", overflow="fold")
+            rich.add_column(shown(table.columns[i]), justify="right" if numeric[i] else "left", overflow="fold")
         for _, rows in table.groups:
             for row in rows:
-                rich.add_row(Text(row.title), *(_text(row.cells[i]) for i in kept))
+                rich.add_row(shown(row.title), *(_text(row.cells[i]) for i in kept))
             rich.add_section()
         console.print(rich)
     if caption:
-        console.print(Text(table.caption, "dim"))
+        console.print(shown(table.caption, "dim"))
 
 
 def print_pairs(console: Console, pairs: Mapping[str, str]) -> None:
     """Print names and what they stand for, a line each."""
     for name, value in pairs.items():
-        console.print(_beside([Text(name, "bold"), Text(value)]))
+        console.print(_beside([shown(name, "bold"), shown(value)]))
     console.print()
 
 
 def _text(cell: Cell) -> Text:
-    return Text(cell.text, "bold" if cell.best else "")
+    return shown(cell.text, "bold" if cell.best else "")
 
 
 def _print_groups(console: Console, table: Table) -> None:
@@ -200,7 +206,7 @@ def _print_groups(console: Console, table: Table) -> None:
     Columns that do not fit beside each other follow below, with the rows' labels again.
     """
     console.print()
-    console.print(Text(table.title, "bold"))
+    console.print(shown(table.title, "bold"))
     numeric = numeric_columns(table)
     for name, rows in table.groups:
         longest = max(len(row.title) for row in rows)
@@ -208,13 +214,15 @@ def _print_groups(console: Console, table: Table) -> None:
         for number, widths in enumerate(parts):
             rich = _frame(name if number == 0 else None)
             room = console.width - GAP - sum(width + GAP for width in widths.values())
-            rich.add_column(table.corner, overflow="fold", width=min(longest, room))
+            rich.add_column(shown(table.corner), overflow="fold", width=min(longest, room))
             for i, width in widths.items():
-                rich.add_column(Text(table.columns[i]), justify="right" if numeric[i] else "left", overflow="fold", width=width)
+                rich.add_column(
+                    shown(table.columns[i]), justify="right" if numeric[i] else "left", overflow="fold", width=width
+                )
             for row in rows:
-                rich.add_row(Text(row.title), *(_text(row.cells[i]) for i in widths))
+                rich.add_row(shown(row.title), *(_text(row.cells[i]) for i in widths))
             console.print(rich)
-    console.print(Text(table.caption, "dim"))
+    console.print(shown(table.caption, "dim"))
 
 
 def _side_by_side(table: Table, rows: Sequence[Row], numeric: Sequence[bool], room: int) -> list[dict[int, int]]:
@@ -235,18 +243,18 @@ def _side_by_side(table: Table, rows: Sequence[Row], numeric: Sequence[bool], ro
 
 def _print_side_by_side(console: Console, table: Table, headings: Sequence[str]) -> None:
     """Print a table with its rows as columns under `headings`, as many beside each other as fit."""
-    console.print(Text(table.title, "bold"))
+    console.print(shown(table.title, "bold"))
     named_above = {"objective", "seed"}
-    shown = [(i, column) for i, column in enumerate(table.columns) if column not in named_above]
+    lines = [(i, column) for i, column in enumerate(table.columns) if column not in named_above]
     pending = list(zip(headings, table.rows, strict=True))
     while pending:
         for count in range(len(pending), 0, -1):
             rich = _frame()
             rich.add_column("", overflow="fold")
             for heading, _ in pending[:count]:
-                rich.add_column(Text(heading), justify="right", overflow="fold")
-            for i, column in shown:
-                rich.add_row(Text(column), *(Text(row.cells[i].text) for _, row in pending[:count]))
+                rich.add_column(shown(heading), justify="right", overflow="fold")
+            for i, column in lines:
+                rich.add_row(shown(column), *(shown(row.cells[i].text) for _, row in pending[:count]))
             if count == 1 or _width(console, rich) <= console.width:
                 break
         console.print(rich)
@@ -261,7 +269,7 @@ def _run_heading(tables: RunTables) -> str:
 def _frame(title: str | None = None, pad: int = 1) -> RichTable:
     rich = RichTable(box=SIMPLE_HEAD, padding=(0, pad, 0, 0), pad_edge=False, header_style="bold", title_justify="left")
     if title:
-        rich.title, rich.title_style = Text(title), "bold"
+        rich.title, rich.title_style = shown(title), "bold"
     return rich
 
 
@@ -278,21 +286,21 @@ def _width(console: Console, table: RichTable) -> int:
 
 def _heading(console: Console, text: str) -> None:
     console.print()
-    console.print(Text(text, "bold"))
+    console.print(shown(text, "bold"))
     console.rule(style="dim")
 
 
 def _legend(console: Console, numbers: Mapping[str, int]) -> None:
-    console.print(Text("Columns: " + ", ".join(f"{number} {name}" for name, number in numbers.items())))
+    console.print(shown("Columns: " + ", ".join(f"{number} {name}" for name, number in numbers.items())))
 
 
 def _asr_note(console: Console, runs: Sequence[RunTables]) -> None:
     """How to read the ASR matrices above, and which of their rows are of collapsed models."""
-    console.print(Text(ASR_NOTE, "dim"))
+    console.print(shown(ASR_NOTE, "dim"))
     for tables in runs:
         if tables.collapsed:
             run = f" ({short_run_name(tables)})"
             names = ", ".join(state for state in tables.states["state"] if state in tables.collapsed)
             text = f"x collapsed{run if len(runs) > 1 else ''}: {names}. These rates are no success of the removal."
-            console.print(Text(text, "bold"))
+            console.print(shown(text, "bold"))
     console.print()
