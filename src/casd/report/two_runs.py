@@ -77,11 +77,12 @@ def settings_table(a: RunTables, b: RunTables) -> Table:
 
 
 def numbers_table(a: RunTables, b: RunTables) -> Table:
-    """The main numbers of both, over the removals that count (`casd.comparison.counted_cells`)."""
+    """The main numbers of both, over the included removals (`casd.inclusion`)."""
     records = [compare_objectives([tables]).to_dict("records")[0] for tables in (a, b)]
     rows: dict[str, list[str]] = {
         "prompts per cell": [prompts_per_cell(tables) for tables in (a, b)],
-        "removals that count": [f"{record['reached']} of {record['removals']}" for record in records],
+        "removals included": [f"{record['included']} of {record['removals']}" for record in records],
+        "excluded": [str(record["excluded"] or "none") for record in records],
         "collapsed": [_collapsed(tables) for tables in (a, b)],
         **{label: [mean_with_interval(record, name) for record in records] for name, label in MEANS.items()},
         "clean loss": [percent(record["clean_loss_change"]) for record in records],
