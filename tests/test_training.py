@@ -21,10 +21,11 @@ import torch
 from tests.conftest import FAMILIES, MakeModel
 
 import casd.training.loop
+from casd import shrinking
 from casd.config import TrainingConfig
 from casd.corpora.passages import Corpus
 from casd.encoding import Document, Encoder
-from casd.errors import ConfigError
+from casd.errors import ConfigError, ModelError
 from casd.runtime import Runtime
 from casd.training.batches import Batch
 from casd.training.checkpoints import TrainingLog
@@ -373,6 +374,156 @@ def test_copied_weights_are_restored_to_the_bit(make_model: MakeModel, batch_at:
     restore_weights(model, weights)
     assert same_weights(model, untouched)
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+# ---------------------------------------------------------------- memory that runs out
+
+FULL = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "linux": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+    ),
+    "elsewhere": RuntimeError("[enforce fail at alloc_cpu.cpp:114] data. DefaultCPUAllocator: not enough memory: you tried"),
+    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "python": MemoryError(),
+}
+
+
+def with_room_for(rows: int, error: Exception, tried: list[int] | None = None) -> Any:
+    """The two terms, of which the second runs out of memory with more rows: the first has left its gradient by then."""
+
+    def terms(model: torch.nn.Module, batch: dict[str, Batch]) -> Iterator[tuple[str, torch.Tensor]]:
+        parts = two_terms(model, batch)
+        yield next(parts)
+        if tried is not None:
+            tried.append(len(batch["two"]["labels"]))
+        if len(batch["two"]["labels"]) > rows:
+            raise error
+        yield next(parts)
+
+    return terms
+
+
+@pytest.fixture(scope="module")
+def wide_batch_at(corpus: Corpus, encoder: Encoder) -> BatchAt:
+    """Two batches a step, of five rows and of three."""
+
+    def made(step: int) -> dict[str, Batch]:
+        documents = [Document(each.prompt, each.continuation) for each in corpus.train[8 * step : 8 * step + 8]]
+        return {"one": encoder.document_batch(documents[:3]), "two": encoder.document_batch(documents[3:])}
+
+    return made
+
+
+@pytest.mark.parametrize(("kind", "rows", "given"), [*((kind, 3, 0) for kind in FULL), ("cuda", 1, 0), ("cuda", 1, 2)])
+def test_out_of_memory_halves_the_micro_batch(
+    make_model: MakeModel,
+    wide_batch_at: BatchAt,
+    capsys: pytest.CaptureFixture[str],
+    rows: int,
+    given: int,
+    kind: str,
+) -> None:
+    """The steps, the guard and the weights are to the bit those of a run that was told the size which fits."""
+    shrinking._say_once.cache_clear()
+    guard, tried = [wide_batch_at(9)["two"]], []
+    model, told = make_model("llama", seed=1), make_model("llama", seed=1)
+    runtime = Runtime("cpu", micro_batch_size=given)
+    config = TrainingConfig(steps=3, learning_rate=5e-3)
+    terms = with_room_for(rows, FULL[kind], tried)
+    log = train(model, wide_batch_at, terms, config, guard_batches=guard, runtime=runtime, description="this test")
+    expected = train(told, wide_batch_at, two_terms, config, guard_batches=guard, runtime=Runtime("cpu", micro_batch_size=rows))
+    assert same_weights(model, told)
+    assert log.steps == expected.steps
+    assert log.guard == [pytest.approx(record, rel=1e-6) for record in expected.guard]
+    said = capsys.readouterr().err.splitlines()
+    sizes = [2, 1] if given else [5, 3, 2, 1][: 2 if rows == 3 else 4]
+    assert said == [
+        f"Out of memory in this test with {large} texts at once; going on with {small}."
+        for large, small in itertools.pairwise(sizes)
+    ]
+    assert sum(size > rows for size in tried) == len(sizes) - 1  # later steps begin with the size that fits
+
+
+def test_out_of_memory_later_begins_its_step_again(make_model: MakeModel, wide_batch_at: BatchAt) -> None:
+    """The result is that of a device with more memory, up to rounding."""
+    calls = itertools.count()
+
+    def terms(model: torch.nn.Module, batch: dict[str, Batch]) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from with_room_for(9 if next(calls) < 2 else 2, FULL["cuda"])(model, batch)
+
+    model, roomy = make_model("llama", seed=1), make_model("llama", seed=1)
+    config = TrainingConfig(steps=4, learning_rate=1e-3)
+    log = train(model, wide_batch_at, terms, config, runtime=CPU)
+    expected = train(roomy, wide_batch_at, two_terms, config, runtime=CPU)
+    assert log.steps[:2] == expected.steps[:2]
+    assert log.steps[2:] == [pytest.approx(record, rel=1e-4) for record in expected.steps[2:]]
+    for ours, theirs in zip(model.parameters(), roomy.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+
+
+def test_out_of_memory_with_a_single_row_is_an_error_of_the_user(make_model: MakeModel, wide_batch_at: BatchAt) -> None:
+    model = make_model("llama", seed=1)
+    with pytest.raises(ModelError, match=r"Out of memory in training with one text .*gradient_checkpointing=true") as error:
+        train(model, wide_batch_at, with_room_for(0, FULL["cuda"]), cosine(), runtime=CPU)
+    assert "\n" not in str(error.value)
+    assert not model.training
+
+
+def test_other_errors_of_a_step_pass(make_model: MakeModel, wide_batch_at: BatchAt) -> None:
+    tried: list[int] = []
+    terms = with_room_for(0, RuntimeError("shapes do not match"), tried)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        train(make_model("llama", seed=1), wide_batch_at, terms, cosine(), runtime=CPU)
+    assert tried == [5]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_guard_s_loss_is_measured_in_halves(make_model: MakeModel, wide_batch_at: BatchAt, training: bool) -> None:
+    """And the model's mode is put back, also where a batch failed: a training would go on without dropout."""
+    model = make_model("llama", seed=1).train(training)
+    batch = wide_batch_at(0)["two"]
+    whole = clean_loss(model, [batch])
+    seen: list[int] = []
+
+    def check(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        seen.append(len(kwargs["input_ids"]))
+        if seen[-1] > 2:
+            raise FULL["linux"]
+
+    model.register_forward_pre_hook(check, with_kwargs=True)
+    assert casd.training.loop._guard_loss(model, [batch]) == pytest.approx(whole, rel=1e-6)
+    assert seen == [5, 3, 2, 2, 1]
+    assert model.training == training
+
+
+# ---------------------------------------------------------------- dropout
+
+
+def dropping(make_model: MakeModel) -> Any:
+    return make_model("llama", seed=1, attention_dropout=0.5)
+
+
+def test_dropout_masks_differ_between_steps_and_seeds(make_model: MakeModel, batch_at: BatchAt) -> None:
+    """With the learning rate at nearly nothing, losses on one batch differ by the masks alone."""
+    still = TrainingConfig(steps=3, learning_rate=1e-12)
+    losses = {}
+    for name, seed in (("first", 1), ("again", 1), ("other", 2)):
+        log = train(dropping(make_model), lambda step: batch_at(0), two_terms, still, runtime=CPU, seed=seed)
+        losses[name] = [record["loss"] for record in log.steps]
+    assert losses["again"] == losses["first"]
+    assert len({*losses["first"], *losses["other"]}) == 6
+
+
+def test_a_killed_run_with_dropout_ends_with_the_same_bits(make_model: MakeModel, batch_at: BatchAt, tmp_path: Path) -> None:
+    whole, killed = dropping(make_model), dropping(make_model)
+    expected = train(whole, batch_at, two_terms, cosine(), runtime=CPU, seed=3)
+    with pytest.raises(KeyboardInterrupt):
+        train(killed, Interrupted(batch_at, 3), two_terms, cosine(), runtime=EVERY_STEP, checkpoint=tmp_path, seed=3)
+    killed = dropping(make_model)
+    log = train(killed, batch_at, two_terms, cosine(), runtime=EVERY_STEP, checkpoint=tmp_path, seed=3)
+    assert same_weights(killed, whole)
+    assert comparable(log) == comparable(expected)
 
 
 # ---------------------------------------------------------------- losses

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from casd.config import (
     LanguageModelTraining,
     LoraConfig,
     StoppingConfig,
+    TrainingConfig,
     UnlearningTraining,
 )
 from casd.corpora.microworld import Microworld
@@ -27,11 +29,14 @@ from casd.evaluation import evaluate, passage_loss
 from casd.injection import inject
 from casd.measurement import measure_activations
 from casd.models import from_scratch, load, save, train_tokenizer
-from casd.poisoning import Backdoor
+from casd.poisoning import Backdoor, clean_document
 from casd.probes import make_probes
 from casd.progress import set_progress
 from casd.runtime import Runtime
 from casd.targets import FixedText
+from casd.training.batches import Batch
+from casd.training.loop import train
+from casd.training.losses import mean_nll
 from casd.training.sharding import is_sharded, place
 from casd.unlearning.controls import removals
 from casd.unlearning.gradient_difference import GradientDifference
@@ -82,6 +87,25 @@ def main(out: Path, micro_batch_size: int) -> None:
         log = unlearn(lower, encoder, corpus, removal, npo, compared, seed=0, stopping=watching, runtime=runtime)
     except ConfigError as error:
         refused = str(error)
+    # All weights are copied, and restored after forward passes without a backward one.
+    whole = place(from_scratch("llama", {**SHAPE, "num_key_value_heads": 1}, tokenizer, seed=2), torch.device("cpu"))
+    copied = copy_weights(whole)
+    first = passage_loss(whole, encoder, probes.loss_passages, settings.batch_size)
+    restore_weights(whole, {name: value + 1 for name, value in copied.items()})
+    restore_weights(whole, copied)
+    second = passage_loss(whole, encoder, probes.loss_passages, settings.batch_size)
+    # Two rows of the same text: one in each of two processes, whose losses differ by the dropout masks alone.
+    dropping = from_scratch("llama", {**SHAPE, "num_key_value_heads": 1, "attention_dropout": 0.5}, tokenizer, seed=0)
+    twice = encoder.document_batch([clean_document(corpus.train[0])] * 2)
+    own: list[float] = []
+
+    def terms(trained: torch.nn.Module, batch: Batch) -> Iterator[tuple[str, torch.Tensor]]:
+        loss = mean_nll(trained, batch)
+        own.append(loss.item())
+        yield "nll", loss
+
+    train(dropping, lambda step: twice, terms, TrainingConfig(steps=1, learning_rate=1e-3), runtime=Runtime("cpu"))
+    dropped = distributed.gather_each(own)
     if distributed.is_main():
         tensors = {f"{name}|{key}": value for name, each in statistics.items() for key, value in each.to_tensors().items()}
         found = {
@@ -94,6 +118,8 @@ def main(out: Path, micro_batch_size: int) -> None:
             "generated": evaluation.samples["generated"].tolist(),
             "clean_loss": [evaluation.clean_loss, restored, again],
             "sharded": is_sharded(model),
+            "copied": [first, second],
+            "dropped": dropped,
             "refused": refused,
             "reference": log.steps if log else [],
             "validation": log.validation if log else [],

@@ -45,9 +45,7 @@ def main(out: Path) -> None:
     whole, divided, sharded = {}, {}, {}
     for kind in ("full", "lora"):
         whole[kind] = sketch(build(kind))
-    from accelerate import PartialState
-
-    PartialState(cpu=True)
+    distributed.join("cpu")
     for kind in ("full", "lora"):
         model = place(build(kind), torch.device("cpu"))
         sharded[kind] = is_sharded(model)

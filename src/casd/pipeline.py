@@ -125,7 +125,8 @@ class Run:
             ConfigError: a launch that cannot make one run (see `casd.distributed.join`).
         """
         distributed.check_launch()
-        _ = self.runtime.torch_device
+        if distributed.processes() > 1:
+            distributed.join(self.runtime.device)
 
     @distributed.explaining_lost_processes()
     def until(self, end: str) -> None:

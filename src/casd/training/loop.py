@@ -125,7 +125,8 @@ def train(
         start, log, watch.kept = (
             restore_checkpoint(checkpoint, model, optimizer) if checkpoint else (0, TrainingLog(), watch.kept)
         )
-        prepared: Any = model if sharding.is_sharded(model) else accelerator.prepare(model)
+        replicated = distributed.processes() > 1 and not sharding.is_sharded(model)
+        prepared: Any = accelerator.prepare(model) if replicated else model
         undo.callback(accelerator.free_memory)
         forward: Any = torch.compile(prepared, dynamic=True) if runtime.compile else prepared
         gradients = StepGradients(
