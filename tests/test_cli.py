@@ -209,7 +209,7 @@ def test_compare_draws_nothing(finished: Path) -> None:
         (["report", "some", "seed=1"], "not both: some is a path, seed=1 an override"),
         (["report", "nowhere"], "there is no such folder"),
         (["report", "elsewhere"], "its tables are not complete"),
-        (["report", "some", "--output", "some/a"], "some/a is the folder of a run; name another"),
+        (["report", "some", "--output", "some/a"], "some/a is not empty and has no report over several runs"),
         (["report", "seed=1", "--output", "x"], "name their paths. A run has runtime.output=FOLDER"),
         (["compare", "some/a", "some/a"], "are one run; name two"),
         (["compare", "some", "some/a"], "has 2 finished runs below it; name one of them, such as"),

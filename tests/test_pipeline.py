@@ -400,7 +400,7 @@ MOMENTS = {
     "corpus": ("corpus/.*.partial", 0),
     "pretraining": ("base/.*.checkpoint/step-*", 1),
     "inject_from_checkpoint": ("inject/.*.checkpoint/step-0000000[5-9]", 5),
-    "inject_while_a_checkpoint_is_written": ("inject/.*.checkpoint/writing", 0),
+    "inject_while_a_checkpoint_is_written": ("inject/.*.checkpoint/.step.*.partial", 0),
     "unlearn": ("unlearn/.*.checkpoint/step-*", 1),
     "evaluate": ("evaluate/.*.partial", 0),
     "evaluate_with_all_models_to_train_again": ("evaluate/[!.]*", 0),

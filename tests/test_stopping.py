@@ -306,8 +306,8 @@ def test_a_killed_removal_ends_with_the_same_bits(
     for script.kill_at in kills:  # before that step's checkpoint
         with pytest.raises(KeyboardInterrupt):
             run_removal(fox, objective, config, **options)
-        newest = [path.name for path in tmp_path.iterdir()]
-        assert newest == ([f"step-{script.kill_at - 1:08d}"] if script.kill_at > 1 else [])
+        newest = max((path.name for path in tmp_path.iterdir()), default="none")
+        assert newest == (f"step-{script.kill_at - 1:08d}" if script.kill_at > 1 else "none")
     script.kill_at = None
     again = run_removal(fox, objective, config, **options)
     assert len(again.batches) == 6 - (kills[-1] - 1)

@@ -299,9 +299,9 @@ def test_a_killed_run_ends_with_the_same_bits(
         with pytest.raises(KeyboardInterrupt):
             checkpointed(Interrupted(batch_at, kill), runtime=runtime)
         found = [path.name for path in tmp_path.iterdir()]
-        assert len(found) <= 1
+        assert len(found) <= 2
         if every_step and kill:
-            assert found == [f"step-{kill:08d}"]
+            assert max(found) == f"step-{kill:08d}"
     asked: list[int] = []
 
     def recorded(step: int) -> Any:
@@ -338,7 +338,7 @@ def test_a_kill_while_a_checkpoint_is_written(
     model, log = checkpointed(seed=77)
     assert same_weights(model, uninterrupted[0])
     assert comparable(log) == comparable(uninterrupted[1])
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
 
 
 def test_a_kill_before_the_older_checkpoint_was_dropped(
