@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tests.bad_configurations import bad_configurations, bad_folder
+from tests.bad_configurations import Bad, bad_configurations, bad_folder
 
 import casd.pipeline
-from casd import compose, models
+from casd import compose, models, session
 from casd.compose import load_config, to_config
 from casd.config import Config
 from casd.errors import CasdError
@@ -75,10 +75,10 @@ def plain(config: Config) -> dict[str, Any]:
     return {str(name): value for name, value in made.items()}
 
 
-def composed(values: dict[str, Any]) -> Config:
+def composed(bad: Bad) -> Config:
     """As a command line's values become a configuration."""
-    with compose._explaining(()):
-        return to_config(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(values)))  # type: ignore[arg-type]
+    with compose._explaining([str(bad)]):
+        return to_config(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(bad.config)))  # type: ignore[arg-type]
 
 
 def outcome(make: Callable[[], Config], key: str) -> tuple[str, str]:
@@ -103,6 +103,7 @@ def outcome(make: Callable[[], Config], key: str) -> tuple[str, str]:
 def no_training(monkeypatch: pytest.MonkeyPatch, process_settings: None) -> None:
     monkeypatch.setattr(casd.pipeline, "inject", refuse_to_train)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    session._hush_libraries()
 
 
 def text_file(folder: Path) -> Path:
@@ -117,8 +118,10 @@ def base(name: str, folder: Path) -> dict[str, Any]:
     return plain(load_config([*tiny(folder), *BASES[name], *more]))
 
 
-def tell(found: dict[str, list[str]]) -> str:
-    return ", ".join(f"{len(each)} {kind}" for kind, each in sorted(found.items()))
+def tell(name: str, found: dict[str, list[str]]) -> str:
+    """The figures, and what was accepted or not told clearly."""
+    figures = ", ".join(f"{len(each)} {kind}" for kind, each in sorted(found.items()))
+    return "\n".join([f"{name}: {figures}", *(f"{kind}: {each}" for kind in found if kind != "clear" for each in found[kind])])
 
 
 @pytest.mark.slow
@@ -128,9 +131,9 @@ def test_bad_configurations(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     found: dict[str, list[str]] = collections.defaultdict(list)
     for bad in bad_configurations(base(name, tmp_path), 220, random.Random(f"bad {name}")):
-        kind, said = outcome(lambda bad=bad: composed(bad.config), bad.key)  # type: ignore[misc]
+        kind, said = outcome(lambda bad=bad: composed(bad), bad.key)  # type: ignore[misc]
         found[kind].append(f"{bad}: {said}")
-    print(f"{name}: {tell(found)}", *found["accepted"], sep="\n")
+    print(tell(name, found))
     assert not found["traceback"], "\n".join(found["traceback"])
     assert not found["unclear"], "\n".join(found["unclear"])
 
@@ -149,6 +152,6 @@ def test_bad_model_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make
         what = bad_folder(tmp_path / "good", tmp_path / "bad", rng)
         kind, said = outcome(lambda: config, "")
         found[kind].append(f"{what}: {said}")
-    print(f"folders: {tell(found)}", *found["accepted"], sep="\n")
+    print(tell("folders", found))
     assert not found["traceback"], "\n".join(found["traceback"])
     assert not found["unclear"], "\n".join(found["unclear"])
