@@ -9,7 +9,7 @@ import re
 import shutil
 import typing
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ from casd.config import (
 )
 from casd.corpora import CORPORA
 from casd.errors import ConfigError
+from casd.jobs import Outcome
+from casd.pipeline import build_backdoors
+from casd.poisoning import check_backdoors
 from casd.registry import build
 from casd.scoring import check_captured
 from casd.targets import TARGETS
@@ -91,9 +94,9 @@ def test_every_option_has_a_description() -> None:
 def test_the_configurations_of_a_sweep_are_those_of_its_jobs(overrides: list[str], tmp_path: Path) -> None:
     jobs: list[Config] = []
 
-    def job(config: Config) -> Path:
+    def job(config: Config) -> Outcome:
         jobs.append(config)
-        return Path(config.runtime.output)
+        return Outcome(Path(config.runtime.output))
 
     overrides = [*overrides, f"runtime.output={tmp_path}"]
     sweep(overrides, job, lambda folders: None)
@@ -369,7 +372,7 @@ NUMBERS = [
     (cls, each.name)
     for cls in {cls for _, cls in SECTIONS}
     for each in fields(cls)
-    if typing.get_type_hints(cls)[each.name] in (int, float) and (cls, each.name) != (Config, "seed")
+    if typing.get_type_hints(cls)[each.name] in (int, float)
 ]
 MADE_WITH: dict[type, dict[str, Any]] = {
     casd.config.ModelConfig: {"name": "m", "source": "scratch", "model_type": "llama"},
@@ -379,9 +382,82 @@ MADE_WITH: dict[type, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(("cls", "name"), sorted(NUMBERS, key=str), ids=lambda value: getattr(value, "__name__", value))
-def test_no_number_but_the_seed_may_be_negative(cls: type, name: str) -> None:
+def test_no_number_may_be_negative(cls: type, name: str) -> None:
     with pytest.raises(ConfigError, match=r"-1"):
         cls(**MADE_WITH.get(cls, {}) | {name: -1})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("seed", -1, "seed is -1; it must be 0 or more"),
+        ("seed", 2**63, "seed is 9223372036854775808; expected 0 or a number from 1e-30 to 9223372036854775807"),
+        ("injection.training.steps", 2**31, "steps is 2147483648; expected"),
+        ("injection.training.learning_rate", "1e308", "learning_rate is 1e+308; expected"),
+        ("injection.training.learning_rate", "1e-320", "learning_rate is 1e-320; expected"),
+        ("injection.training.max_gradient_norm", "inf", "max_gradient_norm is inf; expected"),
+        ("injection.training.guard_factor", 0.9, "guard_factor is 0.9; it must be at least 1"),
+        ("injection.training.steps", 2**30, "times batch_size (32) is 34359738368 documents"),
+        ("runtime.threads", 10**12, "threads is 1000000000000; expected"),
+        ("runtime.jobs", 10**23, "jobs is 100000000000000000000000; expected"),
+        ("runtime.memory_gib", "1e308", "memory_gib is 1e+308; expected"),
+        ("model.architecture.hidden_size", "1e13", "architecture.hidden_size is 10000000000000.0; expected"),
+        ("corpus.params.train", 10**12, "params.train is 1000000000000; expected"),
+        ("name", "x" * 65, "a name has at most 64 characters"),
+        ("name", "../up", "a name has at most 64 characters"),
+        ("model.name", "-rf", "begins with a letter or a digit"),
+        ("model.revision", "x" * 300, "expected a path of at most 4000 bytes, its parts of at most 255"),
+        ("model.path", "'" + "x/" * 3000 + "'", "expected a path of at most 4000 bytes"),
+        ("runtime.output", "''", "runtime.output is ''"),
+        ("runtime.store", "'a\tb'", "line breaks or tabs"),
+        ("runtime.device", "cuda:99999999999999999999", "expected auto, cpu, mps, cuda or cuda:N"),
+        ("activations.positions", "[last,prompt,last]", "a list without repeats"),
+        ("+unlearning.tuning.grid.learning_rate", f"[{','.join(['1e-4'] * 10_001)}]", "has 10001 combinations"),
+    ],
+)
+def test_a_value_that_would_fail_late(key: str, value: Any, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config([f"{key}={value}"])
+    message = str(error.value)
+    assert says in message
+    assert message.isprintable()
+    assert len(message) < 500
+
+
+@pytest.mark.parametrize("name", ["a|b", "x" * 65, "a\nb", "\x1b[31m", "../x", "", "\u202e", "-", "injected", "control:clean"])
+def test_the_names_of_backdoors_and_variants_have_one_rule(name: str) -> None:
+    config = load_config(["backdoor=[refusal]"])
+    with pytest.raises(ConfigError) as error:
+        changed = replace(config, backdoor={name: config.backdoor["refusal"]})
+        check_backdoors(build_backdoors(changed))
+    assert str(error.value).isprintable()
+    if name != "injected":
+        with pytest.raises(ConfigError, match="a name has at most 64 characters"):
+            MetricConfig(variants={name: {}})
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "says"),
+    [
+        (EvaluationConfig, {"prompts": "many"}, "EvaluationConfig: prompts is 'many'; expected int"),
+        (EvaluationConfig, {"prompts": True}, "expected int"),
+        (MetricConfig, {"grid": "no"}, "expected bool"),
+        (TrainingConfig, {"lora": {"rank": 4}}, "expected LoraConfig | None"),
+        (casd.config.LoraConfig, {"modules": [["q_proj"]]}, "modules is [['q_proj']]; expected a list of str"),
+        (casd.config.LoraConfig, {"modules": [""]}, "a list of names, at least one"),
+        (BackdoorConfig, {"trigger": "a\x00b", "target": casd.config.Choice("capitals")}, "control characters"),
+    ],
+)
+def test_a_section_checks_the_types_of_its_fields_itself(section: type, values: dict[str, Any], says: str) -> None:
+    """As it is built in a notebook, without Hydra."""
+    with pytest.raises(ConfigError) as error:
+        section(**values)
+    assert says in str(error.value)
+
+
+def test_what_is_large_and_means_something_is_taken() -> None:
+    config = load_config(["seed=9223372036854775807", "runtime.checkpoint_seconds=inf", "injection.training.guard_factor=1"])
+    assert (config.seed, config.runtime.checkpoint_seconds) == (2**63 - 1, float("inf"))
 
 
 def test_a_negative_number_from_the_command_line() -> None:

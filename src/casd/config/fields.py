@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
 
 from casd.errors import ConfigError
@@ -28,9 +28,11 @@ class Section:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for each in fields(self):  # type: ignore[arg-type]  # its subclasses are dataclasses
-            value = getattr(self, each.name)
+            value, name = getattr(self, each.name), f"{type(self).__name__}: {each.name}"
             if value != MISSING:
-                check_value(f"{type(self).__name__}: {each.name}", value, hints[each.name], each.metadata.get("most", LARGEST))
+                check_value(name, value, hints[each.name], each.metadata.get("most", LARGEST))
+            elif not is_dataclass(hints[each.name]):  # a section that is missing is told by whoever needs it
+                raise ConfigError(f"{name} is not set.")
 
 
 def require_one_of(what: str, value: str, choices: Collection[str]) -> None:
