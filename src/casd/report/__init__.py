@@ -23,7 +23,8 @@ from casd.report.markup import write_tables
 from casd.report.matrices import mean_asr_table
 from casd.report.page import Block, template, write_page
 from casd.report.tables import relation_table, run_tables, specificity_table, summary_table
-from casd.report.terminal import print_run, print_sweep, print_tables
+from casd.report.terminal import print_run, print_sweep, print_tables, print_warning
+from casd.report.wording import broken_injections
 from casd.results import RunTables
 from casd.table_files import SCHEMAS, SWEEP_INFO, write_frames
 
@@ -33,6 +34,7 @@ __all__ = [
     "print_run",
     "print_sweep",
     "print_tables",
+    "print_warning",
     "read_runs",
     "write_report",
     "write_sweep_report",
@@ -54,7 +56,7 @@ def write_report(tables: RunTables, folder: Path, scatter: pd.DataFrame) -> Path
     folder = Path(folder)
     named = RunTables(**{name: getattr(tables, name) for name in SCHEMAS}, info={"run": folder.resolve().name} | tables.info)
     named.write(folder)
-    write_tables(run_tables(named), folder / "tables")
+    write_tables(run_tables(named), folder / "tables", broken_injections([named]))
     figures = draw(run_drawings(named, scatter), folder / "figures", RUN_FIGURES)
     return write_page(run_html(named, figures), folder / "report.html")
 
@@ -89,7 +91,7 @@ def write_sweep_report(runs: Sequence[RunTables], folder: Path, begin: Begin = p
     template()  # while the figures are drawn
     objectives, figures = compared()
     comparisons = Comparisons(objectives, predictors, noise, shares)
-    written = begin(write_tables, [*comparisons.tables, *overview, *relations], folder / "tables")
+    written = begin(write_tables, [*comparisons.tables, *overview, *relations], folder / "tables", broken_injections(runs))
     write_frames(frames | comparisons.frames, {"runs": [tables.info for tables in runs]}, folder, SWEEP_INFO)
     page = sweep_html(runs, comparisons.tables, overview, figures, folder)
     written()
