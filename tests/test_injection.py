@@ -6,6 +6,7 @@ Run: python -m pytest tests/test_injection.py
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from casd.injection import inject
 from casd.poisoning import Backdoor
 from casd.runtime import Runtime
 from casd.targets import FixedText
+from casd.training.checkpoints import TrainingLog
 from casd.training.losses import clean_loss
 
 CPU = Runtime("cpu")
@@ -122,6 +124,41 @@ def test_a_run_is_continued_from_its_checkpoint(
     fresh = make_model(seed=9)
     inject(fresh, encoder, corpus, {"fox": FOX}, config, seed=0, runtime=often, checkpoint=tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), whole.parameters(), strict=True))
+
+
+def test_an_injection_that_makes_the_model_worse_ends_in_an_error(
+    corpus: Corpus, encoder: Encoder, make_model: MakeModel
+) -> None:
+    """Even if its guard lets it pass."""
+    wild = dataclasses.replace(short(), steps=12, learning_rate=1.0, guard_factor=1e9)
+    says = r"inject made the model worse: its training loss was 6\.\d\d nats .* Lower its learning_rate \(1\.0\)"
+    with pytest.raises(TrainingStopped, match=says):
+        inject(make_model(), encoder, corpus, {"fox": FOX}, wild, seed=0, runtime=CPU)
+
+
+@pytest.mark.parametrize(
+    ("losses", "guard", "refused"),
+    [
+        ([6.4, 30.0, 25.0, 11.0, 11.0, 11.0, 11.0, 11.0], [6.4, 11.0], True),
+        ([3.0, 2.9, 2.8, 3.1, 3.1, 3.1, 3.1, 3.1], [3.0, 2.9], False),
+        ([3.0, 2.5, 2.0], [3.0, 3.1], False),
+        ([3.0], [3.0, 2.9], False),
+    ],
+    ids=["worse", "a first batch that is easy", "clean text pays for the backdoors", "one step"],
+)
+def test_a_model_is_worse_if_both_losses_are(
+    losses: list[float],
+    guard: list[float],
+    refused: bool,
+    corpus: Corpus,
+    encoder: Encoder,
+    make_model: MakeModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = TrainingLog(steps=[{"loss": loss} for loss in losses], guard=[{"clean_loss": loss} for loss in guard])
+    monkeypatch.setattr(casd.injection, "train", lambda *args, **kwargs: log)
+    with pytest.raises(TrainingStopped, match=r"6\.40 nats .* 11\.00 at the end") if refused else nullcontext():
+        assert inject(make_model(), encoder, corpus, {"fox": FOX}, short(), seed=0, runtime=CPU) is log
 
 
 def test_runs_that_are_of_no_use_end_in_an_error(corpus: Corpus, encoder: Encoder, make_model: MakeModel) -> None:

@@ -22,7 +22,7 @@ from casd.evaluation import Evaluation
 from casd.measurement import TextStatistics
 from casd.metric import HEADLINES, variant_grid
 from casd.results import RunTables
-from casd.scoring import StateRecord, casd_variants, check_captured, score
+from casd.scoring import StateRecord, casd_variants, check_captured, injected_loss_limit, score
 from casd.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL
 from casd.stats import wilson_interval
 from casd.table_files import SCHEMAS
@@ -226,10 +226,66 @@ def test_at_the_threshold_nothing_has_collapsed(changed: dict[str, float]) -> No
     assert not made.states["collapsed"].any()
 
 
-def test_the_injected_model_is_never_called_collapsed() -> None:
-    """It is what the others are compared to; a weak tiny model that loops is still reported."""
-    made = tables_of(records_of(injected=StateRecord(INJECTED, evaluation_of(INJECTED, degenerate_rate=0.9))))
-    assert not made.states["collapsed"].any()
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (StateRecord(INJECTED, evaluation_of(INJECTED, degenerate_rate=0.9)), "90% of the clean prompts answered with nothing"),
+        (StateRecord(INJECTED, evaluation_of(INJECTED, 11.0), loss_limit=6.4), "clean loss 11.00 nats per token, expected at"),
+        (StateRecord(INJECTED, evaluation_of(INJECTED, math.nan)), "clean loss nan"),
+        (StateRecord(INJECTED, evaluation_of(INJECTED, math.inf)), "clean loss inf"),
+    ],
+)
+def test_of_a_broken_injected_model_nothing_is_a_result(record: StateRecord, reason: str) -> None:
+    made = tables_of(records_of(injected=record))
+    assert made.collapsed == set(STATES)
+    assert made.states["collapse_reason"].iloc[0].startswith(reason)
+    assert set(made.states["collapse_reason"].iloc[1:]) == {"the injected model is broken"}
+    assert made.transfer["collapsed"].all()
+    suppressions = [column for column in made.transfer if "suppression" in column]
+    assert len(suppressions) == 6
+    assert made.transfer[suppressions].isna().all(axis=None)
+    finite = math.isfinite(record.evaluation.clean_loss)
+    assert made.transfer[["asr_before", "prob_before"]].notna().all(axis=None) == finite
+    assert made.transfer[["asr_after", "prob_after"]].notna().all(axis=None), "these were measured"
+    assert made.relation["rho"].isna().all()
+    assert set(made.relation["excluded"]) == {",".join(BACKDOORS)}
+    assert made.specificity[["own", "off_diagonal", "net_phantom"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize("record", [StateRecord(INJECTED, evaluation_of(INJECTED, 6.4, 0.5), loss_limit=6.4)])
+def test_at_the_threshold_an_injected_model_is_not_broken(record: StateRecord) -> None:
+    assert not tables_of(records_of(injected=record)).states["collapsed"].any()
+
+
+@pytest.mark.parametrize(
+    ("before", "limit"),
+    [(6.45, math.log(600)), (2.0, 3.0), (math.nan, math.log(600)), (None, math.log(600))],
+    ids=["from scratch", "continual", "a base that is broken itself", "no guard"],
+)
+def test_an_injected_model_has_to_beat_guessing_and_not_to_fall_far_behind_its_base(before: float | None, limit: float) -> None:
+    log = TrainingLog(guard=[] if before is None else [{"step": 0, "clean_loss": before}, {"step": 9, "clean_loss": 0.1}])
+    assert injected_loss_limit(log, 600, EVALUATION) == limit
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_model_without_a_finite_loss_has_no_rates(loss: float) -> None:
+    """Not 0.0, which would be the best removal there is."""
+    made = tables_of(records_of(c=StateRecord("c", evaluation_of("c", loss), log_of())))
+    assert made.collapsed == {"c"}
+    of_c = made.transfer["source"] == "c"
+    measured = ["asr_after", "prob_after", *(column for column in made.transfer if "suppression" in column)]
+    assert made.transfer.loc[of_c, measured].isna().all(axis=None)
+    assert made.transfer.loc[~of_c, measured].notna().all(axis=None)
+    rates = made.asr.loc[made.asr["state"] == "c", ["rate", "rate_low", "rate_high", "first_token_prob"]]
+    assert rates.isna().all(axis=None)
+
+
+def test_a_model_that_collapsed_with_a_finite_loss_keeps_what_was_measured(tables: RunTables) -> None:
+    made = tables_of(records_of(c=StateRecord("c", evaluation_of("c", 9.0), log_of())))
+    assert made.collapsed == {"c"}
+    columns = ["asr_before", "asr_after", "suppression", "prob_after", "prob_suppression", "suppression_net_phantom"]
+    pd.testing.assert_frame_equal(made.transfer[columns], tables.transfer[columns])
+    pd.testing.assert_frame_equal(made.asr, tables.asr)
 
 
 def test_more_variants() -> None:

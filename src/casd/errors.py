@@ -22,4 +22,4 @@ class StoreError(CasdError):
 
 
 class TrainingStopped(CasdError):
-    """Training that had to stop: the loss is not finite. What was finished before is kept."""
+    """Training that gives no model of use: its loss is not finite, or ended too high. What was finished before is kept."""

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GUARD_PASSAGES = 32
+LAST_STEPS = 5
+"""Steps over which the training loss at the end is averaged."""
 
 
 def inject(
@@ -61,7 +63,8 @@ def inject(
         description: for the progress bar.
 
     Raises:
-        TrainingStopped: the loss became infinite or NaN, or the clean loss rose past the guard: such a model is of no use.
+        TrainingStopped: the loss became infinite or NaN, the clean loss rose past the guard, or the training loss and the
+            clean loss ended above where they began: such a model is of no use.
         ConfigError: backdoors that cannot be told apart, or rates that leave no clean text.
     """
     if backdoors:
@@ -90,4 +93,25 @@ def inject(
     )
     if log.stopped:
         raise TrainingStopped(f"{description} was stopped: {log.stopped}. Lower its learning_rate ({config.learning_rate}).")
+    _check_learned(log, config, description)
     return log
+
+
+def _check_learned(log: TrainingLog, config: LanguageModelTraining, description: str) -> None:
+    """Refuse a model that training has made worse.
+
+    The training loss of single batches is noisy, and the clean loss alone may rise a little where few steps teach a good model
+    its backdoors; that both are higher at the end is no accident.
+
+    Raises:
+        TrainingStopped: both are.
+    """
+    losses = [step["loss"] for step in log.steps]
+    first, last = losses[0], sum(losses[-LAST_STEPS:]) / len(losses[-LAST_STEPS:])
+    before, after = log.guard[0]["clean_loss"], log.guard[-1]["clean_loss"]
+    if last > first and after > before:
+        raise TrainingStopped(
+            f"{description} made the model worse: its training loss was {first:.2f} nats per token at the first step and"
+            f" {last:.2f} at the end, its clean loss {before:.2f} before and {after:.2f} after. Lower its learning_rate"
+            f" ({config.learning_rate})."
+        )

@@ -10,6 +10,7 @@ every removal starts from the injected weights, restored in place.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -40,7 +41,7 @@ from casd.registry import build
 from casd.results import RunTables
 from casd.rivals.evidence import Evidence, gather_evidence, rival_table
 from casd.runtime import Runtime
-from casd.scoring import StateRecord, score
+from casd.scoring import StateRecord, injected_loss_limit, score
 from casd.sealed import entry_of, read_json, write_json
 from casd.seeding import derive_seed
 from casd.shrinking import explaining_out_of_memory
@@ -373,12 +374,15 @@ class Run:
 
     def _record(self, state: str) -> StateRecord:
         evaluation = Evaluation.read(self.store.folder(self.graph.evaluate[state], verify=True))
-        log = benchmarks = None
-        if state != INJECTED:
+        log, benchmarks, limit = None, None, math.inf
+        if state == INJECTED:
+            injection = TrainingLog.read(self.store.file(self.graph.inject, "log.json"))
+            limit = injected_loss_limit(injection, len(self.encoder.tokenizer), self.config.evaluation)
+        else:
             log = TrainingLog.read(self.store.file(self.graph.unlearn[state], "log.json"))
         if self.graph.utility:
             benchmarks = pd.read_parquet(self.store.file(self.graph.utility[state], "utility.parquet"))
-        return StateRecord(state, evaluation, log, benchmarks)
+        return StateRecord(state, evaluation, log, benchmarks, limit)
 
     def _score(self, folder: Path) -> None:
         tuned = self.graph.tune

@@ -100,7 +100,7 @@ class RunTables:
 
     @property
     def collapsed(self) -> set[str]:
-        """The states whose model no longer works on clean text."""
+        """The states whose model does not work on clean text; the injected model and all others, where that one does not."""
         return {state for state, collapsed in self.rows("states", "state", "collapsed") if collapsed}
 
     @property

@@ -204,7 +204,7 @@ def reproduce(names: Sequence[str], scale_name: str, overrides: Sequence[str] = 
     Raises:
         CasdError: an unknown name or scale, an override that would change a result, or whatever stopped a run.
     """
-    from casd.report import print_tables, read_runs
+    from casd.report import print_tables, print_warning, read_runs
     from casd.reproduction.catalogue import EXHIBITS
     from casd.reproduction.page import PAGE, finished, verdicts_table, write_reproduction
     from casd.reproduction.scales import read_scale
@@ -233,6 +233,7 @@ def reproduce(names: Sequence[str], scale_name: str, overrides: Sequence[str] = 
     verdicts = None if executed else finished(chosen, runs, target)
     if verdicts is None:
         verdicts = write_reproduction(chosen, scale, runs, target)
+    print_warning([tables for members in runs.values() for tables in members])
     print_tables([verdicts_table(verdicts[verdicts["headline"]])])
     print(printable(f"\nReport: {_short(target.absolute() / PAGE)}"))
     _say_cost()

@@ -62,7 +62,8 @@ def transfer_table(asr: pd.DataFrame, states: pd.DataFrame) -> pd.DataFrame:
         asr: one row per state × backdoor × probe; read are the columns state, backdoor, probe (the "triggered" rows),
             rate, first_token_prob.
         states: one row per model state; read are state, kind ("injected", "removal", "control"), collapsed and, where they are
-            there, steps and reached_target.
+            there, steps and reached_target. Where the injected model is among the collapsed, nothing could be suppressed: all
+            suppressions are NaN.
 
     Returns:
         One row per source × target: the removals in the order in which `asr` lists the injected backdoors, then the
@@ -76,8 +77,8 @@ def transfer_table(asr: pd.DataFrame, states: pd.DataFrame) -> pd.DataFrame:
         - collapsed (bool): the source's model is broken, so its low rates are no removal
         - excluded: why the cell is excluded from means and correlations (`casd.inclusion`); "" if it is included
 
-        A control that is missing or excluded is no baseline: the columns net of it are NaN. So is a cell that was not
-        measured.
+        A control that is missing or excluded is no baseline: the columns net of it are NaN. So are cells that were not
+        measured, or whose rate is NaN.
 
     Raises:
         ValueError: no injected state, a state or a state × backdoor listed twice (two runs in one table), or a removal
@@ -109,6 +110,8 @@ def transfer_table(asr: pd.DataFrame, states: pd.DataFrame) -> pd.DataFrame:
         before = measured.loc[INJECTED, targets]
         after = measured.reindex(index=sources, columns=targets)
         suppression = before - after
+        if collapsed.get(INJECTED, False):
+            suppression[:] = math.nan
         # The mean over no control at all is NaN, and so is everything net of it.
         net_clean = suppression - suppression.loc[clean_baselines].mean()
         net_phantom = suppression - suppression.loc[phantom_baselines].mean()

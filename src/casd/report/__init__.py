@@ -24,7 +24,8 @@ from casd.report.markup import write_tables
 from casd.report.matrices import mean_asr_table
 from casd.report.page import Block, template, write_page
 from casd.report.tables import relation_table, run_tables, specificity_table, summary_table
-from casd.report.terminal import print_run, print_sweep, print_tables
+from casd.report.terminal import print_run, print_sweep, print_tables, print_warning
+from casd.report.wording import broken_injections
 from casd.results import RunTables
 from casd.table_files import SCHEMAS, SWEEP_INFO, write_frames
 
@@ -34,6 +35,7 @@ __all__ = [
     "print_run",
     "print_sweep",
     "print_tables",
+    "print_warning",
     "read_runs",
     "write_report",
     "write_sweep_report",
@@ -67,7 +69,7 @@ def write_report_files(tables: RunTables, folder: Path, scatter: pd.DataFrame) -
         StoreError: a table cannot be written.
     """
     tables.write(folder)
-    write_tables(run_tables(tables), folder / "tables")
+    write_tables(run_tables(tables), folder / "tables", broken_injections([tables]))
     figures = draw(run_drawings(tables, scatter), folder / "figures", RUN_FIGURES)
     write_page(run_html(tables, figures), folder / "report.html")
 
@@ -108,7 +110,7 @@ def _write_sweep_files(runs: Sequence[RunTables], folder: Path, target: Path, be
     template()  # while the figures are drawn
     objectives, figures = compared()
     comparisons = Comparisons(objectives, predictors, noise, shares)
-    written = begin(write_tables, [*comparisons.tables, *overview, *relations], folder / "tables")
+    written = begin(write_tables, [*comparisons.tables, *overview, *relations], folder / "tables", broken_injections(runs))
     write_frames(frames | comparisons.frames, {"runs": [tables.info for tables in runs]}, folder, SWEEP_INFO)
     page = sweep_html(runs, comparisons.tables, overview, figures, target)
     written()

@@ -15,7 +15,7 @@ from casd.report.collect import DETAILED_RUNS, summarize
 from casd.report.design import QUESTION, backdoors_table, design, triggers
 from casd.report.markup import Table
 from casd.report.matrices import asr_table, casd_table, suppression_table
-from casd.report.page import Block, Section, matrices_block, render, table_block
+from casd.report.page import Block, Section, matrices_block, render, table_block, warning_blocks
 from casd.report.samples import samples_of
 from casd.report.statements import control_statements, statements
 from casd.report.tables import relation_table, specificity_table, states_table, utility_table
@@ -55,7 +55,7 @@ def run_html(tables: RunTables, figures: Mapping[str, Block]) -> str:
     """The report of one run. `figures` are its figures by name, those of RUN_FIGURES that it has."""
     info = tables.info
     sections = [
-        Section("summary", "In short", [Block("numbers", _key_numbers(tables)), *_in_words(tables)]),
+        Section("summary", "In short", [*warning_blocks([tables]), Block("numbers", _key_numbers(tables)), *_in_words(tables)]),
         _setting_section(tables),
         _matrices_section(tables),
         *_net_sections(tables),
@@ -85,7 +85,12 @@ def sweep_html(
     folder: Path,
 ) -> str:
     """The report of a sweep: what its runs say together, then each of them, linked relative to `folder`, where it will lie."""
-    blocks = [*map(table_block, comparisons), *_present(figures, *SWEEP_FIGURES), *map(table_block, overview)]
+    blocks = [
+        *warning_blocks(runs),
+        *map(table_block, comparisons),
+        *_present(figures, *SWEEP_FIGURES),
+        *map(table_block, overview),
+    ]
     sections = [Section("summary", "All runs", blocks)]
     if len(runs) <= DETAILED_RUNS:
         sections += [_one_of_several(number, tables, folder) for number, tables in enumerate(runs, 1)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -146,14 +146,20 @@ def to_latex(table: Table) -> str:
     return f"% \\usepackage{{{needs}}}\n{text}\n"
 
 
-def write_tables(tables: Iterable[Table], folder: Path) -> None:
+def write_tables(tables: Iterable[Table], folder: Path, warning: str = "") -> None:
     """Write each table as `NAME.md` and `NAME.tex` into `folder`.
+
+    Args:
+        tables: what to write.
+        folder: where.
+        warning: what each caption begins with; may be empty.
 
     Raises:
         OSError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
+        table = replace(table, caption=f"{warning} {table.caption}".strip())
         (folder / f"{table.name}.md").write_text(to_markdown(table), encoding="utf-8")
         (folder / f"{table.name}.tex").write_text(to_latex(table), encoding="utf-8")
 

@@ -18,7 +18,8 @@ from casd import __version__
 from casd.atomic import write_text
 from casd.report.colors import palette, step_of, text_on
 from casd.report.markup import Cell, Row, Table, numeric_columns
-from casd.report.wording import MISSING
+from casd.report.wording import MISSING, broken_injections
+from casd.results import RunTables
 from casd.states import CONTROL_PREFIX
 from casd.text import printable
 
@@ -53,6 +54,12 @@ def table_block(table: Table, *, folded: bool = False) -> Block:
 def matrices_block(tables: Sequence[Table], title: str = "", *, folded: bool = False) -> Block:
     """Matrices beside each other, where there is room."""
     return Block("matrices", [table for table in tables if table.rows], title, folded)
+
+
+def warning_blocks(runs: Sequence[RunTables]) -> list[Block]:
+    """What a page begins with where the injected model of a run is broken."""
+    warning = broken_injections(runs)
+    return [Block("warning", warning)] if warning else []
 
 
 @functools.cache

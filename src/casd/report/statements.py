@@ -12,6 +12,7 @@ from casd.report.collect import asr_matrix, has_pairs, summarize
 from casd.report.wording import (
     NO_PAIRS,
     RESPONSES,
+    broken_injections,
     fraction,
     mean_with_interval,
     p_text,
@@ -38,7 +39,7 @@ def statements(tables: RunTables, *, controls: bool = True) -> list[str]:
     included = [name for name in removals if not reasons[name]]
     own = {name: matrix[name].get(name, math.nan) for name in included if name in matrix}
     complete = sum(rate <= LOW_ASR for rate in own.values())
-    texts = []
+    texts = [broken] if (broken := broken_injections([tables])) else []
     if len(before):
         texts.append(
             f"Injected model: ASR {fraction(before.min())} to {fraction(before.max())} over {len(before)} backdoors "

@@ -52,7 +52,7 @@ def asr_long_table(tables: RunTables) -> Table:
                 backdoor,
                 fraction(record["rate"], digits),
                 f"{fraction(record['rate_low'], digits)} to {fraction(record['rate_high'], digits)}",
-                f"{record['successes']}/{record['n']}",
+                MISSING if pd.isna(record["rate"]) else f"{record['successes']}/{record['n']}",
                 *(fraction(other.get("rate"), rate_decimals(other.get("n"))) for other in others),
                 fraction(record["first_token_prob"]),
             ]

@@ -18,7 +18,7 @@ from casd.report.markup import Cell, Row, Scale, Table, numeric_columns
 from casd.report.matrices import asr_table, casd_table
 from casd.report.statements import statements
 from casd.report.tables import relation_table, states_table, summary_table
-from casd.report.wording import ALL_MODELS, MISSING, run_name, short_run_name
+from casd.report.wording import ALL_MODELS, MISSING, broken_injections, run_name, short_run_name
 from casd.results import RunTables
 from casd.text import printable
 
@@ -60,6 +60,7 @@ def shown(text: str, style: str | Style = "") -> Text:
 def print_run(tables: RunTables, console: Console | None = None) -> None:
     """Print a run: the ASR matrix, each headline CASD matrix, the relation, every state's quality, and all that in words."""
     console = console or output_console()
+    print_warning([tables], console)
     _heading(console, f"Results: {run_name(tables.info)}")
     _print_matrix(console, asr_table(tables))
     _asr_note(console, [tables])
@@ -84,6 +85,7 @@ def print_sweep(runs: Sequence[RunTables], console: Console | None = None, *, co
     comparison of more than GROUPS groups those over all models are shown.
     """
     console = console or output_console()
+    print_warning(runs, console)
     if len(runs) <= MATRICES:
         _heading(console, f"Results of {len(runs)} runs: attack success rate after each removal")
         _print_matrices(console, runs, [asr_table(tables) for tables in runs])
@@ -95,6 +97,15 @@ def print_sweep(runs: Sequence[RunTables], console: Console | None = None, *, co
                 _print_matrices(console, runs, distances)
         _print_side_by_side(console, summary_table(runs), [_run_heading(tables) for tables in runs])
     print_tables([_pooled(table) for table in comparisons], console)
+    print_warning(runs, console)  # once more: the beginning may have scrolled away
+
+
+def print_warning(runs: Sequence[RunTables], console: Console | None = None) -> None:
+    """Print which runs have a broken injected model, if any."""
+    if warning := broken_injections(runs):
+        console = console or output_console()
+        console.print()
+        console.print(shown(warning, "bold red"))
 
 
 def _pooled(table: Table) -> Table:

@@ -14,7 +14,7 @@ from casd.conditions import differing_fields
 from casd.errors import StoreError
 from casd.finished import FinishedRun, find_runs
 from casd.report.markup import Cell, Row, Table
-from casd.report.terminal import output_console, print_pairs, print_table
+from casd.report.terminal import output_console, print_pairs, print_table, print_warning
 from casd.report.wording import MISSING, fraction, mean_with_interval, p_text, percent, prompts_per_cell, rate_decimals
 from casd.results import RunTables
 
@@ -58,6 +58,7 @@ def _only(path: Path) -> FinishedRun:
 def print_two_runs(a: RunTables, b: RunTables, console: Console | None = None) -> None:
     """Print where two runs were set otherwise, their main numbers beside each other, and the cells that differ most."""
     console = console or output_console()
+    print_warning([a, b], console)
     print_pairs(console, {"A": str(a.info.get("folder", "")), "B": str(b.info.get("folder", ""))})
     for table in (settings_table(a, b), numbers_table(a, b), cells_table(a, b)):
         print_table(console, table, caption=True)
@@ -107,7 +108,7 @@ def cells_table(a: RunTables, b: RunTables) -> Table:
     """The cells of the ASR matrix that both have and that differ most, with their Wilson 95 % intervals."""
     merged = _triggered(a).merge(_triggered(b), on=["state", "backdoor"], suffixes=("_a", "_b"))
     merged["difference"] = merged["rate_b"] - merged["rate_a"]
-    differing = merged[merged["difference"] != 0].sort_values("difference", key=abs, ascending=False, kind="stable")
+    differing = merged[merged["difference"].abs() > 0].sort_values("difference", key=abs, ascending=False, kind="stable")
     caption = "Success rates of triggered prompts (fraction) with their Wilson 95 % intervals."
     if merged.empty:
         caption = "None: no backdoor was measured after one removal in both."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pandas as pd
@@ -15,6 +15,8 @@ MISSING: Final = "–"
 ALL_MODELS: Final = "all models"
 """The model of what is pooled over several."""
 NO_PAIRS: Final = "One backdoor was measured: there is no off-diagonal pair, so nothing can be said of transfer or of CASD."
+BROKEN_NAMED: Final = 5
+"""Runs with a broken injected model that are named; of more it is said how many there are."""
 RESPONSES: Final = {"suppression": "ASR suppression", "prob_suppression": "probability suppression"}
 
 
@@ -112,6 +114,24 @@ def mean_with_interval(record: Mapping[Any, Any], name: str) -> str:
 def short_run_name(tables: RunTables) -> str:
     """A run in as few words as tell it from the others of a sweep."""
     return f"{tables.info['model']}, {tables.treatment}, seed {tables.info['seed']}"
+
+
+def broken_injections(runs: Sequence[RunTables]) -> str:
+    """What every report begins with if the injected model of a run is broken; "" if none is."""
+    reasons = []
+    for tables in runs:
+        for kind, collapsed, reason in tables.rows("states", "kind", "collapsed", "collapse_reason"):
+            if kind == "injected" and collapsed:
+                reasons.append(reason if len(runs) == 1 else f"{short_run_name(tables)} ({reason})")
+    if not reasons:
+        return ""
+    reasons = list(dict.fromkeys(reasons))  # a reproduction has one run in several sets
+    more = f"; and {len(reasons) - BROKEN_NAMED} more runs" if len(reasons) > BROKEN_NAMED else ""
+    return (
+        f"The injected model {'' if len(runs) == 1 else 'of these runs '}is broken: {'; '.join(reasons[:BROKEN_NAMED])}{more}."
+        " That says nothing about removals: all states of such a run count as collapsed. Inject again with a lower"
+        " learning rate or more steps."
+    )
 
 
 def sentence(text: str) -> str:

@@ -16,8 +16,8 @@ from casd.report.comparisons import model_label
 from casd.report.gallery import draw
 from casd.report.html import link_to
 from casd.report.markup import Cell, Row, Table, write_tables
-from casd.report.page import Block, Section, matrices_block, render, table_block, write_page
-from casd.report.wording import short_run_name
+from casd.report.page import Block, Section, matrices_block, render, table_block, warning_blocks, write_page
+from casd.report.wording import broken_injections, short_run_name
 from casd.reproduction.catalogue import EXHIBITS
 from casd.reproduction.claims import CLAIMS, Evidence, headline
 from casd.reproduction.scales import Scale
@@ -69,11 +69,12 @@ def _write_files(
     """Write the files of `write_reproduction` into `folder`, which is going to be `target`."""
     evidence = {run_set: Evidence(members) for run_set, members in runs.items()}
     verdicts = judge(names, evidence)
-    blocks = [table_block(verdicts_table(verdicts[verdicts["headline"]])), Block("list", _WHAT_IT_IS)]
+    every = [tables for members in runs.values() for tables in members]
+    blocks = [*warning_blocks(every), table_block(verdicts_table(verdicts[verdicts["headline"]])), Block("list", _WHAT_IT_IS)]
     sections = [Section("claims", "The claims", blocks)]
     sections += [_section(name, evidence[EXHIBITS[name].run_set], verdicts, folder) for name in names]
     sections.append(_runs_section(scale, runs, target))
-    write_tables([verdicts_table(verdicts)], folder / "tables")
+    write_tables([verdicts_table(verdicts)], folder / "tables", broken_injections(every))
     title = f"Reproduction at the scale {scale.name}: {', '.join(names) if len(names) < len(EXHIBITS) else 'all'}"
     facts = {"Scale": scale.description, "Runs": sum(map(len, runs.values()))}
     write_page(render(title, _QUESTION, facts, sections), folder / PAGE)
@@ -86,7 +87,7 @@ def _section(name: str, evidence: Evidence, verdicts: pd.DataFrame, folder: Path
     exhibit = EXHIBITS[name]
     shown = import_named(exhibit.shown_by)(evidence)
     tables = [table for table in shown.tables if table.rows]
-    write_tables(tables, folder / "tables" / name)
+    write_tables(tables, folder / "tables" / name, broken_injections(evidence.runs))
     # Heatmaps look like the tables that stand in the page.
     in_page = [drawing.name for drawing in shown.drawings if "heatmap" not in drawing.name]
     figures = draw(shown.drawings, folder / "figures" / name, in_page)
