@@ -191,9 +191,7 @@ def write_frames(frames: Mapping[str, pd.DataFrame], info: Mapping[str, Any], fo
             named = frame[~frame["grid"].astype(bool)] if name == "casd" else frame
             _for_spreadsheets(named).to_csv(tables / f"{name}.csv", index=False, lineterminator="\n")
         partial = tables / f"{info_name}.partial"
-        text = json.dumps(info, indent=2, ensure_ascii=False, default=str) + "\n"
-        # A path may have bytes that are no UTF-8, in Python lone surrogates: as escape sequences they come back the same.
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+        partial.write_text(json.dumps(info, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
         partial.replace(finished)
     except OSError as error:
         raise StoreError(f"The tables cannot be written to {tables}: {error}. Free space or choose another folder.") from error
