@@ -164,13 +164,6 @@ def test_columns_are_named_as_safely(tmp_path: Path) -> None:
     assert "utility/\x1b[2J" in RunTables.read(tmp_path).states.columns
 
 
-def test_a_folder_whose_name_is_no_text_can_be_reported_on(tmp_path: Path) -> None:
-    tables = make_run(("a", "b"))
-    tables.info["folder"] = "runs/\udcff"
-    tables.write(tmp_path)
-    assert RunTables.read(tmp_path).info["folder"] == "runs/\udcff"
-
-
 def test_markup_has_no_control_character() -> None:
     rows = (Row(TITLE, (Cell(C1, own=True), Cell(f"{CLEAR}\n{REORDERED}"))),)
     table = Table("name", TITLE, REORDERED, CLEAR, (C1, "\ud800"), ((TITLE, rows),))
@@ -179,6 +172,12 @@ def test_markup_has_no_control_character() -> None:
         text.encode()
     assert r"\textbackslash{}x1b]0;owned\textbackslash{}x07" in to_latex(table)
     assert r"\\x1b]0;owned\\x07" in to_markdown(table).replace(r"\[", "[").replace(r"\]", "]")
+
+
+def test_markdown_reads_no_entity_and_strikes_nothing_out() -> None:
+    table = Table("name", "a &lt;b&gt; ~~c~~", "", "", (), (("", (Row("&#27;", ()),)),))
+    assert r"**a \&lt;b\&gt; \~\~c\~\~.**" in to_markdown(table)
+    assert r"\&#27;" in to_markdown(table)
 
 
 def test_the_terminal_is_not_steered(folder: Path) -> None:

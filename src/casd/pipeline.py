@@ -142,7 +142,8 @@ class Run:
         self.join()
         graph = self.graph
         self._alone(graph.corpus, self._make_corpus)
-        checks.check_sizes(self.config, self.corpus)
+        if not self.store.is_done(graph.score):  # the corpus may be large: a finished run does not read it again
+            checks.check_sizes(self.config, self.corpus)
         self._together(graph.base, self._make_base)
         self._alone(graph.tokens, self._make_tokens)
         self._together(graph.inject, self._make_injected)

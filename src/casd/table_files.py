@@ -229,6 +229,4 @@ def write_frames(frames: Mapping[str, pd.DataFrame], info: Mapping[str, Any], fo
         frame.to_parquet(tables / f"{name}.parquet", index=False, row_group_size=_ROW_GROUP)
         named = frame[~frame["grid"].astype(bool)] if name == "casd" else frame
         _for_spreadsheets(named).to_csv(tables / f"{name}.csv", index=False, lineterminator="\n")
-    text = json.dumps(info, indent=2, ensure_ascii=False, default=str) + "\n"
-    # A path may have bytes that are no UTF-8, in Python lone surrogates: as escape sequences they come back the same.
-    write_text(finished, text.encode("utf-8", "backslashreplace").decode())
+    write_text(finished, json.dumps(info, indent=2, ensure_ascii=False, default=str) + "\n")

@@ -175,7 +175,7 @@ def _one_line(text: str) -> str:
 
 def _markdown(text: str) -> str:
     """Text without meaning to Markdown or HTML; underscores within words have none and stay."""
-    text = re.sub(r"([\\|`*<\[\]])", r"\\\1", _one_line(text))
+    text = re.sub(r"([\\|`*<\[\]&~])", r"\\\1", _one_line(text))
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
 
 
