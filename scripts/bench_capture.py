@@ -20,10 +20,11 @@ import transformers
 
 import casd
 from casd.activation_statistics import collect_statistics
-from casd.activations import SITES, decoder_of
+from casd.activations import SITES
 from casd.config import ModelConfig
 from casd.models import DTYPES
 from casd.planning.blueprint import blueprint
+from casd.structure import decoder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

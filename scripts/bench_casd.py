@@ -23,7 +23,6 @@ import torch
 import casd
 from bench_capture import in_turns
 from casd import models
-from casd.activations import decoder_of
 from casd.corpora import CORPORA
 from casd.encoding import Encoder
 from casd.measurement import TextStatistics, capture_batches, measure_activations, text_sets
@@ -33,6 +32,7 @@ from casd.probes import make_probes
 from casd.progress import set_progress
 from casd.registry import build
 from casd.runtime import Runtime
+from casd.structure import decoder_of
 from casd.token_table import TokenTable, write_token_table
 from casd.unlearning import OBJECTIVES
 from casd.unlearning.controls import removals

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 import casd.activation_statistics
 from casd.activation_statistics import POSITIONS, ActivationStatistics, StatisticsAccumulator, collect_statistics
-from casd.activations import SITES, capture, decoder_layers
+from casd.activations import SITES, capture
 from casd.errors import ConfigError, ModelError, StoreError
+from casd.structure import decoder_layers
 
 N_LAYERS, D_MODEL, VOCABULARY = 3, 16, 50
 SHAPE = {

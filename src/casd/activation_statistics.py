@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from casd.activations import SITES, capture, checked_choices, decoder_layers, decoder_of
+from casd.activations import SITES, capture, checked_choices
 from casd.errors import ConfigError, ModelError, StoreError
+from casd.structure import decoder_layers, decoder_of
 from casd.training.sharding import is_sharded
 
 POSITIONS = ("last", "prompt", "trigger", "generated")

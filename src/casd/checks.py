@@ -93,7 +93,7 @@ def check_model(config: Config, model: PreTrainedModel, encoder: Encoder) -> Non
         ModelError: tokens without a row.
         ConfigError: see `check_layers`.
     """
-    from casd.activations import decoder_layers
+    from casd.structure import decoder_layers
 
     check_layers(config, len(decoder_layers(model)))
     rows = model.get_input_embeddings().num_embeddings

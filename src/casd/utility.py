@@ -29,7 +29,6 @@ from casd.errors import ConfigError, CorpusError
 from casd.progress import Advance, track
 from casd.registry import unknown
 from casd.shrinking import shrinking
-from casd.table_files import SCHEMAS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -226,7 +225,7 @@ def _rows(results: Mapping[str, Any]) -> pd.DataFrame:
                     "n": int(measured["sample_len"]),
                 }
             )
-    return pd.DataFrame(rows, columns=list(SCHEMAS["utility"][1:]))
+    return pd.DataFrame(rows, columns=["task", "metric", "value", "stderr", "n"])
 
 
 @contextlib.contextmanager

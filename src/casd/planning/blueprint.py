@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from casd.activations import decoder_layers
 from casd.config import LoraConfig, ModelConfig
 from casd.errors import ModelError
 from casd.model_files import find_gguf, first_line
 from casd.models import DTYPES, fetch, origin, transformers_config
+from casd.structure import decoder_layers
 from casd.weights import AdapterName, attach_lora
 
 if TYPE_CHECKING:

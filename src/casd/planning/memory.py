@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from casd.activation_statistics import StatisticsAccumulator
-from casd.activations import capture, decoder_layers, decoder_of
+from casd.activations import capture
 from casd.config import ActivationsConfig, TrainingConfig
 from casd.planning.blueprint import Adapters, Blueprint
 from casd.planning.simulation import LiveBytes, simulated_peak
+from casd.structure import decoder_layers, decoder_of
 from casd.training.batches import Batch
 from casd.training.loop import checkpointed_activations, precision_of
 from casd.training.losses import batch_nll

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from casd.activations import decoder_layers, decoder_of
 from casd.planning.blueprint import Adapters, Blueprint
+from casd.structure import decoder_layers, decoder_of
 
 Work = Callable[[Any, "LiveBytes"], None]
 """What is simulated: gets the model and the bytes that it is to be counted in."""

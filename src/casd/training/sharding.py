@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from casd import distributed
-from casd.activations import decoder_layers
+from casd.structure import decoder_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from casd.activations import decoder_layers
 from casd.errors import ConfigError
+from casd.structure import decoder_layers
 from casd.training.batches import IGNORED_LABEL, Batch
 from casd.training.losses import batch_logits
 from casd.unlearning.objective import Objective, UnlearningBatch, needed
