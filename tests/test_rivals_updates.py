@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.conftest import FAMILIES, MakeModel
-from tests.test_distributed import launched
+from tests.test_distributed import TORCHRUN, started
 from torch import Tensor
 
 from casd.config import LoraConfig
@@ -312,7 +312,7 @@ def test_weights_of_another_model(make_model: MakeModel) -> None:
 def test_a_sharded_model_has_the_sketch_of_a_whole_one(tmp_path: Path) -> None:
     """Two processes, each with half of every parameter; full weights and an adapter."""
     out = tmp_path / "out.json"
-    done = launched(2, "tests.two_processes_sketch", str(out), folder=tmp_path, sharded=True)
+    done = started(TORCHRUN, "tests.two_processes_sketch", str(out), folder=tmp_path, ACCELERATE_USE_FSDP="true")
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     assert found["sharded"] == {"full": True, "lora": True}

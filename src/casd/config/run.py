@@ -48,7 +48,8 @@ class RuntimeConfig(Section):
     """What stays of a removal without an adapter: its "weights", or the "delta" to the injected model's (a task vector; what
     did not change is left out). With an adapter it is the adapter."""
     micro_batch_size: int = 0
-    """Most documents in one forward pass of a training, on each device; 0 for the whole batch. The loss stays the same."""
+    """Most documents in one forward pass of a training, on each device; 0 for the whole batch. The loss stays the same. Halved
+    where memory runs out, in a run of one process."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
     compile: bool = False
