@@ -395,6 +395,52 @@ def test_a_process_ends_with_its_code(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def casd_with_output(arguments: str, redirections: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """`casd` in a shell that sends its output elsewhere, and says its exit status."""
+    command = f"{sys.executable} -m casd.cli {arguments} {redirections}; echo $?"
+    return subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=True)
+
+
+@pytest.mark.parametrize("arguments", ["list", "--help"])
+def test_output_that_cannot_be_written_is_told(arguments: str, tmp_path: Path) -> None:
+    done = casd_with_output(arguments, "> /dev/full", tmp_path)
+    assert (done.stdout, done.stderr) == ("1\n", "casd: The output cannot be written: No space left on device.\n")
+
+
+def test_closed_output_is_no_error(tmp_path: Path) -> None:
+    done = casd_with_output("list", ">&-", tmp_path)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+    done = casd_with_output("list nothing", "2>&-", tmp_path)
+    assert (done.stdout, done.stderr) == ("1\n", ""), "what goes to stderr is not to be in the output"
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(tmp_path: Path) -> None:
+    command = f"(sleep 1; {sys.executable} -m casd.cli list; echo $? > status) | true"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (done.stderr, (tmp_path / "status").read_text()) == ("", "141\n")
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), MemoryError(), PermissionError(13, "no", "there")])
+def test_what_the_system_refuses_is_told(
+    error: Exception, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("casd.cli._list", fails)
+    said = refused(capfd, "list")
+    assert any(text in said for text in ("ulimit -n", "not enough memory", "Cannot write there: Permission denied"))
+
+
+def test_an_error_that_is_a_bug_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("casd.cli._list", fails)
+    with pytest.raises(KeyError, match="a bug"):
+        main(["list"])
+
+
 def test_a_truncated_model_in_the_store(store: Path, tmp_path: Path) -> None:
     shutil.copytree(store, tmp_path / "store")
     [weights] = (tmp_path / "store" / "inject").glob("*/model/model.safetensors")

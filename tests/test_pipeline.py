@@ -353,6 +353,29 @@ def test_a_damaged_file(
     assert_same_bits(tables(again), tables(finished))
 
 
+# ---------------------------------------------------------------- publishing
+
+
+def test_a_finished_run_is_not_published_again_unless_it_is_damaged(
+    finished: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished.folder.parents[1], tmp_path / "out")
+    folder = run(tmp_path / "out", end="report").folder
+    whole = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (folder / "notes.txt").write_text("mine")
+    before = {path: path.stat().st_mtime_ns for path in whole}
+    run(tmp_path / "out", end="report")
+    assert {path: path.stat().st_mtime_ns for path in whole} == before
+    page = folder / "report.html"
+    page.write_bytes(page.read_bytes()[:1000])
+    (folder / "tables" / "asr.csv").unlink()
+    capfd.readouterr()
+    run(tmp_path / "out", end="report")
+    assert {path: path.read_bytes() for path in whole} == whole
+    assert "2 files that were damaged, changed or missing" in capfd.readouterr().err
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
 # ---------------------------------------------------------------- kill -9
 
 CONTINUAL = ["injection=continual", "injection.pretraining.steps=24", "injection.pretraining.batch_size=12"]

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,13 @@ import safetensors.numpy
 
 import casd.atomic
 import casd.sealed
+import casd.stages
+from casd.atomic import temporary_beside
 from casd.disk import explaining_disk_errors
 from casd.errors import ConfigError, StoreError
 from casd.sealed import MANIFEST, read_json, write_json
 from casd.stages import Stage, StageStore
+from casd.store_status import status
 
 CORPUS = Stage("corpus", 1, {"passages": 100, "seed": 7})
 STAGE = Stage("inject", 2, {"lr": 0.001, "steps": 300, "triggers": ["a", "b"]}, (CORPUS,), label="all")
@@ -305,6 +309,7 @@ WORKER = """
 import os, shutil, sys, time
 from pathlib import Path
 from casd.stages import Stage, StageStore
+from casd.store_status import status
 
 root, moment, log = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 store = StageStore(root)
@@ -405,6 +410,99 @@ def test_waiting_for_another_process_says_so_once(
     other.join()
     assert store.events[0].outcome == "reused"
     assert capsys.readouterr().err.count("Waiting for stage inject (all), which another process is making") == 1
+
+
+def test_without_locks_the_first_to_finish_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both make the stage, neither sees the other's files, and both end with the same whole stage."""
+    monkeypatch.setattr(casd.stages, "locked", lambda *_: nullcontext())
+    second = StageStore(tmp_path)
+
+    def slow(folder: Path) -> None:
+        write_files(folder)
+        second.run(STAGE, write_files)  # begins and ends while this one is being made
+        assert names_below(folder) == {"model", "weights.bin", "log.json"}, "the other process removed what was made here"
+
+    first = StageStore(tmp_path)
+    first.run(STAGE, slow)
+    assert ([event.outcome for event in first.events], second.events[0].outcome) == (["reused"], "executed")
+    assert first.folder(STAGE, verify=True) == second.folder(STAGE, verify=True)
+    assert {path.name for path in (tmp_path / "inject").iterdir()} == {STAGE.key}
+
+
+def test_without_locks_a_damaged_stage_is_not_taken_for_the_other_processs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(casd.stages, "locked", lambda *_: nullcontext())
+
+    def slow(folder: Path) -> None:
+        write_files(folder)
+        truncate(StageStore(tmp_path).run(STAGE, write_files) / "model" / "weights.bin")
+
+    with pytest.raises(StoreError, match=r"weights\.bin has 1000 bytes"):
+        StageStore(tmp_path).run(STAGE, slow)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_the_partial_folder_of_a_live_process_is_left_alone(tmp_path: Path) -> None:
+    other = temporary_beside(tmp_path / "inject" / STAGE.key)
+    other.mkdir(parents=True)
+    StageStore(tmp_path).run(STAGE, write_files)
+    assert other.is_dir()
+
+
+def test_a_manifest_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    store = StageStore(tmp_path)
+    manifest = store.run(STAGE, write_files) / MANIFEST
+    old = without_own_checksum(manifest)
+    write_json(manifest, old)
+    assert StageStore(tmp_path).manifest(STAGE) == old
+    assert StageStore(tmp_path).is_done(STAGE)
+    write_json(manifest, {("secondz" if name == "seconds" else name): value for name, value in old.items()})
+    with pytest.raises(StoreError, match=r"is damaged: manifest\.json is not a manifest"):
+        StageStore(tmp_path).is_done(STAGE)
+
+
+def test_files_of_a_stage_have_the_rights_that_the_umask_gives(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        folder = StageStore(tmp_path).run(STAGE, with_safetensors)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    assert modes == {MANIFEST: 0o640, "weights.safetensors": 0o640}
+
+
+# ---------------------------------------------------------------- status
+
+
+def test_status_tells_what_is_damaged_and_lists_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = StageStore(tmp_path)
+    whole = store.run(CORPUS, lambda folder: write_json(folder / "passages.json", []))
+    damaged = store.run(STAGE, write_files)
+    flip_a_bit(damaged / MANIFEST)
+    temporary_beside(tmp_path / "inject" / ("0" * 20)).mkdir()
+    lines = status(tmp_path).splitlines()
+    assert [whole.name in line for line in lines] == [False, True, False, False]
+    assert lines[2].startswith("1 finished stages, ")
+    assert lines[2].endswith(f"begun and not finished: {'0' * 20}")
+    assert lines[3].startswith(f"The stage in {damaged} is damaged: manifest.json ")
+
+    read_bytes = Path.read_bytes
+
+    def refused(path: Path) -> bytes:
+        if path == damaged / MANIFEST:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    assert status(tmp_path).splitlines()[3].startswith(f"Cannot read {damaged / MANIFEST}: Permission denied")
+
+
+def test_status_tells_of_a_missing_file(tmp_path: Path) -> None:
+    folder = StageStore(tmp_path).run(STAGE, write_files)
+    (folder / "log.json").unlink()
+    last = status(tmp_path).splitlines()[-1]
+    assert last == f"The stage in {folder} is damaged: log.json is missing, expected 18 bytes. Delete that folder."
 
 
 # ---------------------------------------------------------------- the disk

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -358,6 +359,59 @@ def test_a_kill_before_the_older_checkpoint_was_dropped(
     model, log = checkpointed(Interrupted(batch_at, 3), seed=77)  # step 3 is not done again
     assert same_weights(model, uninterrupted[0])
     assert comparable(log) == comparable(uninterrupted[1])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "log.json", "checksums.json"])
+@pytest.mark.parametrize("damage", [flip_a_bit, lambda path: os.truncate(path, 100), Path.unlink], ids=["flip", "cut", "gone"])
+def test_a_damaged_checkpoint_is_said_and_not_used(
+    checkpointed: Checkpointed,
+    batch_at: BatchAt,
+    uninterrupted: tuple[Any, TrainingLog],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+    damage: Callable[[Path], None],
+) -> None:
+    """The one before it is; when that is damaged, too, the training starts anew. The result is the same."""
+    with pytest.raises(KeyboardInterrupt):
+        checkpointed(Interrupted(batch_at, 4))
+    damage(tmp_path / "step-00000004" / name)
+    model, log = checkpointed(Interrupted(batch_at, 2), seed=77)  # step 2 is not done again
+    assert same_weights(model, uninterrupted[0])
+    assert comparable(log) == comparable(uninterrupted[1])
+    said = capfd.readouterr().err
+    assert f"The checkpoint {tmp_path / 'step-00000004'} is damaged: " in said
+    assert name in said
+
+    for path in tmp_path.glob("step-*"):
+        damage(path / name)
+    model, log = checkpointed(seed=1)
+    assert same_weights(model, uninterrupted[0])
+    assert comparable(log) == comparable(uninterrupted[1])
+    assert capfd.readouterr().err.count("is damaged: ") == 2
+
+
+def test_another_process_that_removes_the_checkpoints_is_no_error(
+    checkpointed: Checkpointed, uninterrupted: tuple[Any, TrainingLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where there are no locks and it has finished the stage."""
+    save_file, calls = safetensors.torch.save_file, itertools.count(1)
+
+    def losing(tensors: Any, filename: Path, *args: Any) -> None:
+        if next(calls) == 4:
+            shutil.rmtree(tmp_path)
+        save_file(tensors, filename, *args)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", losing)
+    model, _ = checkpointed()
+    assert same_weights(model, uninterrupted[0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
 
 
 def test_log_on_disk(uninterrupted: tuple[Any, TrainingLog], tmp_path: Path) -> None:

@@ -37,9 +37,10 @@ def remove_leftovers(path: Path) -> None:
 
     Whether a process of another host is alive is not known here: its files are removed when they are a week old.
     """
-    found = path.parent.glob(f"{glob.escape(_prefix(path))}*{_SUFFIX.removeprefix('.')}")
-    for each in found:
-        if _is_leftover(each, each.name.removeprefix(_prefix(path)).removesuffix(_SUFFIX)):
+    prefix, suffix = _prefix(path), _SUFFIX.removeprefix(".")
+    for each in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
+        owner = each.name.removeprefix(prefix).removesuffix(suffix).removesuffix(".")
+        if _is_leftover(each, owner):
             remove(each)
 
 

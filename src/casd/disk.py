@@ -51,7 +51,7 @@ def explaining_disk_errors(what: str, folder: Path) -> Iterator[None]:
         if refused := _refused(error, folder):
             path = _named(refused) or folder
             if _is_of_reading(path):
-                raise StoreError(told(refused, path)) from error
+                raise StoreError(told(refused, path, reading=True)) from error
             raise StoreError(
                 f"Cannot write {what} to {folder}: {os.strerror(refused.errno or 0)} ({path}). Choose a folder that can be"
                 " written to."
@@ -59,12 +59,13 @@ def explaining_disk_errors(what: str, folder: Path) -> Iterator[None]:
         raise
 
 
-def told(error: BaseException, path: Path | None = None) -> str:
+def told(error: BaseException, path: Path | None = None, *, reading: bool = False) -> str:
     """One line about an error of the operating system: what could not be done, why, and what to do; "" for other errors.
 
     Args:
         error: an error of the operating system or of memory, or one of a library that tells of it.
         path: the file, where the error does not name it.
+        reading: whether it is known that the file was to be read.
     """
     code = _limit(error)
     path = path or (_named(error) if isinstance(error, OSError) else None)
@@ -78,12 +79,12 @@ def told(error: BaseException, path: Path | None = None) -> str:
     if path is None:
         return f"The operating system refused something: {reason}."
     if error.errno in (errno.EACCES, errno.EPERM):
-        if _is_of_reading(path):
+        if reading or _is_of_reading(path):
             return f"Cannot read {path}: {reason}. Ask its owner for the right to read it (chmod a+rX)."
         return f"Cannot write {path}: {reason}. Ask its owner for the right to write there, or choose another folder."
     if error.errno == errno.EROFS:
         return f"Cannot write {path}: {reason}. Choose a folder that can be written to."
-    return f"Cannot open {path}: {reason}."
+    return f"Cannot {'read' if reading else 'open'} {path}: {reason}."
 
 
 def readable_size(n_bytes: int) -> str:

@@ -138,7 +138,7 @@ def is_whole(folder: Path, files: Entries) -> bool:
 
 def unreadable(path: Path, error: OSError) -> StoreError:
     """The error for a file that is there and cannot be read."""
-    return StoreError(told(error, path) or f"Cannot read {path}: {error}.")
+    return StoreError(told(error, path, reading=True))
 
 
 def sha256(path: Path) -> str:

@@ -43,7 +43,7 @@ def _stages(root: Path) -> tuple[list[dict[str, Any]], list[str]]:
         kinds = sorted(path for path in root.iterdir() if path.is_dir())
         folders = [path for kind in kinds for path in sorted(kind.iterdir()) if re.fullmatch(r"[0-9a-f]{20}", path.name)]
     except OSError as error:
-        raise StoreError(told(error)) from error
+        raise StoreError(told(error, reading=True)) from error
     for folder in folders:
         try:
             manifest = stage_manifest(folder)
