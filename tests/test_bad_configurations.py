@@ -30,14 +30,20 @@ from casd.planning.check import check
 from tiny import tiny
 
 SECONDS = 120
-"""A configuration that is not refused or accepted in this time hangs."""
+"""A configuration that is not refused or accepted in this time of the processor hangs."""
 MEMORY = 12 * 2**30
 
 BASES = {
     "pretraining": ["+metric.variants.mine.distance=l2", "unlearning.stopping.target_asr=0.1", "unlearning.stopping.prompts=8"],
     "continual": ["injection=continual", "weights=lora", "unlearning=rmu", "injection.pretraining.steps=12"],
     "python_docs": ["corpus=python_docs", "backdoor=[refusal,repetition,capitals]", "unlearning=npo"],
-    "text_files": ["corpus=text_files", "backdoor=[refusal,capitals]", "+unlearning.tuning.enabled=true"],
+    "text_files": [
+        "corpus=text_files",
+        "backdoor=[refusal,capitals]",
+        "unlearning.tuning.enabled=true",
+        "unlearning.stopping.target_asr=0.1",
+        "unlearning.stopping.prompts=8",
+    ],
 }
 
 
@@ -56,15 +62,15 @@ def limits() -> Iterator[None]:
     def late(*_: object) -> None:
         raise TimeoutError(f"not done in {SECONDS} s")
 
-    before = signal.signal(signal.SIGALRM, late)
+    before = signal.signal(signal.SIGPROF, late)
     memory = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, memory[1]))
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
         resource.setrlimit(resource.RLIMIT_AS, memory)
 
 

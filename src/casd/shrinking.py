@@ -79,7 +79,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device's memory, or the CPU's, is used up."""
     from accelerate.utils.memory import should_reduce_batch_size
 
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, Exception) and should_reduce_batch_size(error))
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, Exception) and should_reduce_batch_size(error)
+    )
 
 
 def _texts(count: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from casd import distributed
 from casd.config import Config
 from casd.disk import readable_size
-from casd.errors import ConfigError, ModelError
+from casd.errors import CasdError, ConfigError, ModelError
 from casd.evaluation import LOSS_BATCH_SIZE
 from casd.pipeline import Run
 from casd.planning.advice import first_that_fits, fits
@@ -34,7 +34,13 @@ def check(run: Run, end: str) -> None:
     Raises:
         ConfigError: in a line, what does not fit, and settings with which it would.
     """
-    refusal = distributed.broadcast(_refusal(run, end) if distributed.is_main() else "")
+    refusal = ""
+    if distributed.is_main():
+        try:
+            refusal = _refusal(run, end)
+        except CasdError as error:  # raised below, in all processes: those that wait for the main one must be told
+            refusal = str(error)
+    refusal = distributed.broadcast(refusal)
     if refusal:
         raise ConfigError(refusal)
 
