@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from tests.bad_configurations import Bad, bad_configurations, bad_folder
 
 import casd.pipeline
@@ -84,7 +86,11 @@ def plain(config: Config) -> dict[str, Any]:
 def composed(bad: Bad) -> Config:
     """As a command line's values become a configuration."""
     with compose._explaining([str(bad)]):
-        return to_config(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(bad.config)))  # type: ignore[arg-type]
+        try:
+            merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(bad.config))
+        except OmegaConfBaseException as error:
+            raise HydraException(f"Error merging override {bad}") from error  # as Hydra does
+        return to_config(merged)  # type: ignore[arg-type]
 
 
 def outcome(make: Callable[[], Config], key: str) -> tuple[str, str]:

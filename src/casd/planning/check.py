@@ -115,7 +115,9 @@ def memory_refusal(memory: Phases, here: Machine, names: list[PhaseName]) -> str
     if not too_large:
         return ""
     worst = max(too_large, key=lambda phase: phase.on_device(here))
-    found = first_that_fits(memory, here, names)
+    # Where the weights alone do not fit, no setting of the CPU helps, and to try them all would take minutes.
+    hopeless = here.shared and here.memory is not None and memory.blueprint.weight_bytes() > here.memory
+    found = "" if hopeless else first_that_fits(memory, here, names)
     remedy = f"It would fit with {found}" if found else "No setting makes it fit: choose a smaller model or a larger machine"
     return f"{_lack(worst, here)} {remedy}. (An estimate; `casd plan` shows it in full.)"
 
