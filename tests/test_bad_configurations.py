@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from tests.bad_configurations import Bad, bad_configurations, bad_folder
 
 import casd.pipeline
@@ -30,14 +32,20 @@ from casd.planning.check import check
 from tiny import tiny
 
 SECONDS = 120
-"""A configuration that is not refused or accepted in this time hangs."""
+"""A configuration that is not refused or accepted in this time of the processor hangs."""
 MEMORY = 12 * 2**30
 
 BASES = {
     "pretraining": ["+metric.variants.mine.distance=l2", "unlearning.stopping.target_asr=0.1", "unlearning.stopping.prompts=8"],
     "continual": ["injection=continual", "weights=lora", "unlearning=rmu", "injection.pretraining.steps=12"],
     "python_docs": ["corpus=python_docs", "backdoor=[refusal,repetition,capitals]", "unlearning=npo"],
-    "text_files": ["corpus=text_files", "backdoor=[refusal,capitals]", "+unlearning.tuning.enabled=true"],
+    "text_files": [
+        "corpus=text_files",
+        "backdoor=[refusal,capitals]",
+        "unlearning.tuning.enabled=true",
+        "unlearning.stopping.target_asr=0.1",
+        "unlearning.stopping.prompts=8",
+    ],
 }
 
 
@@ -56,15 +64,15 @@ def limits() -> Iterator[None]:
     def late(*_: object) -> None:
         raise TimeoutError(f"not done in {SECONDS} s")
 
-    before = signal.signal(signal.SIGALRM, late)
+    before = signal.signal(signal.SIGPROF, late)
     memory = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, memory[1]))
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
         resource.setrlimit(resource.RLIMIT_AS, memory)
 
 
@@ -78,7 +86,11 @@ def plain(config: Config) -> dict[str, Any]:
 def composed(bad: Bad) -> Config:
     """As a command line's values become a configuration."""
     with compose._explaining([str(bad)]):
-        return to_config(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(bad.config)))  # type: ignore[arg-type]
+        try:
+            merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(bad.config))
+        except OmegaConfBaseException as error:
+            raise HydraException(f"Error merging override {bad}") from error  # as Hydra does
+        return to_config(merged)  # type: ignore[arg-type]
 
 
 def outcome(make: Callable[[], Config], key: str) -> tuple[str, str]:

@@ -268,6 +268,14 @@ MISTAKES = [
     ("activations.sites=[mlp_out]", "'casd' needs the site 'resid_post'"),
     ("+metric.variants.mine.site=attn_out", "'mine' needs the site 'attn_out'"),
     ("corpus.params.train=0", "train is 0"),
+    ("seed=-1", "seed is -1; it must be 0 or more"),
+    ("name=../up", "a name has at most 64 characters"),
+    ("+metric.variants.mine.layers=[2]", "metric.variants.mine: layers has 2, and the model has the layers 0 to 1."),
+    ("corpus.params.train=100000000", "train is 100000000; expected from 1 to 10000000 passages"),
+    ("+corpus.params.language_shares=[.nan,.nan,.nan]", "an entry of Choice: params.language_shares is nan"),
+    ("evaluation.max_new_tokens=1000000", "Not enough memory"),
+    ("evaluation.batch_size=2147483647 evaluation.max_new_tokens=1000000", "No machine has the memory for such sizes"),
+    ("weights=lora injection=continual unlearning.training.lora.modules=[nope_proj]", "the model has no such matrix"),
     ("corpus.params.train=1.5", "is 1.5; expected int"),
     # in the text
     ("corpus=text_files", "paths is empty"),
@@ -327,6 +335,23 @@ def test_no_gpu(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     said = refused(capfd, "inject", *tiny(tmp_path, "runtime.device=cuda"))
     assert "finds 0 cuda devices here. Use runtime.device=auto or cpu." in said
     assert list(tmp_path.iterdir()) == [], "it was found out only after the first stages"
+
+
+BEFORE_TRAINING = [
+    ("injection=continual backdoor.french_a.poison_rate=1e-9", "'french_a' would get no poisoned document", set()),
+    ("unlearning.stopping.target_asr=0.1 unlearning.stopping.prompts=500", "the forget split has 40 passages", {"corpus"}),
+    ("injection=continual evaluation.max_new_tokens=1", "could never be seen to succeed", {"corpus"}),
+    ("evaluation.fake_triggers=10000", "No 10000 fake triggers", {"corpus", "base", "tokens"}),
+]
+
+
+@pytest.mark.parametrize(("overrides", "says", "made"), BEFORE_TRAINING, ids=[overrides for overrides, _, _ in BEFORE_TRAINING])
+def test_sizes_are_told_before_anything_is_trained(
+    overrides: str, says: str, made: set[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By continual injection the base model is trained too; its stage is not among those that were made."""
+    assert says.lower() in refused(capfd, "unlearn", *tiny(tmp_path, *overrides.split())).lower()
+    assert {path.parent.name for path in (tmp_path / "store").glob("*/[!.]*")} == made
 
 
 def test_too_few_prompts(store: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -5,10 +5,11 @@ Run: pytest tests/test_config.py
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -393,43 +394,55 @@ def test_no_number_may_be_negative(cls: type, name: str) -> None:
         ("seed", -1, "seed is -1; it must be 0 or more"),
         ("seed", 2**63, "seed is 9223372036854775808; expected 0 or a number from 1e-30 to 9223372036854775807"),
         ("injection.training.steps", 2**31, "steps is 2147483648; expected"),
-        ("injection.training.learning_rate", "1e308", "learning_rate is 1e+308; expected"),
-        ("injection.training.learning_rate", "1e-320", "learning_rate is 1e-320; expected"),
-        ("injection.training.max_gradient_norm", "inf", "max_gradient_norm is inf; expected"),
+        ("injection.training.learning_rate", 1e308, "learning_rate is 1e+308; expected"),
+        ("injection.training.learning_rate", 1e-320, "learning_rate is 1e-320; expected"),
+        ("injection.training.max_gradient_norm", math.inf, "max_gradient_norm is inf; expected"),
+        ("injection.training.final_learning_rate", 2, "final_learning_rate is 2; it must be a fraction in [0, 1]"),
         ("injection.training.guard_factor", 0.9, "guard_factor is 0.9; it must be at least 1"),
         ("injection.training.steps", 2**30, "times batch_size (32) is 34359738368 documents"),
         ("runtime.threads", 10**12, "threads is 1000000000000; expected"),
         ("runtime.jobs", 10**23, "jobs is 100000000000000000000000; expected"),
-        ("runtime.memory_gib", "1e308", "memory_gib is 1e+308; expected"),
-        ("model.architecture.hidden_size", "1e13", "architecture.hidden_size is 10000000000000.0; expected"),
+        ("runtime.memory_gib", 1e308, "memory_gib is 1e+308; expected"),
+        ("model.architecture.hidden_size", 1e13, "architecture.hidden_size is 10000000000000.0; expected"),
         ("corpus.params.train", 10**12, "params.train is 1000000000000; expected"),
         ("name", "x" * 65, "a name has at most 64 characters"),
         ("name", "../up", "a name has at most 64 characters"),
         ("model.name", "-rf", "begins with a letter or a digit"),
         ("model.revision", "x" * 300, "expected a path of at most 4000 bytes, its parts of at most 255"),
-        ("model.path", "'" + "x/" * 3000 + "'", "expected a path of at most 4000 bytes"),
-        ("runtime.output", "''", "runtime.output is ''"),
-        ("runtime.store", "'a\tb'", "line breaks or tabs"),
+        ("model.path", "x/" * 3000, "expected a path of at most 4000 bytes"),
+        ("runtime.output", "", "runtime.output is ''"),
+        ("runtime.store", "a\tb", "line breaks or tabs"),
         ("runtime.device", "cuda:99999999999999999999", "expected auto, cpu, mps, cuda or cuda:N"),
-        ("activations.positions", "[last,prompt,last]", "a list without repeats"),
-        ("+unlearning.tuning.grid.learning_rate", f"[{','.join(['1e-4'] * 10_001)}]", "has 10001 combinations"),
+        ("activations.positions", ["last", "prompt", "last"], "a list without repeats"),
+        ("unlearning.tuning.grid.learning_rate", [1e-4] * 10_001, "has 10001 combinations"),
     ],
 )
-def test_a_value_that_would_fail_late(key: str, value: Any, says: str) -> None:
+def test_a_value_that_would_fail_late(key: str, value: Any, says: str, default: Config) -> None:
     with pytest.raises(ConfigError) as error:
-        load_config([f"{key}={value}"])
+        changed(default, key.split("."), value)
     message = str(error.value)
     assert says in message
     assert message.isprintable()
     assert len(message) < 500
 
 
+@pytest.fixture(scope="module")
+def default() -> Config:
+    return load_config(["backdoor=[refusal]"])
+
+
+def changed(section: Any, path: Sequence[str], value: Any) -> Any:
+    """A section, or a mapping in it, with another value at that place."""
+    name, *rest = path
+    before = section.get(name) if isinstance(section, dict) else getattr(section, name)
+    new = changed(before, rest, value) if rest else value
+    return {**section, name: new} if isinstance(section, dict) else replace(section, **{name: new})
+
+
 @pytest.mark.parametrize("name", ["a|b", "x" * 65, "a\nb", "\x1b[31m", "../x", "", "\u202e", "-", "injected", "control:clean"])
-def test_the_names_of_backdoors_and_variants_have_one_rule(name: str) -> None:
-    config = load_config(["backdoor=[refusal]"])
+def test_the_names_of_backdoors_and_variants_have_one_rule(name: str, default: Config) -> None:
     with pytest.raises(ConfigError) as error:
-        changed = replace(config, backdoor={name: config.backdoor["refusal"]})
-        check_backdoors(build_backdoors(changed))
+        check_backdoors(build_backdoors(replace(default, backdoor={name: default.backdoor["refusal"]})))
     assert str(error.value).isprintable()
     if name != "injected":
         with pytest.raises(ConfigError, match="a name has at most 64 characters"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -127,7 +128,7 @@ def check_config(folder: Path) -> None:
 
 
 def check_counts(where: str, fields: Mapping[str, Any]) -> None:
-    """Refuse numbers of layers, heads or experts that no model has: transformers makes lists of that length before it fails.
+    """Refuse NaN, and numbers of layers, heads or experts that no model has: transformers makes lists of that length.
 
     Args:
         where: of the fields, for the error ("model.architecture", or a file).
@@ -140,6 +141,8 @@ def check_counts(where: str, fields: Mapping[str, Any]) -> None:
         if isinstance(value, dict):
             check_counts(f"{where}: {name}", value)
             continue
+        if isinstance(value, float) and math.isnan(value):
+            raise ModelError(f"{where}: {name} is {value}; expected a number.")
         most = MOST_LAYERS if name.endswith(LAYERS) else MOST_PARTS
         if isinstance(value, int | float) and name.startswith(COUNTS) and not value <= most:
             raise ModelError(f"{where}: {name} is {value}; expected at most {most}.")

@@ -244,12 +244,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        makes_tokens = bool(tokenizer("a")["input_ids"])
     except Exception as error:  # transformers and tokenizers raise many kinds; all of them are about the files
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ModelError(
             f"No usable tokenizer in {folder}; tokenizer.json or tokenizer.model was expected ({reason})."
         ) from error
-    if not tokenizer.is_fast or not tokenizer("a")["input_ids"]:
+    if not tokenizer.is_fast or not makes_tokens:
         raise ModelError(
             f"The tokenizer in {folder} cannot be used: it makes no tokens of a text, or does not tell where in the text they"
             " are (a fast tokenizer, with a tokenizer.json, does)."

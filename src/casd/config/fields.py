@@ -15,6 +15,10 @@ MISSING: Any = "???"
 """What OmegaConf reads as: has no default, has to be given."""
 
 
+MOST_TOKENS = 2**20
+"""More tokens than any text of a run has."""
+
+
 class Section:
     """A section of the configuration: a dataclass that checks its fields when it is built.
 

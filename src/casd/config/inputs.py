@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from casd.config.fields import MISSING, Choice, Section, require, require_name, require_one_of, require_path
+from casd.config.fields import MISSING, MOST_TOKENS, Choice, Section, require, require_name, require_one_of, require_path
 from casd.errors import ConfigError
 from casd.registry import shown
 
@@ -31,7 +31,7 @@ class ModelConfig(Section):
     """For "scratch": tokens of the byte-level BPE tokenizer that is trained on the corpus."""
     dtype: str = "float32"
     """Precision of the weights and of what is computed with them: "float32", "bfloat16" or "float16"."""
-    max_tokens: int = 256
+    max_tokens: int = field(default=256, metadata={"most": MOST_TOKENS})
     """A longer document is cut; a packed row has so many."""
 
     def __post_init__(self) -> None:

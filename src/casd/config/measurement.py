@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from casd.config.fields import Section, require, require_different, require_name, require_one_of, require_path
+from casd.config.fields import (
+    MOST_TOKENS,
+    Section,
+    require,
+    require_different,
+    require_name,
+    require_one_of,
+    require_path,
+)
 
 
 @dataclass
@@ -64,7 +72,7 @@ class EvaluationConfig(Section):
     """Prompts with a fake trigger, for every backdoor."""
     fake_triggers: int = 8
     """Different fake triggers for every backdoor, each of as many words and tokens as the real one."""
-    max_new_tokens: int = 24
+    max_new_tokens: int = field(default=24, metadata={"most": MOST_TOKENS})
     """Tokens generated for a prompt, unless the model ends its text before."""
     batch_size: int = 128
     """Prompts generated at once."""

@@ -65,7 +65,8 @@ class TrainingConfig(Section):
         positive = ("steps", "learning_rate", "max_gradient_norm", "guard_every")
         require(self, "greater than 0", lambda value: value > 0, *positive)
         require(self, "at least 1, or the run would stop as it begins", lambda value: value >= 1, "guard_factor")
-        require(self, "0 or more", lambda value: value >= 0, "warmup_steps", "weight_decay", "final_learning_rate")
+        require(self, "0 or more", lambda value: value >= 0, "warmup_steps", "weight_decay")
+        require(self, "a fraction in [0, 1]", lambda value: 0 <= value <= 1, "final_learning_rate")
         require(self, "in [0, 1)", lambda value: 0 <= value < 1, "beta2")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from casd import distributed
 from casd.config import Config
 from casd.disk import readable_size
-from casd.errors import ConfigError, ModelError
+from casd.errors import CasdError, ConfigError, ModelError
 from casd.evaluation import LOSS_BATCH_SIZE
 from casd.pipeline import Run
 from casd.planning.advice import first_that_fits, fits
@@ -34,7 +34,13 @@ def check(run: Run, end: str) -> None:
     Raises:
         ConfigError: in a line, what does not fit, and settings with which it would.
     """
-    refusal = distributed.broadcast(_refusal(run, end) if distributed.is_main() else "")
+    refusal = ""
+    if distributed.is_main():
+        try:
+            refusal = _refusal(run, end)
+        except CasdError as error:  # raised below, in all processes: those that wait for the main one must be told
+            refusal = str(error)
+    refusal = distributed.broadcast(refusal)
     if refusal:
         raise ConfigError(refusal)
 
@@ -109,7 +115,9 @@ def memory_refusal(memory: Phases, here: Machine, names: list[PhaseName]) -> str
     if not too_large:
         return ""
     worst = max(too_large, key=lambda phase: phase.on_device(here))
-    found = first_that_fits(memory, here, names)
+    # Where the weights alone do not fit, no setting of the CPU helps, and to try them all would take minutes.
+    hopeless = here.shared and here.memory is not None and memory.blueprint.weight_bytes() > here.memory
+    found = "" if hopeless else first_that_fits(memory, here, names)
     remedy = f"It would fit with {found}" if found else "No setting makes it fit: choose a smaller model or a larger machine"
     return f"{_lack(worst, here)} {remedy}. (An estimate; `casd plan` shows it in full.)"
 

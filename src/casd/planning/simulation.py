@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from casd.errors import ConfigError
 from casd.planning.blueprint import Adapters, Blueprint
 from casd.structure import decoder_layers, decoder_of
 
@@ -109,6 +110,9 @@ def simulated_peak(blueprint: Blueprint, work: Work, adapters: Adapters = ()) ->
         blueprint: the model. Where its blocks are alike, all but three of them are not simulated.
         work: gets the model, which is in evaluation mode, with all its weights counted; runs on fake tensors.
         adapters: put into the model.
+
+    Raises:
+        ConfigError: a tensor of more elements than 63 bits can count.
     """
     if not blueprint.alike or blueprint.layers <= max(_BLOCKS):
         return max(_peaks(blueprint, blueprint.layers, work, adapters).values())
@@ -128,8 +132,15 @@ def _peaks(blueprint: Blueprint, layers: int, work: Work, adapters: Adapters) ->
         live.begin("before")
         live.add_module(model)
         hooks.enter_context(_pieces(model, live))
-        with live:
-            work(model, live)
+        try:
+            with live:
+                work(model, live)
+        except RuntimeError as error:
+            if "overflow" not in str(error):
+                raise
+            raise ConfigError(
+                "No machine has the memory for such sizes: lower evaluation.max_new_tokens, model.max_tokens or a batch_size."
+            ) from error
     return {key: peak for key, peak in live.peaks.items() if key[1] != _BETWEEN}
 
 
