@@ -87,7 +87,7 @@ def failed(config: Config, error: BaseException) -> Outcome:
         raise error
     if isinstance(error, CasdError):
         return Outcome(None, str(error))
-    if line := told(error):  # the machine refused something
+    if isinstance(error, OSError) and (line := told(error)):
         return Outcome(None, line)
     line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     name = f"{config.model.name}-{config.unlearning.objective.name}-seed{config.seed}"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casd.distributed import is_main, processes
-from casd.errors import ConfigError, ModelError
+from casd.errors import ConfigError
 from casd.forking import Begin, begin, threads_of_libraries
 from casd.progress import say, set_progress
 from casd.publishing import check_output
@@ -46,8 +46,7 @@ def run(config: Config, end: str = "report") -> Path:
         config: what to run.
         end: one of `casd.pipeline.UNTIL`.
     """
-    with _explaining_lack_of_memory():
-        made = _make(config, end)
+    made = _make(config, end)
     if not is_main():
         return made.folder
     _executed.append(_counts(made.store.events))
@@ -75,27 +74,6 @@ def _make(config: Config, end: str = "report") -> Run:
     check(made, end)
     made.until(end)
     return made
-
-
-@contextmanager
-def _explaining_lack_of_memory() -> Iterator[None]:
-    """Turn the errors of a device or a machine whose memory is used up into a line.
-
-    Raises:
-        ModelError: instead of them.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        from casd.model_files import first_line
-        from casd.shrinking import is_out_of_memory
-
-        if not is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"Out of memory ({first_line(error)}). Finished stages are kept. Try runtime.micro_batch_size=1 and"
-            " runtime.gradient_checkpointing=true, lower batch sizes, or a smaller model; `casd plan` estimates what is needed."
-        ) from error
 
 
 def _one_of_many(config: Config) -> Outcome:
