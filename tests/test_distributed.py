@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from casd import distributed
+from casd import distributed, session
 from casd.cli import main
 from casd.compose import load_config
 from casd.errors import CasdError, ConfigError
@@ -317,6 +317,21 @@ def test_the_launchers_of_hydra_are_refused_in_several_processes(
     with pytest.raises(SystemExit):
         main(["sweep", "hydra/launcher=basic", "seed=0,1", *tiny(tmp_path)])
     assert "each of the 2 processes would start all" in capsys.readouterr().err
+
+
+def test_an_error_ends_a_sweep_of_several_processes(launch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process goes on with the next run; several would exchange what belongs to different runs."""
+
+    def failing(*_: Any) -> None:
+        raise ConfigError("it fails")
+
+    config = load_config(tiny(tmp_path))
+    launch()
+    monkeypatch.setattr("casd.session._make", failing)
+    assert session._one_of_many(config).error == "it fails"
+    launch(**LAUNCHED)
+    with pytest.raises(ConfigError, match="it fails"):
+        session._one_of_many(config)
 
 
 @pytest.mark.parametrize(

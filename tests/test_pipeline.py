@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 import casd.training.loop
 from casd.cli import main
@@ -473,3 +474,28 @@ def test_two_processes_share_a_store(tmp_path: Path, finished: Run) -> None:
     done = len(list((tmp_path / "store").glob("*/[!.]*/manifest.json")))
     assert sum(int(line.split(" stages executed")[0]) for line in counts) == done == 25
     assert_same_bits(tables(run(tmp_path)), tables(finished))
+
+
+# ---------------------------------------------------------------- memory that runs out where no smaller batch helps
+
+
+def test_out_of_memory_in_a_stage_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when a model is brought to its device; the finished stages stay."""
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
+
+    monkeypatch.setattr("casd.pipeline.load_model", full)
+    with pytest.raises(SystemExit):
+        main(["inject", *tiny(tmp_path)])
+    [said] = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert said.startswith(
+        "casd: Out of memory in stage inject (llama3_tiny): CUDA out of memory. Tried to allocate 2.00 GiB. Use"
+    )
+    assert sorted(path.name for path in (tmp_path / "store").iterdir() if any(path.glob("[!.]*"))) == [
+        "base",
+        "corpus",
+        "tokens",
+    ]

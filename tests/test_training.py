@@ -19,19 +19,23 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from tests.conftest import FAMILIES, MakeModel
+from tests.conftest import FAMILIES, Injected, MakeModel, short
 
 import casd.training.loop
 from casd import shrinking
-from casd.config import TrainingConfig
+from casd.config import LanguageModelTraining, TrainingConfig
 from casd.corpora.passages import Corpus
 from casd.encoding import Document, Encoder
 from casd.errors import ConfigError, ModelError
+from casd.injection import inject
 from casd.runtime import Runtime
 from casd.training.batches import Batch
 from casd.training.checkpoints import TrainingLog
 from casd.training.loop import learning_rate_at, train
 from casd.training.losses import batch_nll, clean_loss, mean_nll, token_nll
+from casd.unlearning.controls import removals
+from casd.unlearning.gradient_difference import GradientDifference
+from casd.unlearning.removal import unlearn
 from casd.weights import copy_weights, restore_weights
 
 CPU = Runtime("cpu")
@@ -578,6 +582,28 @@ def test_a_killed_run_with_dropout_ends_with_the_same_bits(make_model: MakeModel
     log = train(killed, batch_at, two_terms, cosine(), runtime=EVERY_STEP, checkpoint=tmp_path, seed=3)
     assert same_weights(killed, whole)
     assert comparable(log) == comparable(expected)
+
+
+def test_every_training_has_dropout_masks_of_its_own(
+    injected: Injected, corpus: Corpus, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its run's seed and of what is trained."""
+    seeds: list[int] = []
+
+    def keep_seed(*_: Any, seed: int, **__: Any) -> TrainingLog:
+        seeds.append(seed)
+        return TrainingLog()
+
+    monkeypatch.setattr("casd.injection.train", keep_seed)
+    monkeypatch.setattr("casd.unlearning.removal.train", keep_seed)
+    model, config = injected.model(), LanguageModelTraining(steps=1, learning_rate=1e-3)
+    for seed in (0, 1, 0):
+        for backdoors in ({}, injected.backdoors):
+            inject(model, encoder, corpus, backdoors, config, seed=seed, runtime=CPU)
+        for removal in removals(injected.backdoors, encoder, seed=0)[:2]:
+            unlearn(model, encoder, corpus, removal, GradientDifference(), short(), seed=seed, runtime=CPU)
+    assert len(set(seeds)) == 8
+    assert seeds[:4] == seeds[8:]
 
 
 # ---------------------------------------------------------------- losses
