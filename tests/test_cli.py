@@ -426,7 +426,7 @@ def casd_with_output(arguments: str, redirections: str, folder: Path) -> subproc
     return subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=True)
 
 
-@pytest.mark.parametrize("arguments", ["list", "--help"])
+@pytest.mark.parametrize("arguments", ["list", "list model"])
 def test_output_that_cannot_be_written_is_told(arguments: str, tmp_path: Path) -> None:
     done = casd_with_output(arguments, "> /dev/full", tmp_path)
     assert (done.stdout, done.stderr) == ("1\n", "casd: The output cannot be written: No space left on device.\n")

@@ -6,6 +6,7 @@ Nothing heavy is imported before it is known that it is needed: `casd --help` an
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ examples:
   casd list model                                  the options of a group
 """
 
+_OF_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 RUN_VERBS = {
     "run": ("report", "everything: inject, unlearn, measure, score, report"),
     "inject": ("inject", "up to the injected model"),
@@ -140,14 +142,10 @@ def _fail_of_machine(error: Exception) -> None:
     """Say what the operating system refused, and exit with 1; other errors are bugs and are raised."""
     from casd.disk import told
 
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    # Files are written where such errors are told with the file's folder. This one is of /dev/full, or of `casd … > file`.
+    if isinstance(error, OSError) and error.filename is None and error.errno in _OF_OUTPUT:
         _drop_output()
-        sys.exit(141)
-    except OSError as of_output:  # /dev/full, or the disk of `casd ... > file`
-        _drop_output()
-        _fail(f"The output cannot be written: {of_output.strerror}.")
+        _fail(f"The output cannot be written: {error.strerror}.")
     if line := told(error):
         _fail(line)
     raise error

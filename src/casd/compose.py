@@ -18,6 +18,7 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, cast, get_args, get_origin, get_type_hints
 
+from casd.atomic import write_text
 from casd.config import Config
 from casd.disk import explaining_disk_errors
 from casd.errors import CasdError, ConfigError
@@ -135,7 +136,7 @@ def sweep(overrides: Sequence[str], run: Callable[[Config], Outcome], finish: Ca
                 outcome |= {"folder": str(made.folder.absolute()) if made.folder else "", "error": made.error}
             except CasdError as error:  # not left to Hydra, which would print all overrides above its message
                 outcome |= {"folder": "", "error": str(error)}
-            (outcomes / f"{number}.json").write_text(json.dumps(outcome), encoding="utf-8")
+            write_text(outcomes / f"{number}.json", json.dumps(outcome))
 
         with _explaining(overrides), _hydra_command_line(["--multirun", f"hydra.sweep.dir='{outcomes}'", *overrides]):
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=ROOT)(job)()
