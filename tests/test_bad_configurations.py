@@ -105,7 +105,7 @@ def outcome(make: Callable[[], Config], key: str) -> tuple[str, str]:
     except CasdError as error:
         said = str(error)
         one_line = said.isprintable() and len(said) < 2000
-        return "clear" if one_line and key.rpartition(".")[2] in said else "unclear", said
+        return "clear" if one_line and any(part in said for part in key.split(".")) else "unclear", said
     except BaseException:
         return "traceback", traceback.format_exc()
     return "accepted", "all was done before"

@@ -445,7 +445,7 @@ def test_the_names_of_backdoors_and_variants_have_one_rule(name: str, default: C
         check_backdoors(build_backdoors(replace(default, backdoor={name: default.backdoor["refusal"]})))
     assert str(error.value).isprintable()
     if name != "injected":
-        with pytest.raises(ConfigError, match="a name has at most 64 characters"):
+        with pytest.raises(ConfigError, match=r"a name (has at most 64 characters|in MetricConfig: variants is)"):
             MetricConfig(variants={name: {}})
 
 
@@ -466,6 +466,15 @@ def test_a_section_checks_the_types_of_its_fields_itself(section: type, values: 
     with pytest.raises(ConfigError) as error:
         section(**values)
     assert says in str(error.value)
+
+
+def test_a_long_or_unprintable_value_is_not_repeated_as_it_is() -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config([f"runtime.compile=\x1b[31m{'x' * 5000}"])
+    message = str(error.value)
+    assert "runtime.compile" in message
+    assert message.isprintable()
+    assert len(message) < 800
 
 
 def test_what_is_large_and_means_something_is_taken() -> None:

@@ -272,10 +272,16 @@ def _explained(error: BaseException) -> ConfigError:
     text = text.replace("Value '$VALUE' of type '$VALUE_TYPE'", "the value")  # which OmegaConf forgets to fill in
     lines = [line for each in text.split(_SEPARATOR) if (line := each.strip().partition("\n")[0]) not in ("", "None")]
     if lines[0].startswith("Ambiguous value"):
-        return ConfigError(f"{lines[0]}: write key=[a,b] for a list, and use casd sweep for one run with each.")
+        return ConfigError(f"{_cut(lines[0])}: write key=[a,b] for a list, and use casd sweep for one run with each.")
     full = re.search(r"full_key: (\S+)", text)
     where = f"{full[1]}: " if full and full[1] not in lines[0] else ""
-    return ConfigError(where + ": ".join(dict.fromkeys((lines[0], lines[-1]))))
+    return ConfigError(where + ": ".join(dict.fromkeys((_cut(lines[0]), _cut(lines[-1])))))
+
+
+def _cut(line: str) -> str:
+    """A line of OmegaConf's, which repeats values as they are, without control characters and not too long."""
+    text = "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
+    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def _unknown_key(key: str) -> ConfigError:

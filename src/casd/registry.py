@@ -64,7 +64,7 @@ def check_value(what: str, value: Any, hint: Any = Any, most: float = LARGEST) -
             check_value(f"an entry of {what}", item, most=most)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         if not (value == 0 or SMALLEST <= abs(value) <= most):
-            raise ConfigError(f"{what} is {shown(value)}; expected 0 or a number from {SMALLEST:g} to {most:.10g} in size.")
+            raise ConfigError(f"{what} is {shown(value)}; expected 0 or a number from {SMALLEST:g} to {most} in size.")
     elif isinstance(value, str):
         if len(value) > LONGEST:
             raise ConfigError(f"{what} has {len(value)} characters; expected at most {LONGEST}.")

@@ -265,7 +265,7 @@ class _Costs:
         passages = 2 * config.loss_passages * texts.mean_document  # of the evaluation and of the retain split
         flops = self._forward(generated, texts.mean_prompt + config.max_new_tokens)
         flops += self._forward(passages, texts.mean_document)
-        samples = config.samples * (1 + 2 * backdoors)
+        samples = min(config.samples, config.prompts) * (1 + 2 * backdoors)
         kept = round(samples * (texts.mean_prompt + config.max_new_tokens) * TEXT_BYTES)
         return self.of(self.run.graph.evaluate[state], tokens=generated + passages, flops=flops, kept=kept)
 
