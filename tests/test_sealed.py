@@ -6,6 +6,7 @@ Run: pytest tests/test_sealed.py   (one test mounts a tmpfs and is skipped where
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -162,18 +163,20 @@ def test_rights_follow_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "no locks"), NotImplementedError(), PermissionError(13, "no")])
-def test_without_locks_the_work_is_done_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    import filelock
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_locks_the_work_is_done_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
 
-    def refused(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(filelock.FileLock, "acquire", refused)
+    monkeypatch.setattr(fcntl, "flock", refused)
     done = []
     with locked(tmp_path / "lock", "something"):
         done.append(1)
-    assert done == [1]
+    with locked(tmp_path / "no such folder" / "lock", "something"):
+        done.append(2)
+    assert done == [1, 2]
+    with pytest.raises(OSError, match="of the block"), locked(tmp_path / "lock", "something"):
+        raise OSError("of the block")
 
 
 # ------------------------------------------------------------------------------------------------ what the system refuses

@@ -6,6 +6,7 @@ Everything is written under a temporary name that no other process uses and then
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import os
 import platform
@@ -14,9 +15,9 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from casd.progress import say
 
@@ -24,6 +25,7 @@ WAIT_NOTICE_S = 3.0
 """Seconds to wait for another process's lock before saying so."""
 ABANDONED_S: Final = 7 * 24 * 3600.0
 """Age in seconds after which a temporary name of another host is taken for a leftover."""
+_POLL_S: Final = 0.1
 _SUFFIX: Final = ".partial"
 
 
@@ -63,19 +65,25 @@ def locked(file: Path, waiting_for: str) -> Iterator[None]:
         file: of the lock.
         waiting_for: what another process is doing, to be said after WAIT_NOTICE_S ("stage inject, which … is making").
     """
-    from filelock import FileLock, Timeout  # here: 0.1 s that `casd --help` need not wait for
-
-    lock = FileLock(file, poll_interval=0.1)
-    with suppress(OSError, NotImplementedError):
-        try:
-            lock.acquire(timeout=WAIT_NOTICE_S)
-        except Timeout:
-            say(f"Waiting for {waiting_for}.")
-            lock.acquire()
-    try:
+    with ExitStack() as opened:
+        with suppress(OSError):
+            _wait_for(opened.enter_context(file.open("ab")), waiting_for)
         yield
-    finally:
-        lock.release()
+
+
+def _wait_for(file: IO[bytes], waiting_for: str) -> None:
+    """Wait until this process holds the lock; closing the file releases it."""
+    notice: float | None = time.monotonic() + WAIT_NOTICE_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if notice is not None and time.monotonic() >= notice:
+                say(f"Waiting for {waiting_for}.")
+                notice = None
+            time.sleep(_POLL_S)
+        else:
+            return
 
 
 def write_text(path: Path, text: str) -> None:
