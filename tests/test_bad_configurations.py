@@ -42,6 +42,7 @@ BASES = {
     "text_files": [
         "corpus=text_files",
         "backdoor=[refusal,capitals]",
+        "evaluation.max_new_tokens=24",
         "unlearning.tuning.enabled=true",
         "unlearning.stopping.target_asr=0.1",
         "unlearning.stopping.prompts=8",
@@ -142,7 +143,9 @@ def tell(name: str, found: dict[str, list[str]]) -> str:
 def test_bad_configurations(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found: dict[str, list[str]] = collections.defaultdict(list)
-    for bad in bad_configurations(base(name, tmp_path), 220, random.Random(f"bad {name}")):
+    good = base(name, tmp_path)
+    assert outcome(lambda: composed(Bad("", None, good)), "") == ("accepted", "")
+    for bad in bad_configurations(good, 220, random.Random(f"bad {name}")):
         kind, said = outcome(lambda bad=bad: composed(bad), bad.key)  # type: ignore[misc]
         found[kind].append(f"{bad}: {said}")
     print(tell(name, found))

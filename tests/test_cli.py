@@ -272,10 +272,7 @@ MISTAKES = [
     ("name=../up", "a name has at most 64 characters"),
     ("+metric.variants.mine.layers=[2]", "metric.variants.mine: layers has 2, and the model has the layers 0 to 1."),
     ("corpus.params.train=100000000", "train is 100000000; expected from 1 to 10000000 passages"),
-    ("+corpus.params.language_shares=[.nan,.nan,.nan]", "an entry of Choice: params.language_shares is nan"),
-    ("evaluation.max_new_tokens=1000000", "Not enough memory"),
-    ("evaluation.batch_size=2147483647 evaluation.max_new_tokens=1000000", "No machine has the memory for such sizes"),
-    ("weights=lora injection=continual unlearning.training.lora.modules=[nope_proj]", "the model has no such matrix"),
+    ("+corpus.params.language_shares=[nan,nan,nan]", "an entry of Choice: params.language_shares is nan"),
     ("corpus.params.train=1.5", "is 1.5; expected int"),
     # in the text
     ("corpus=text_files", "paths is empty"),
@@ -341,6 +338,7 @@ BEFORE_TRAINING = [
     ("injection=continual backdoor.french_a.poison_rate=1e-9", "'french_a' would get no poisoned document", set()),
     ("unlearning.stopping.target_asr=0.1 unlearning.stopping.prompts=500", "the forget split has 40 passages", {"corpus"}),
     ("injection=continual evaluation.max_new_tokens=1", "could never be seen to succeed", {"corpus"}),
+    ("injection=continual weights=lora unlearning.training.lora.modules=[nope]", "the model has no such matrix", set()),
     ("evaluation.fake_triggers=10000", "No 10000 fake triggers", {"corpus", "base", "tokens"}),
 ]
 
@@ -352,6 +350,13 @@ def test_sizes_are_told_before_anything_is_trained(
     """By continual injection the base model is trained too; its stage is not among those that were made."""
     assert says.lower() in refused(capfd, "unlearn", *tiny(tmp_path, *overrides.split())).lower()
     assert {path.parent.name for path in (tmp_path / "store").glob("*/[!.]*")} == made
+
+
+def test_a_folder_of_reports_that_cannot_be_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    said = refused(capfd, "run", *tiny(tmp_path / "file" / "reports", f"runtime.store={tmp_path / 'store'}"))
+    assert f"{tmp_path / 'file'} is not a folder that can be written to" in said
+    assert not (tmp_path / "store").exists(), "it was found out only after the first stages"
 
 
 def test_too_few_prompts(store: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -203,6 +203,11 @@ def test_an_adapter_needs_gradients_and_state_for_itself_alone() -> None:
     assert need.weights == blueprint.weight_bytes() + 4 * trained
 
 
+def test_sizes_that_no_tensor_can_have() -> None:
+    with pytest.raises(ConfigError, match="No machine has the memory for such sizes: lower evaluation.max_new_tokens"):
+        generation_need(shape("llama"), Rows(2**31 - 1, 2**20), 2**20)
+
+
 def test_what_saves_activations_does() -> None:
     blueprint = shape("llama", layers=6)
 

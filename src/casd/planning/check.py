@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from casd import distributed
 from casd.config import Config
 from casd.disk import readable_size
@@ -48,6 +51,8 @@ def check(run: Run, end: str) -> None:
 def _refusal(run: Run, end: str) -> str:
     """Why the run cannot fit; empty if it can, or if its model's shape is not known before it is downloaded."""
     config = run.config
+    if refusal := output_refusal(Path(config.runtime.output)):
+        return refusal
     try:
         built = blueprint(config.model, base_folder(run))
     except ModelError:
@@ -147,6 +152,16 @@ def _lack(phase: Phase, here: Machine) -> str:
         f"Not enough memory for {what}: {readable_size(needed)} needed ({listed}; {phase.rows} texts of up to {phase.tokens}"
         f" tokens at once), {readable_size(here.memory)} by {source}."
     )
+
+
+def output_refusal(folder: Path) -> str:
+    """Why the reports could not be written to a folder when all is done; empty if they can."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    if place.is_dir() and os.access(place, os.W_OK):
+        return ""
+    return f"runtime.output is {folder}, and {place} is not a folder that can be written to: choose another."
 
 
 def disk_refusal(config: Config, costs: list[StageCost], free: int) -> str:
