@@ -31,7 +31,6 @@ from casd.config import (
 )
 from casd.corpora import CORPORA
 from casd.errors import ConfigError
-from casd.jobs import Outcome
 from casd.pipeline import build_backdoors
 from casd.poisoning import check_backdoors
 from casd.registry import build
@@ -95,12 +94,12 @@ def test_every_option_has_a_description() -> None:
 def test_the_configurations_of_a_sweep_are_those_of_its_jobs(overrides: list[str], tmp_path: Path) -> None:
     jobs: list[Config] = []
 
-    def job(config: Config) -> Outcome:
+    def job(config: Config) -> tuple[Path | None, str]:
         jobs.append(config)
-        return Outcome(Path(config.runtime.output))
+        return Path(config.runtime.output), ""
 
     overrides = [*overrides, f"runtime.output={tmp_path}"]
-    sweep(overrides, job, lambda folders: None)
+    sweep(overrides, job)
     assert jobs == swept([*overrides, "hydra/launcher=joblib"]), "the launcher makes no difference, and need not be there"
 
 

@@ -27,7 +27,6 @@ from casd.registry import unknown
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from casd.jobs import Outcome
 
 SCHEMA = "casd_schema"
 ROOT = "config"
@@ -107,42 +106,54 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def sweep(overrides: Sequence[str], run: Callable[[Config], Outcome], finish: Callable[[list[Path]], None]) -> None:
-    """Run every combination of a sweep's overrides ("seed=0,1") through Hydra's launcher, then `finish` with the results.
+@dataclass(frozen=True)
+class Launched:
+    """What became of a job that one of Hydra's launchers ran.
+
+    Attributes:
+        overrides: of the job.
+        folder: of its report; None if it failed.
+        error: why it failed, in a line.
+    """
+
+    overrides: tuple[str, ...]
+    folder: Path | None
+    error: str
+
+
+def sweep(overrides: Sequence[str], run: Callable[[Config], tuple[Path | None, str]]) -> list[Launched]:
+    """Run every combination of a sweep's overrides ("seed=0,1") through Hydra's launcher; what became of them, in order.
 
     Args:
         overrides: Hydra overrides; an experiment may bring sweep parameters of its own.
-        run: makes one run and tells what became of it, instead of raising errors; called in this process or, with another
-            launcher, in a job of a cluster.
-        finish: called here, once, with the folders of all runs in the order of the jobs.
+        run: makes one run and gives the folder of its report, or None and why it failed; called in this process or, with
+            another launcher, in a job of a cluster.
 
     Raises:
-        CasdError: as for `load_config`, or from a job; errors of jobs are raised when all jobs were tried.
+        CasdError: as for `load_config`.
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
-
-    from casd.jobs import Outcome, tell_failures
 
     _register()
     with _fresh_folder(overrides) as outcomes:
 
         def job(composed: DictConfig) -> None:
-            # What became of a job goes by way of the disk: a launcher may run it in another process, on another machine.
-            number = f"{HydraConfig.get().job.num:05d}"
-            outcome: dict[str, Any] = {"overrides": list(HydraConfig.get().overrides.task)}
             try:
-                made = run(to_config(composed))
-                outcome |= {"folder": str(made.folder.absolute()) if made.folder else "", "error": made.error}
-            except CasdError as error:  # not left to Hydra, which would print all overrides above its message
-                outcome |= {"folder": "", "error": str(error)}
-            write_text(outcomes / f"{number}.json", json.dumps(outcome))
+                folder, error = run(to_config(composed))
+            except CasdError as raised:  # not left to Hydra, which would print all overrides above its message
+                folder, error = None, str(raised)
+            # By way of the disk: a launcher may run the job in another process, on another machine.
+            outcome = {"overrides": list(HydraConfig.get().overrides.task), "error": error}
+            outcome["folder"] = str(folder.absolute()) if folder else ""
+            write_text(outcomes / f"{HydraConfig.get().job.num:05d}.json", json.dumps(outcome))
 
         with _explaining(overrides), _hydra_command_line(["--multirun", f"hydra.sweep.dir='{outcomes}'", *overrides]):
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=ROOT)(job)()
-        finished = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(outcomes.glob("*.json"))]
-    tell_failures([(each["overrides"], Outcome(None, each["error"])) for each in finished])
-    finish([Path(each["folder"]) for each in finished])
+        found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(outcomes.glob("*.json"))]
+    return [
+        Launched(tuple(each["overrides"]), Path(each["folder"]) if each["folder"] else None, each["error"]) for each in found
+    ]
 
 
 @dataclass(frozen=True)

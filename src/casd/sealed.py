@@ -21,6 +21,9 @@ CHECKSUMS: Final = "checksums.json"
 _OWN: Final = "manifest_sha256"
 """The field with the SHA-256 of all other fields."""
 
+_STAGE_FIELDS: Final = (*("stage", "label", "key", "version", "config", "inputs", "files", "created", "seconds", "made_with"),)
+"""What manifests of stages have that were written before they had a checksum of themselves."""
+
 Entries = Mapping[str, Mapping[str, Any]]
 """By a file's path in the folder: its size, "bytes", and its "sha256"."""
 
@@ -76,6 +79,39 @@ def read_manifest(path: Path, old_fields: Collection[str] = ()) -> dict[str, Any
     if not _lists_files(manifest.get("files")):
         raise Damage(f"{path.name} has no valid list of files")
     return manifest
+
+
+def stage_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of the finished stage in `folder`, for readers that know only the folder.
+
+    Raises:
+        StoreError: it is damaged or cannot be read.
+    """
+    try:
+        return read_stage_manifest(folder)
+    except Damage as damage:
+        raise StoreError(f"The stage in {folder} is damaged: {damage}. {how_to_repair(folder)}") from damage
+
+
+def read_stage_manifest(folder: Path) -> dict[str, Any]:
+    """Read a stage's manifest.
+
+    Raises:
+        Damage: it is missing or was altered.
+        StoreError: it cannot be read.
+    """
+    try:
+        manifest = read_manifest(folder / MANIFEST, _STAGE_FIELDS)
+    except FileNotFoundError:
+        raise Damage(f"{MANIFEST} is missing") from None
+    if missing := set(_STAGE_FIELDS) - set(manifest):
+        raise Damage(f"{MANIFEST} is that of something else: it lacks {', '.join(sorted(missing))}")
+    return manifest
+
+
+def how_to_repair(folder: Path) -> str:
+    """What to do about a damaged stage."""
+    return f"Delete the folder {folder} and run again; only this stage is made anew."
 
 
 def check_size(folder: Path, name: str, entry: Mapping[str, Any]) -> None:

@@ -89,6 +89,12 @@ def _one_of_many(config: Config) -> Outcome:
     return Outcome(made.folder.absolute(), "", *_counts(made.store.events))
 
 
+def _launched(config: Config) -> tuple[Path | None, str]:
+    """Make one run in a job of a launcher."""
+    outcome = _one_of_many(config)
+    return outcome.folder, outcome.error
+
+
 def _counts(events: Sequence[Event]) -> tuple[int, int]:
     """How many stages were executed, and how many reused."""
     executed = sum(event.outcome == "executed" for event in events)
@@ -113,7 +119,7 @@ def _make_sweeps(sweeps: Sequence[Sequence[str]], description: str) -> list[list
         ConfigError: one of Hydra's launchers in a run of several processes.
     """
     from casd import compose
-    from casd.jobs import run_all, tell_failures
+    from casd.jobs import Outcome, run_all, tell_failures
 
     if any(override.startswith("hydra/launcher=") for overrides in sweeps for override in overrides):
         if processes() > 1:
@@ -123,7 +129,9 @@ def _make_sweeps(sweeps: Sequence[Sequence[str]], description: str) -> list[list
             )
         folders: list[list[Path]] = []
         for overrides in sweeps:
-            compose.sweep(overrides, _one_of_many, folders.append)
+            launched = compose.sweep(overrides, _launched)
+            tell_failures([(each.overrides, Outcome(each.folder, each.error)) for each in launched])
+            folders.append([each.folder for each in launched if each.folder])
         return folders
     # All of them before the first is run: a mistake is told at once, and it is known how many there are.
     planned = [compose.jobs(overrides) for overrides in sweeps]

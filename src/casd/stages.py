@@ -35,10 +35,17 @@ from typing import Any, Literal
 from casd.atomic import flush, flush_all, give_default_rights, locked, remove, remove_leftovers, temporary_beside
 from casd.disk import explaining_disk_errors
 from casd.errors import ConfigError, StoreError
-from casd.sealed import MANIFEST, Damage, check_file, check_size, checksums, read_manifest, unreadable, write_manifest
-
-_OLD_FIELDS = ("stage", "label", "key", "version", "config", "inputs", "files", "created", "seconds", "made_with")
-"""What manifests have that were written before they had a checksum of themselves."""
+from casd.sealed import (
+    MANIFEST,
+    Damage,
+    check_file,
+    check_size,
+    checksums,
+    how_to_repair,
+    read_stage_manifest,
+    unreadable,
+    write_manifest,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +128,7 @@ class StageStore:
         if not _is_there(place):
             raise StoreError(f"Stage {stage} is not in {self.root} (looked for {place}); run it first.")
         with self._naming(stage):
-            manifest = _read_manifest(place)
+            manifest = read_stage_manifest(place)
             if manifest["key"] != stage.key:
                 raise Damage(f"{MANIFEST} has the key {manifest['key']!r}, expected {stage.key!r}")
         return manifest
@@ -256,39 +263,7 @@ class StageStore:
         try:
             yield
         except Damage as damage:
-            raise StoreError(f"Stage {stage} is damaged: {damage}. {_advice(self._place(stage))}") from damage
-
-
-def stage_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of the finished stage in `folder`, for readers that know only the folder.
-
-    Raises:
-        StoreError: it is damaged or cannot be read.
-    """
-    try:
-        return _read_manifest(folder)
-    except Damage as damage:
-        raise StoreError(f"The stage in {folder} is damaged: {damage}. {_advice(folder)}") from damage
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    """Read a stage's manifest.
-
-    Raises:
-        Damage: it is missing or was altered.
-        StoreError: it cannot be read.
-    """
-    try:
-        manifest = read_manifest(folder / MANIFEST, _OLD_FIELDS)
-    except FileNotFoundError:
-        raise Damage(f"{MANIFEST} is missing") from None
-    if missing := set(_OLD_FIELDS) - set(manifest):
-        raise Damage(f"{MANIFEST} is that of something else: it lacks {', '.join(sorted(missing))}")
-    return manifest
-
-
-def _advice(folder: Path) -> str:
-    return f"Delete the folder {folder} and run again; only this stage is made anew."
+            raise StoreError(f"Stage {stage} is damaged: {damage}. {how_to_repair(self._place(stage))}") from damage
 
 
 def _is_there(path: Path) -> bool:

@@ -8,8 +8,7 @@ from typing import Any
 
 from casd.disk import readable_size, told
 from casd.errors import StoreError
-from casd.sealed import check_size
-from casd.stages import stage_manifest
+from casd.sealed import check_size, stage_manifest
 
 
 def status(root: Path) -> str:

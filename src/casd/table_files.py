@@ -26,8 +26,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from casd.atomic import write_text
 from casd.errors import StoreError
-from casd.sealed import CHECKSUMS, MANIFEST, Damage, Entries, checked_bytes, read_manifest
-from casd.stages import stage_manifest
+from casd.sealed import CHECKSUMS, MANIFEST, Damage, Entries, checked_bytes, read_manifest, stage_manifest
 from casd.text import spreadsheet_cell
 
 if TYPE_CHECKING:  # to read tables as Arrow has them pandas is not needed

@@ -12,8 +12,7 @@ from typing import Any, Final
 from casd.conditions import label_settings, treatment_label
 from casd.errors import StoreError
 from casd.progress import say
-from casd.sealed import MANIFEST
-from casd.stages import stage_manifest
+from casd.sealed import MANIFEST, stage_manifest
 from casd.table_files import SWEEP_INFO, TABLES_VERSION, read_info
 
 _NUMBER: Final = r"(?<![\w.])(\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w.])"
