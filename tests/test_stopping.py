@@ -184,10 +184,20 @@ def test_the_guard_of_the_loop_leaves_the_kept_step(
 def test_the_main_process_decides(fox: Removal, run_removal: RunRemoval, monkeypatch: pytest.MonkeyPatch) -> None:
     """What another one measures may differ in the last bit, and they must not end at different steps."""
     told = iter([{"step": 0, "asr": 1.0, "clean_loss": 2.0}, {"step": 2, "asr": 0.0, "clean_loss": 2.0}])
-    monkeypatch.setattr(casd.distributed, "broadcast", lambda record: next(told))
+    # The guard's clean loss is a number of its own.
+    monkeypatch.setattr(casd.distributed, "broadcast", lambda value: next(told) if isinstance(value, dict) else value)
     seen = run_removal(fox, CleanTarget(), short(steps=8, learning_rate=1e-9), stopping=stopping(target_asr=0.1))
     assert (len(seen.log.steps), seen.log.kept_step) == (2, 2)
     assert [record["asr"] for record in seen.log.validation] == [1.0, 0.0]
+
+
+def test_the_main_process_decides_for_the_guard(fox: Removal, run_removal: RunRemoval, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([2.0, 2.1, 9.0])
+    monkeypatch.setattr(casd.distributed, "broadcast", lambda value: next(told))
+    seen = run_removal(fox, CleanTarget(), short(steps=8, learning_rate=1e-9, guard_every=2, guard_factor=3.0))
+    assert [record["clean_loss"] for record in seen.log.guard] == [2.0, 2.1, 9.0]
+    assert len(seen.log.steps) == 4
+    assert "passed 6.00 nats at step 4" in seen.log.stopped
 
 
 # ---------------------------------------------------------------- real measurements
