@@ -23,6 +23,10 @@ _LIMITS: Final = {
     errno.EAGAIN: "this user may not have more processes or threads; raise the limit (ulimit -u)",
 }
 """Limits other than room on a disk, and what to do about them."""
+_PHRASES: Final = {"can't start new thread": errno.EAGAIN, "failed to map segment": errno.ENOMEM}
+"""What libraries say of a limit in words of their own."""
+_FEW_INODES: Final = 100
+"""So few are none: what was begun is removed before the error is told, which gives its own back."""
 
 
 @contextmanager
@@ -116,7 +120,7 @@ def _limit(error: BaseException) -> int:
             return code
     if any(isinstance(each, MemoryError) for each in causes):
         return errno.ENOMEM
-    return errno.EAGAIN if any("can't start new thread" in str(each) for each in causes) else 0
+    return next((code for phrase, code in _PHRASES.items() if any(phrase in str(each) for each in causes)), 0)
 
 
 def _no_room(code: int, what: str, folder: Path) -> str:
@@ -126,10 +130,10 @@ def _no_room(code: int, what: str, folder: Path) -> str:
         folder = folder.parent
     free = readable_size(shutil.disk_usage(folder).free)
     disk = os.statvfs(folder)
-    if code == errno.ENOSPC and disk.f_files and not disk.f_favail:
+    if code == errno.ENOSPC and disk.f_files and disk.f_favail < _FEW_INODES:
         return (
-            f"{what} needs more files than the disk of {folder} can have (no inodes are left, {free} are free). {kept}: delete"
-            " some files there and run again."
+            f"{what} needs more files than the disk of {folder} can have ({disk.f_favail} inodes are left, {free} are free)."
+            f" {kept}: delete some files there and run again."
         )
     return f"{what} needs more than the {free} free on the disk of {folder}. {kept}: make room and run again."
 
