@@ -47,6 +47,7 @@ def test_a_signal_ends_the_process(
     assert exit_.value.code == code
     assert capsys.readouterr().err == f"casd: {what}; finished stages are kept, and the same command goes on from there.\n"
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    ending.check()  # what comes after it in the same process is not ended
 
 
 def test_what_was_swallowed_is_raised_where_the_next_stage_begins() -> None:

@@ -204,7 +204,7 @@ def test_an_adapter_needs_gradients_and_state_for_itself_alone() -> None:
 
 
 def test_sizes_that_no_tensor_can_have() -> None:
-    with pytest.raises(ConfigError, match=r"No machine has the memory for such sizes: lower evaluation\.max_new_tokens"):
+    with pytest.raises(ConfigError, match="No machine has the memory for such sizes"):
         generation_need(shape("llama"), Rows(2**31 - 1, 2**20), 2**20)
 
 

@@ -22,7 +22,7 @@ from casd.atomic import write_text
 from casd.config import Config
 from casd.disk import explaining_disk_errors
 from casd.errors import CasdError, ConfigError
-from casd.registry import unknown
+from casd.registry import shown, unknown
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -244,13 +244,13 @@ def _explaining(overrides: Sequence[str]) -> Iterator[None]:
         raise
     except OverrideParseException as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"Cannot read the override {error.override!r}: {reason}. Expected key=value.") from error
+        raise ConfigError(f"Cannot read the override {shown(error.override)}: {_cut(reason)}. Expected key=value.") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error) from error
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         if not _raised_by_hydra(error):
             raise
-        given, reason = " ".join(overrides), str(error).partition("\n")[0]
+        given, reason = _cut(" ".join(overrides)), _cut(str(error).partition("\n")[0])
         raise ConfigError(
             f"The overrides {given} cannot be applied ({reason}); each is key=value, and not below a key that is null."
             " (Adapters are there with weights=lora.)"

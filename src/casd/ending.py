@@ -37,22 +37,24 @@ def orderly_end() -> Iterator[None]:
         before = {number: handler for number, handler in usual.items() if signal.getsignal(number) is handler}
     for number in before:
         signal.signal(number, _receive)
+    ended_by = 0
     try:
         yield
     except BaseException as error:
         if not _received and not isinstance(error, KeyboardInterrupt):
             raise
-        _received = _received or signal.SIGINT
+        ended_by = signal.SIGINT
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if _received:
+        ended_by, _received = _received or ended_by, 0
+    if ended_by:
         if is_main():
-            what = "interrupted" if _received == signal.SIGINT else "terminated"
+            what = "interrupted" if ended_by == signal.SIGINT else "terminated"
             print(
                 f"casd: {what}; finished stages are kept, and the same command goes on from there.", file=sys.stderr, flush=True
             )
-        sys.exit(128 + _received)
+        sys.exit(128 + ended_by)
 
 
 def check() -> None:
