@@ -41,8 +41,8 @@ class Ended:
 
     @property
     def told(self) -> bool:
-        """Whether it failed with a line for the user."""
-        return self.status == 1 and self.err.startswith("casd: ")
+        """Whether it failed with a line for the user, which may come after lines about what it did before."""
+        return self.status == 1 and self.err.splitlines()[-1].startswith("casd: ")
 
 
 class Casd:
