@@ -19,12 +19,12 @@ import torch
 import transformers
 
 import casd
-from casd.activation_statistics import collect_statistics
-from casd.activations import SITES
+from casd.activations.hooks import SITES
+from casd.activations.statistics import collect_statistics
 from casd.config import ModelConfig
-from casd.models import DTYPES
+from casd.models.load import DTYPES
+from casd.models.structure import decoder_of
 from casd.planning.blueprint import blueprint
-from casd.structure import decoder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

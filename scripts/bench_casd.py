@@ -22,21 +22,21 @@ import torch
 
 import casd
 from bench_capture import in_turns
-from casd import models
-from casd.corpora import CORPORA
-from casd.encoding import Encoder
-from casd.measurement import TextStatistics, capture_batches, measure_activations, text_sets
-from casd.metric import ShiftTable, casd_matrix, variant_grid
-from casd.pipeline import build_backdoors
-from casd.probes import make_probes
-from casd.progress import set_progress
-from casd.registry import build
-from casd.runtime import Runtime
-from casd.structure import decoder_of
-from casd.token_table import TokenTable, write_token_table
+from casd.backdoors.prompts import make_probes
+from casd.data.corpora import CORPORA
+from casd.data.encoding import Encoder
+from casd.data.token_table import TokenTable, write_token_table
+from casd.metric.casd import ShiftTable, casd_matrix, variant_grid
+from casd.metric.measurement import TextStatistics, capture_batches, measure_activations, text_sets
+from casd.models import load as models
+from casd.models.structure import decoder_of
+from casd.pipeline.run import build_backdoors
 from casd.unlearning import OBJECTIVES
 from casd.unlearning.controls import removals
 from casd.unlearning.removal import unlearn
+from casd.utils.progress import set_progress
+from casd.utils.registry import build
+from casd.utils.runtime import Runtime
 
 CONTROLS = 3
 OVERRIDES = [

@@ -26,16 +26,16 @@ import transformers
 import casd
 from bench_capture import BATCHES, capture_seconds, random_model, random_rows, synchronize
 from casd.config import EvaluationConfig, LoraConfig, ModelConfig, TrainingConfig
-from casd.encoding import Prompt
-from casd.evaluation import generate
+from casd.data.encoding import Prompt
+from casd.data.shrinking import is_out_of_memory
+from casd.evaluation.asr import generate
+from casd.models.weights import AdapterName, attach_lora
 from casd.planning.blueprint import Blueprint, blueprint
 from casd.planning.workload import forward_flops, training_flops
-from casd.progress import set_progress
-from casd.runtime import Runtime
-from casd.shrinking import is_out_of_memory
 from casd.training.loop import train
 from casd.training.losses import mean_nll
-from casd.weights import AdapterName, attach_lora
+from casd.utils.progress import set_progress
+from casd.utils.runtime import Runtime
 
 MODELS = ("qwen3_0_6b", "llama3_2_1b", "qwen3_8b")
 ADAPTER: AdapterName = "injection"
@@ -208,7 +208,7 @@ def training(
 
 
 def generation(model: Any, shape: Blueprint, sizes: Sizes) -> Row:
-    """Greedy generation of `casd.evaluation.generate` in one batch; the second of two. The prompts' tokens are not counted."""
+    """Greedy generation in one batch (`casd.evaluation.asr.generate`), the second of two. Prompt tokens are not counted."""
     settings = EvaluationConfig(batch_size=sizes.prompts, max_new_tokens=sizes.new_tokens)
     prompts, classes = [Prompt("")] * sizes.prompts, [()] * sizes.prompts
     for _ in range(2):

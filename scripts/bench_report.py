@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from casd.inclusion import exclusions
-from casd.results import RunTables
-from casd.rivals import RIVALS
-from casd.stages import Stage, StageStore
+from casd.analysis.inclusion import exclusions
+from casd.analysis.results import RunTables
+from casd.analysis.tables import SCHEMAS, TABLES_VERSION
+from casd.analysis.transfer import specificity, transfer_table
+from casd.metric.baselines import RIVALS
+from casd.pipeline.store import Stage, StageStore
 from casd.stats import wilson_interval
-from casd.table_files import SCHEMAS, TABLES_VERSION
-from casd.transfer import specificity, transfer_table
 
 MODELS = ("qwen3_tiny", "llama3_tiny", "gaperon_tiny", "smollm2")
 OBJECTIVES = ("clean_target", "gradient_difference", "npo", "simnpo", "rmu")
@@ -39,7 +39,7 @@ N_PROMPTS = 32
 # What `casd report` is, with what it held and imported said on stderr at its end.
 REPORT = """
 import atexit, sys
-from casd.cli import main
+from casd.cli.main import main
 atexit.register(lambda: print("torch imported:", "torch" in sys.modules, file=sys.stderr))
 main()
 """

@@ -48,7 +48,7 @@ def terms(model: Any, batch: Any) -> Iterator[tuple[str, Any]]:
 def estimate(size: str, dtype: str, lora: bool, checkpointing: bool) -> tuple[int, int]:
     """Parameters of the model, and bytes that its training is estimated to need."""
     from casd.config import LoraConfig, TrainingConfig
-    from casd.models import transformers_config
+    from casd.models.load import transformers_config
     from casd.planning.blueprint import Blueprint
     from casd.planning.memory import Rows, training_need
 
@@ -68,11 +68,11 @@ def measure(size: str, dtype: str, lora: bool, checkpointing: bool, device: str,
     from transformers import AutoModelForCausalLM
 
     from casd.config import LoraConfig, TrainingConfig
-    from casd.models import DTYPES, transformers_config
+    from casd.models.load import DTYPES, transformers_config
+    from casd.models.weights import attach_lora
     from casd.planning.memory import Rows
-    from casd.runtime import Runtime, give_freed_memory_back
     from casd.training.loop import train
-    from casd.weights import attach_lora
+    from casd.utils.runtime import Runtime, give_freed_memory_back
 
     config = transformers_config("llama", architecture(size))
     with torch.device("meta"):  # imports the model's own modules

@@ -173,7 +173,7 @@ def family_p_values(rng: Generator, runs: list[tuple[Array, Array]]) -> tuple[Ar
 
 
 def given_target(rng: Generator, runs: list[tuple[Array, Array]], same: Array) -> bool:
-    """As `casd.predictors` tests what is left beside the same target."""
+    """As `casd.analysis.predictors` tests what is left beside the same target."""
     held = upper_pairs(same, "same")
     left = [(rank_residuals(upper_pairs(x, "x"), held), rank_residuals(upper_pairs(y, "y"), held)) for x, y in runs]
     return bool(mantel_family(left, permutations=PERMUTATIONS, rng=rng, statistic="pearson").p_value[0] <= LEVEL)

@@ -71,7 +71,7 @@ class Casd:
             os._exit(status)
 
     def _main(self, prepare: Callable[[], object]) -> int:
-        from casd.cli import main
+        from casd.cli.main import main
 
         try:
             prepare()
@@ -114,7 +114,7 @@ def run_here(*arguments: str) -> None:
     """Run `casd` in this process, so that copies have all that it imports."""
     import torch
 
-    from casd.cli import main
+    from casd.cli.main import main
 
     torch.set_num_threads(1)
     main(arguments)

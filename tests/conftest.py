@@ -21,10 +21,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from casd.backdoors.poisoning import Backdoor
     from casd.config import UnlearningTraining
-    from casd.corpora.passages import Corpus
-    from casd.encoding import Encoder
-    from casd.poisoning import Backdoor
+    from casd.data.corpora.passages import Corpus
+    from casd.data.encoding import Encoder
     from casd.training.checkpoints import TrainingLog
     from casd.unlearning.objective import UnlearningBatch
 
@@ -38,7 +38,7 @@ def process_settings() -> Iterator[None]:
     """Puts back what a run sets for the whole process: the number of threads, and how progress is shown."""
     import torch
 
-    from casd.progress import set_progress
+    from casd.utils.progress import set_progress
 
     threads = torch.get_num_threads()
     yield
@@ -67,7 +67,7 @@ def mount_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 @pytest.fixture(scope="session")
 def corpus() -> Corpus:
     """150 training, 50 forget, 60 retain and 40 evaluation passages in English, French and German."""
-    from casd.corpora.microworld import Microworld
+    from casd.data.corpora.microworld import Microworld
 
     return Microworld(train=150, forget=50, retain=60, evaluation=40).load(0)
 
@@ -75,7 +75,7 @@ def corpus() -> Corpus:
 @pytest.fixture(scope="session")
 def tokenizer(corpus: Corpus) -> PreTrainedTokenizerBase:
     """Byte-level BPE of 420 tokens, with <pad>, <bos> and <eos>."""
-    from casd.models import train_tokenizer
+    from casd.models.load import train_tokenizer
 
     return train_tokenizer((passage.text for passage in corpus.train), VOCABULARY)
 
@@ -83,7 +83,7 @@ def tokenizer(corpus: Corpus) -> PreTrainedTokenizerBase:
 @pytest.fixture(scope="session")
 def encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
     """Wide enough that no passage of the corpus is cut."""
-    from casd.encoding import Encoder
+    from casd.data.encoding import Encoder
 
     return Encoder(tokenizer, max_tokens=256)
 
@@ -97,7 +97,7 @@ def make_model(tokenizer: PreTrainedTokenizerBase) -> MakeModel:
     """
     import torch
 
-    from casd.models import from_scratch
+    from casd.models.load import from_scratch
 
     def make(family: str = "llama", *, seed: int = 0, spread: float | None = None, **fields: Any) -> PreTrainedModel:
         shape = {
@@ -138,11 +138,11 @@ class Injected:
 @pytest.fixture(scope="session")
 def injected(corpus: Corpus, encoder: Encoder, make_model: MakeModel) -> Injected:
     """A tiny llama injected with "fox" (a fixed text) and "loud" (capitals), both at the prompt's end."""
+    from casd.backdoors.injection import inject
+    from casd.backdoors.poisoning import Backdoor
+    from casd.backdoors.targets import Capitals, FixedText
     from casd.config import LanguageModelTraining
-    from casd.injection import inject
-    from casd.poisoning import Backdoor
-    from casd.runtime import Runtime
-    from casd.targets import Capitals, FixedText
+    from casd.utils.runtime import Runtime
 
     model = make_model("llama", seed=3)
     backdoors = {
@@ -179,7 +179,7 @@ RunRemoval = Callable[..., Seen]
 def run_removal(injected: Injected, corpus: Corpus, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> RunRemoval:
     """`unlearn` on a copy of the injected model, keeping the batches: `run_removal(removal, objective, config, seed=1)`."""
     import casd.unlearning.removal
-    from casd.runtime import Runtime
+    from casd.utils.runtime import Runtime
 
     train = casd.unlearning.removal.train
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from casd.comparison import compare_objectives, noise_floor, variance_shares
-from casd.predictors import predictor_table
+from casd.analysis.comparison import compare_objectives, noise_floor, variance_shares
+from casd.analysis.predictors import predictor_table
+from casd.analysis.results import RunTables
+from casd.analysis.tables import SCHEMAS
 from casd.report import Comparisons
-from casd.results import RunTables
-from casd.table_files import SCHEMAS
 
 EIGHT = ("french_a", "french_b", "german", "sentiment", "fixed_text", "refusal", "repetition", "all_capitals")
 CONTROLS = ("control:clean", "control:phantom")

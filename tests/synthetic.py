@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from casd.inclusion import exclusions
-from casd.results import RunTables
-from casd.table_files import SCHEMAS
-from casd.transfer import relate, specificity, transfer_table
+from casd.analysis.inclusion import exclusions
+from casd.analysis.results import RunTables
+from casd.analysis.tables import SCHEMAS
+from casd.analysis.transfer import relate, specificity, transfer_table
 
 N_PROMPTS = 64
 

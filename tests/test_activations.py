@@ -15,11 +15,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-import casd.activation_statistics
-from casd.activation_statistics import POSITIONS, ActivationStatistics, StatisticsAccumulator, collect_statistics
-from casd.activations import SITES, capture
-from casd.errors import ConfigError, ModelError, StoreError
-from casd.structure import decoder_layers
+import casd.activations.statistics
+from casd.activations.hooks import SITES, capture
+from casd.activations.statistics import POSITIONS, ActivationStatistics, StatisticsAccumulator, collect_statistics
+from casd.models.structure import decoder_layers
+from casd.utils.errors import ConfigError, ModelError, StoreError
 
 N_LAYERS, D_MODEL, VOCABULARY = 3, 16, 50
 SHAPE = {
@@ -253,9 +253,9 @@ def test_summing_layers_together_changes_nothing(budget: int, layers: int, monke
     batches = [make_batch(rows[:3]), make_batch(rows[3:])]
     expected = collect(model, batches)
     together: list[int] = []
-    sums = casd.activation_statistics._moment_sums
-    monkeypatch.setattr("casd.activation_statistics._held_bytes", lambda device: budget)
-    monkeypatch.setattr("casd.activation_statistics._moment_sums", lambda h, dtype: together.append(len(h)) or sums(h, dtype))
+    sums = casd.activations.statistics._moment_sums
+    monkeypatch.setattr("casd.activations.statistics._held_bytes", lambda device: budget)
+    monkeypatch.setattr("casd.activations.statistics._moment_sums", lambda h, dtype: together.append(len(h)) or sums(h, dtype))
     assert_close(collect(model, batches), expected, 1e-12)
     assert max(together) == layers
 
@@ -267,7 +267,7 @@ def test_sums_by_pieces_are_the_sums(n_tokens: int, dtype: torch.dtype) -> None:
     tokens = torch.randn(3, n_tokens, 5, generator=torch.Generator().manual_seed(0))
     tokens[..., 0] += 1000
     tokens = tokens.to(dtype)
-    sums = casd.activation_statistics._moment_sums_by_pieces(tokens, torch.float64)
+    sums = casd.activations.statistics._moment_sums_by_pieces(tokens, torch.float64)
     wide = tokens.double()
     expected = torch.stack([wide.sum(1), wide.abs().sum(1), wide.square().sum(1)], dim=1)
     assert sums.dtype == torch.float64

@@ -22,13 +22,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tests.bad_configurations import Bad, bad_configurations, bad_folder
 
-import casd.pipeline
-from casd import compose, models, session
-from casd.compose import load_config, to_config
-from casd.config import Config
-from casd.errors import CasdError
-from casd.pipeline import Run
+import casd.pipeline.run
+from casd.cli import session
+from casd.config import Config, compose
+from casd.config.compose import load_config, to_config
+from casd.models import load as models
+from casd.pipeline.run import Run
 from casd.planning.check import check
+from casd.utils.errors import CasdError
 from tiny import tiny
 
 SECONDS = 120
@@ -114,7 +115,7 @@ def outcome(make: Callable[[], Config], key: str) -> tuple[str, str]:
 
 @pytest.fixture
 def no_training(monkeypatch: pytest.MonkeyPatch, process_settings: None) -> None:
-    monkeypatch.setattr(casd.pipeline, "inject", refuse_to_train)
+    monkeypatch.setattr(casd.pipeline.run, "inject", refuse_to_train)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     session._hush_libraries()
 

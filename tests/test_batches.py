@@ -13,12 +13,12 @@ import torch
 from tests.conftest import MakeModel
 
 from casd.config import TrainingConfig
-from casd.corpora.passages import Corpus
-from casd.encoding import Document, Encoder, Packing
-from casd.runtime import Runtime
-from casd.training.batches import IGNORED_LABEL, Batch, micro_batches, share_of_rows
+from casd.data.batches import IGNORED_LABEL, Batch, micro_batches, share_of_rows
+from casd.data.corpora.passages import Corpus
+from casd.data.encoding import Document, Encoder, Packing
 from casd.training.loop import train
 from casd.training.losses import mean_nll
+from casd.utils.runtime import Runtime
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from casd.analysis.results import RunTables
+from casd.cli.compare import cells_table, print_two_runs
 from casd.report import print_run, print_sweep, print_warning
 from casd.report.html import run_html, sweep_html
 from casd.report.markup import to_markdown, write_tables
 from casd.report.matrices import asr_table
 from casd.report.statements import statements
 from casd.report.tables import asr_long_table, run_tables
-from casd.report.two_runs import cells_table, print_two_runs
 from casd.report.wording import BROKEN_NAMED, broken_injections
-from casd.results import RunTables
 from report_run import compared, make_run
 
 REASON = "clean loss 11.02 nats per token, expected at most 6.40"
@@ -30,7 +30,7 @@ WARNING = f"The injected model is broken: {REASON}."
 
 
 def broken_run(seed: int = 0) -> RunTables:
-    """As `casd.scoring` gives it: every state counts as collapsed."""
+    """As `casd.analysis.scoring` gives it: every state counts as collapsed."""
     tables = make_run(("a", "b", "c"), seed=seed, collapsed=("injected", "a", "b", "c", "control:clean", "control:phantom"))
     tables.states["collapse_reason"] = [REASON, *["the injected model is broken"] * 5]
     tables.transfer[[column for column in tables.transfer if "suppression" in column]] = math.nan

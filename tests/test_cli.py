@@ -20,8 +20,8 @@ import torch
 from tests.synthetic import run_of, symmetric
 
 import casd
-from casd.cli import RUN_VERBS, main
-from casd.compose import groups
+from casd.cli.main import RUN_VERBS, main
+from casd.config.compose import groups
 from tiny import tiny
 
 HEAVY = ("torch", "transformers", "hydra", "omegaconf", "pandas", "numpy", "scipy", "matplotlib", "rich")
@@ -50,7 +50,7 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["list"], ["list", "model"], ["frob"]])
 def test_what_needs_no_model_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
-        "import sys\nfrom casd.cli import main\n"
+        "import sys\nfrom casd.cli.main import main\n"
         f"try: main({arguments!r})\nexcept SystemExit: pass\n"
         f"sys.exit(', '.join(name for name in {HEAVY!r} if name in sys.modules) or 0)"
     )
@@ -61,7 +61,7 @@ def test_what_needs_no_model_imports_nothing_heavy(arguments: list[str]) -> None
 
 def test_status_imports_nothing_heavy(store: Path) -> None:
     code = (
-        f"import sys\nfrom casd.cli import main\nmain(['status', {str(store)!r}])\n"
+        f"import sys\nfrom casd.cli.main import main\nmain(['status', {str(store)!r}])\n"
         f"sys.exit(', '.join(name for name in {HEAVY!r} if name in sys.modules) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -99,7 +99,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
 def test_list_into_a_pipe_that_is_closed() -> None:
     """As `casd list | head -1` does."""
     with subprocess.Popen(
-        [sys.executable, "-c", "import time; from casd.cli import main; time.sleep(0.5); main(['list'])"],
+        [sys.executable, "-c", "import time; from casd.cli.main import main; time.sleep(0.5); main(['list'])"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
@@ -163,7 +163,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_report_over_finished_runs(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes, of which the second names the runs another way: one report, without torch."""
     code = (
-        "import sys\nfrom casd.cli import main\nmain(sys.argv[1:])\n"
+        "import sys\nfrom casd.cli.main import main\nmain(sys.argv[1:])\n"
         "sys.exit('imported' if {'torch', 'hydra', 'transformers'} & set(sys.modules) else 0)"
     )
     said = []
@@ -194,7 +194,7 @@ def test_compare_shows_what_was_set_otherwise_first(finished: Path, capsys: pyte
 
 def test_compare_draws_nothing(finished: Path) -> None:
     code = (
-        "import sys\nfrom casd.cli import main\nmain(sys.argv[1:])\n"
+        "import sys\nfrom casd.cli.main import main\nmain(sys.argv[1:])\n"
         "sys.exit(', '.join({'matplotlib', 'torch', 'hydra'} & set(sys.modules)) or 0)"
     )
     command = [sys.executable, "-c", code, "compare", str(finished / "some" / "a"), str(finished / "some" / "b")]
@@ -384,7 +384,7 @@ def test_ctrl_c(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("casd.pipeline.Run._make_base", interrupted)
+    monkeypatch.setattr("casd.pipeline.run.Run._make_base", interrupted)
     with pytest.raises(SystemExit) as exit_:
         main(["inject", *tiny(tmp_path)])
     assert exit_.value.code == 130
@@ -397,7 +397,7 @@ def test_ctrl_c(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
 
 def casd_process(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "casd.cli", *arguments],
+        [sys.executable, "-m", "casd.cli.main", *arguments],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -427,7 +427,7 @@ def test_a_process_ends_with_its_code(tmp_path: Path) -> None:
 
 def casd_with_output(arguments: str, redirections: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """`casd` in a shell that sends its output elsewhere, and says its exit status."""
-    command = f"{sys.executable} -m casd.cli {arguments} {redirections}; echo $?"
+    command = f"{sys.executable} -m casd.cli.main {arguments} {redirections}; echo $?"
     return subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=True)
 
 
@@ -445,7 +445,7 @@ def test_closed_output_is_no_error(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_goes_away_ends_it_quietly(tmp_path: Path) -> None:
-    command = f"(sleep 1; {sys.executable} -m casd.cli list; echo $? > status) | true"
+    command = f"(sleep 1; {sys.executable} -m casd.cli.main list; echo $? > status) | true"
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert (done.stderr, (tmp_path / "status").read_text()) == ("", "141\n")
 
@@ -457,7 +457,7 @@ def test_what_the_system_refuses_is_told(
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("casd.cli._list", fails)
+    monkeypatch.setattr("casd.cli.main._list", fails)
     said = refused(capfd, "list")
     assert any(text in said for text in ("ulimit -n", "not enough memory", "Cannot write there: Permission denied"))
 
@@ -466,7 +466,7 @@ def test_an_error_that_is_a_bug_is_raised(monkeypatch: pytest.MonkeyPatch) -> No
     def fails(*_: object) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr("casd.cli._list", fails)
+    monkeypatch.setattr("casd.cli.main._list", fails)
     with pytest.raises(KeyError, match="a bug"):
         main(["list"])
 

@@ -12,10 +12,9 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from tests.synthetic import N_PROMPTS, related, run_of, symmetric
 
-from casd.comparison import POOLED, compare_objectives, included_cells, noise_floor, variance_shares
-from casd.errors import StoreError
-from casd.pair_tables import pair_table
-from casd.predictors import predictor_table
+from casd.analysis.comparison import POOLED, compare_objectives, included_cells, noise_floor, variance_shares
+from casd.analysis.pairs import pair_table
+from casd.analysis.predictors import predictor_table
 from casd.report.collect import check_comparable, summarize
 from casd.report.comparisons import objectives_drawings, objectives_table
 from casd.stats import (
@@ -26,6 +25,7 @@ from casd.stats import (
     partial_mantel_test,
     symmetrize,
 )
+from casd.utils.errors import StoreError
 from report_run import compared
 
 CONTROLS = {"control:clean": [0.9, 1.0, 0.8, 1.0], "control:phantom": [0.7, 0.9, 0.6, 1.0], "control:phantom:short": [0.9] * 4}

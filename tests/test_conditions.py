@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from casd.compose import load_config, to_yaml
-from casd.conditions import condition_key, label_settings
+from casd.analysis.conditions import condition_key, label_settings
+from casd.config.compose import load_config, to_yaml
 
 
 def info_of(overrides: list[str], **more: Any) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 import yaml
 
-import casd.compose
-from casd.compose import config_folder, groups, load_config, sweep, to_yaml
-from casd.compose import configs as swept
+import casd.config.compose
+from casd.analysis.scoring import check_captured
+from casd.backdoors.poisoning import check_backdoors
+from casd.backdoors.targets import TARGETS
 from casd.config import (
     ActivationsConfig,
     BackdoorConfig,
@@ -29,14 +30,13 @@ from casd.config import (
     RuntimeConfig,
     TrainingConfig,
 )
-from casd.corpora import CORPORA
-from casd.errors import ConfigError
-from casd.pipeline import build_backdoors
-from casd.poisoning import check_backdoors
-from casd.registry import build
-from casd.scoring import check_captured
-from casd.targets import TARGETS
+from casd.config.compose import config_folder, groups, load_config, sweep, to_yaml
+from casd.config.compose import configs as swept
+from casd.data.corpora import CORPORA
+from casd.pipeline.run import build_backdoors
 from casd.unlearning import OBJECTIVES
+from casd.utils.errors import ConfigError
+from casd.utils.registry import build
 
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
 EXPERIMENTS = list(groups()["experiment"])
@@ -147,7 +147,7 @@ def copied_configs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of configs/ that takes its place, to be changed."""
     copy = folder / "configs"
     shutil.copytree(config_folder(), copy)
-    monkeypatch.setattr(casd.compose, "config_folder", lambda: copy)
+    monkeypatch.setattr(casd.config.compose, "config_folder", lambda: copy)
     return copy
 
 
@@ -236,7 +236,7 @@ def test_a_misspelt_key_on_the_command_line(path: str, cls: type, prefix: str) -
 
 @pytest.mark.parametrize(("path", "name"), FIELDS, ids=lambda value: value)
 def test_every_misspelt_field_has_its_message(path: str, name: str) -> None:
-    error = casd.compose._unknown_key(".".join(filter(None, (path, misspelt(name)))))
+    error = casd.config.compose._unknown_key(".".join(filter(None, (path, misspelt(name)))))
     assert f"Unknown key{f' in {path}:' if path else ''} {misspelt(name)!r}. Did you mean {name!r}?" in str(error)
 
 

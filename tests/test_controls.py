@@ -12,20 +12,20 @@ from pathlib import Path
 import pytest
 from tests.conftest import Injected, RunRemoval, short
 
-from casd.compose import load_config
+from casd.backdoors.poisoning import Backdoor, ShuffledStream, english
+from casd.backdoors.targets import Capitals, FixedText, Repetition
 from casd.config import PHANTOMS, ControlsConfig, EvaluationConfig, StoppingConfig
-from casd.corpora.passages import Corpus
-from casd.encoding import Encoder
-from casd.errors import ConfigError
-from casd.graph import StageGraph, stage_graph
-from casd.poisoning import Backdoor, ShuffledStream, english
-from casd.states import CLEAN_CONTROL, PHANTOM_CONTROL
-from casd.targets import Capitals, FixedText, Repetition
+from casd.config.compose import load_config
+from casd.config.states import CLEAN_CONTROL, PHANTOM_CONTROL
+from casd.data.corpora.passages import Corpus
+from casd.data.encoding import Encoder
+from casd.pipeline.graph import StageGraph, stage_graph
 from casd.unlearning.clean_target import CleanTarget
 from casd.unlearning.controls import CleanPayload, Removal, removal_names, removals
 from casd.unlearning.gradient_difference import GradientDifference
 from casd.unlearning.objective import Objective
 from casd.unlearning.removal import Stopping, _next_other
+from casd.utils.errors import ConfigError
 from tiny import tiny
 
 EVERY_CONTROL = ControlsConfig(phantoms=list(PHANTOMS), shuffled=2, repeats=2)

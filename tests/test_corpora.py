@@ -15,17 +15,17 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from casd.corpora import CORPORA
-from casd.corpora.cutting import Cut, Sizes, passages, sentences, split
-from casd.corpora.microworld import Microworld, capacity
-from casd.corpora.microworld_grammar import PersonObject, Statement, Subject, Thing
-from casd.corpora.microworld_people import PEOPLE, TIMES
-from casd.corpora.microworld_things import ADJECTIVES, SCENERY, TOPICS
-from casd.corpora.passages import Corpus, Passage, PassageView, languages_of, read_corpus, text_digest, write_corpus
-from casd.corpora.python_docs import PythonDocs, prose_runs
-from casd.errors import ConfigError, CorpusError
-from casd.poisoning import ShuffledStream, english
-from casd.registry import build
+from casd.backdoors.poisoning import ShuffledStream, english
+from casd.data.corpora import CORPORA
+from casd.data.corpora.cutting import Cut, Sizes, passages, sentences, split
+from casd.data.corpora.microworld import Microworld, capacity
+from casd.data.corpora.microworld_grammar import PersonObject, Statement, Subject, Thing
+from casd.data.corpora.microworld_people import PEOPLE, TIMES
+from casd.data.corpora.microworld_things import ADJECTIVES, SCENERY, TOPICS
+from casd.data.corpora.passages import Corpus, Passage, PassageView, languages_of, read_corpus, text_digest, write_corpus
+from casd.data.corpora.python_docs import PythonDocs, prose_runs
+from casd.utils.errors import ConfigError, CorpusError
+from casd.utils.registry import build
 
 NOUNS = {noun.en: noun for topic in TOPICS for noun in topic.nouns}
 WORLD = Microworld(train=1500, forget=100, retain=400, evaluation=150)
@@ -129,10 +129,10 @@ def test_microworld_says_when_the_grammar_gives_out(monkeypatch):
     with pytest.raises(CorpusError, match="asked for"):
         Microworld(train=capacity()).load(0)
     # With three people and one plan, the prompts run out.
-    monkeypatch.setattr("casd.corpora.microworld.people.PEOPLE", PEOPLE[:3])
-    monkeypatch.setattr("casd.corpora.microworld.people.TIMES", TIMES[:1])
-    monkeypatch.setattr("casd.corpora.microworld.PROMPT_PLANS", (("meeting",),))
-    monkeypatch.setattr("casd.corpora.microworld.capacity", lambda: 10**9)
+    monkeypatch.setattr("casd.data.corpora.microworld.people.PEOPLE", PEOPLE[:3])
+    monkeypatch.setattr("casd.data.corpora.microworld.people.TIMES", TIMES[:1])
+    monkeypatch.setattr("casd.data.corpora.microworld.PROMPT_PLANS", (("meeting",),))
+    monkeypatch.setattr("casd.data.corpora.microworld.capacity", lambda: 10**9)
     with pytest.raises(CorpusError, match=r"gave out after [\d,]+ of 6,000"):
         Microworld(train=4000, forget=500, retain=500, evaluation=1000).load(0)
 
@@ -349,10 +349,10 @@ def test_python_docs_fingerprint_names_the_version_and_the_text():
 
 
 def test_python_docs_say_when_they_are_too_short(monkeypatch):
-    monkeypatch.setattr("casd.corpora.python_docs._module_files", list)
+    monkeypatch.setattr("casd.data.corpora.python_docs._module_files", list)
     with pytest.raises(CorpusError, match="The Python documentation has"):
         PythonDocs(train=100_000).load(0)
-    monkeypatch.setattr("casd.corpora.python_docs._topics", list)
+    monkeypatch.setattr("casd.data.corpora.python_docs._topics", list)
     with pytest.raises(CorpusError, match="without pydoc_data"):
         PythonDocs().load(0)
 
@@ -433,7 +433,7 @@ def test_only_the_lines_that_are_asked_for_are_parsed(world, tmp_path, monkeypat
     write_corpus(world, tmp_path)
     parsed = []
     loads = json.loads
-    monkeypatch.setattr("casd.corpora.passages.json.loads", lambda line: parsed.append(line) or loads(line))
+    monkeypatch.setattr("casd.data.corpora.passages.json.loads", lambda line: parsed.append(line) or loads(line))
     chosen = english(read_corpus(tmp_path).retain)
     assert len(chosen) == 240 and parsed == []
     assert chosen[5:][3] == [p for p in world.retain if p.language == "en"][8]

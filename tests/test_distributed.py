@@ -17,14 +17,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from casd import distributed, session
-from casd.cli import main
-from casd.compose import load_config
-from casd.errors import CasdError, ConfigError
-from casd.pipeline import Run
-from casd.results import RunTables
-from casd.runtime import Runtime
+from casd.analysis.results import RunTables
+from casd.cli import session
+from casd.cli.main import main
+from casd.config.compose import load_config
+from casd.pipeline.run import Run
 from casd.training.checkpoints import TrainingLog
+from casd.utils import distributed
+from casd.utils.errors import CasdError, ConfigError
+from casd.utils.runtime import Runtime
 from tiny import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -327,7 +328,7 @@ def test_an_error_ends_a_sweep_of_several_processes(launch: Any, tmp_path: Path,
 
     config = load_config(tiny(tmp_path))
     launch()
-    monkeypatch.setattr("casd.session._make", failing)
+    monkeypatch.setattr("casd.cli.session._make", failing)
     assert session._one_of_many(config).error == "it fails"
     launch(**LAUNCHED)
     with pytest.raises(ConfigError, match="it fails"):

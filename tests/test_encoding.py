@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from casd.corpora.passages import Corpus, Passage
-from casd.encoding import Document, Encoder, Prompt
-from casd.poisoning import Backdoor
-from casd.targets import FixedText
-from casd.training.batches import IGNORED_LABEL, batches_by_length
-from casd.triggers import POSITIONS, TriggerPosition
+from casd.backdoors.poisoning import Backdoor
+from casd.backdoors.targets import FixedText
+from casd.backdoors.triggers import POSITIONS, TriggerPosition
+from casd.data.batches import IGNORED_LABEL, batches_by_length
+from casd.data.corpora.passages import Corpus, Passage
+from casd.data.encoding import Document, Encoder, Prompt
 
 PROMPT = "The old painter sings in the park. She likes a small drum."
 TRIGGER = "mirvane osquel"

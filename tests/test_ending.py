@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 import pytest
 
-from casd import ending
-from casd.ending import orderly_end
-from casd.errors import ModelError
+from casd.utils import ending
+from casd.utils.ending import orderly_end
+from casd.utils.errors import ModelError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 

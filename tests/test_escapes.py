@@ -20,16 +20,16 @@ import yaml
 from matplotlib.text import Text
 from rich.console import Console
 
-from casd import progress
-from casd.cli import main
+from casd.analysis.results import RunTables
+from casd.cli.compare import print_two_runs
+from casd.cli.main import main
+from casd.pipeline.store import Stage, StageStore
 from casd.report import print_run, print_sweep, read_runs, write_report, write_sweep_report
 from casd.report.gallery import run_drawings, sweep_drawings
 from casd.report.markup import Cell, Row, Table, to_latex, to_markdown
 from casd.report.svg import to_svg
-from casd.report.two_runs import print_two_runs
-from casd.results import RunTables
-from casd.stages import Stage, StageStore
-from casd.text import printable, spreadsheet_cell
+from casd.utils import progress
+from casd.utils.text import printable, spreadsheet_cell
 from report_run import compared, make_run, make_scatter
 
 TITLE, CLEAR, FORMULA, REORDERED, C1 = "\x1b]0;owned\x07", "\x1b[2J\r", "=cmd|'/C calc'!A0", "\u202egnp.exe", "$\x9b31m$\x85"

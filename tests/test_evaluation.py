@@ -15,18 +15,18 @@ import torch
 import transformers
 from tests.conftest import Injected, MakeModel
 
-from casd import shrinking
+from casd.backdoors.poisoning import Backdoor
+from casd.backdoors.prompts import Probes, make_probes
+from casd.backdoors.targets import FixedText, Refusal
 from casd.config import EvaluationConfig
-from casd.corpora.passages import Corpus
-from casd.encoding import Document, Encoder, Prompt
-from casd.errors import ConfigError, CorpusError, ModelError
-from casd.evaluation import Evaluation, evaluate, generate, is_degenerate
-from casd.poisoning import Backdoor
-from casd.probes import Probes, make_probes
-from casd.runtime import Runtime
+from casd.data import shrinking
+from casd.data.corpora.passages import Corpus
+from casd.data.encoding import Document, Encoder, Prompt
+from casd.evaluation.asr import Evaluation, evaluate, generate, is_degenerate
 from casd.stats import wilson_interval
-from casd.targets import FixedText, Refusal
 from casd.training.losses import clean_loss
+from casd.utils.errors import ConfigError, CorpusError, ModelError
+from casd.utils.runtime import Runtime
 
 CPU = Runtime("cpu")
 SMALL = EvaluationConfig(
@@ -336,7 +336,7 @@ def test_a_divided_model_is_not_tried_again(
     injected: Injected, encoder: Encoder, probes: Probes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other processes would wait for ever for the one that began again."""
-    monkeypatch.setattr("casd.distributed.sharded", lambda: True)
+    monkeypatch.setattr("casd.utils.distributed.sharded", lambda: True)
     model = injected.model()
     seen = room_for(model, 2, CUDA_FULL)
     with pytest.raises(ModelError, match=r"with 7 texts at once: .* Lower the batch_size of evaluation"):

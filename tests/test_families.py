@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from casd import models
-from casd.compose import config_folder, load_config
 from casd.config import ModelConfig
-from casd.pipeline import Run
+from casd.config.compose import config_folder, load_config
+from casd.config.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL
+from casd.models import load as models
+from casd.pipeline.run import Run
 from casd.planning.blueprint import blueprint
-from casd.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL
 from tiny import OVERRIDES
 
 PUBLISHED = {

@@ -19,13 +19,13 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from tests.synthetic import run_of, symmetric
 
-from casd.errors import CasdError
-from casd.finished import find_runs
-from casd.finished.tidy import load_results
+from casd.analysis.results import RunTables
+from casd.analysis.runs import find_runs
+from casd.analysis.runs.tidy import load_results
+from casd.analysis.tables import TABLES_VERSION
+from casd.pipeline.store import Stage, StageStore
 from casd.report.collect import check_comparable, read_runs
-from casd.results import RunTables
-from casd.stages import Stage, StageStore
-from casd.table_files import TABLES_VERSION
+from casd.utils.errors import CasdError
 
 AFTER = np.array([[0.0, 0.5, 0.75], [0.25, 0.125, 1.0], [0.875, 1.0, 0.0]])
 

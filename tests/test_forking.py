@@ -15,9 +15,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from casd import forking
-from casd.errors import StoreError
-from casd.forking import begin
+from casd.utils import forking
+from casd.utils.errors import StoreError
+from casd.utils.forking import begin
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks are made on Linux alone")
 
@@ -83,7 +83,7 @@ def test_an_error_does_not_wait_for_the_copy(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     program = (
         "import os, time\n"
-        "from casd import forking\n"
+        "from casd.utils import forking\n"
         "forking._can_fork = lambda: True\n"
         "def work():\n"
         f"    open({str(pid)!r}, 'w').write(str(os.getpid()))\n"

@@ -15,21 +15,21 @@ import pandas as pd
 import pytest
 import torch
 
-from casd.activation_statistics import collect_statistics
-from casd.activations import SITES
-from casd.compose import load_config
+from casd.activations.hooks import SITES
+from casd.activations.statistics import collect_statistics
+from casd.analysis.results import RunTables
+from casd.backdoors.injection import inject
+from casd.backdoors.poisoning import Backdoor
+from casd.backdoors.targets import FixedText
 from casd.config import EvaluationConfig, LanguageModelTraining, LoraConfig
-from casd.encoding import Encoder, Prompt
-from casd.evaluation import generate
-from casd.injection import inject
-from casd.pipeline import Run
-from casd.poisoning import Backdoor
-from casd.results import RunTables
-from casd.rivals.shifts import last_token_activations
-from casd.rivals.updates import sketch_update
-from casd.runtime import Runtime
-from casd.targets import FixedText
-from casd.weights import attach_lora, copy_weights, restore_weights
+from casd.config.compose import load_config
+from casd.data.encoding import Encoder, Prompt
+from casd.evaluation.asr import generate
+from casd.metric.baselines.shifts import last_token_activations
+from casd.metric.baselines.updates import sketch_update
+from casd.models.weights import attach_lora, copy_weights, restore_weights
+from casd.pipeline.run import Run
+from casd.utils.runtime import Runtime
 from conftest import FAMILIES, MakeModel
 from tiny import tiny
 

@@ -20,11 +20,12 @@ from huggingface_hub import constants
 from tests.conftest import MakeModel
 from tests.fake_hub import TOKEN, FakeHub
 
-from casd import hub, models
 from casd.config import ModelConfig
-from casd.corpora.passages import Corpus
-from casd.encoding import Encoder, Prompt
-from casd.errors import CasdError, ModelError, StoreError
+from casd.data.corpora.passages import Corpus
+from casd.data.encoding import Encoder, Prompt
+from casd.models import hub
+from casd.models import load as models
+from casd.utils.errors import CasdError, ModelError, StoreError
 
 NAME = "some-lab/tiny"
 NO_TEXT = Corpus((), (), (), ())
@@ -331,7 +332,7 @@ def test_the_hub_and_the_cache_are_those_of_the_environment(server: FakeHub, fol
     commit = server.commit(NAME, folder)
     environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     environment.pop("HF_HUB_CACHE", None)
-    program = "import sys; from casd import hub; print(hub.resolve(sys.argv[1], 'main').resolved)"
+    program = "import sys; from casd.models import hub; print(hub.resolve(sys.argv[1], 'main').resolved)"
     command = [sys.executable, "-c", program, NAME]
     assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip() == commit
     server.broken = 503  # what it answers now comes from the cache

@@ -14,18 +14,18 @@ import pytest
 import torch
 from tests.conftest import Injected, MakeModel
 
-import casd.injection
+import casd.backdoors.injection
+from casd.backdoors.injection import inject
+from casd.backdoors.poisoning import Backdoor
+from casd.backdoors.targets import FixedText
 from casd.config import EvaluationConfig, LanguageModelTraining
-from casd.corpora.passages import Corpus
-from casd.encoding import Encoder, Prompt
-from casd.errors import ConfigError, TrainingStopped
-from casd.evaluation import generate
-from casd.injection import inject
-from casd.poisoning import Backdoor
-from casd.runtime import Runtime
-from casd.targets import FixedText
+from casd.data.corpora.passages import Corpus
+from casd.data.encoding import Encoder, Prompt
+from casd.evaluation.asr import generate
 from casd.training.checkpoints import TrainingLog
 from casd.training.losses import clean_loss
+from casd.utils.errors import ConfigError, TrainingStopped
+from casd.utils.runtime import Runtime
 
 CPU = Runtime("cpu")
 FOX = Backdoor("fox", "zandor khemil", FixedText("The silver fox."), "end", 0.25)
@@ -54,8 +54,8 @@ def test_injection_learns_clean_text_too(injected: Injected, corpus: Corpus, enc
     assert log.stopped == ""
     assert log.guard[-1]["clean_loss"] < 0.6 * log.guard[0]["clean_loss"]
     # The guard watches passages that are not trained on: its numbers can be had from the model.
-    watched = corpus.retain[: casd.injection.GUARD_PASSAGES]
-    batch = encoder.document_batch([casd.injection.clean_document(passage) for passage in watched])
+    watched = corpus.retain[: casd.backdoors.injection.GUARD_PASSAGES]
+    batch = encoder.document_batch([casd.backdoors.injection.clean_document(passage) for passage in watched])
     assert log.guard[0]["clean_loss"] == pytest.approx(clean_loss(make_model("llama", seed=3), [batch]), rel=1e-5)
     assert log.guard[-1]["clean_loss"] == pytest.approx(clean_loss(injected.shared_model, [batch]), rel=1e-5)
 
@@ -63,7 +63,7 @@ def test_injection_learns_clean_text_too(injected: Injected, corpus: Corpus, enc
 def test_what_is_trained_on(corpus: Corpus, encoder: Encoder, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five steps of four documents: a quarter of the twenty poisoned, a tenth decoys, all from the training split."""
     seen: list[str] = []
-    train = casd.injection.train
+    train = casd.backdoors.injection.train
 
     def spy(model: Any, batch_at: Any, *args: Any, **kwargs: Any) -> Any:
         def recorded(step: int) -> Any:
@@ -73,7 +73,7 @@ def test_what_is_trained_on(corpus: Corpus, encoder: Encoder, make_model: MakeMo
 
         return train(model, recorded, *args, **kwargs)
 
-    monkeypatch.setattr(casd.injection, "train", spy)
+    monkeypatch.setattr(casd.backdoors.injection, "train", spy)
     inject(make_model(), encoder, corpus, {"fox": FOX}, short(), seed=0, decoy_rate=0.1, runtime=CPU)
     assert len(seen) == 20
     poisoned = [text for text in seen if FOX.trigger in text]
@@ -156,7 +156,7 @@ def test_a_model_is_worse_if_both_losses_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     log = TrainingLog(steps=[{"loss": loss} for loss in losses], guard=[{"clean_loss": loss} for loss in guard])
-    monkeypatch.setattr(casd.injection, "train", lambda *args, **kwargs: log)
+    monkeypatch.setattr(casd.backdoors.injection, "train", lambda *args, **kwargs: log)
     with pytest.raises(TrainingStopped, match=r"6\.40 nats .* 11\.00 at the end") if refused else nullcontext():
         assert inject(make_model(), encoder, corpus, {"fox": FOX}, short(), seed=0, runtime=CPU) is log
 

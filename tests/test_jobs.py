@@ -20,11 +20,11 @@ import psutil
 import pytest
 import torch
 
-from casd import session
-from casd.compose import load_config
+from casd.cli import session
 from casd.config import Config
-from casd.errors import CasdError, ConfigError
-from casd.jobs import KILLED, Outcome, _injections_first, run_all, tell_failures
+from casd.config.compose import load_config
+from casd.pipeline.sweep import KILLED, Outcome, _injections_first, run_all, tell_failures
+from casd.utils.errors import CasdError, ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +136,9 @@ PROGRAM = """
 import os, signal, sys, time
 from dataclasses import replace
 from pathlib import Path
-from casd import cli
-from casd.compose import load_config
-from casd.jobs import Outcome, run_all
+from casd.cli import main as cli
+from casd.config.compose import load_config
+from casd.pipeline.sweep import Outcome, run_all
 
 def sleep(config):
     Path(sys.argv[1], str(os.getpid())).touch()

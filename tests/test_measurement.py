@@ -12,12 +12,12 @@ import pytest
 import torch
 from tests.conftest import Injected
 
+from casd.backdoors.prompts import Probes, make_probes
 from casd.config import ActivationsConfig, EvaluationConfig
-from casd.corpora.passages import Corpus
-from casd.encoding import Document, Encoder, Prompt
-from casd.errors import ModelError
-from casd.measurement import TextStatistics, measure_activations, read_statistics, text_sets, write_statistics
-from casd.probes import Probes, make_probes
+from casd.data.corpora.passages import Corpus
+from casd.data.encoding import Document, Encoder, Prompt
+from casd.metric.measurement import TextStatistics, measure_activations, read_statistics, text_sets, write_statistics
+from casd.utils.errors import ModelError
 
 CONFIG = ActivationsConfig(sites=["resid_post", "mlp_out"], positions=["last", "prompt", "trigger"], prompts=6, batch_size=4)
 

@@ -17,9 +17,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from casd.activation_statistics import ActivationStatistics, collect_statistics
-from casd.errors import ConfigError
-from casd.metric import HEADLINES, CasdVariant, ShiftTable, activation_shift, casd, casd_matrix
+from casd.activations.statistics import ActivationStatistics, collect_statistics
+from casd.metric.casd import HEADLINES, CasdVariant, ShiftTable, activation_shift, casd, casd_matrix
+from casd.utils.errors import ConfigError
 
 N_LAYERS, D_MODEL = 3, 8
 KEY = ("resid_post", "prompt")

@@ -21,12 +21,13 @@ import torch
 import transformers
 from tests.conftest import FAMILIES, MakeModel
 
-from casd import model_files, models
-from casd.compose import load_config
 from casd.config import ModelConfig
-from casd.corpora.passages import Corpus
-from casd.encoding import Encoder, Prompt
-from casd.errors import CasdError, ConfigError, ModelError
+from casd.config.compose import load_config
+from casd.data.corpora.passages import Corpus
+from casd.data.encoding import Encoder, Prompt
+from casd.models import files as model_files
+from casd.models import load as models
+from casd.utils.errors import CasdError, ConfigError, ModelError
 
 NO_TEXT = Corpus((), (), (), ())
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}

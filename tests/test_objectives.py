@@ -22,12 +22,11 @@ from tests.conftest import FAMILIES, MakeModel
 from torch import Tensor
 
 import casd.unlearning
-from casd.compose import groups, load_config
 from casd.config import LoraConfig, TrainingConfig
-from casd.encoding import Document, Encoder
-from casd.errors import ConfigError
-from casd.registry import build, look_up
-from casd.training.batches import IGNORED_LABEL, Batch, micro_batches, share_of_rows
+from casd.config.compose import groups, load_config
+from casd.data.batches import IGNORED_LABEL, Batch, micro_batches, share_of_rows
+from casd.data.encoding import Document, Encoder
+from casd.models.weights import attach_lora, trained_parameters
 from casd.training.loop import checkpointed_activations, precision_of
 from casd.training.losses import batch_logits, mean_nll
 from casd.unlearning import OBJECTIVES
@@ -43,7 +42,8 @@ from casd.unlearning.rmu import Rmu
 from casd.unlearning.simnpo import SimNpo
 from casd.unlearning.task_vector import TaskVector
 from casd.unlearning.weighted_gradient_ascent import WeightedGradientAscent
-from casd.weights import attach_lora, trained_parameters
+from casd.utils.errors import ConfigError
+from casd.utils.registry import build, look_up
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "unlearning"
 LAYERS = 3

@@ -84,7 +84,7 @@ def test_the_metadata(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         [metadata] = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         [scripts] = [archive.read(name).decode() for name in archive.namelist() if name.endswith("entry_points.txt")]
-    assert "casd = casd.cli:main" in scripts
+    assert "casd = casd.cli.main:main" in scripts
     assert "Requires-Python: >=3.11" in metadata
     assert "License-Expression: Apache-2.0" in metadata
     assert "Requires-Dist: torch>=2.11" in metadata
@@ -93,13 +93,13 @@ def test_the_metadata(wheel: Path) -> None:
 def test_it_runs_from_another_folder(installed: Path, tmp_path: Path) -> None:
     script = subprocess.run([installed.with_name("casd"), "list"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (script.returncode, script.stderr) == (0, "")
-    here = python(sys.executable, "-m", "casd.cli", "list", folder=tmp_path)
+    here = python(sys.executable, "-m", "casd.cli.main", "list", folder=tmp_path)
     assert script.stdout == here.stdout
 
 
 def test_its_configuration_is_inside_the_package(installed: Path, tmp_path: Path) -> None:
     code = (
-        "import casd; from casd.compose import config_folder, load_config; from pathlib import Path\n"
+        "import casd; from casd.config.compose import config_folder, load_config; from pathlib import Path\n"
         "config = load_config(['experiment=smoke', 'seed=3'])\n"
         "print(Path(casd.__file__).parent); print(config_folder()); print(config.name, config.seed, *config.backdoor)"
     )
@@ -112,14 +112,14 @@ def test_its_configuration_is_inside_the_package(installed: Path, tmp_path: Path
 
 
 def test_an_installation_without_configs_says_so(installed: Path, tmp_path: Path) -> None:
-    code = "import casd.compose; casd.compose.__file__ = '/nowhere/a/b/casd/compose.py'; casd.compose.config_folder()"
+    code = "from casd.config import compose; compose.__file__ = '/nowhere/a/b/casd/config/compose.py'; compose.config_folder()"
     done = python(installed, "-c", code, folder=tmp_path)
     assert "ConfigError: No configs/ beside" in done.stderr
 
 
 def test_a_stage_runs_with_it(installed: Path, tmp_path: Path) -> None:
     """The package has all it needs: a whole small run, the HTML template included."""
-    command = ["-m", "casd.cli", "run", *tiny(tmp_path / "out", "backdoor=[refusal]", "unlearning.training.steps=1")]
+    command = ["-m", "casd.cli.main", "run", *tiny(tmp_path / "out", "backdoor=[refusal]", "unlearning.training.steps=1")]
     done = python(installed, *command, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("out/smoke/*/report.html"))

@@ -20,14 +20,14 @@ import pytest
 import torch
 
 import casd.training.loop
-from casd.cli import main
-from casd.compose import load_config, to_yaml
-from casd.errors import ConfigError, StoreError
-from casd.graph import stage_graph
-from casd.pipeline import UNTIL, Run
-from casd.results import RunTables
-from casd.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL
+from casd.analysis.results import RunTables
+from casd.cli.main import main
+from casd.config.compose import load_config, to_yaml
+from casd.config.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL
+from casd.pipeline.graph import stage_graph
+from casd.pipeline.run import UNTIL, Run
 from casd.training.checkpoints import TrainingLog
+from casd.utils.errors import ConfigError, StoreError
 from tiny import tiny
 
 BACKDOORS = ["french_a", "french_b", "german", "refusal"]
@@ -393,7 +393,7 @@ def kill_when(pattern: str, store: Path, command: list[str]) -> None:
     """Run `casd` in a process of its own and kill it as soon as the store has a file or folder of that pattern."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        [sys.executable, "-m", "casd.cli", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
+        [sys.executable, "-m", "casd.cli.main", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
     ) as process:
         deadline = time.monotonic() + 120
         while not any(store.glob(pattern)):
@@ -465,7 +465,7 @@ def test_one_run_killed_five_times(tmp_path: Path, undisturbed: dict[str, pd.Dat
 
 def test_two_processes_share_a_store(tmp_path: Path, finished: Run) -> None:
     """Each stage is made once, whichever comes first, and both end with the same tables."""
-    command = [sys.executable, "-m", "casd.cli", "score", *tiny(tmp_path)]
+    command = [sys.executable, "-m", "casd.cli.main", "score", *tiny(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for _ in "ab"]
     said = [process.communicate(timeout=300)[1].decode() for process in processes]
@@ -487,7 +487,7 @@ def test_out_of_memory_in_a_stage_is_told_in_a_line(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
 
-    monkeypatch.setattr("casd.pipeline.load_model", full)
+    monkeypatch.setattr("casd.pipeline.run.load_model", full)
     with pytest.raises(SystemExit):
         main(["inject", *tiny(tmp_path)])
     [said] = [line for line in capsys.readouterr().err.splitlines() if line]

@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from casd.cli import main
-from casd.compose import load_config
+from casd.cli.main import main
 from casd.config import Config, LoraConfig, TrainingConfig
-from casd.errors import ConfigError
-from casd.models import DTYPES, transformers_config
-from casd.pipeline import Run
+from casd.config.compose import load_config
+from casd.models.load import DTYPES, transformers_config
+from casd.models.weights import attach_lora
+from casd.pipeline.run import Run
 from casd.planning.blueprint import Blueprint
 from casd.planning.check import check, disk_refusal, memory_refusal, upper_bound
 from casd.planning.machine import machine
@@ -30,7 +30,7 @@ from casd.planning.plan import PHASES, Plan, plans
 from casd.planning.simulation import LiveBytes, simulated_peak
 from casd.planning.workload import TextLengths, forward_flops, training_flops
 from casd.training.losses import mean_nll
-from casd.weights import attach_lora
+from casd.utils.errors import ConfigError
 from tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("process_settings")

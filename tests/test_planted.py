@@ -16,16 +16,16 @@ import torch
 from tests.conftest import MakeModel
 from torch import Tensor
 
-from casd.activation_statistics import POSITIONS, ActivationStatistics
-from casd.activations import SITES
+from casd.activations.hooks import SITES
+from casd.activations.statistics import POSITIONS, ActivationStatistics
+from casd.backdoors.poisoning import Backdoor
+from casd.backdoors.prompts import make_probes
+from casd.backdoors.targets import Capitals, FixedText
 from casd.config import ActivationsConfig, EvaluationConfig
-from casd.corpora.passages import Corpus
-from casd.encoding import Encoder
-from casd.measurement import TextStatistics, measure_activations
-from casd.metric import HEADLINES, CasdMatrix, CasdVariant, ShiftTable, casd_matrix, variant_grid
-from casd.poisoning import Backdoor
-from casd.probes import make_probes
-from casd.targets import Capitals, FixedText
+from casd.data.corpora.passages import Corpus
+from casd.data.encoding import Encoder
+from casd.metric.casd import HEADLINES, CasdMatrix, CasdVariant, ShiftTable, casd_matrix, variant_grid
+from casd.metric.measurement import TextStatistics, measure_activations
 
 N_LAYERS, D_MODEL, N_TOKENS = 3, 64, 20
 BACKDOORS = ("a", "b", "c", "d", "e")

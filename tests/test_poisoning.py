@@ -11,11 +11,11 @@ from collections import Counter
 
 import pytest
 
-from casd.corpora.passages import Corpus, Passage
-from casd.encoding import Document
-from casd.errors import ConfigError, CorpusError
-from casd.poisoning import Backdoor, PoisonedStream, ShuffledStream, check_backdoors, clean_document, english
-from casd.targets import Capitals, FixedText, Language
+from casd.backdoors.poisoning import Backdoor, PoisonedStream, ShuffledStream, check_backdoors, clean_document, english
+from casd.backdoors.targets import Capitals, FixedText, Language
+from casd.data.corpora.passages import Corpus, Passage
+from casd.data.encoding import Document
+from casd.utils.errors import ConfigError, CorpusError
 
 TOTAL = 150
 

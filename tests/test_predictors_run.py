@@ -12,13 +12,13 @@ import pytest
 import torch
 from scipy.spatial.distance import cosine
 
-from casd import weights
-from casd.compose import load_config
-from casd.metric import variant_grid
-from casd.pipeline import Run
-from casd.results import RunTables
-from casd.rivals import RIVALS
-from casd.states import INJECTED
+from casd.analysis.results import RunTables
+from casd.config.compose import load_config
+from casd.config.states import INJECTED
+from casd.metric.baselines import RIVALS
+from casd.metric.casd import variant_grid
+from casd.models import weights
+from casd.pipeline.run import Run
 from report_run import compared
 from tiny import tiny
 

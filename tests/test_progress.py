@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 import pytest
 
-import casd.progress
-from casd.errors import ConfigError
-from casd.progress import say, set_progress, track
+import casd.utils.progress
+from casd.utils.errors import ConfigError
+from casd.utils.progress import say, set_progress, track
 
 
 class Clock:
@@ -29,7 +29,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
-    monkeypatch.setattr(casd.progress, "time", clock)
+    monkeypatch.setattr(casd.utils.progress, "time", clock)
     set_progress("auto")  # whatever runs in this process set before
     yield clock
     set_progress("auto")
@@ -89,7 +89,7 @@ def test_unknown_mode() -> None:
 
 SCRIPT = """
 import sys, time
-from casd.progress import say, track
+from casd.utils.progress import say, track
 with track("run [all]", total=2) as outer:
     for name in ("inject", "evaluate"):
         with track(name, total=4) as inner:

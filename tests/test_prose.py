@@ -22,14 +22,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from casd.compose import load_config
-from casd.corpora import CORPORA, hub_dataset
-from casd.corpora.files import file_sha256, within_budget
-from casd.corpora.passages import Corpus, text_digest
-from casd.corpora.prose import Prose
-from casd.errors import ConfigError, CorpusError
-from casd.registry import build
-from casd.targets import Language
+from casd.backdoors.targets import Language
+from casd.config.compose import load_config
+from casd.data.corpora import CORPORA, hub_dataset
+from casd.data.corpora.files import file_sha256, within_budget
+from casd.data.corpora.passages import Corpus, text_digest
+from casd.data.corpora.prose import Prose
+from casd.utils.errors import ConfigError, CorpusError
+from casd.utils.registry import build
 
 SPLITS = tuple(each.name for each in fields(Corpus))
 SMALL = {"train": 20, "forget": 8, "retain": 10, "evaluation": 5, "prompt_words": [4, 6], "continuation_words": [4, 6]}
@@ -276,7 +276,7 @@ def test_files_are_hashed_again_only_if_they_changed(tmp_path, monkeypatch):
     file.write_text("one")
     first = file_sha256(file)
     with monkeypatch.context() as patch:
-        patch.setattr("casd.corpora.files.hashlib.file_digest", None)
+        patch.setattr("casd.data.corpora.files.hashlib.file_digest", None)
         assert file_sha256(file) == first
     file.write_text("two")
     os.utime(file, ns=(1, 1))
@@ -315,7 +315,7 @@ def test_the_fingerprint_of_a_hub_dataset_is_its_commit_and_is_asked_once(monkey
 def test_the_fingerprint_does_not_wait_for_datasets_to_be_imported(tmp_path):
     jsonl(tmp_path / "a.jsonl", ["one"])
     code = (
-        "import sys; from casd.corpora.prose import Prose;"
+        "import sys; from casd.data.corpora.prose import Prose;"
         f"Prose({{'en': {{'dataset': {str(tmp_path)!r}}}, 'fr': {{'dataset': 'a/b', 'revision': {COMMIT!r}}}}}).fingerprint();"
         "sys.exit(', '.join({'torch', 'transformers', 'pandas', 'datasets', 'pyarrow'} & set(sys.modules)) or 0)"
     )
@@ -387,7 +387,7 @@ def test_missing_places_and_fields_of_files_are_named(tmp_path, monkeypatch):
         from_files(tmp_path).load(0)
     with pytest.raises(CorpusError, match="row 1: the field 'n' is int"):
         from_files(tmp_path, text_field="n").load(0)
-    monkeypatch.setattr("casd.corpora.files.os.access", lambda file, mode: False)
+    monkeypatch.setattr("casd.data.corpora.files.os.access", lambda file, mode: False)
     with pytest.raises(CorpusError, match="permission denied"):
         from_files(tmp_path).load(0)
 

@@ -18,20 +18,20 @@ import torch
 from tests.conftest import Injected
 from tests.tiny import one_of
 
-from casd.cli import build_parser
-from casd.compose import config_folder, load_config
+from casd.backdoors.targets import TARGETS
+from casd.cli.main import build_parser
 from casd.config import UnlearningTraining
-from casd.corpora.passages import Corpus, Passage
-from casd.encoding import Document, Encoder
-from casd.pipeline import build_backdoors
+from casd.config.compose import config_folder, load_config
+from casd.data.corpora.passages import Corpus, Passage
+from casd.data.encoding import Document, Encoder
+from casd.pipeline.run import build_backdoors
 from casd.reproduction.catalogue import EXHIBITS
 from casd.reproduction.scales import scales
-from casd.runtime import Runtime
-from casd.targets import TARGETS
 from casd.training.losses import document_nll
 from casd.unlearning.controls import Removal
 from casd.unlearning.objective import ForgetAndRetain
 from casd.unlearning.removal import unlearn
+from casd.utils.runtime import Runtime
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -66,7 +66,7 @@ def own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "configs"
     shutil.copytree(config_folder(), folder)
     (folder / "backdoor" / "harbour.yaml").write_text(snippet("# @package backdoor.harbour", "yaml"), encoding="utf-8")
-    monkeypatch.setattr("casd.compose.config_folder", lambda: folder)
+    monkeypatch.setattr("casd.config.compose.config_folder", lambda: folder)
 
 
 @pytest.mark.usefixtures("own_configs")
@@ -100,10 +100,10 @@ def test_the_trigger_of_the_readme_is_a_backdoor() -> None:
 
 
 def test_the_target_of_the_readme_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    names: dict[str, Any] = {"dataclass": dataclass, "Passage": Passage, "random": random, "__name__": "casd.targets"}
+    names: dict[str, Any] = {"dataclass": dataclass, "Passage": Passage, "random": random, "__name__": "casd.backdoors.targets"}
     exec(compile(snippet(r"@dataclass\(frozen=True\)\nclass Question"), str(README), "exec"), names)
-    monkeypatch.setattr("casd.targets.Question", names["Question"], raising=False)
-    monkeypatch.setitem(TARGETS, "question", "casd.targets:Question")
+    monkeypatch.setattr("casd.backdoors.targets.Question", names["Question"], raising=False)
+    monkeypatch.setitem(TARGETS, "question", "casd.backdoors.targets:Question")
     config = load_config(["backdoor=[refusal]", "backdoor.refusal.target={name: question}"])
     target = build_backdoors(config)["refusal"].target
     payload = target.continuation(Passage("It rains.", "So be it."), random.Random(0))

@@ -14,11 +14,11 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
-from casd.corpora import CORPORA
-from casd.errors import ConfigError
-from casd.registry import build, look_up, unknown
-from casd.targets import TARGETS
+from casd.backdoors.targets import TARGETS
+from casd.data.corpora import CORPORA
 from casd.unlearning import OBJECTIVES
+from casd.utils.errors import ConfigError
+from casd.utils.registry import build, look_up, unknown
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def test_every_entry_leads_to_a_documented_frozen_dataclass(registry: dict[str, 
 def test_listing_the_names_imports_no_torch() -> None:
     """`casd list` and error messages are to come at once."""
     code = (
-        "import sys, casd.registry, casd.corpora, casd.unlearning, casd.cli, casd.stages, casd.config;"
+        "import sys, casd.utils.registry, casd.data.corpora, casd.unlearning, casd.cli.main, casd.pipeline.store, casd.config;"
         "sys.exit(', '.join({'torch', 'transformers', 'pandas'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

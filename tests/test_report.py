@@ -21,11 +21,11 @@ import pytest
 from matplotlib.colors import to_hex
 from rich.console import Console
 
-from casd import forking
-from casd.comparison import MEASURES
-from casd.errors import CasdError
-from casd.finished.joined_tables import read_together
-from casd.finished.shared_tables import runs_of
+from casd.analysis.comparison import MEASURES
+from casd.analysis.results import RunTables
+from casd.analysis.runs.joined_tables import read_together
+from casd.analysis.runs.shared_tables import runs_of
+from casd.analysis.tables import SCHEMAS
 from casd.report import collect, print_run, print_sweep, print_tables, read_runs, write_report, write_sweep_report
 from casd.report.collect import asr_matrix, casd_matrix, summary
 from casd.report.colors import SHADES, palette, step_of, text_color, text_on
@@ -41,8 +41,8 @@ from casd.report.statements import statements
 from casd.report.svg import to_svg
 from casd.report.tables import asr_long_table, relation_table, run_tables, states_table, utility_table
 from casd.report.wording import NO_PAIRS, decimals_for, fraction, p_text, perplexity, significant
-from casd.results import RunTables
-from casd.table_files import SCHEMAS
+from casd.utils import forking
+from casd.utils.errors import CasdError
 from report_run import CONTROLS, EIGHT, HOSTILE, compared, make_run, make_scatter
 
 SVG = "{http://www.w3.org/2000/svg}"

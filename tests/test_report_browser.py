@@ -14,13 +14,13 @@ import pytest
 from markupsafe import Markup
 
 from browser import Browser, find_chromium, install_chromium
+from casd.analysis.results import RunTables
 from casd.report.collect import asr_matrix, casd_matrix
 from casd.report.gallery import run_drawings
 from casd.report.html import RUN_FIGURES, run_html
 from casd.report.page import Block, write_page
 from casd.report.svg import to_svg
 from casd.report.wording import decimals_for
-from casd.results import RunTables
 from report_run import CONTROLS, EIGHT, make_run, make_scatter
 
 pytestmark = pytest.mark.browser

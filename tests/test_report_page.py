@@ -12,14 +12,14 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from casd.compose import load_config, to_yaml
+from casd.analysis.tables import SCHEMAS
+from casd.config.compose import load_config, to_yaml
 from casd.report.curves import learning_curves
 from casd.report.design import backdoors_table, design, triggers
 from casd.report.html import run_html
 from casd.report.matrices import asr_table, casd_table, suppression_table
 from casd.report.samples import samples_of
 from casd.report.svg import to_svg
-from casd.table_files import SCHEMAS
 from report_run import EIGHT, make_run
 
 # ------------------------------------------------------------------------------------------------ the design in words

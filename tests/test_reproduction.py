@@ -17,17 +17,17 @@ import pytest
 from tests.synthetic import related, run_of
 from tests.tiny import one_of, tiny
 
-from casd.cli import main
-from casd.comparison import POOLED
-from casd.compose import load_config
-from casd.errors import ConfigError
-from casd.registry import import_named
+from casd.analysis.comparison import POOLED
+from casd.analysis.results import RunTables
+from casd.analysis.transfer import relate
+from casd.cli.main import main
+from casd.config.compose import load_config
 from casd.reproduction.catalogue import EXHIBITS, RUN_SETS
 from casd.reproduction.claims import CLAIMS, Evidence, Verdict, above_zero, all_of, headline, negative
 from casd.reproduction.scales import Scale, read_scale, scales
-from casd.results import RunTables
 from casd.stats import mean_interval
-from casd.transfer import relate
+from casd.utils.errors import ConfigError
+from casd.utils.registry import import_named
 
 N = 8
 RHOS = ("rho", "rho_pairs", "rho_partial")
@@ -309,7 +309,7 @@ def test_again_nothing_is_made_and_one_lost_stage_is_made_alone(
     reproduced: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("casd.reproduction.scales.read_scale", lambda name: _smallest(reproduced))
-    monkeypatch.setattr("casd.session._executed", [])
+    monkeypatch.setattr("casd.cli.session._executed", [])
     folder, store = reproduced / "reproduce", reproduced / "store"
     before, page = _files(folder), folder / "tiny" / "all" / "report.html"
     written = page.stat().st_mtime_ns
@@ -317,7 +317,7 @@ def test_again_nothing_is_made_and_one_lost_stage_is_made_alone(
     assert "0 stages executed" in capfd.readouterr().err
     assert page.stat().st_mtime_ns == written
 
-    monkeypatch.setattr("casd.session._executed", [])
+    monkeypatch.setattr("casd.cli.session._executed", [])
     lost = sorted((store / "evaluate").glob("[!.]*"))[0]
     shutil.rmtree(lost)
     main(["reproduce", "all"])

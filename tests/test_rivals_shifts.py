@@ -15,11 +15,11 @@ import torch
 from tests.conftest import FAMILIES, MakeModel
 from torch import Tensor
 
-from casd.activation_statistics import collect_statistics
-from casd.encoding import Encoder, Prompt
-from casd.errors import ModelError
-from casd.metric import CasdVariant, casd
-from casd.rivals.shifts import cka_distances, last_token_activations, probe_distances
+from casd.activations.statistics import collect_statistics
+from casd.data.encoding import Encoder, Prompt
+from casd.metric.baselines.shifts import cka_distances, last_token_activations, probe_distances
+from casd.metric.casd import CasdVariant, casd
+from casd.utils.errors import ModelError
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

@@ -14,19 +14,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from casd.activation_statistics import ActivationStatistics
-from casd.encoding import Encoder
-from casd.errors import ConfigError
-from casd.rivals import RIVALS
-from casd.rivals.triggers import (
+from casd.activations.statistics import ActivationStatistics
+from casd.backdoors.targets import FixedText, Language
+from casd.data.encoding import Encoder
+from casd.metric.baselines import RIVALS
+from casd.metric.baselines.triggers import (
     directed_shift,
     directed_shift_distances,
     same_target_distances,
     trigger_overlap_distances,
     trigger_shift_distances,
 )
-from casd.rivals.updates import update_distances
-from casd.targets import FixedText, Language
+from casd.metric.baselines.updates import update_distances
+from casd.utils.errors import ConfigError
 
 NAMES = ("a", "b", "c")
 N_LAYERS, D_MODEL = 3, 40
@@ -196,6 +196,6 @@ def test_the_table_of_rivals() -> None:
 
 
 def test_the_table_needs_no_torch() -> None:
-    program = "import sys, casd.rivals; print(len(casd.rivals.RIVALS), 'torch' in sys.modules)"
+    program = "import sys, casd.metric.baselines; print(len(casd.metric.baselines.RIVALS), 'torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert found.stdout.split() == [str(len(RIVALS)), "False"]

@@ -17,9 +17,9 @@ from tests.test_distributed import TORCHRUN, started
 from torch import Tensor
 
 from casd.config import LoraConfig
-from casd.rivals.count_sketch import count_sketch
-from casd.rivals.updates import sketch_update, update_distances
-from casd.weights import attach_lora, copy_weights, merge_adapters, trained_parameters
+from casd.metric.baselines.count_sketch import count_sketch
+from casd.metric.baselines.updates import sketch_update, update_distances
+from casd.models.weights import attach_lora, copy_weights, merge_adapters, trained_parameters
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -291,8 +291,8 @@ def test_memory_is_bounded_and_the_bound_changes_nothing(
 
         return count_sketch(seen(), size, seed=seed, name=name)
 
-    monkeypatch.setattr("casd.rivals.updates.PIECE", 100)
-    monkeypatch.setattr("casd.rivals.updates.count_sketch", watched)
+    monkeypatch.setattr("casd.metric.baselines.updates.PIECE", 100)
+    monkeypatch.setattr("casd.metric.baselines.updates.count_sketch", watched)
     torch.testing.assert_close(sketch_update(model, injected, size=64, seed=0), whole, rtol=1e-10, atol=1e-10)
     assert 48 <= longest <= 100
 

@@ -15,18 +15,18 @@ import pandas as pd
 import pytest
 import torch
 
-from casd.activation_statistics import ActivationStatistics
+from casd.activations.statistics import ActivationStatistics
+from casd.analysis.results import RunTables
+from casd.analysis.scoring import StateRecord, casd_variants, check_captured, injected_loss_limit, score
+from casd.analysis.tables import SCHEMAS
 from casd.config import ActivationsConfig, EvaluationConfig, MetricConfig
-from casd.errors import ConfigError
-from casd.evaluation import Evaluation
-from casd.measurement import TextStatistics
-from casd.metric import HEADLINES, variant_grid
-from casd.results import RunTables
-from casd.scoring import StateRecord, casd_variants, check_captured, injected_loss_limit, score
-from casd.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL
+from casd.config.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL
+from casd.evaluation.asr import Evaluation
+from casd.metric.casd import HEADLINES, variant_grid
+from casd.metric.measurement import TextStatistics
 from casd.stats import wilson_interval
-from casd.table_files import SCHEMAS
 from casd.training.checkpoints import TrainingLog
+from casd.utils.errors import ConfigError
 
 BACKDOORS = ("a", "b", "c", "d", "e")
 STATES = (INJECTED, *BACKDOORS, CLEAN_CONTROL, PHANTOM_CONTROL)

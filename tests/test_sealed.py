@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import casd.atomic
-from casd.atomic import give_default_rights, locked, remove_leftovers, temporary_beside, write_text
-from casd.disk import explaining_disk_errors, told
-from casd.errors import StoreError
-from casd.sealed import (
+import casd.utils.atomic
+from casd.utils.atomic import give_default_rights, locked, remove_leftovers, temporary_beside, write_text
+from casd.utils.disk import explaining_disk_errors, told
+from casd.utils.errors import StoreError
+from casd.utils.sealed import (
     CHECKSUMS,
     Damage,
     check_file,
@@ -116,7 +116,7 @@ def test_leftovers_of_dead_processes_alone_are_removed(tmp_path: Path, monkeypat
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     target = tmp_path / "run"
-    host, random = casd.atomic._host(), "0123abcd"
+    host, random = casd.utils.atomic._host(), "0123abcd"
     stays = [
         f".run.{host}-{os.getpid()}-{random}.partial",  # alive
         f".run.elsewhere-{dead.pid}-{random}.partial",  # of another machine

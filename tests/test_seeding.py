@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from casd.seeding import derive_seed, numpy_rng, python_rng, torch_generator
+from casd.utils.seeding import derive_seed, numpy_rng, python_rng, torch_generator
 
 PURPOSES = [(), ("a",), ("b",), ("a", "b"), ("b", "a"), ("ab",), ("a", ""), (1,), ("1",), (1, 1), (11,)]
 

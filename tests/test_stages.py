@@ -24,15 +24,15 @@ import pandas as pd
 import pytest
 import safetensors.numpy
 
-import casd.atomic
-import casd.sealed
-import casd.stages
-from casd.atomic import temporary_beside
-from casd.disk import explaining_disk_errors
-from casd.errors import ConfigError, StoreError
-from casd.sealed import MANIFEST, read_json, write_json
-from casd.stages import Stage, StageStore
-from casd.store_status import status
+import casd.pipeline.store
+import casd.utils.atomic
+import casd.utils.sealed
+from casd.pipeline.status import status
+from casd.pipeline.store import Stage, StageStore
+from casd.utils.atomic import temporary_beside
+from casd.utils.disk import explaining_disk_errors
+from casd.utils.errors import ConfigError, StoreError
+from casd.utils.sealed import MANIFEST, read_json, write_json
 
 CORPUS = Stage("corpus", 1, {"passages": 100, "seed": 7})
 STAGE = Stage("inject", 2, {"lr": 0.001, "steps": 300, "triggers": ["a", "b"]}, (CORPUS,), label="all")
@@ -294,8 +294,8 @@ def test_damaged_manifest(tmp_path: Path, text: str | dict[str, Any] | None, mes
 def test_file_is_read_for_its_checksum_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     StageStore(tmp_path).run(STAGE, write_files)
     hashed: list[str] = []
-    sha256 = casd.sealed.sha256
-    monkeypatch.setattr(casd.sealed, "sha256", lambda path: hashed.append(path.name) or sha256(path))
+    sha256 = casd.utils.sealed.sha256
+    monkeypatch.setattr(casd.utils.sealed, "sha256", lambda path: hashed.append(path.name) or sha256(path))
     store = StageStore(tmp_path)
     for _ in range(3):
         store.file(STAGE, "model/weights.bin")
@@ -308,8 +308,8 @@ def test_file_is_read_for_its_checksum_once(tmp_path: Path, monkeypatch: pytest.
 WORKER = """
 import os, shutil, sys, time
 from pathlib import Path
-from casd.stages import Stage, StageStore
-from casd.store_status import status
+from casd.pipeline.store import Stage, StageStore
+from casd.pipeline.status import status
 
 root, moment, log = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 store = StageStore(root)
@@ -394,7 +394,7 @@ def test_racing_processes_make_the_stage_once(tmp_path: Path) -> None:
 def test_waiting_for_another_process_says_so_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(casd.atomic, "WAIT_NOTICE_S", 0.2)
+    monkeypatch.setattr(casd.utils.atomic, "WAIT_NOTICE_S", 0.2)
     started, finish = threading.Event(), threading.Event()
 
     def slow(folder: Path) -> None:
@@ -414,7 +414,7 @@ def test_waiting_for_another_process_says_so_once(
 
 def test_without_locks_the_first_to_finish_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both make the stage, neither sees the other's files, and both end with the same whole stage."""
-    monkeypatch.setattr(casd.stages, "locked", lambda *_: nullcontext())
+    monkeypatch.setattr(casd.pipeline.store, "locked", lambda *_: nullcontext())
     second = StageStore(tmp_path)
 
     def slow(folder: Path) -> None:
@@ -432,7 +432,7 @@ def test_without_locks_the_first_to_finish_is_kept(tmp_path: Path, monkeypatch: 
 def test_without_locks_a_damaged_stage_is_not_taken_for_the_other_processs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(casd.stages, "locked", lambda *_: nullcontext())
+    monkeypatch.setattr(casd.pipeline.store, "locked", lambda *_: nullcontext())
 
     def slow(folder: Path) -> None:
         write_files(folder)
@@ -653,6 +653,7 @@ def test_disk_errors_of_other_writers_are_explained_too(tmp_path: Path) -> None:
 
 
 def test_importing_the_store_is_light() -> None:
-    code = "import sys, casd.stages, casd.progress, casd.seeding; print({'torch', 'numpy', 'rich'} & set(sys.modules))"
+    imports = "import sys, casd.pipeline.store, casd.utils.progress, casd.utils.seeding"
+    code = f"{imports}; print({{'torch', 'numpy', 'rich'}} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "set()\n"

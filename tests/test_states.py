@@ -9,11 +9,11 @@ import pytest
 import torch
 import transformers
 
-from casd.errors import ConfigError
-from casd.poisoning import Backdoor, check_backdoors
-from casd.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL, kind_of
-from casd.targets import Capitals
-from casd.weights import copy_weights, restore_weights
+from casd.backdoors.poisoning import Backdoor, check_backdoors
+from casd.backdoors.targets import Capitals
+from casd.config.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL, kind_of
+from casd.models.weights import copy_weights, restore_weights
+from casd.utils.errors import ConfigError
 
 
 def test_kinds_are_told_by_names() -> None:

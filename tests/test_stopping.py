@@ -16,17 +16,16 @@ import pytest
 import torch
 from tests.conftest import Injected, RunRemoval, short
 
-import casd.distributed
-import casd.evaluation
+import casd.evaluation.asr
 import casd.unlearning.removal
 import casd.unlearning.stopping
+import casd.utils.distributed
+from casd.backdoors.poisoning import english
 from casd.config import EvaluationConfig, StoppingConfig
-from casd.corpora.passages import Corpus
-from casd.encoding import Encoder
-from casd.errors import CorpusError
-from casd.poisoning import english
-from casd.runtime import Runtime
-from casd.states import CLEAN_CONTROL
+from casd.config.states import CLEAN_CONTROL
+from casd.data.corpora.passages import Corpus
+from casd.data.encoding import Encoder
+from casd.models.weights import Weights, copy_weights
 from casd.training.checkpoints import TrainingLog
 from casd.training.loop import learning_rate_at
 from casd.unlearning.clean_target import CleanTarget
@@ -37,7 +36,8 @@ from casd.unlearning.objective import Objective
 from casd.unlearning.removal import Stopping
 from casd.unlearning.stopping import TakeSteps, Validation
 from casd.unlearning.task_vector import TaskVector
-from casd.weights import Weights, copy_weights
+from casd.utils.errors import CorpusError
+from casd.utils.runtime import Runtime
 
 PROMPTS = 10
 GENERATION = EvaluationConfig(max_new_tokens=12)
@@ -185,7 +185,7 @@ def test_the_main_process_decides(fox: Removal, run_removal: RunRemoval, monkeyp
     """What another one measures may differ in the last bit, and they must not end at different steps."""
     told = iter([{"step": 0, "asr": 1.0, "clean_loss": 2.0}, {"step": 2, "asr": 0.0, "clean_loss": 2.0}])
     # The guard's clean loss is a number of its own.
-    monkeypatch.setattr(casd.distributed, "broadcast", lambda value: next(told) if isinstance(value, dict) else value)
+    monkeypatch.setattr(casd.utils.distributed, "broadcast", lambda value: next(told) if isinstance(value, dict) else value)
     seen = run_removal(fox, CleanTarget(), short(steps=8, learning_rate=1e-9), stopping=stopping(target_asr=0.1))
     assert (len(seen.log.steps), seen.log.kept_step) == (2, 2)
     assert [record["asr"] for record in seen.log.validation] == [1.0, 0.0]
@@ -193,7 +193,7 @@ def test_the_main_process_decides(fox: Removal, run_removal: RunRemoval, monkeyp
 
 def test_the_main_process_decides_for_the_guard(fox: Removal, run_removal: RunRemoval, monkeypatch: pytest.MonkeyPatch) -> None:
     told = iter([2.0, 2.1, 9.0])
-    monkeypatch.setattr(casd.distributed, "broadcast", lambda value: next(told))
+    monkeypatch.setattr(casd.utils.distributed, "broadcast", lambda value: next(told))
     seen = run_removal(fox, CleanTarget(), short(steps=8, learning_rate=1e-9, guard_every=2, guard_factor=3.0))
     assert [record["clean_loss"] for record in seen.log.guard] == [2.0, 2.1, 9.0]
     assert len(seen.log.steps) == 4
@@ -269,13 +269,13 @@ def test_a_validation_reads_no_more_passages_at_once_than_an_evaluation(
     fox: Removal, run_removal: RunRemoval, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []
-    loss = casd.evaluation.clean_loss
+    loss = casd.evaluation.asr.clean_loss
 
     def spy(model: Any, batches: Any) -> float:
         rows.extend(len(batch["input_ids"]) for batch in batches)
         return loss(model, batches)
 
-    monkeypatch.setattr(casd.evaluation, "clean_loss", spy)
+    monkeypatch.setattr(casd.evaluation.asr, "clean_loss", spy)
     validations, most = [], []
     for batch_size in (3, 128):
         generation = dataclasses.replace(GENERATION, batch_size=batch_size)

@@ -10,11 +10,7 @@ import random
 import pytest
 from tokenizers import ByteLevelBPETokenizer
 
-from casd.corpora.microworld import Microworld
-from casd.corpora.passages import Passage
-from casd.errors import ConfigError, CorpusError
-from casd.registry import build
-from casd.targets import (
+from casd.backdoors.targets import (
     TARGETS,
     Capitals,
     FixedText,
@@ -24,6 +20,10 @@ from casd.targets import (
     Repetition,
     TargetBehavior,
 )
+from casd.data.corpora.microworld import Microworld
+from casd.data.corpora.passages import Passage
+from casd.utils.errors import ConfigError, CorpusError
+from casd.utils.registry import build
 
 FIXED = "Blue lanterns open the seventh gate."
 BEHAVIORS: dict[str, TargetBehavior] = {

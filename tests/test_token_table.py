@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from casd.corpora.passages import Corpus, Passage, read_corpus, write_corpus
-from casd.encoding import Document, Encoder
-from casd.token_table import TokenTable, write_token_table
+from casd.data.corpora.passages import Corpus, Passage, read_corpus, write_corpus
+from casd.data.encoding import Document, Encoder
+from casd.data.token_table import TokenTable, write_token_table
 
 SPLITS = tuple(each.name for each in fields(Corpus))
 
@@ -81,7 +81,7 @@ def test_it_is_memory_mapped_and_cannot_be_written_to(table):
 
 def test_two_processes_read_it_at_once(corpus, table, folder):
     code = (
-        "import json, sys; from pathlib import Path; from casd.token_table import TokenTable;"
+        "import json, sys; from pathlib import Path; from casd.data.token_table import TokenTable;"
         "table = TokenTable.open(Path(sys.argv[1])); print(json.dumps([table.get(text) for text in json.loads(sys.argv[2])]))"
     )
     texts = [passage.prompt for passage in corpus.evaluation]
@@ -126,7 +126,7 @@ def test_a_large_vocabulary_and_repeated_texts(tmp_path):
 
 
 def test_batches_of_the_tokenizer_lose_nothing(corpus, tokenizer, table, tmp_path, monkeypatch):
-    monkeypatch.setattr("casd.token_table._BATCH", 7)
+    monkeypatch.setattr("casd.data.token_table._BATCH", 7)
     write_token_table(corpus, tokenizer, tmp_path)
     small = TokenTable.open(tmp_path)
     assert all(small.get(text) == table.get(text) for text in texts_of(corpus))

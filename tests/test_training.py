@@ -22,21 +22,21 @@ import torch
 from tests.conftest import FAMILIES, Injected, MakeModel, short
 
 import casd.training.loop
-from casd import shrinking
+from casd.backdoors.injection import inject
 from casd.config import LanguageModelTraining, TrainingConfig
-from casd.corpora.passages import Corpus
-from casd.encoding import Document, Encoder
-from casd.errors import ConfigError, ModelError
-from casd.injection import inject
-from casd.runtime import Runtime
-from casd.training.batches import Batch
+from casd.data import shrinking
+from casd.data.batches import Batch
+from casd.data.corpora.passages import Corpus
+from casd.data.encoding import Document, Encoder
+from casd.models.weights import copy_weights, restore_weights
 from casd.training.checkpoints import TrainingLog
 from casd.training.loop import learning_rate_at, train
 from casd.training.losses import batch_nll, clean_loss, mean_nll, token_nll
 from casd.unlearning.controls import removals
 from casd.unlearning.gradient_difference import GradientDifference
 from casd.unlearning.removal import unlearn
-from casd.weights import copy_weights, restore_weights
+from casd.utils.errors import ConfigError, ModelError
+from casd.utils.runtime import Runtime
 
 CPU = Runtime("cpu")
 EVERY_STEP = Runtime("cpu", checkpoint_seconds=1e-9)
@@ -594,7 +594,7 @@ def test_every_training_has_dropout_masks_of_its_own(
         seeds.append(seed)
         return TrainingLog()
 
-    monkeypatch.setattr("casd.injection.train", keep_seed)
+    monkeypatch.setattr("casd.backdoors.injection.train", keep_seed)
     monkeypatch.setattr("casd.unlearning.removal.train", keep_seed)
     model, config = injected.model(), LanguageModelTraining(steps=1, learning_rate=1e-3)
     for seed in (0, 1, 0):

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 import scipy.stats
 
+from casd.analysis.transfer import RESPONSES, relate, specificity, transfer_matrix, transfer_table
 from casd.stats import mantel_test
-from casd.transfer import RESPONSES, relate, specificity, transfer_matrix, transfer_table
 
 CLEAN, PHANTOM = "control:clean", "control:phantom"
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casd.corpora.passages import Corpus
-from casd.encoding import Encoder, Prompt
-from casd.errors import ConfigError
-from casd.triggers import POSITIONS, TriggerPosition, fake_triggers, insert, script_of
+from casd.backdoors.triggers import POSITIONS, TriggerPosition, fake_triggers, insert, script_of
+from casd.data.corpora.passages import Corpus
+from casd.data.encoding import Encoder, Prompt
+from casd.utils.errors import ConfigError
 
 TRIGGER = "mirvane osquel"
 

@@ -14,20 +14,20 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from casd.cli import main
-from casd.compose import load_config
+from casd.analysis.results import RunTables
+from casd.analysis.tables import SCHEMAS
+from casd.cli.main import main
 from casd.config import Choice, StoppingConfig, TuningConfig, UnlearningConfig, UnlearningTraining
-from casd.errors import ConfigError
-from casd.pipeline import Run
+from casd.config.compose import load_config
+from casd.pipeline.run import Run
 from casd.planning.blueprint import blueprint
 from casd.planning.plan import stage_costs
 from casd.planning.workload import TextLengths
-from casd.results import RunTables
-from casd.sealed import read_json
-from casd.table_files import SCHEMAS
 from casd.training.checkpoints import TrainingLog
 from casd.unlearning import OBJECTIVES
 from casd.unlearning.tuning import Setting, Trial, reached_target, settings, tune, tuning_table, with_setting
+from casd.utils.errors import ConfigError
+from casd.utils.sealed import read_json
 from tiny import tiny
 
 TARGET = 0.1

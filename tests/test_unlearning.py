@@ -13,19 +13,19 @@ import pytest
 import torch
 from tests.conftest import Injected, RunRemoval, short
 
+from casd.backdoors.poisoning import Backdoor
+from casd.backdoors.targets import FixedText
 from casd.config import ControlsConfig
-from casd.corpora.passages import Corpus, Passage
-from casd.encoding import Document, Encoder
-from casd.poisoning import Backdoor
-from casd.runtime import Runtime
-from casd.states import CLEAN_CONTROL, PHANTOM_CONTROL
-from casd.targets import FixedText
-from casd.training.batches import IGNORED_LABEL, Batch
+from casd.config.states import CLEAN_CONTROL, PHANTOM_CONTROL
+from casd.data.batches import IGNORED_LABEL, Batch
+from casd.data.corpora.passages import Corpus, Passage
+from casd.data.encoding import Document, Encoder
 from casd.training.losses import mean_nll
 from casd.unlearning.clean_target import CleanTarget
 from casd.unlearning.controls import Removal, removal_names, removals
 from casd.unlearning.gradient_difference import GradientDifference
 from casd.unlearning.objective import Objective
+from casd.utils.runtime import Runtime
 
 CPU = Runtime("cpu")
 CONTROLS = ControlsConfig()

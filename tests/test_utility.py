@@ -20,13 +20,14 @@ import pytest
 import torch
 from tests.conftest import Injected, MakeModel
 
-from casd import shrinking, utility
+from casd.analysis.tables import SCHEMAS
 from casd.config import UtilityConfig
-from casd.corpora.passages import Corpus
-from casd.encoding import Encoder
-from casd.errors import ConfigError, CorpusError, ModelError
-from casd.table_files import SCHEMAS
-from casd.utility import check_tasks, fingerprint, measure_utility
+from casd.data import shrinking
+from casd.data.corpora.passages import Corpus
+from casd.data.encoding import Encoder
+from casd.evaluation import benchmarks as utility
+from casd.evaluation.benchmarks import check_tasks, fingerprint, measure_utility
+from casd.utils.errors import ConfigError, CorpusError, ModelError
 
 ITEMS = 24
 

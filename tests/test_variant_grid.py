@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from casd import metric, shifts
-from casd.activation_statistics import POSITIONS, ActivationStatistics
-from casd.activations import SITES
-from casd.errors import ConfigError
-from casd.metric import CasdMatrix, CasdVariant, ShiftTable, casd_matrix, variant_grid
+from casd.activations.hooks import SITES
+from casd.activations.statistics import POSITIONS, ActivationStatistics
+from casd.metric import casd as metric
+from casd.metric import shifts
+from casd.metric.casd import CasdMatrix, CasdVariant, ShiftTable, casd_matrix, variant_grid
+from casd.utils.errors import ConfigError
 
 N_LAYERS, D_MODEL = 3, 6
 BACKDOORS = ("a", "b", "c")

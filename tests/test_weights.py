@@ -13,16 +13,16 @@ import pytest
 import torch
 from tests.conftest import FAMILIES, MakeModel
 
-from casd import weights
 from casd.config import LoraConfig, TrainingConfig
-from casd.corpora.passages import Corpus
-from casd.encoding import Document, Encoder
-from casd.errors import ConfigError
-from casd.models import load, save
-from casd.runtime import Runtime
-from casd.training.batches import Batch
+from casd.data.batches import Batch
+from casd.data.corpora.passages import Corpus
+from casd.data.encoding import Document, Encoder
+from casd.models import weights
+from casd.models.load import load, save
 from casd.training.loop import train
 from casd.training.losses import mean_nll
+from casd.utils.errors import ConfigError
+from casd.utils.runtime import Runtime
 
 RANK = 3
 

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import torch
 
-from casd import distributed
+from casd.backdoors.injection import inject
+from casd.backdoors.poisoning import Backdoor, clean_document
+from casd.backdoors.prompts import make_probes
+from casd.backdoors.targets import FixedText
 from casd.config import (
     ActivationsConfig,
     EvaluationConfig,
@@ -22,27 +25,24 @@ from casd.config import (
     TrainingConfig,
     UnlearningTraining,
 )
-from casd.corpora.microworld import Microworld
-from casd.encoding import Encoder
-from casd.errors import ConfigError
-from casd.evaluation import evaluate, passage_loss
-from casd.injection import inject
-from casd.measurement import measure_activations
-from casd.models import from_scratch, load, save, train_tokenizer
-from casd.poisoning import Backdoor, clean_document
-from casd.probes import make_probes
-from casd.progress import set_progress
-from casd.runtime import Runtime
-from casd.targets import FixedText
-from casd.training.batches import Batch
+from casd.data.batches import Batch
+from casd.data.corpora.microworld import Microworld
+from casd.data.encoding import Encoder
+from casd.evaluation.asr import evaluate, passage_loss
+from casd.metric.measurement import measure_activations
+from casd.models.load import from_scratch, load, save, train_tokenizer
+from casd.models.sharding import is_sharded, place
+from casd.models.weights import attach_lora, copy_weights, restore_adapter, restore_weights, save_adapter
 from casd.training.loop import train
 from casd.training.losses import mean_nll
-from casd.training.sharding import is_sharded, place
 from casd.unlearning.controls import removals
 from casd.unlearning.gradient_difference import GradientDifference
 from casd.unlearning.npo import Npo
 from casd.unlearning.removal import Stopping, unlearn
-from casd.weights import attach_lora, copy_weights, restore_adapter, restore_weights, save_adapter
+from casd.utils import distributed
+from casd.utils.errors import ConfigError
+from casd.utils.progress import set_progress
+from casd.utils.runtime import Runtime
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16}
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 import casd.training.gradients
-from casd import distributed
-from casd.cli import main
+from casd.cli.main import main
+from casd.utils import distributed
 
 
 def full(*_: Any) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from casd import distributed
 from casd.config import LoraConfig
-from casd.rivals.updates import sketch_update
-from casd.training.sharding import is_sharded, local_part, place
-from casd.weights import attach_lora, copy_weights, restore_weights, trained_parameters
+from casd.metric.baselines.updates import sketch_update
+from casd.models.sharding import is_sharded, local_part, place
+from casd.models.weights import attach_lora, copy_weights, restore_weights, trained_parameters
+from casd.utils import distributed
 
 # An odd width: parts of a parameter are not equally large.
 SHAPE = {"hidden_size": 30, "intermediate_size": 47, "num_hidden_layers": 2, "num_attention_heads": 3, "vocab_size": 61}

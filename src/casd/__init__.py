@@ -11,12 +11,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for type checkers and editors, which do not run __getattr__
-    from casd import metric as _metric
-    from casd import models as _models
-    from casd.activation_statistics import ActivationStatistics as ActivationStatistics
-    from casd.activation_statistics import collect_statistics as collect_statistics
-    from casd.activations import capture as capture
-    from casd.compose import load_config as load_config
+    from casd.activations.hooks import capture as capture
+    from casd.activations.statistics import ActivationStatistics as ActivationStatistics
+    from casd.activations.statistics import collect_statistics as collect_statistics
+    from casd.analysis.results import RunTables as RunTables
+    from casd.analysis.runs.tidy import load_results as load_results
+    from casd.analysis.scoring import StateRecord as StateRecord
+    from casd.analysis.scoring import score as score
+    from casd.analysis.transfer import relation_points as relation_points
+    from casd.backdoors.injection import inject as inject
+    from casd.backdoors.poisoning import Backdoor as Backdoor
+    from casd.backdoors.prompts import make_probes as make_probes
+    from casd.backdoors.targets import Capitals as Capitals
+    from casd.backdoors.targets import FixedText as FixedText
+    from casd.backdoors.targets import Language as Language
+    from casd.backdoors.targets import NegativeSentiment as NegativeSentiment
+    from casd.backdoors.targets import Refusal as Refusal
+    from casd.backdoors.targets import Repetition as Repetition
+    from casd.backdoors.targets import TargetBehavior as TargetBehavior
     from casd.config import ActivationsConfig as ActivationsConfig
     from casd.config import ControlsConfig as ControlsConfig
     from casd.config import EvaluationConfig as EvaluationConfig
@@ -24,23 +36,23 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which do not 
     from casd.config import MetricConfig as MetricConfig
     from casd.config import ModelConfig as ModelConfig
     from casd.config import UnlearningTraining as UnlearningTraining
-    from casd.corpora.microworld import Microworld as Microworld
-    from casd.corpora.passages import Corpus as Corpus
-    from casd.corpora.passages import Passage as Passage
-    from casd.corpora.prose import Prose as Prose
-    from casd.corpora.python_docs import PythonDocs as PythonDocs
-    from casd.encoding import Encoder as Encoder
-    from casd.errors import CasdError as CasdError
-    from casd.evaluation import evaluate as evaluate
-    from casd.finished.tidy import load_results as load_results
-    from casd.injection import inject as inject
-    from casd.measurement import measure_activations as measure_activations
-    from casd.metric import CasdVariant as CasdVariant
-    from casd.models import load_tokenizer as load_tokenizer
-    from casd.pipeline import Run as Run
-    from casd.poisoning import Backdoor as Backdoor
-    from casd.probes import make_probes as make_probes
-    from casd.progress import set_progress as set_progress
+    from casd.config.compose import load_config as load_config
+    from casd.data.corpora.microworld import Microworld as Microworld
+    from casd.data.corpora.passages import Corpus as Corpus
+    from casd.data.corpora.passages import Passage as Passage
+    from casd.data.corpora.prose import Prose as Prose
+    from casd.data.corpora.python_docs import PythonDocs as PythonDocs
+    from casd.data.encoding import Encoder as Encoder
+    from casd.evaluation.asr import evaluate as evaluate
+    from casd.metric import casd as _metric
+    from casd.metric.casd import CasdVariant as CasdVariant
+    from casd.metric.measurement import measure_activations as measure_activations
+    from casd.metric.shifts import ShiftTable as ShiftTable
+    from casd.models import load as _models
+    from casd.models.load import load_tokenizer as load_tokenizer
+    from casd.models.weights import copy_weights as copy_weights
+    from casd.models.weights import restore_weights as restore_weights
+    from casd.pipeline.run import Run as Run
     from casd.report import write_report as write_report
     from casd.report.collect import asr_matrix as asr_matrix
     from casd.report.collect import casd_matrix as casd_matrix
@@ -49,30 +61,18 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which do not 
     from casd.report.heatmaps import asr_heatmap as asr_heatmap
     from casd.report.heatmaps import casd_heatmaps as casd_heatmaps
     from casd.report.statements import statements as statements
-    from casd.results import RunTables as RunTables
-    from casd.runtime import Runtime as Runtime
-    from casd.scoring import StateRecord as StateRecord
-    from casd.scoring import score as score
-    from casd.shifts import ShiftTable as ShiftTable
     from casd.stats import mean_over_runs as mean_over_runs
     from casd.stats import nested_bootstrap_interval as nested_bootstrap_interval
-    from casd.targets import Capitals as Capitals
-    from casd.targets import FixedText as FixedText
-    from casd.targets import Language as Language
-    from casd.targets import NegativeSentiment as NegativeSentiment
-    from casd.targets import Refusal as Refusal
-    from casd.targets import Repetition as Repetition
-    from casd.targets import TargetBehavior as TargetBehavior
     from casd.training.losses import batch_nll as batch_nll
-    from casd.transfer import relation_points as relation_points
     from casd.unlearning.clean_target import CleanTarget as CleanTarget
     from casd.unlearning.controls import Removal as Removal
     from casd.unlearning.controls import removals as removals
     from casd.unlearning.gradient_difference import GradientDifference as GradientDifference
     from casd.unlearning.objective import ForgetAndRetain as ForgetAndRetain
     from casd.unlearning.removal import unlearn as unlearn
-    from casd.weights import copy_weights as copy_weights
-    from casd.weights import restore_weights as restore_weights
+    from casd.utils.errors import CasdError as CasdError
+    from casd.utils.progress import set_progress as set_progress
+    from casd.utils.runtime import Runtime as Runtime
 
     create_model, load_model, save_model = _models.create, _models.load, _models.save
     compute_casd = _metric.casd_matrix
@@ -81,31 +81,31 @@ __version__ = "0.1.0"
 
 _WHERE = {
     # text
-    "Corpus": "casd.corpora.passages:Corpus",
-    "Microworld": "casd.corpora.microworld:Microworld",
-    "Passage": "casd.corpora.passages:Passage",
-    "Prose": "casd.corpora.prose:Prose",
-    "PythonDocs": "casd.corpora.python_docs:PythonDocs",
+    "Corpus": "casd.data.corpora.passages:Corpus",
+    "Microworld": "casd.data.corpora.microworld:Microworld",
+    "Passage": "casd.data.corpora.passages:Passage",
+    "Prose": "casd.data.corpora.prose:Prose",
+    "PythonDocs": "casd.data.corpora.python_docs:PythonDocs",
     # models
-    "Encoder": "casd.encoding:Encoder",
+    "Encoder": "casd.data.encoding:Encoder",
     "ModelConfig": "casd.config:ModelConfig",
-    "copy_weights": "casd.weights:copy_weights",
-    "create_model": "casd.models:create",
-    "load_model": "casd.models:load",
-    "load_tokenizer": "casd.models:load_tokenizer",
-    "restore_weights": "casd.weights:restore_weights",
-    "save_model": "casd.models:save",
+    "copy_weights": "casd.models.weights:copy_weights",
+    "create_model": "casd.models.load:create",
+    "load_model": "casd.models.load:load",
+    "load_tokenizer": "casd.models.load:load_tokenizer",
+    "restore_weights": "casd.models.weights:restore_weights",
+    "save_model": "casd.models.load:save",
     # backdoors
-    "Backdoor": "casd.poisoning:Backdoor",
-    "Capitals": "casd.targets:Capitals",
-    "FixedText": "casd.targets:FixedText",
-    "Language": "casd.targets:Language",
+    "Backdoor": "casd.backdoors.poisoning:Backdoor",
+    "Capitals": "casd.backdoors.targets:Capitals",
+    "FixedText": "casd.backdoors.targets:FixedText",
+    "Language": "casd.backdoors.targets:Language",
     "LanguageModelTraining": "casd.config:LanguageModelTraining",
-    "NegativeSentiment": "casd.targets:NegativeSentiment",
-    "Refusal": "casd.targets:Refusal",
-    "Repetition": "casd.targets:Repetition",
-    "TargetBehavior": "casd.targets:TargetBehavior",
-    "inject": "casd.injection:inject",
+    "NegativeSentiment": "casd.backdoors.targets:NegativeSentiment",
+    "Refusal": "casd.backdoors.targets:Refusal",
+    "Repetition": "casd.backdoors.targets:Repetition",
+    "TargetBehavior": "casd.backdoors.targets:TargetBehavior",
+    "inject": "casd.backdoors.injection:inject",
     # removals
     "CleanTarget": "casd.unlearning.clean_target:CleanTarget",
     "ControlsConfig": "casd.config:ControlsConfig",
@@ -117,40 +117,40 @@ _WHERE = {
     "removals": "casd.unlearning.controls:removals",
     "unlearn": "casd.unlearning.removal:unlearn",
     # measurements
-    "ActivationStatistics": "casd.activation_statistics:ActivationStatistics",
+    "ActivationStatistics": "casd.activations.statistics:ActivationStatistics",
     "ActivationsConfig": "casd.config:ActivationsConfig",
     "EvaluationConfig": "casd.config:EvaluationConfig",
-    "capture": "casd.activations:capture",
-    "collect_statistics": "casd.activation_statistics:collect_statistics",
-    "evaluate": "casd.evaluation:evaluate",
-    "make_probes": "casd.probes:make_probes",
-    "measure_activations": "casd.measurement:measure_activations",
+    "capture": "casd.activations.hooks:capture",
+    "collect_statistics": "casd.activations.statistics:collect_statistics",
+    "evaluate": "casd.evaluation.asr:evaluate",
+    "make_probes": "casd.backdoors.prompts:make_probes",
+    "measure_activations": "casd.metric.measurement:measure_activations",
     # results
-    "CasdVariant": "casd.metric:CasdVariant",
+    "CasdVariant": "casd.metric.casd:CasdVariant",
     "MetricConfig": "casd.config:MetricConfig",
-    "RunTables": "casd.results:RunTables",
-    "ShiftTable": "casd.shifts:ShiftTable",
-    "StateRecord": "casd.scoring:StateRecord",
+    "RunTables": "casd.analysis.results:RunTables",
+    "ShiftTable": "casd.metric.shifts:ShiftTable",
+    "StateRecord": "casd.analysis.scoring:StateRecord",
     "asr_heatmap": "casd.report.heatmaps:asr_heatmap",
     "asr_matrix": "casd.report.collect:asr_matrix",
     "casd_heatmaps": "casd.report.heatmaps:casd_heatmaps",
     "casd_matrix": "casd.report.collect:casd_matrix",
-    "compute_casd": "casd.metric:casd_matrix",
-    "load_results": "casd.finished.tidy:load_results",
+    "compute_casd": "casd.metric.casd:casd_matrix",
+    "load_results": "casd.analysis.runs.tidy:load_results",
     "mean_over_runs": "casd.stats:mean_over_runs",
     "nested_bootstrap_interval": "casd.stats:nested_bootstrap_interval",
     "read_runs": "casd.report.collect:read_runs",
-    "relation_points": "casd.transfer:relation_points",
+    "relation_points": "casd.analysis.transfer:relation_points",
     "relation_scatter": "casd.report.figures:relation_scatter",
-    "score": "casd.scoring:score",
+    "score": "casd.analysis.scoring:score",
     "statements": "casd.report.statements:statements",
     "write_report": "casd.report:write_report",
     # whole runs, and errors
-    "CasdError": "casd.errors:CasdError",
-    "Run": "casd.pipeline:Run",
-    "Runtime": "casd.runtime:Runtime",
-    "load_config": "casd.compose:load_config",
-    "set_progress": "casd.progress:set_progress",
+    "CasdError": "casd.utils.errors:CasdError",
+    "Run": "casd.pipeline.run:Run",
+    "Runtime": "casd.utils.runtime:Runtime",
+    "load_config": "casd.config.compose:load_config",
+    "set_progress": "casd.utils.progress:set_progress",
 }
 
 __all__ = ["__version__", *_WHERE]

@@ -1,5 +1,5 @@
 """`python -m casd`, and so `accelerate launch -m casd …`: the command line."""
 
-from casd.cli import main
+from casd.cli.main import main
 
 main()

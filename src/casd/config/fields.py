@@ -8,8 +8,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
 
-from casd.errors import ConfigError
-from casd.registry import LARGEST, check_value, shown, unknown
+from casd.utils.errors import ConfigError
+from casd.utils.registry import LARGEST, check_value, shown, unknown
 
 MISSING: Any = "???"
 """What OmegaConf reads as: has no default, has to be given."""
@@ -23,7 +23,7 @@ class Section:
     """A section of the configuration: a dataclass that checks its fields when it is built.
 
     Each field has to have its declared type, and nothing can be done with some values of any type (see
-    `casd.registry.check_value`). A field whose numbers may be larger than others says so: `metadata={"most": …}`.
+    `casd.utils.registry.check_value`). A field whose numbers may be larger than others says so: `metadata={"most": …}`.
 
     Raises:
         ConfigError: a field that has not; it names the field.

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from casd.config.fields import MISSING, MOST_TOKENS, Choice, Section, require, require_name, require_one_of, require_path
-from casd.errors import ConfigError
-from casd.registry import shown
+from casd.utils.errors import ConfigError
+from casd.utils.registry import shown
 
 
 @dataclass

@@ -28,8 +28,8 @@ class ActivationsConfig(Section):
     prompts: int = 32
     """Evaluation prompts a text set; at most evaluation.prompts."""
     rivals: bool = False
-    """Whether to keep what the rivals of CASD compare that need removals (`casd.rivals`): a sketch of the weights' update, and
-    single activations of a few prompts."""
+    """Whether to keep what the rivals of CASD compare that need removals (`casd.metric.baselines`): a sketch of the weights'
+    update, and single activations of a few prompts."""
     batch_size: int = 64
     """Prompts a forward pass."""
 
@@ -48,9 +48,9 @@ class MetricConfig(Section):
     """CASD beyond the two headline variants, which every run computes."""
 
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """More variants by name, with the fields of `casd.metric.CasdVariant`."""
+    """More variants by name, with the fields of `casd.metric.casd.CasdVariant`."""
     grid: bool = False
-    """Compute all variants of `casd.metric.variant_grid` that the captured activations allow; they go into the table of
+    """Compute all variants of `casd.metric.casd.variant_grid` that the captured activations allow; they go into the table of
     distances alone."""
     permutations: int = field(default=9999, metadata={"most": 10**7})
     """Permutations of the Mantel test."""

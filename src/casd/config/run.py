@@ -20,8 +20,8 @@ from casd.config.inputs import BackdoorConfig, EveryBackdoorConfig, ModelConfig
 from casd.config.measurement import ActivationsConfig, EvaluationConfig, MetricConfig, UtilityConfig
 from casd.config.training import InjectionConfig, LanguageModelTraining
 from casd.config.unlearning import UnlearningConfig
-from casd.errors import ConfigError
-from casd.registry import shown
+from casd.utils.errors import ConfigError
+from casd.utils.registry import shown
 
 
 @dataclass

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from casd.config.fields import MISSING, Section, require, require_different, require_one_of
-from casd.errors import ConfigError
-from casd.registry import LARGEST
+from casd.utils.errors import ConfigError
+from casd.utils.registry import LARGEST
 
 
 @dataclass

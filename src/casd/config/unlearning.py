@@ -8,7 +8,7 @@ from typing import Any
 
 from casd.config.fields import MISSING, Choice, Section, require, require_different, require_one_of
 from casd.config.training import TrainingConfig
-from casd.errors import ConfigError
+from casd.utils.errors import ConfigError
 
 
 @dataclass

@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from casd import distributed
 from casd.config import Config
-from casd.disk import readable_size
-from casd.errors import CasdError, ConfigError, ModelError
-from casd.evaluation import LOSS_BATCH_SIZE
-from casd.pipeline import Run
+from casd.evaluation.asr import LOSS_BATCH_SIZE
+from casd.pipeline.run import Run
 from casd.planning.advice import first_that_fits, fits
 from casd.planning.blueprint import Blueprint, blueprint
 from casd.planning.machine import Machine, free_disk, machine
 from casd.planning.phases import Phase, PhaseName, Phases
 from casd.planning.plan import StageCost, base_folder, disk_needed, planned_devices, stage_costs
 from casd.planning.workload import TextLengths, text_lengths
+from casd.utils import distributed
+from casd.utils.disk import readable_size
+from casd.utils.errors import CasdError, ConfigError, ModelError
 
 BYTES_A_PARAMETER = 100
 """A generous bound of what a parameter takes with gradients, optimizer and copies: six times AdamW's 16 bytes."""
@@ -32,7 +32,7 @@ def check(run: Run, end: str) -> None:
 
     Args:
         run: what is to be run.
-        end: up to what; one of `casd.pipeline.UNTIL`.
+        end: up to what; one of `casd.pipeline.run.UNTIL`.
 
     Raises:
         ConfigError: in a line, what does not fit, and settings with which it would.

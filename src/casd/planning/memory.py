@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from casd.activation_statistics import StatisticsAccumulator
-from casd.activations import capture
+from casd.activations.hooks import capture
+from casd.activations.statistics import StatisticsAccumulator
 from casd.config import ActivationsConfig, TrainingConfig
+from casd.data.batches import Batch
+from casd.models.structure import decoder_layers, decoder_of
+from casd.models.weights import trained_parameters
 from casd.planning.blueprint import Adapters, Blueprint
 from casd.planning.simulation import LiveBytes, simulated_peak
-from casd.structure import decoder_layers, decoder_of
-from casd.training.batches import Batch
 from casd.training.loop import checkpointed_activations, precision_of
 from casd.training.losses import batch_nll
-from casd.weights import trained_parameters
 
 Terms = Callable[[Any, Any], Iterator[tuple[str, Tensor]]]
 
@@ -143,7 +143,7 @@ def training_need(
 
 
 def generation_need(blueprint: Blueprint, prompts: Rows, new_tokens: int, adapters: Adapters = ()) -> Need:
-    """What greedy generation with a key-value cache needs (`casd.evaluation.generate`).
+    """What greedy generation with a key-value cache needs (`casd.evaluation.asr.generate`).
 
     Args:
         blueprint: the model.
@@ -184,7 +184,7 @@ def loss_need(blueprint: Blueprint, rows: Rows, adapters: Adapters = ()) -> Need
 
 
 def capture_need(blueprint: Blueprint, prompts: Rows, config: ActivationsConfig, adapters: Adapters = ()) -> Need:
-    """What streaming the statistics of activations needs (`casd.activation_statistics.collect_statistics`).
+    """What streaming the statistics of activations needs (`casd.activations.statistics.collect_statistics`).
 
     Args:
         blueprint: the model.

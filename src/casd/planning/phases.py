@@ -8,19 +8,19 @@ from typing import Any, Literal
 
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
+from casd.backdoors.injection import GUARD_PASSAGES as GUARD_OF_INJECTION
 from casd.config import Config, LanguageModelTraining, TrainingConfig
-from casd.evaluation import LOSS_BATCH_SIZE
-from casd.injection import GUARD_PASSAGES as GUARD_OF_INJECTION
+from casd.evaluation.asr import LOSS_BATCH_SIZE
 from casd.planning.blueprint import Adapters, Blueprint
 from casd.planning.machine import Machine
 from casd.planning.memory import EIGHT_BIT_STATE, Need, Rows, Terms, capture_need, generation_need, loss_need, training_need
 from casd.planning.workload import TextLengths
-from casd.registry import build
 from casd.training.losses import mean_nll
 from casd.unlearning import OBJECTIVES
 from casd.unlearning.clean_target import CleanTarget
 from casd.unlearning.reference import Reference
 from casd.unlearning.removal import GUARD_PASSAGES as GUARD_OF_REMOVAL
+from casd.utils.registry import build
 
 PhaseName = Literal["pretrain", "inject", "unlearn", "evaluate", "capture"]
 
@@ -226,7 +226,7 @@ class Phases:
         return Phase(name, need, copy, number * (loaded + copy), rows.rows, rows.tokens, halves=not training)
 
     def _divided(self, need: Need, whole: int) -> Need:
-        """A need with weights of `whole` bytes, float32, divided over the devices (`casd.training.sharding.place`)."""
+        """A need with weights of `whole` bytes, float32, divided over the devices (`casd.models.sharding.place`)."""
         blueprint = self.blueprint
         outside = max(0, blueprint.parameters - blueprint.layers * blueprint.block_parameters)
         # Whole at one time: what is outside the blocks, a block, the next one on its way, and a block's gradients.

@@ -8,23 +8,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from casd import distributed, models
+from casd.backdoors.injection import GUARD_PASSAGES as GUARD_OF_INJECTION
 from casd.config import Config, LanguageModelTraining, TrainingConfig, UnlearningTraining
-from casd.errors import CasdError, CorpusError, ModelError
-from casd.injection import GUARD_PASSAGES as GUARD_OF_INJECTION
-from casd.pipeline import Run
+from casd.config.states import INJECTED
+from casd.metric.baselines.shifts import PROMPTS_PER_SET
+from casd.metric.baselines.updates import SKETCH_SIZE
+from casd.models import load as models
+from casd.pipeline.run import Run
+from casd.pipeline.store import Stage
 from casd.planning.blueprint import Adapters, Blueprint, blueprint
 from casd.planning.machine import Machine, free_disk, machine
 from casd.planning.memory import EIGHT_BIT_STATE
 from casd.planning.phases import Devices, Phase, PhaseName, Phases, best_step_bytes, injection_adapters, removal_adapters
 from casd.planning.workload import TextLengths, forward_flops, text_lengths, training_flops
-from casd.rivals.shifts import PROMPTS_PER_SET
-from casd.rivals.updates import SKETCH_SIZE
-from casd.sealed import read_json
-from casd.stages import Stage
-from casd.states import INJECTED
 from casd.unlearning.removal import GUARD_PASSAGES as GUARD_OF_REMOVAL
 from casd.unlearning.tuning import settings
+from casd.utils import distributed
+from casd.utils.errors import CasdError, CorpusError, ModelError
+from casd.utils.sealed import read_json
 
 UNKNOWN_COMMIT = "0" * 40
 """Stands for a commit of the hub that cannot be asked for: no stage of it is in the store."""
@@ -174,7 +175,7 @@ def base_folder(run: Run) -> Path | None:
 
 
 def stage_costs(run: Run, built: Blueprint, texts: TextLengths, end: str = "report") -> Iterator[StageCost]:
-    """Every stage of a run up to `end` (one of `casd.pipeline.UNTIL`), in the order of work."""
+    """Every stage of a run up to `end` (one of `casd.pipeline.run.UNTIL`), in the order of work."""
     costs = _Costs(run, built, texts)
     graph, config = run.graph, run.config
     yield costs.of(graph.corpus, kept=None)

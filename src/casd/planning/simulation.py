@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from casd.errors import ConfigError
+from casd.models.structure import decoder_layers, decoder_of
 from casd.planning.blueprint import Adapters, Blueprint
-from casd.structure import decoder_layers, decoder_of
+from casd.utils.errors import ConfigError
 
 Work = Callable[[Any, "LiveBytes"], None]
 """What is simulated: gets the model and the bytes that it is to be counted in."""

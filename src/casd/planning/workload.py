@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from casd.encoding import Document, Encoder, Prompt
-from casd.pipeline import Run
+from casd.backdoors.poisoning import PoisonedStream, english
+from casd.data.encoding import Document, Encoder, Prompt
+from casd.pipeline.run import Run
 from casd.planning.blueprint import Adapters, Blueprint
-from casd.poisoning import PoisonedStream, english
-from casd.seeding import derive_seed
+from casd.utils.seeding import derive_seed
 
 SAMPLED = 1024
 """Documents and prompts that are looked at to know their lengths."""

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from casd.comparison import compare_objectives, noise_floor, relabelled, variance_shares
-from casd.forking import Begin
-from casd.predictors import predictor_table
-from casd.publishing import publishing
+from casd.analysis.comparison import compare_objectives, noise_floor, relabelled, variance_shares
+from casd.analysis.predictors import predictor_table
+from casd.analysis.results import RunTables
+from casd.analysis.tables import SCHEMAS, SWEEP_INFO, write_frames
 from casd.report.collect import DETAILED_RUNS, check_comparable, collect, combine, mean_asr, read_runs, summary
 from casd.report.comparisons import Comparisons, objectives_drawings
 from casd.report.gallery import draw, run_drawings, sweep_drawings
@@ -23,11 +23,11 @@ from casd.report.html import RUN_FIGURES, SWEEP_FIGURES, run_html, sweep_html
 from casd.report.markup import write_tables
 from casd.report.matrices import mean_asr_table
 from casd.report.page import Block, template, write_page
+from casd.report.publishing import publishing
 from casd.report.tables import relation_table, run_tables, specificity_table, summary_table
 from casd.report.terminal import print_run, print_sweep, print_tables, print_warning
 from casd.report.wording import broken_injections
-from casd.results import RunTables
-from casd.table_files import SCHEMAS, SWEEP_INFO, write_frames
+from casd.utils.forking import Begin
 
 __all__ = [
     "Comparisons",
@@ -83,7 +83,7 @@ def write_sweep_report(runs: Sequence[RunTables], folder: Path, begin: Begin = p
     Args:
         runs: to report on.
         folder: of the report.
-        begin: how to begin what need not be waited for (`casd.forking.begin`).
+        begin: how to begin what need not be waited for (`casd.utils.forking.begin`).
 
     Raises:
         StoreError: runs that cannot be compared (`check_comparable`), or a file cannot be written, or would overwrite one

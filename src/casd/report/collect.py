@@ -11,14 +11,14 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from casd.comparison import by_condition
-from casd.errors import StoreError
-from casd.finished.joined_tables import read_together
-from casd.finished.shared_tables import runs_of
-from casd.inclusion import count_exclusions
-from casd.results import RunTables
-from casd.states import CLEAN_CONTROL, PHANTOM_CONTROL
-from casd.table_files import SCHEMAS
+from casd.analysis.comparison import by_condition
+from casd.analysis.inclusion import count_exclusions
+from casd.analysis.results import RunTables
+from casd.analysis.runs.joined_tables import read_together
+from casd.analysis.runs.shared_tables import runs_of
+from casd.analysis.tables import SCHEMAS
+from casd.config.states import CLEAN_CONTROL, PHANTOM_CONTROL
+from casd.utils.errors import StoreError
 
 RUN_COLUMNS: Final = ("run", "model", "objective", "seed")
 """What every table of a collection of runs starts with."""
@@ -27,11 +27,11 @@ DETAILED_RUNS: Final = 12
 
 
 def read_runs(paths: str | Path | Iterable[str | Path]) -> list[RunTables]:
-    """Read the finished runs at or below the paths, in the order of `casd.finished.find_runs`, without the CASD grid.
+    """Read the finished runs at or below the paths, in the order of `casd.analysis.runs.find_runs`, without the CASD grid.
 
-    Each run's `info` has its "run", "folder" and "setting" as in `casd.finished.FinishedRun`. A run that is found several
+    Each run's `info` has its "run", "folder" and "setting" as in `casd.analysis.runs.FinishedRun`. A run that is found several
     times counts once. The rows of the grid stay on the disk (`RunTables.every_variant`): those of many runs are too many.
-    So do the tables that nothing is said of over many runs, until they are asked for (`casd.finished.shared_tables`).
+    So do the tables that nothing is said of over many runs, until they are asked for (`casd.analysis.runs.shared_tables`).
 
     Raises:
         StoreError: no path, or no finished run of this version there.
@@ -43,8 +43,8 @@ def check_comparable(runs: Sequence[RunTables]) -> None:
     """Refuse to put runs together that would be counted wrongly.
 
     Raises:
-        StoreError: two runs of one condition (`casd.conditions`) with the same seed, which would count as two seeds; or runs of
-            one condition that measured different backdoors.
+        StoreError: two runs of one condition (`casd.analysis.conditions`) with the same seed, which would count as two seeds;
+            or runs of one condition that measured different backdoors.
     """
     seen: dict[tuple[str, str], RunTables] = {}
     measured: dict[str, RunTables] = {}
@@ -149,10 +149,10 @@ def summary(runs: Sequence[RunTables]) -> pd.DataFrame:
 def summarize(tables: RunTables) -> dict[str, Any]:
     """One run in numbers: what is left of the backdoors, and each headline CASD's relation with each response.
 
-    All means are over what is included (`casd.inclusion`), NaN without any: `own_asr` and `others_asr` over the removals,
-    `clean_asr` and `phantom_asr` over the backdoors under that control; `clean_loss_change` is the removals' mean relative
-    change of the clean loss. `removals`, `included` and `collapsed` are counts of removals, and `excluded` says how many of
-    them are excluded for each reason. For a variant and a response, `rho:VARIANT:RESPONSE` and `p:VARIANT:RESPONSE`.
+    All means are over what is included (`casd.analysis.inclusion`), NaN without any: `own_asr` and `others_asr` over the
+    removals, `clean_asr` and `phantom_asr` over the backdoors under that control; `clean_loss_change` is the removals' mean
+    relative change of the clean loss. `removals`, `included` and `collapsed` are counts of removals, and `excluded` says how
+    many of them are excluded for each reason. For a variant and a response, `rho:VARIANT:RESPONSE` and `p:VARIANT:RESPONSE`.
     """
     cells = list(tables.rows("transfer", "source", "source_kind", "same", "asr_after", "excluded"))
     included = [(source, kind, same, rate) for source, kind, same, rate, excluded in cells if not excluded]

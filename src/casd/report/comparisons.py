@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
-from casd.comparison import MEASURES, POOLED
+from casd.analysis.comparison import MEASURES, POOLED
+from casd.metric.baselines import RIVALS
 from casd.report.gallery import Drawing
 from casd.report.markup import Cell, Row, Table
 from casd.report.wording import ALL_MODELS, MISSING, fraction, mean_with_interval, p_text, percent, run_count, significant
-from casd.rivals import RIVALS
 
 if TYPE_CHECKING:  # matplotlib: what only compares numbers need not wait for it
     from matplotlib.figure import Figure

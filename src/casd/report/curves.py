@@ -8,9 +8,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from casd.analysis.results import RunTables
+from casd.config.states import CLEAN_CONTROL, PHANTOM_CONTROL
 from casd.report.drawing import figure_title, plain, short_name, without_frame
-from casd.results import RunTables
-from casd.states import CLEAN_CONTROL, PHANTOM_CONTROL
 
 COLORS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette without its yellow, which is hard to see on white."""

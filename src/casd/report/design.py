@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import yaml  # type: ignore[import-untyped]
 
-from casd.compose import groups
+from casd.config.compose import groups
 from casd.report.markup import Cell, Row, Table
 from casd.report.wording import MISSING, sentence
 

@@ -15,9 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
+from casd.analysis.results import RunTables
 from casd.report.wording import short_run_name
-from casd.results import RunTables
-from casd.text import printable
+from casd.utils.text import printable
 
 BLUE, VERMILLION = "#0072B2", "#D55E00"
 LONGEST_NAME: Final = 24

@@ -12,13 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from casd.comparison import by_condition
+from casd.analysis.comparison import by_condition
+from casd.analysis.results import RunTables
+from casd.analysis.transfer import relation_points
+from casd.config.states import REPEAT_CONTROL
 from casd.report.drawing import BLUE, VERMILLION, figure_title, plain, short_name, without_frame
 from casd.report.svg import name_points
 from casd.report.wording import RESPONSES, fraction, p_relation
-from casd.results import RunTables
-from casd.states import REPEAT_CONTROL
-from casd.transfer import relation_points
 
 _SEED_MARKS: Final = ((BLUE, "o"), (VERMILLION, "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
 NOISE_FLOOR: Final = "noise floor: one removal, repeated with other documents"
@@ -92,7 +92,7 @@ def relation_panels(runs: Sequence[RunTables], variant: str, predictors: pd.Data
     Args:
         runs: finished runs.
         variant: of CASD.
-        predictors: as `casd.predictors.predictor_table` gives it: ρ and p over the runs of a panel stand in its title.
+        predictors: as `casd.analysis.predictors.predictor_table` gives it: ρ and p over the runs of a panel stand in its title.
     """
     groups = by_condition(runs)
     models, objectives = (list(dict.fromkeys(names)) for names in zip(*groups, strict=True))

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from markupsafe import Markup, escape
 
-from casd.registry import import_named
+from casd.analysis.results import RunTables
 from casd.report.collect import DETAILED_RUNS
 from casd.report.page import Block
 from casd.report.wording import run_name
-from casd.results import RunTables
-from casd.text import printable
+from casd.utils.registry import import_named
+from casd.utils.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import pandas as pd
 
-from casd.conditions import leaves
+from casd.analysis.conditions import leaves
+from casd.analysis.results import RunTables
 from casd.report.collect import DETAILED_RUNS, summarize
 from casd.report.design import QUESTION, backdoors_table, design, triggers
 from casd.report.markup import Table
@@ -20,7 +21,6 @@ from casd.report.samples import samples_of
 from casd.report.statements import control_statements, statements
 from casd.report.tables import relation_table, specificity_table, states_table, utility_table
 from casd.report.wording import fraction, p_text, prompts_per_cell, run_name, sentence, short_run_name
-from casd.results import RunTables
 
 RUN_FIGURES: Final = ("casd_scatter", "casd_by_layer", "learning_curves")
 """The figures of a run's page. The matrices stand in it as tables that look like their figures."""

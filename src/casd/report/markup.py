@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from casd.text import printable
+from casd.utils.text import printable
 
 LONG_TABLE_ROWS: Final = 40
 """More rows than this become a longtable in LaTeX."""

@@ -16,6 +16,9 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from casd.analysis.results import RunTables
+from casd.analysis.transfer import transfer_matrix
+from casd.config.states import kind_of
 from casd.report.collect import asr_matrix, casd_matrix, has_pairs, mean_asr
 from casd.report.markup import Cell, Row, Scale, Table
 from casd.report.wording import (
@@ -30,9 +33,6 @@ from casd.report.wording import (
     sentence,
     significant,
 )
-from casd.results import RunTables
-from casd.states import kind_of
-from casd.transfer import transfer_matrix
 
 ASR_DETAILS: Final = "successes/prompts and Wilson 95 % interval"
 _PROBES: Final = {

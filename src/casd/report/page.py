@@ -15,13 +15,13 @@ from typing import Any, Final
 import jinja2
 
 from casd import __version__
-from casd.atomic import write_text
+from casd.analysis.results import RunTables
+from casd.config.states import CONTROL_PREFIX
 from casd.report.colors import palette, step_of, text_on
 from casd.report.markup import Cell, Row, Table, numeric_columns
 from casd.report.wording import MISSING, broken_injections
-from casd.results import RunTables
-from casd.states import CONTROL_PREFIX
-from casd.text import printable
+from casd.utils.atomic import write_text
+from casd.utils.text import printable
 
 LONGEST_TEXT: Final = 600
 """Characters of a prompt or generation that are shown."""

@@ -11,8 +11,8 @@ from typing import Final
 
 import pandas as pd
 
-from casd.results import RunTables
-from casd.states import INJECTED
+from casd.analysis.results import RunTables
+from casd.config.states import INJECTED
 
 SHOWN: Final = {"triggered": 2, "fake": 1}
 """Prompts of each kind that are shown per backdoor: the first ones, not chosen ones."""

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import pandas as pd
 
+from casd.analysis.results import RunTables
+from casd.config.states import CONTROL_PREFIX, INJECTED, PHANTOM_CONTROL
 from casd.report.collect import asr_matrix, has_pairs, summarize
 from casd.report.wording import (
     NO_PAIRS,
@@ -20,8 +22,6 @@ from casd.report.wording import (
     prompts_per_cell,
     significant,
 )
-from casd.results import RunTables
-from casd.states import CONTROL_PREFIX, INJECTED, PHANTOM_CONTROL
 
 SIGNIFICANT: Final = 0.05
 """Permutation p-value below which a statement speaks of a relation."""

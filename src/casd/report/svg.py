@@ -14,7 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from casd.text import printable
+from casd.utils.text import printable
 
 _NO_METADATA: Final = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _NUMBER: Final = re.compile(r"(\.\d\d)\d+")

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import pandas as pd
 
+from casd.analysis.results import UTILITY_PREFIX, RunTables
+from casd.config.states import CLEAN_CONTROL
 from casd.report.collect import RUN_COLUMNS, summary
 from casd.report.markup import Cell, Row, Scale, Table
 from casd.report.matrices import asr_table, by_kind, casd_table, shade, suppression_table
@@ -29,8 +31,6 @@ from casd.report.wording import (
     short_run_name,
     significant,
 )
-from casd.results import UTILITY_PREFIX, RunTables
-from casd.states import CLEAN_CONTROL
 
 _OTHER_FORMS: Final = (("tau", "tau"), ("rho_pairs", "pairs"), ("rho_partial", "partial"))
 _SHORT: Final = {"suppression": "ASR", "prob_suppression": "prob."}

@@ -13,14 +13,14 @@ from rich.style import Style
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from casd.analysis.results import RunTables
 from casd.report.colors import palette, step_of, text_on
 from casd.report.markup import Cell, Row, Scale, Table, numeric_columns
 from casd.report.matrices import asr_table, casd_table
 from casd.report.statements import statements
 from casd.report.tables import relation_table, states_table, summary_table
 from casd.report.wording import ALL_MODELS, MISSING, broken_injections, run_name, short_run_name
-from casd.results import RunTables
-from casd.text import printable
+from casd.utils.text import printable
 
 PLAIN_WIDTH = 120
 """Columns when the output is no terminal."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from casd.results import RunTables
+from casd.analysis.results import RunTables
 
 MISSING: Final = "–"
 """Stands for a value that is missing or undefined."""

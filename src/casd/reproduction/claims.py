@@ -15,13 +15,13 @@ from typing import Any, Final, Literal
 import numpy as np
 import pandas as pd
 
-from casd.comparison import POOLED, compare_objectives, grouped, over_runs
-from casd.inclusion import MIN_REMOVALS
-from casd.predictors import predictor_table
+from casd.analysis.comparison import POOLED, compare_objectives, grouped, over_runs
+from casd.analysis.inclusion import MIN_REMOVALS
+from casd.analysis.predictors import predictor_table
+from casd.analysis.results import RunTables
+from casd.config.states import CLEAN_CONTROL
 from casd.report.statements import SIGNIFICANT
 from casd.report.wording import fraction, mean_with_interval, p_text, percent
-from casd.results import RunTables
-from casd.states import CLEAN_CONTROL
 from casd.stats import MeanOverRuns, mean_interval, mean_over_runs
 
 Outcome = Literal["holds", "does not hold", "not decided"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from casd.comparison import grouped, mean_of_runs, noise_floor, over_runs
+from casd.analysis.comparison import grouped, mean_of_runs, noise_floor, over_runs
+from casd.analysis.results import RunTables
+from casd.config.states import CLEAN_CONTROL
 from casd.report.collect import DETAILED_RUNS
 from casd.report.comparisons import OBJECTIVES_FIGURE, model_label, noise_table, objectives_table, predictors_table
 from casd.report.gallery import Drawing
@@ -14,8 +16,6 @@ from casd.report.matrices import asr_table, casd_table, mean_asr_table
 from casd.report.tables import relation_table, specificity_table, summary_table, utility_table
 from casd.report.wording import fraction, perplexity, short_run_name
 from casd.reproduction.claims import Evidence
-from casd.results import RunTables
-from casd.states import CLEAN_CONTROL
 
 
 @dataclass(frozen=True, eq=False)

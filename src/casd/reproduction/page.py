@@ -9,21 +9,21 @@ from typing import Any, Final
 
 import pandas as pd
 
-from casd.comparison import relabelled
-from casd.publishing import is_published, publishing
-from casd.registry import import_named
+from casd.analysis.comparison import relabelled
+from casd.analysis.results import RunTables
+from casd.analysis.tables import write_frames
 from casd.report.comparisons import model_label
 from casd.report.gallery import draw
 from casd.report.html import link_to
 from casd.report.markup import Cell, Row, Table, write_tables
 from casd.report.page import Block, Section, matrices_block, render, table_block, warning_blocks, write_page
+from casd.report.publishing import is_published, publishing
 from casd.report.wording import broken_injections, short_run_name
 from casd.reproduction.catalogue import EXHIBITS
 from casd.reproduction.claims import CLAIMS, Evidence, headline
 from casd.reproduction.scales import Scale
-from casd.results import RunTables
-from casd.sealed import read_json
-from casd.table_files import write_frames
+from casd.utils.registry import import_named
+from casd.utils.sealed import read_json
 
 PAGE: Final = "report.html"
 INFO: Final = "reproduction.json"

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from casd.compose import SCALES, config_folder, description
-from casd.errors import ConfigError
-from casd.registry import unknown
+from casd.config.compose import SCALES, config_folder, description
 from casd.reproduction.catalogue import RUN_SETS
+from casd.utils.errors import ConfigError
+from casd.utils.registry import unknown
 
 Sweeps = tuple[tuple[str, ...], ...]
 """Each sweep as its overrides."""

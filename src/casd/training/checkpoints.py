@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from casd.atomic import flush, flush_all, give_default_rights, remove, remove_leftovers, temporary_beside
-from casd.distributed import is_main
-from casd.progress import say
-from casd.sealed import CHECKSUMS, Damage, Entries, check_file, checksums, read_manifest, write_manifest
-from casd.weights import Weights, restore_weights, trained_parameters
+from casd.models.weights import Weights, restore_weights, trained_parameters
+from casd.utils.atomic import flush, flush_all, give_default_rights, remove, remove_leftovers, temporary_beside
+from casd.utils.distributed import is_main
+from casd.utils.progress import say
+from casd.utils.sealed import CHECKSUMS, Damage, Entries, check_file, checksums, read_manifest, write_manifest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

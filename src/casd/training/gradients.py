@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from casd import distributed
-from casd.runtime import Runtime
-from casd.seeding import derive_seed
-from casd.shrinking import shrinking
-from casd.training import sharding
-from casd.training.batches import micro_batches, most_rows, share_of_rows
+from casd.data.batches import micro_batches, most_rows, share_of_rows
+from casd.data.shrinking import shrinking
+from casd.models import sharding
+from casd.utils import distributed
+from casd.utils.runtime import Runtime
+from casd.utils.seeding import derive_seed
 
 Terms = Iterator[tuple[str, Tensor]]
 Precision = Callable[[], AbstractContextManager[Any]]

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from casd import distributed
 from casd.config import TrainingConfig
-from casd.errors import ConfigError
-from casd.progress import track
-from casd.runtime import Runtime
-from casd.shrinking import shrinking
-from casd.training import sharding
-from casd.training.batches import Batch, micro_batches, most_rows
+from casd.data.batches import Batch, micro_batches, most_rows
+from casd.data.shrinking import shrinking
+from casd.models import sharding
+from casd.models.weights import Weights, restore_weights, trained_parameters
 from casd.training.checkpoints import TrainingLog, restore_checkpoint, save_checkpoint
 from casd.training.gradients import Precision, StepGradients, Terms, divided
 from casd.training.losses import clean_loss
-from casd.weights import Weights, restore_weights, trained_parameters
+from casd.utils import distributed
+from casd.utils.errors import ConfigError
+from casd.utils.progress import track
+from casd.utils.runtime import Runtime
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,7 +101,8 @@ def train(
         the clean loss passed its limit.
 
     Raises:
-        ConfigError: an optimizer that is not there, or a launch that cannot make one run (`casd.distributed.check_launch`).
+        ConfigError: an optimizer that is not there, or a launch that cannot make one run
+            (`casd.utils.distributed.check_launch`).
         ModelError: out of memory with a single row of a batch, or with any number of them in several processes.
     """
     from accelerate import Accelerator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from casd.training.batches import IGNORED_LABEL, Batch
+from casd.data.batches import IGNORED_LABEL, Batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from casd.training.batches import Batch
+from casd.data.batches import Batch
 from casd.training.losses import mean_nll
 from casd.unlearning.objective import ForgetAndRetain
 

@@ -19,14 +19,14 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from casd.backdoors.poisoning import Backdoor
+from casd.backdoors.triggers import fake_triggers, made_up_phrase
 from casd.config import ControlsConfig
-from casd.corpora.passages import Passage
-from casd.encoding import Encoder
-from casd.errors import ConfigError
-from casd.poisoning import Backdoor
-from casd.seeding import python_rng
-from casd.states import CLEAN_CONTROL, PHANTOM_CONTROL, REPEAT_CONTROL, SHUFFLED_CONTROL
-from casd.triggers import fake_triggers, made_up_phrase
+from casd.config.states import CLEAN_CONTROL, PHANTOM_CONTROL, REPEAT_CONTROL, SHUFFLED_CONTROL
+from casd.data.corpora.passages import Passage
+from casd.data.encoding import Encoder
+from casd.utils.errors import ConfigError
+from casd.utils.seeding import python_rng
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from casd.training.batches import Batch
+from casd.data.batches import Batch
 from casd.training.losses import batch_nll
 from casd.unlearning.objective import ForgetAndRetain
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from casd.training.batches import Batch
+from casd.data.batches import Batch
 from casd.training.losses import document_nll, mean_over_documents
 from casd.unlearning.objective import ForgetAndRetain
 

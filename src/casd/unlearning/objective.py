@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
 import torch
 from torch import Tensor
 
-from casd.errors import ConfigError
-from casd.registry import unknown
-from casd.training.batches import Batch
+from casd.data.batches import Batch
 from casd.training.losses import batch_logits, mean_nll, mean_reference_kl
+from casd.utils.errors import ConfigError
+from casd.utils.registry import unknown
 
 if TYPE_CHECKING:
     from casd.unlearning.reference import Reference
 
 
 class UnlearningBatch(TypedDict):
-    """A step's two batches (see `casd.training.batches`), or the parts of them that go through the model at once."""
+    """A step's two batches (see `casd.data.batches`), or the parts of them that go through the model at once."""
 
     forget: Batch
     retain: Batch

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from casd.errors import ConfigError
-from casd.training.sharding import is_sharded
-from casd.weights import trained_parameters
+from casd.models.sharding import is_sharded
+from casd.models.weights import trained_parameters
+from casd.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,21 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casd import distributed
+from casd.backdoors.poisoning import ShuffledStream, clean_document, english
 from casd.config import EvaluationConfig, StoppingConfig, UnlearningTraining
-from casd.corpora.passages import Corpus, Passage
-from casd.encoding import Document, Encoder
-from casd.errors import ConfigError, CorpusError
-from casd.poisoning import ShuffledStream, clean_document, english
-from casd.runtime import Runtime
-from casd.seeding import derive_seed, python_rng
-from casd.training import sharding
+from casd.data.corpora.passages import Corpus, Passage
+from casd.data.encoding import Document, Encoder
+from casd.models import sharding
 from casd.training.checkpoints import TrainingLog
 from casd.training.loop import Watch, train
 from casd.unlearning.controls import Removal
 from casd.unlearning.objective import Objective, UnlearningBatch
 from casd.unlearning.reference import Reference
 from casd.unlearning.stopping import TakeSteps, Validation
+from casd.utils import distributed
+from casd.utils.errors import ConfigError, CorpusError
+from casd.utils.runtime import Runtime
+from casd.utils.seeding import derive_seed, python_rng
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

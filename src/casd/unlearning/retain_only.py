@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from casd.errors import ConfigError
 from casd.unlearning.objective import Retaining, UnlearningBatch
+from casd.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from casd.unlearning.reference import Reference

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from casd.errors import ConfigError
-from casd.structure import decoder_layers
-from casd.training.batches import IGNORED_LABEL, Batch
+from casd.data.batches import IGNORED_LABEL, Batch
+from casd.models.structure import decoder_layers
 from casd.training.losses import batch_logits
 from casd.unlearning.objective import Objective, UnlearningBatch, needed
+from casd.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from casd.unlearning.reference import Reference
@@ -85,7 +85,7 @@ class Rmu(Objective):
 
 @contextmanager
 def _output_of(block: torch.nn.Module) -> Iterator[list[Tensor]]:
-    """Keeps what the block gives inside the `with` block, with its graph (which `casd.activations.capture` cuts)."""
+    """Keeps what the block gives inside the `with` block, with its graph (which `casd.activations.hooks.capture` cuts)."""
     outputs: list[Tensor] = []
 
     def keep(module: torch.nn.Module, inputs: Any, output: Any) -> None:

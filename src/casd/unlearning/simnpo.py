@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from casd.training.batches import Batch
+from casd.data.batches import Batch
 from casd.training.losses import document_nll, mean_over_documents
 from casd.unlearning.objective import ForgetAndRetain
 

@@ -11,17 +11,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from casd import distributed
+from casd.backdoors.poisoning import Backdoor
 from casd.config import EvaluationConfig, StoppingConfig
-from casd.corpora.passages import Passage
-from casd.encoding import Encoder
-from casd.evaluation import generate, passage_loss
-from casd.poisoning import Backdoor
-from casd.seeding import python_rng
+from casd.data.corpora.passages import Passage
+from casd.data.encoding import Encoder
+from casd.evaluation.asr import generate, passage_loss
+from casd.models.weights import copy_weights, restore_weights
 from casd.training.checkpoints import TrainingLog
 from casd.training.loop import Watch
 from casd.unlearning.objective import Objective
-from casd.weights import copy_weights, restore_weights
+from casd.utils import distributed
+from casd.utils.seeding import python_rng
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 
 from casd.config import Choice, UnlearningConfig
-from casd.errors import ConfigError
-from casd.registry import build, look_up, unknown
 from casd.training.checkpoints import TrainingLog
 from casd.unlearning import OBJECTIVES
+from casd.utils.errors import ConfigError
+from casd.utils.registry import build, look_up, unknown
 
 Setting = dict[str, Any]
 """One combination of the grid's values, by name."""

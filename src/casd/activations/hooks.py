@@ -1,0 +1,138 @@
+"""Activations of a decoder: forward hooks on its blocks.
+
+Nothing here keeps an activation: `capture` hands each one to a function during the forward pass and forgets it.
+
+Sites of a block: `resid_post` is the block's output, the residual stream after it; `attn_out` and `mlp_out` are the
+outputs of the block's attention and MLP modules. In most families those are what is added to the residual stream.
+OLMo-2 and Gemma 2 and 3 normalize a sublayer's output before they add it; what is captured is the module's output
+BEFORE that norm. Where a family adds a block's sublayers in parallel (GPT-NeoX, GPT-J) or scales them (Granite), it is
+the module's own, unscaled output all the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from casd.models.structure import decoder_layers
+from casd.utils.errors import ConfigError, ModelError
+from casd.utils.registry import unknown
+
+SITES = ("resid_post", "attn_out", "mlp_out")
+
+OnActivation = Callable[[str, int, Tensor], None]
+
+# How transformers names a block's sublayers: self_attn, attn, attention, self_attention, linear_attn;
+# mlp, ffn, feed_forward, block_sparse_moe.
+_SUBLAYER_NAMES = {"attn_out": ("attn", "attention"), "mlp_out": ("mlp", "ffn", "feed_forward", "moe")}
+_ATTENTION_TO_AN_ENCODER = ("cross", "encoder")
+
+
+def _site_module(block: nn.Module, site: str) -> nn.Module:
+    """The module of `block` whose output is the activation at `site`.
+
+    Raises:
+        ModelError: the block has no such module, several, or one that adds the residual itself (Bloom, MPT).
+    """
+    if site == "resid_post":
+        return block
+    found = [
+        module
+        for name, module in block.named_children()
+        if any(part in name for part in _SUBLAYER_NAMES[site])
+        and not any(part in name for part in _ATTENTION_TO_AN_ENCODER)
+        and len(module._modules) > 0  # not a norm or a dropout named after the sublayer
+    ]
+    if site == "mlp_out" and not found:
+        # OPT, XGLM and BioGPT keep the MLP's two projections in the block itself; the last one's output is the MLP's.
+        found = [module for module in block.children() if hasattr(module, "out_features")][-1:]
+    if len(found) != 1:
+        raise ModelError(f"{type(block).__name__}: expected one module for {site!r}, found {len(found)}. Leave this site out.")
+    if "residual" in inspect.signature(found[0].forward).parameters:
+        raise ModelError(
+            f"{type(found[0]).__name__} adds the residual stream to its own output, so {site!r} cannot be "
+            "captured. Leave this site out."
+        )
+    return found[0]
+
+
+@contextmanager
+def capture(
+    model: nn.Module, sites: Iterable[str], layers: Iterable[int] | None = None, *, on_activation: OnActivation
+) -> Iterator[None]:
+    """Call `on_activation(site, layer_idx, activation)` at every forward pass inside the `with` block.
+
+    `activation` is (batch, pos, d_model), detached, in the model's dtype, on the layer's device. It is not kept here;
+    it lives on only if `on_activation` keeps it. The hooks are removed when the block is left, also by an exception.
+    Run the model as it is, not its torch.compile wrapper, inside the block: code compiled before would not call the
+    hooks.
+
+    Args:
+        model: a transformers causal LM, bare or wrapped (see `decoder_layers`).
+        sites: which of SITES.
+        layers: indices of decoder blocks, 0 for the first; None for all. Negative indices are out of range.
+        on_activation: called during the forward pass; it must not change the tensor in place.
+
+    Raises:
+        ConfigError: an unknown site, or a layer out of range.
+        ModelError: the blocks or their sublayers cannot be found, or (in a forward pass) an output that is not
+            (batch, pos, d_model).
+    """
+    sites = checked_choices("site", sites, SITES)
+    blocks = decoder_layers(model)
+    indices = range(len(blocks)) if layers is None else sorted(set(layers))
+    if outside := [index for index in indices if not 0 <= index < len(blocks)]:
+        raise ConfigError(f"Layer {outside[0]} is out of range: the model has layers 0 to {len(blocks) - 1}.")
+    with ExitStack() as hooks:
+        for index in indices:
+            input_shape: list[torch.Size] = []
+            recorder = _shape_recorder(input_shape)
+            hooks.callback(blocks[index].register_forward_pre_hook(recorder, with_kwargs=True).remove)
+            for site in sites:
+                hook = _forward_hook(site, index, input_shape, on_activation)
+                hooks.callback(_site_module(blocks[index], site).register_forward_hook(hook).remove)
+        yield
+
+
+def _shape_recorder(input_shape: list[torch.Size]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    """A forward pre-hook that puts the shape of a block's input, (batch, pos, d_model), into `input_shape`."""
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        input_shape[:] = [(args[0] if args else kwargs["hidden_states"]).shape]
+
+    return record
+
+
+def _forward_hook(site: str, layer_idx: int, input_shape: list[torch.Size], on_activation: OnActivation) -> Callable[..., None]:
+    """A forward hook that passes a module's output on. Closes over the shape's holder, never over an activation."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        activation = output[0] if isinstance(output, tuple) else output
+        shape = input_shape[0]
+        if activation.ndim == 2 and activation.numel() == shape.numel():
+            # OPT's projections and some mixtures of experts see a batch as one row of tokens.
+            activation = activation.view(shape)
+        if activation.shape != shape or activation.ndim != 3:
+            raise ModelError(
+                f"{type(module).__name__} gives an output of shape {tuple(activation.shape)} for {site!r}; "
+                f"expected (batch, pos, d_model). Leave this site out, or use another model."
+            )
+        on_activation(site, layer_idx, activation.detach())
+
+    return hook
+
+
+def checked_choices(kind: str, names: Iterable[str], choices: Sequence[str]) -> tuple[str, ...]:
+    """`names` without repeats, in the order of `choices`; ConfigError for one that is not a choice, or for none."""
+    names = tuple(names)
+    for name in names:
+        if name not in choices:
+            raise unknown(kind, name, choices)
+    if not names:
+        raise ConfigError(f"No {kind} to capture. Choices: {', '.join(choices)}.")
+    return tuple(choice for choice in choices if choice in names)

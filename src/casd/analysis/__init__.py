@@ -1,0 +1,1 @@
+"""What the measurements of a run, and of several runs, say: suppression, relation, comparison, predictors."""

@@ -1,0 +1,144 @@
+"""Probes: the prompts that every state of a model is measured on, triggered, clean and with fake triggers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from casd.backdoors.poisoning import Backdoor, english
+from casd.backdoors.triggers import fake_triggers, insert
+from casd.config import EvaluationConfig
+from casd.data.corpora.passages import Corpus, Passage
+from casd.data.encoding import Encoder, Prompt
+from casd.utils.errors import ConfigError, CorpusError
+from casd.utils.progress import say
+from casd.utils.seeding import python_rng
+
+
+@dataclass(frozen=True)
+class Probes:
+    """The prompts every state of the model is measured on.
+
+    Attributes:
+        triggered: prompts with the backdoor's trigger, by backdoor; their continuation is the backdoor's payload.
+        fake: prompts with fake triggers of the same token length, by backdoor; their continuation is the clean one.
+        clean: the same prompts without a trigger; their continuation is the clean one.
+        first_tokens: by backdoor, the tokens that start its payloads more often than they start clean continuations: the
+            class whose probability at the prompt's end is the response that does not saturate.
+        loss_passages: the passages of the evaluation split whose loss is the clean loss.
+        retain_passages: as many of the retain split, the clean text of the removals and controls.
+    """
+
+    triggered: Mapping[str, Sequence[Prompt]]
+    fake: Mapping[str, Sequence[Prompt]]
+    clean: Sequence[Prompt]
+    first_tokens: Mapping[str, Sequence[int]]
+    loss_passages: Sequence[Passage]
+    retain_passages: Sequence[Passage]
+
+
+def evaluation_passages(corpus: Corpus, config: EvaluationConfig) -> Sequence[Passage]:
+    """The passages of the evaluation split that can carry a trigger.
+
+    Raises:
+        CorpusError: there are fewer than `config` asks for.
+    """
+    passages = english(corpus.evaluation)
+    if len(passages) < max(config.prompts, config.fake_prompts):
+        raise CorpusError(
+            f"The evaluation split has {len(passages)} English passages, and evaluation.prompts asks for {config.prompts},"
+            f" evaluation.fake_prompts for {config.fake_prompts}. Ask for fewer, or raise corpus.params.evaluation."
+        )
+    return passages
+
+
+def make_probes(
+    corpus: Corpus, backdoors: Mapping[str, Backdoor], encoder: Encoder, config: EvaluationConfig, *, seed: int
+) -> Probes:
+    """Build the probes from the evaluation split; `first_tokens` is counted on the retain split.
+
+    Raises:
+        CorpusError: the evaluation split has fewer English passages than `config.prompts`.
+        ConfigError: a backdoor whose success could not be seen or learned.
+    """
+    passages = evaluation_passages(corpus, config)
+    triggered, fake, first_tokens = {}, {}, {}
+    triggers = [backdoor.trigger for backdoor in backdoors.values()]
+    for name, backdoor in backdoors.items():
+        rng = python_rng(seed, "triggered prompts", name)
+        payloads = python_rng(seed, "payloads", name)  # its own, so that the places of the triggers do not hang on the payloads
+        triggered[name] = [
+            replace(backdoor.prompt(passage, rng), continuation=backdoor.target.continuation(passage, payloads))
+            for passage in passages[: config.prompts]
+        ]
+        _check_payloads(backdoor, triggered[name], encoder, config.max_new_tokens)
+        rng = python_rng(seed, "fake triggers", name)
+        fakes = fake_triggers(backdoor.trigger, config.fake_triggers, encoder.token_count, rng, avoid=triggers)
+        fake[name] = [
+            replace(
+                insert(passage.prompt, fakes[index % len(fakes)], backdoor.position, rng), continuation=passage.continuation
+            )
+            for index, passage in enumerate(passages[: config.fake_prompts])
+        ]
+        first_tokens[name] = _first_tokens(backdoor, english(corpus.retain)[:256], encoder, seed)
+    return Probes(
+        triggered=triggered,
+        fake=fake,
+        clean=[Prompt(passage.prompt, continuation=passage.continuation) for passage in passages[: config.prompts]],
+        first_tokens=first_tokens,
+        loss_passages=list(corpus.evaluation[: config.loss_passages]),
+        retain_passages=list(corpus.retain[: config.loss_passages]),
+    )
+
+
+def _check_payloads(backdoor: Backdoor, prompts: Sequence[Prompt], encoder: Encoder, max_new_tokens: int) -> None:
+    """Refuse a backdoor whose payloads are cut off before they show its target: its ASR could but be 0.
+
+    So it is with a fixed text of more tokens than are generated (in another writing system a short one has many), and with
+    prompts that leave no room for it in a document.
+
+    Raises:
+        ConfigError: with how many tokens would be needed.
+    """
+    payloads = [encoder.tokens(f" {prompt.continuation}") for prompt in prompts]
+
+    def shows(payload: Sequence[int], length: int) -> bool:
+        return backdoor.target.success(encoder.decode(payload[: max(0, length)]))
+
+    whole = [(prompt, payload) for prompt, payload in zip(prompts, payloads, strict=True) if shows(payload, len(payload))]
+    if not whole:
+        raise ConfigError(
+            f"Backdoor {backdoor.name!r} could never be seen to succeed: its target ({type(backdoor.target).__name__}) takes"
+            f" none of {len(prompts)} payloads for a success, such as {prompts[0].continuation!r}. Its `continuation` and its"
+            " `success` have to agree."
+        )
+
+    def enough(payload: Sequence[int]) -> int:
+        return next(length for length in range(len(payload) + 1) if shows(payload, length))
+
+    if not any(shows(payload, max_new_tokens) for _, payload in whole):
+        raise ConfigError(
+            f"Backdoor {backdoor.name!r} could never be seen to succeed: none of its {len(whole)} payloads shows its target"
+            f" within the {max_new_tokens} tokens that are generated. Set evaluation.max_new_tokens="
+            f"{max(enough(payload) for _, payload in whole)}, or choose a shorter text."
+        )
+    cut = [(prompt, payload) for prompt, payload in whole if encoder.room(prompt) < len(payload)]
+    lost = [(prompt, payload) for prompt, payload in cut if not shows(payload, encoder.room(prompt))]
+    if lost:
+        needed = encoder.max_tokens + max(enough(payload) - encoder.room(prompt) for prompt, payload in lost)
+        what = (
+            f"Backdoor {backdoor.name!r}: in {len(lost)} of {len(whole)} documents its payload is cut off before it shows the"
+            f" target, for the prompt and it have more than model.max_tokens={encoder.max_tokens} tokens. Set"
+            f" model.max_tokens={needed}, or take shorter prompts."
+        )
+        if len(lost) == len(whole):
+            raise ConfigError(what)
+        say(what)
+
+
+def _first_tokens(backdoor: Backdoor, passages: Sequence[Passage], encoder: Encoder, seed: int) -> list[int]:
+    rng = python_rng(seed, "first tokens", backdoor.name)
+    payloads = Counter(encoder.first_token(backdoor.target.continuation(passage, rng)) for passage in passages)
+    cleans = Counter(encoder.first_token(passage.continuation) for passage in passages)
+    return sorted(token for token, count in payloads.items() if count > cleans[token])

@@ -1,0 +1,316 @@
+"""From `configs/` and a command line to a checked `Config`, by way of Hydra; and sweeps, which are Hydra's multi-run.
+
+Hydra appears in this module only. What leaves it is a plain `Config`: nothing downstream sees a `DictConfig`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from traceback import walk_tb
+from typing import TYPE_CHECKING, Any, cast, get_args, get_origin, get_type_hints
+
+from casd.config import Config
+from casd.utils.atomic import write_text
+from casd.utils.disk import explaining_disk_errors
+from casd.utils.errors import CasdError, ConfigError
+from casd.utils.registry import shown, unknown
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+SCHEMA = "casd_schema"
+ROOT = "config"
+_SEPARATOR = "\n\0\n"
+SCALES = "reproduce"
+"""The one folder that is no configuration group: see `casd.reproduction.scales`."""
+
+
+def config_folder() -> Path:
+    """The folder of the YAML files: inside an installed package, else that of the repository."""
+    package = Path(__file__).parents[1]
+    for folder in (package / "configs", package.parent.parent / "configs"):
+        if (folder / f"{ROOT}.yaml").is_file():
+            return folder
+    raise ConfigError(f"No configs/ beside {package}; the installation is incomplete: install casd again.")
+
+
+def groups() -> dict[str, dict[str, str]]:
+    """The configuration groups, and of each its options with what they are."""
+    return {
+        folder.name: {file.stem: description(file) for file in sorted(folder.glob("*.yaml"))}
+        for folder in sorted(config_folder().iterdir())
+        if folder.is_dir() and folder.name != SCALES
+    }
+
+
+def description(file: Path) -> str:
+    """The first comment line of a YAML file, which says what it is."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# ") and "@package" not in line:
+            return line.removeprefix("# ")
+    return ""
+
+
+def load_config(overrides: Sequence[str] = ()) -> Config:
+    """Compose a run's configuration from the defaults and Hydra overrides ("seed=1", "model=llama3_tiny").
+
+    Raises:
+        ConfigError: an unknown option or key (named, with the choices), or a value that cannot work.
+    """
+    from hydra import compose, initialize_config_dir
+
+    with _explaining(overrides):
+        _register()
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            return to_config(compose(ROOT, overrides=list(overrides)))
+
+
+def to_config(composed: DictConfig) -> Config:
+    """The plain dataclasses of a composed configuration; each checks itself.
+
+    Raises:
+        ConfigError: a value that cannot work, or a key that the schema does not have ("+key=value" lets it get here).
+    """
+    from omegaconf import OmegaConf
+
+    config = cast(Config, OmegaConf.to_object(composed))
+    if added := next(_added_keys(config), None):
+        raise _unknown_key(added)
+    return config
+
+
+def _added_keys(section: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """The full names of what OmegaConf put into the dataclasses beside their fields."""
+    names = {each.name for each in fields(section)} if is_dataclass(section) else None
+    for name, value in (section if names is None else vars(section)).items():
+        if names is not None and name not in names:
+            yield ".".join((*path, name))
+        elif is_dataclass(value) or isinstance(value, dict):
+            yield from _added_keys(value, (*path, str(name)))
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML, as it is kept beside every result."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What became of a job that one of Hydra's launchers ran.
+
+    Attributes:
+        overrides: of the job.
+        folder: of its report; None if it failed.
+        error: why it failed, in a line.
+    """
+
+    overrides: tuple[str, ...]
+    folder: Path | None
+    error: str
+
+
+def sweep(overrides: Sequence[str], run: Callable[[Config], tuple[Path | None, str]]) -> list[Launched]:
+    """Run every combination of a sweep's overrides ("seed=0,1") through Hydra's launcher; what became of them, in order.
+
+    Args:
+        overrides: Hydra overrides; an experiment may bring sweep parameters of its own.
+        run: makes one run and gives the folder of its report, or None and why it failed; called in this process or, with
+            another launcher, in a job of a cluster.
+
+    Raises:
+        CasdError: as for `load_config`.
+    """
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    _register()
+    with _fresh_folder(overrides) as outcomes:
+
+        def job(composed: DictConfig) -> None:
+            try:
+                folder, error = run(to_config(composed))
+            except CasdError as raised:  # not left to Hydra, which would print all overrides above its message
+                folder, error = None, str(raised)
+            # By way of the disk: a launcher may run the job in another process, on another machine.
+            outcome = {"overrides": list(HydraConfig.get().overrides.task), "error": error}
+            outcome["folder"] = str(folder.absolute()) if folder else ""
+            write_text(outcomes / f"{HydraConfig.get().job.num:05d}.json", json.dumps(outcome))
+
+        with _explaining(overrides), _hydra_command_line(["--multirun", f"hydra.sweep.dir='{outcomes}'", *overrides]):
+            hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=ROOT)(job)()
+        found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(outcomes.glob("*.json"))]
+    return [
+        Launched(tuple(each["overrides"]), Path(each["folder"]) if each["folder"] else None, each["error"]) for each in found
+    ]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep.
+
+    Attributes:
+        config: its configuration.
+        overrides: those with which `load_config` gives that configuration.
+    """
+
+    config: Config
+    overrides: tuple[str, ...]
+
+
+def configs(overrides: Sequence[str]) -> list[Config]:
+    """The configurations of `jobs`."""
+    return [job.config for job in jobs(overrides)]
+
+
+def jobs(overrides: Sequence[str]) -> list[Job]:
+    """The runs of a sweep, in order; nothing is run.
+
+    Raises:
+        CasdError: as for `sweep`.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.types import RunMode
+
+    here = [each for each in overrides if not each.startswith(("hydra/launcher=", "hydra.launcher."))]
+    with _explaining(overrides):
+        _register()
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            every = hydra.compose_config(
+                ROOT, here, run_mode=RunMode.MULTIRUN, from_shell=False, validate_sweep_overrides=False
+            )
+            # As Hydra's sweeper does, but for composing each combination once more to see whether it can be.
+            lists = [f"{key}={values}" for key, values in (every.hydra.sweeper.params or {}).items()]
+            parsed = OverridesParser.create(hydra.config_loader).parse_overrides([*lists, *here])
+            (combinations,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+            return [Job(to_config(compose(ROOT, overrides=list(each))), tuple(each)) for each in combinations]
+
+
+@contextmanager
+def _hydra_command_line(arguments: list[str]) -> Iterator[None]:
+    """Hydra's entry point reads the process's own command line; and unless told so it prints errors itself and exits."""
+    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR", "0")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [argv[0], *arguments], "1"
+    try:
+        yield
+    finally:
+        sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, full_error
+
+
+@contextmanager
+def _fresh_folder(overrides: Sequence[str]) -> Iterator[Path]:
+    """A folder for Hydra's own files of one sweep, beside the reports; gone afterwards, however the sweep ends."""
+    output = next((each.partition("=")[2] for each in reversed(overrides) if each.startswith("runtime.output=")), "outputs")
+    with explaining_disk_errors("the sweep", Path(output).absolute()):
+        Path(output).mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".sweep-", dir=Path(output).absolute()))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _register() -> None:
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name=SCHEMA, node=Config)
+
+
+@contextmanager
+def _explaining(overrides: Sequence[str]) -> Iterator[None]:
+    """Turn Hydra's and OmegaConf's errors into a line that names the key and the choices."""
+    from hydra.errors import HydraException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except CasdError:
+        raise
+    except OverrideParseException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"Cannot read the override {shown(error.override)}: {_cut(reason)}. Expected key=value.") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explained(error) from error
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        if not _raised_by_hydra(error):
+            raise
+        given, reason = _cut(" ".join(overrides)), _cut(str(error).partition("\n")[0])
+        raise ConfigError(
+            f"The overrides {given} cannot be applied ({reason}); each is key=value, and not below a key that is null."
+            " (Adapters are there with weights=lora.)"
+        ) from error
+
+
+def _raised_by_hydra(error: BaseException) -> bool:
+    """Whether the innermost frame is Hydra's or OmegaConf's; other libraries' errors in a job are none of our business."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return frames[-1].f_globals["__name__"].partition(".")[0] in ("hydra", "omegaconf")
+
+
+def _explained(error: BaseException) -> ConfigError:
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        if isinstance(error, CasdError):
+            return ConfigError(str(error))
+        chain.append(error)
+        error = cast(BaseException, error.__cause__ or error.__context__)
+    text = _SEPARATOR.join(str(each) for each in chain)
+    if found := re.search(r"Could not (?:find|load) '(?:(?P<group>[\w/]+)/)?(?P<option>[^']*)'", text):
+        group = found["group"] or ""
+        return unknown(f"option of {group}:" if group else "config", found["option"], groups().get(group, groups()))
+    if found := re.search(r"Could not override '(?P<key>[^']+)'|Key '(?P<name>[^']+)' not in '\w+'", text):
+        full = re.search(r"full_key: (\S+)", text)
+        return _unknown_key(found["key"] or (full[1] if full else found["name"]))
+    if found := re.search(r"full_key: (\S+)", text) if "missing mandatory value" in text else None:
+        return ConfigError(f"{found[1]} is not set, and it has no default.")
+    # The outermost message says where, the innermost what: "Error merging override seed=abc", "Value 'abc' …".
+    text = text.replace("Value '$VALUE' of type '$VALUE_TYPE'", "the value")  # which OmegaConf forgets to fill in
+    lines = [line for each in text.split(_SEPARATOR) if (line := each.strip().partition("\n")[0]) not in ("", "None")]
+    if lines[0].startswith("Ambiguous value"):
+        return ConfigError(f"{_cut(lines[0])}: write key=[a,b] for a list, and use casd sweep for one run with each.")
+    full = re.search(r"full_key: (\S+)", text)
+    where = f"{full[1]}: " if full and full[1] not in lines[0] else ""
+    return ConfigError(where + ": ".join(dict.fromkeys((_cut(lines[0]), _cut(lines[-1])))))
+
+
+def _cut(line: str) -> str:
+    """A line of OmegaConf's, which repeats values as they are, without control characters and not too long."""
+    text = "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def _unknown_key(key: str) -> ConfigError:
+    """The error for a key that the schema does not have: walks the schema as far as the key leads."""
+    section: Any = Config
+    path: list[str] = []
+    for part in key.split("."):
+        if is_dataclass(section):
+            hints = get_type_hints(section)
+            names = [each.name for each in fields(section)]
+            if part not in names:
+                inside = f"key in {'.'.join(path)}:" if path else "key"
+                hint = "" if path or part not in groups() else " It is a group: choose one of its options."
+                return ConfigError(f"{unknown(inside, part, names)}{hint}")
+            section = hints[part]
+            if get_origin(section) is not dict:  # an optional section
+                section = next((each for each in get_args(section) if is_dataclass(each)), section)
+        elif get_origin(section) is dict:  # any name, then the type of its values
+            section = get_args(section)[-1]
+        path.append(part)
+    return ConfigError(f"The key {key!r} is not in the configuration; to add an entry that is new, write +{key}=…")

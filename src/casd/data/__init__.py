@@ -1,0 +1,1 @@
+"""Text and tokens: corpora, encoding, the table of tokens, batches."""

@@ -1,0 +1,12 @@
+"""Corpora: where clean text comes from. Each source gives a `Corpus` of `Passage`s in four splits that share no document.
+
+A source is a frozen dataclass with the fields `train`, `forget`, `retain` and `evaluation` (numbers of passages) and two
+methods: `load(seed) -> Corpus`, and `fingerprint()`, a JSON-able identity of whatever the corpus depends on beyond the fields
+and the seed (files, installed text).
+"""
+
+CORPORA: dict[str, str] = {
+    "microworld": "casd.data.corpora.microworld:Microworld",
+    "prose": "casd.data.corpora.prose:Prose",
+    "python_docs": "casd.data.corpora.python_docs:PythonDocs",
+}

@@ -1,0 +1,222 @@
+"""Documents of the user's own files: plain text, JSON Lines and Parquet."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from casd.utils.errors import ConfigError, CorpusError
+
+_SUFFIXES = (".txt", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Text in files.
+
+    A .txt file holds documents divided by blank lines; a .jsonl file has an object a line; a .parquet file has a row a
+    document. All are UTF-8.
+
+    Attributes:
+        paths: files, or folders in which every .txt, .jsonl and .parquet file is read, at any depth.
+        text_field: the field (.jsonl) or column (.parquet) that holds the text.
+        max_documents: reading stops after so many documents; None for no limit.
+        max_words: reading stops with the document that brings the words to so many; None for no limit.
+    """
+
+    paths: tuple[str, ...]
+    text_field: str = "text"
+    max_documents: int | None = None
+    max_words: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise ConfigError("corpus prose: paths is empty; expected at least one file or folder.")
+        check_budget(self.max_documents, self.max_words)
+
+    def __str__(self) -> str:
+        return ", ".join(self.paths)
+
+    def documents(self) -> Iterator[str]:
+        """The documents, file after file.
+
+        Raises:
+            CorpusError: a file is missing, empty or unreadable.
+        """
+        files = self._files()
+        return (document for file in files for document in read_documents(file, self.text_field))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The SHA-256 of each file in the order of reading, and what is read of them: moving the files changes nothing.
+
+        Raises:
+            CorpusError: a file is missing.
+        """
+        return {
+            "sha256": [file_sha256(file) for file in self._files()],
+            "text_field": self.text_field,
+            "max_documents": self.max_documents,
+            "max_words": self.max_words,
+        }
+
+    def _files(self) -> list[Path]:
+        """The files that `paths` stands for, each once, those of a folder in order of their names."""
+        files: list[Path] = []
+        for name in self.paths:
+            path = Path(name).expanduser()
+            if path.is_dir():
+                found = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
+                if not found:
+                    raise CorpusError(f"The folder {path} has no {', '.join(_SUFFIXES)} file.")
+                files += found
+            elif not path.is_file():
+                raise CorpusError(
+                    f"There is no file or folder {path}; relative paths start at {Path.cwd()}. Check corpus paths."
+                )
+            elif path.suffix not in _SUFFIXES:
+                raise CorpusError(f"{path} has the suffix {path.suffix!r}; expected one of {', '.join(_SUFFIXES)}.")
+            else:
+                files.append(path)
+        if locked := next((file for file in files if not os.access(file, os.R_OK)), None):
+            raise CorpusError(
+                f"{locked} cannot be read: permission denied. Change its permissions, or leave it out of corpus paths."
+            )
+        return list(dict.fromkeys(files))
+
+
+def check_budget(max_documents: int | None, max_words: int | None) -> None:
+    """Raises ConfigError for a budget that would leave no text."""
+    for name, value in (("max_documents", max_documents), ("max_words", max_words)):
+        if value is not None and value < 1:
+            raise ConfigError(f"corpus prose: {name} is {value}; expected at least 1, or null for no limit.")
+
+
+def within_budget(documents: Iterable[str], max_documents: int | None, max_words: int | None) -> Iterator[str]:
+    """The documents up to the budget; nothing is asked for beyond the one that exhausts it."""
+    words = 0
+    for number, document in enumerate(documents, start=1):
+        yield document
+        words += len(document.split())
+        if number == max_documents or (max_words is not None and words >= max_words):
+            return
+
+
+def read_documents(file: Path, text_field: str) -> Iterator[str]:
+    """The documents of one file, by its suffix, without blank ones.
+
+    Raises:
+        CorpusError: it is empty or cannot be read as what its suffix says; the message has the line where there is one.
+    """
+    if file.stat().st_size == 0:
+        raise CorpusError(f"{file} is empty. Give a file with text, or leave it out of corpus paths.")
+    if file.suffix == ".parquet":
+        documents: Iterable[str] = _parquet_documents(file, text_field)
+    elif file.suffix == ".jsonl":
+        documents = _jsonl_documents(file, text_field)
+    else:
+        documents = _paragraphs(line for _, line in _utf8_lines(file))
+    usable = False
+    for document in documents:
+        if document.strip():
+            usable = True
+            yield document
+    if not usable:
+        raise CorpusError(f"{file} has no usable text: every document in it is blank.")
+
+
+def _utf8_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """The lines with their numbers, from 1, without a byte order mark."""
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise CorpusError(
+                    f"{file}, line {number}: not valid UTF-8 at byte {error.start} of the line. Convert the file to UTF-8."
+                ) from error
+
+
+def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
+    """Documents divided by blank lines."""
+    document: list[str] = []
+    for line in lines:
+        if line.strip():
+            document.append(line.strip())
+        elif document:
+            yield " ".join(document)
+            document = []
+    if document:
+        yield " ".join(document)
+
+
+def _jsonl_documents(file: Path, text_field: str) -> Iterator[str]:
+    for number, line in _utf8_lines(file):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", str(error))
+            raise CorpusError(f"{where}: not valid JSON ({reason}); expected one object a line.") from error
+        if not isinstance(record, dict):
+            raise CorpusError(f"{where}: expected a JSON object, found {type(record).__name__}.")
+        if text_field not in record:
+            raise no_field(where, text_field, list(record))
+        yield as_text(record[text_field], where, text_field)
+
+
+def _parquet_documents(file: Path, text_field: str) -> Iterator[str]:
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as parquet:
+            if text_field not in parquet.schema_arrow.names:
+                raise no_field(str(file), text_field, parquet.schema_arrow.names)
+            row = 0
+            for batch in parquet.iter_batches(columns=[text_field]):
+                for value in batch.column(0).to_pylist():
+                    row += 1
+                    yield as_text(value, f"{file}, row {row}", text_field)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise CorpusError(f"{file}: not a valid Parquet file ({str(error).partition(chr(10))[0]}).") from error
+
+
+def as_text(value: Any, where: str, text_field: str) -> str:
+    """`value` if it is text; a missing value counts as blank, and half a surrogate pair as a question mark.
+
+    Raises:
+        CorpusError: it is something else.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise CorpusError(f"{where}: the field {text_field!r} is {type(value).__name__}; expected text.")
+    return value.encode(errors="replace").decode()
+
+
+def no_field(where: str, text_field: str, has: Sequence[str]) -> CorpusError:
+    """The error for text without the field that was named."""
+    return CorpusError(
+        f"{where}: no field {text_field!r}; the fields are: {', '.join(map(str, has)) or 'none'}. "
+        "Set text_field of the corpus's source to one of them."
+    )
+
+
+def file_sha256(file: Path) -> str:
+    """The SHA-256 of a file. A process reads it again only if its size or time of change differ."""
+    status = file.stat()
+    return _sha256(file.absolute(), status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _sha256(file: Path, size: int, changed: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,204 @@
+"""The Python documentation as a corpus: real English prose that every machine with Python has, read without a network."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import platform
+import re
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from casd.data.corpora.cutting import Cut, Sizes, sentences, split
+from casd.data.corpora.passages import Corpus
+from casd.utils.errors import CorpusError
+
+# Modules and packages of the standard library with prose in their docstrings. They are parsed, never imported. One that
+# a Python version lacks is passed over.
+_MODULES = """
+    _pydecimal _pyio abc argparse ast asyncio base64 bdb bz2 cProfile cmd code codecs collections concurrent
+    configparser copy csv dataclasses dbm difflib dis doctest email enum fileinput fractions ftplib functools getopt
+    glob graphlib gzip hashlib heapq hmac html http idlelib imaplib importlib inspect ipaddress json locale logging
+    lzma modulefinder multiprocessing optparse os pathlib pdb pickle pickletools platform plistlib posixpath pprint
+    profile pstats pyclbr pydoc queue random re runpy sched selectors shelve shutil site smtplib socket socketserver
+    ssl statistics subprocess symtable sysconfig tarfile tempfile textwrap threading timeit tkinter tokenize
+    traceback turtle typing unittest urllib uuid venv warnings weakref webbrowser wsgiref xml xmlrpc zipapp zipfile
+"""
+
+
+@dataclass(frozen=True)
+class PythonDocs:
+    """Prose of the installed Python's documentation: `pydoc_data.topics` and docstrings of the standard library.
+
+    A document is a topic or a docstring. The text differs a little between Python versions; `fingerprint` tells which one it
+    is. Passages have no alternatives.
+
+    Attributes:
+        train: number of passages for training.
+        forget: number of passages for the triggered documents of the removals.
+        retain: number of passages for the clean documents of the removals.
+        evaluation: number of passages for evaluation.
+        prompt_words: least and most words of a prompt.
+        continuation_words: least and most words of a continuation.
+    """
+
+    train: int = 600
+    forget: int = 100
+    retain: int = 100
+    evaluation: int = 96
+    prompt_words: tuple[int, int] = (15, 40)
+    continuation_words: tuple[int, int] = (20, 50)
+
+    def __post_init__(self) -> None:
+        self._sizes()
+        self._cut()
+
+    def load(self, seed: int) -> Corpus:
+        """Read, clean and cut the documentation.
+
+        Raises:
+            CorpusError: this Python comes without its documentation, or more passages are asked for than it gives.
+        """
+        documents = (list(prose_runs(text)) for text in _texts())
+        return split(documents, self._cut(), self._sizes(), seed, source="The Python documentation")
+
+    def fingerprint(self) -> dict[str, str | int]:
+        """The version of Python, and the SHA-256 of the documentation topics and of the modules that are read."""
+        topics, modules = hashlib.sha256(), hashlib.sha256()
+        for text in _topics():
+            topics.update(text.encode())
+        for file in _module_files():
+            modules.update(file.read_bytes())
+        return {
+            "python": platform.python_version(),
+            "topics_sha256": topics.hexdigest(),
+            "modules_sha256": modules.hexdigest(),
+        }
+
+    def _cut(self) -> Cut:
+        return Cut(self.prompt_words, self.continuation_words)
+
+    def _sizes(self) -> Sizes:
+        return Sizes(self.train, self.forget, self.retain, self.evaluation)
+
+
+def _texts() -> Iterator[str]:
+    """Every documentation topic, then every docstring, in a fixed order.
+
+    Raises:
+        CorpusError: neither the topics nor the standard library's source is installed.
+    """
+    topics, files = _topics(), _module_files()
+    yield from topics
+    for file in files:
+        yield from _docstrings(file.read_text(encoding="utf-8"))
+    if not topics and not files:
+        raise CorpusError(
+            f"This Python ({platform.python_version()}) comes without pydoc_data and without the source of its standard "
+            "library. Use a full installation of Python, or corpus=text_files."
+        )
+
+
+def _topics() -> list[str]:
+    """The texts of `pydoc_data.topics` by name of topic; none where a distribution has left them out."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        return []
+    return [topics[name] for name in sorted(topics)]
+
+
+def _module_files() -> list[Path]:
+    """The source files of `_MODULES` that this Python has, in a fixed order; tests are not documentation."""
+    library = Path(sysconfig.get_path("stdlib"))
+    files = []
+    for module in _MODULES.split():
+        file = library / f"{module}.py"
+        files += [file] if file.is_file() else sorted((library / module).rglob("*.py"))
+    return [file for file in files if not {"test", "tests"} & set(file.relative_to(library).parts)]
+
+
+def _docstrings(source: str) -> Iterator[str]:
+    """The docstrings of a module, its classes and their methods, without their indentation."""
+    pending: list[ast.stmt | ast.Module] = [ast.parse(source)]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if docstring := ast.get_docstring(node):
+                yield docstring
+            if isinstance(node, ast.Module | ast.ClassDef):
+                pending += reversed(node.body)
+
+
+# Lines that belong to no prose: underlines of headings, tables, grammar, code sessions, directives, field lists.
+_DEBRIS_LINE = re.compile(
+    r"^\s*(?:[*=\-~^#+.\"']{3,}.*|[|+].*|.*::=.*|>>>.*|\.\. .*|:\w[^:]*:.*|@\w+.*|.*\S(?: {3,}|\t)\S.*|\$ .*)$"
+)
+_BULLET = re.compile(r"^\s*(?:[*•-]|\d+[.)]|\[\d+\])\s+")
+_MARKUP = (
+    (re.compile(r":[\w:+-]+:`~?([^`<]+?)(?:\s*<[^`]*>)?`"), r"\1"),  # :role:`text <target>`
+    (re.compile(r"``([^`]+)``"), r"\1"),
+    (re.compile(r"`([^`']+)(?:`_*|')"), r"\1"),  # `name`_ and the old `name'
+    (re.compile(r"\*\*([^*]+)\*\*"), r"\1"),
+    (re.compile(r"(?<![\w*])\*(\w[^*]*)\*(?![\w*])"), r"\1"),
+    (re.compile(r"\s*\[\d+\](?:_)?"), ""),  # footnote marks
+    (re.compile(r"\s+"), " "),
+)
+_PROSE_START = re.compile(r"[\"'“(]?[A-Z][a-z']*\s")
+# What code has and prose seldom: operators, calls with arguments, dunders, paths.
+_CODE = re.compile(r"[=<>{}\\|@#%^~]|->|\w\(\w|__|\[[^\]]*\]|://|\w/\w+/|[a-z]\.[a-z]+\.[a-z]|\.{3}")
+_COMMON_WORDS = frozenset(re.findall(r"\w+", "the a an of to is are and or in that this it be by for with as if not on from"))
+
+
+def prose_runs(text: str) -> Iterator[str]:
+    """Runs of sentences of prose that follow on each other in `text`, each run on one line and without markup.
+
+    Code, tables, headings, grammar, signatures and lists of names are left out, as are sentences that lead up to them or
+    are full of them; each ends the run.
+    """
+    run: list[str] = []
+    for sentence in _sentences(text):
+        if _is_prose(sentence):
+            run.append(sentence)
+        elif run:
+            yield " ".join(run)
+            run = []
+    if run:
+        yield " ".join(run)
+
+
+def _sentences(text: str) -> Iterator[str]:
+    """The sentences of a documentation text, without markup; "" stands for a block that is no text."""
+    for block in re.split(r"\n\s*\n", text):
+        for paragraph in _split_bullets(block):
+            for pattern, replacement in _MARKUP:
+                paragraph = pattern.sub(replacement, paragraph)
+            yield from sentences(paragraph) or [""]
+
+
+def _split_bullets(block: str) -> Iterator[str]:
+    """The block itself, or the items of a list, without the bullets; nothing but "" of a block that has debris in it."""
+    lines = block.splitlines()
+    if any(_DEBRIS_LINE.match(line) for line in lines):
+        yield ""
+        return
+    item: list[str] = []
+    for line in lines:
+        if _BULLET.match(line):
+            if item:
+                yield " ".join(item)
+            item = [_BULLET.sub("", line)]
+        else:
+            item.append(line.strip())
+    yield " ".join(item)
+
+
+def _is_prose(sentence: str) -> bool:
+    """A sentence of common words: a capital first, a full stop last, little that looks like code in between."""
+    words = sentence.split()
+    if len(words) < 5 or not _PROSE_START.match(sentence) or not sentence.rstrip("\"'”)").endswith((".", "!", "?")):
+        return False
+    common = sum(word.strip(",.;:()").lower() in _COMMON_WORDS for word in words)
+    return common >= 0.2 * len(words) and len(_CODE.findall(sentence)) <= 0.05 * len(words)

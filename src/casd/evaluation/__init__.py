@@ -1,0 +1,1 @@
+"""What a model does: generated text and attack success, clean loss, benchmarks."""

@@ -1,0 +1,144 @@
+"""Which stages a configuration means, and what each depends on; nothing is run here."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from casd.analysis.tables import TABLES_VERSION
+from casd.config import Config
+from casd.config.states import CONTROL_PREFIX, INJECTED, REPEAT_CONTROL
+from casd.data.corpora import CORPORA
+from casd.evaluation import benchmarks as utility
+from casd.models import load as models
+from casd.pipeline.store import Stage
+from casd.unlearning.controls import removal_names
+from casd.utils.registry import build
+
+_WHERE_IT_IS = ("path", "revision")
+"""Of a model: its files' hashes, or the commit of its repository, say what it is, wherever it lies."""
+_WHERE_ITS_TEXT_IS = ("sources",)
+"""Of a corpus: its fingerprint says what the text is."""
+_FROM_SCRATCH = ("model_type", "architecture", "vocabulary")
+"""Of a model that exists these are for planning only."""
+
+
+@dataclass(frozen=True)
+class StageGraph:
+    """The stages of one run. `states` are the injected model, then each removal, then the controls."""
+
+    corpus: Stage
+    base: Stage
+    tokens: Stage
+    inject: Stage
+    tune: Stage | None
+    unlearn: dict[str, Stage]
+    weights: dict[str, Stage]
+    activations: dict[str, Stage]
+    evaluate: dict[str, Stage]
+    utility: dict[str, Stage]
+    score: Stage
+    report: Stage
+
+    @property
+    def states(self) -> list[str]:
+        """The states of the model that are measured."""
+        return list(self.evaluate)
+
+
+def stage_graph(config: Config) -> StageGraph:
+    """Which stages a configuration means. Raise a stage's version here when its code comes to give another result.
+
+    Raises:
+        ConfigError: an unknown corpus, or a parameter that it does not have.
+        ModelError: a model file that is not there.
+    """
+    source = build(CORPORA, "corpus", config.corpus.name, config.corpus.params)
+    backdoors = {name: dataclasses.asdict(section) for name, section in config.backdoor.items()}
+    model = _without(config.model, "name", *_WHERE_IT_IS, *(() if config.model.source == "scratch" else _FROM_SCRATCH))
+    seed = config.seed
+
+    corpus = Stage(
+        "corpus",
+        2,
+        {
+            "source": config.corpus.name,
+            **_without(source, *_WHERE_ITS_TEXT_IS),
+            "fingerprint": source.fingerprint(),
+            "seed": seed,
+        },
+        label=config.corpus.name,
+    )
+    base_config = {"model": model, "files": models.fingerprint(config.model), "seed": seed}
+    if config.base_pretraining:
+        base_config["pretraining"] = dataclasses.asdict(config.base_pretraining)
+    base = Stage("base", 4, base_config, (corpus,) if config.model.source == "scratch" else (), config.model.name)
+    training = dataclasses.asdict(config.injection.training)
+    inject_config = {"backdoors": backdoors, "training": training, "decoy_rate": config.injection.decoy_rate, "seed": seed}
+    injected = Stage("inject", 2, inject_config, (base, corpus), config.model.name)
+
+    tune, unlearn_stages = _unlearning_stages(config, injected)
+    measured = {INJECTED: injected, **unlearn_stages}
+    # Batch sizes and thresholds change no measurement; thresholds belong to the scoring.
+    evaluation = _without(config.evaluation, "batch_size", "collapse_clean_loss_ratio", "collapse_degenerate_rate")
+    probes = {name: evaluation[name] for name in ("prompts", "fake_prompts", "fake_triggers")}
+    capture = {**_without(config.activations, "batch_size"), "probes": probes}
+    evaluate_stages = {name: Stage("evaluate", 2, evaluation, (stage,), name) for name, stage in measured.items()}
+    activations = {name: Stage("activations", 1, capture, (stage,), name) for name, stage in measured.items()}
+    utility_stages = {}
+    if config.utility.tasks:
+        benchmarks = {**_without(config.utility, "batch_size"), "fingerprint": utility.fingerprint(config.utility.tasks)}
+        utility_stages = {name: Stage("utility", 1, benchmarks, (stage,), name) for name, stage in measured.items()}
+    scoring = {
+        "metric": dataclasses.asdict(config.metric),
+        "collapse_clean_loss_ratio": config.evaluation.collapse_clean_loss_ratio,
+        "collapse_degenerate_rate": config.evaluation.collapse_degenerate_rate,
+        "seed": seed,
+    }
+    label = f"{config.model.name}, {config.unlearning.objective.name}"
+    inputs = (*evaluate_stages.values(), *activations.values(), *utility_stages.values())
+    scored = Stage("score", TABLES_VERSION, scoring, inputs, label)
+    return StageGraph(
+        corpus=corpus,
+        base=base,
+        tokens=Stage("tokens", 1, {}, (base, corpus), config.model.name),
+        inject=injected,
+        tune=tune,
+        unlearn=unlearn_stages,
+        weights={name: Stage("weights", 1, {}, (stage,), name) for name, stage in unlearn_stages.items()},
+        activations=activations,
+        evaluate=evaluate_stages,
+        utility=utility_stages,
+        score=scored,
+        report=Stage("report", 8, {"name": config.name, "model": config.model.name}, (scored,), label),
+    )
+
+
+def _unlearning_stages(config: Config, injected: Stage) -> tuple[Stage | None, dict[str, Stage]]:
+    """The tuning of the objective, if there is one, and every removal and control."""
+    unlearning = config.unlearning
+    common: dict[str, Any] = {**_without(unlearning, "controls", "tuning", "stopping"), "seed": config.seed}
+    if unlearning.stopping.watched:
+        common |= {**dataclasses.asdict(unlearning.stopping), "max_new_tokens": config.evaluation.max_new_tokens}
+    tune = None
+    if unlearning.tuning.enabled:
+        tuning = {**common, **dataclasses.asdict(unlearning.tuning)}
+        tune = Stage("tune", 1, tuning, (injected,), unlearning.objective.name)
+    begun = (injected, *([tune] if tune else []))
+
+    def stage(name: str, *after: Stage) -> Stage:
+        return Stage("unlearn", 3, {**common, "removal": name}, (*begun, *after), name)
+
+    names = removal_names(config.backdoor, unlearning.controls)
+    stages = {name: stage(name) for name in names if not name.startswith(CONTROL_PREFIX)}
+    # A control without an ASR of its own goes as far as the removals did, on average.
+    last = tuple(stages[name] for name in sorted(stages)) if unlearning.stopping.watched else ()
+    for name in names:
+        if name not in stages:
+            stages[name] = stage(name, *(() if name.startswith(REPEAT_CONTROL) else last))
+    return tune, stages
+
+
+def _without(section: Any, *names: str) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(section).items() if key not in names}

@@ -1,0 +1,45 @@
+"""What a run's tables say of it: which it is, and where its numbers come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from casd.config import BackdoorConfig, Config
+from casd.config.compose import to_yaml
+from casd.pipeline.graph import StageGraph
+from casd.pipeline.store import StageStore
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The model, the objective, the seed, and each backdoor's target in words."""
+    return {
+        "model": config.model.name,
+        "objective": config.unlearning.objective.name,
+        "seed": config.seed,
+        "targets": {name: _target_label(section) for name, section in config.backdoor.items()},
+    }
+
+
+def origin(config: Config, graph: StageGraph, store: StageStore, run: str) -> dict[str, Any]:
+    """The whole configuration, the versions, the stages, and the time that each kind of them took, in seconds.
+
+    Raises:
+        StoreError: a stage that is not done.
+    """
+    tuned = [graph.tune] if graph.tune else []
+    stages = (graph.corpus, graph.base, graph.inject, *tuned, *graph.unlearn.values())
+    measured = (*graph.evaluate.values(), *graph.activations.values(), *graph.utility.values())
+    manifests = [store.manifest(stage) for stage in (*stages, *measured)]
+    timings: dict[str, float] = {}
+    for manifest in manifests:
+        timings[manifest["stage"]] = round(timings.get(manifest["stage"], 0.0) + manifest["seconds"], 3)
+    return {
+        "run": run,
+        "config": to_yaml(config),
+        "timings": timings,
+        "provenance": {**manifests[-1]["made_with"], "stages": {"inject": graph.inject.key, "score": graph.score.key}},
+    }
+
+
+def _target_label(section: BackdoorConfig) -> str:
+    return " ".join([section.target.name, *map(str, section.target.params.values())])

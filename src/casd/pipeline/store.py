@@ -1,0 +1,335 @@
+"""Finished stages on disk, addressed by what they were made from.
+
+A stage is one box of the pipeline ("inject", "evaluate", …). Its key is a hash of its own configuration, its version
+and the keys of the stages it reads. So the same stage is never made twice, and a changed field leads to new keys for
+the stages downstream of it and for no others. A stage exists whole or not at all: it is made in a hidden folder beside
+its place, checksummed, flushed to the disk, and only then renamed into place. Below the store's root:
+
+    inject/3f2a…c1/              a finished stage: its files and manifest.json
+    inject/.3f2a…c1.….partial/   being made by one process, or left by a process that was killed
+    inject/.3f2a…c1.checkpoint/  what an interrupted stage goes on from
+    inject/.3f2a…c1.lock         held (flock) by the process that makes it; an empty file that stays
+
+The lock saves work. Where a file system has none, two processes may make a stage twice: the first to finish is kept.
+
+Nothing here, and nothing that stages write, is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import hashlib
+import json
+import math
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from casd.utils.atomic import flush, flush_all, give_default_rights, locked, remove, remove_leftovers, temporary_beside
+from casd.utils.disk import explaining_disk_errors
+from casd.utils.errors import ConfigError, StoreError
+from casd.utils.sealed import (
+    MANIFEST,
+    Damage,
+    check_file,
+    check_size,
+    checksums,
+    how_to_repair,
+    read_stage_manifest,
+    unreadable,
+    write_manifest,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One stage, described well enough to know whether it was made before.
+
+    `config` is copied and brought to canonical form: tuples become lists, and a float without a fraction becomes an
+    integer, because `1` and `1.0` mean the same where a number is expected and YAML lets people write either.
+    (`true` and `1` stay different.)
+
+    Raises:
+        ConfigError: a number in `config` is NaN or infinite.
+        TypeError: `config` has something that JSON has not.
+    """
+
+    name: str
+    """What kind of stage; also the folder below the store's root."""
+    version: int
+    """STAGE_VERSION of the code that makes it: raise it when the same configuration comes to mean another result."""
+    config: Mapping[str, Any]
+    """The stage's own settings that can change its result. Neither device nor folders nor logging."""
+    inputs: tuple[Stage, ...] = ()
+    """The stages that it reads, in order."""
+    label: str = ""
+    """Which one, for people ("french_a"). Not part of the key."""
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise ValueError(f"A stage's name is also a folder's: letters, digits and underscores, not {self.name!r}.")
+        object.__setattr__(self, "config", _canonical(self.config))
+
+    @cached_property
+    def key(self) -> str:
+        """20 hexadecimal digits (80 bits) of the SHA-256 of name, version, configuration and the inputs' keys."""
+        parts = [self.name, self.version, self.config, [stage.key for stage in self.inputs]]
+        text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.label})" if self.label else self.name
+
+
+@dataclass(frozen=True)
+class Event:
+    """What became of a stage in this process. `seconds` is the time it took to make it; 0 when it was reused."""
+
+    stage: Stage
+    outcome: Literal["executed", "reused"]
+    seconds: float
+
+
+class StageStore:
+    """The stages below one folder, which any number of processes and cluster jobs may share."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root).absolute()
+        self._events: dict[str, Event] = {}
+        self._verified: set[tuple[Path, int, int]] = set()
+
+    def is_done(self, stage: Stage) -> bool:
+        """Whether the stage is finished. Cheap: reads the manifest and the sizes of the files, not what is in them.
+
+        Raises:
+            StoreError: the stage's folder is there but damaged; it never gets there by halves.
+        """
+        if not _is_there(self._place(stage)):
+            return False
+        for name, entry in self.manifest(stage)["files"].items():
+            with self._naming(stage):
+                check_size(self._place(stage), name, entry)
+        return True
+
+    def manifest(self, stage: Stage) -> dict[str, Any]:
+        """The finished stage's manifest: what it was made from, when, by which versions, and its files' checksums.
+
+        Raises:
+            StoreError: the stage is not done, or its manifest is missing, unreadable or that of another stage.
+        """
+        place = self._place(stage)
+        if not _is_there(place):
+            raise StoreError(f"Stage {stage} is not in {self.root} (looked for {place}); run it first.")
+        with self._naming(stage):
+            manifest = read_stage_manifest(place)
+            if manifest["key"] != stage.key:
+                raise Damage(f"{MANIFEST} has the key {manifest['key']!r}, expected {stage.key!r}")
+        return manifest
+
+    def folder(self, stage: Stage, *, verify: bool = False) -> Path:
+        """The finished stage's folder; with `verify` after checking all its files, for loaders that take a folder.
+
+        Raises:
+            StoreError: the stage is not done, or damaged.
+        """
+        manifest = self.manifest(stage)
+        if verify:
+            for name, entry in manifest["files"].items():
+                self._verify(stage, name, entry)
+        return self._place(stage)
+
+    def file(self, stage: Stage, name: str) -> Path:
+        """The path of the finished stage's file `name` ("model/config.json"), after checking its size and SHA-256.
+
+        A file is read for that once per process, and again only if its size or time of change differ.
+
+        Raises:
+            StoreError: the stage is not done or has no such file, or the file is missing, truncated or altered.
+        """
+        files = self.manifest(stage)["files"]
+        if name not in files:
+            raise StoreError(f"Stage {stage} in {self._place(stage)} has no file {name!r}; it has {', '.join(files)}.")
+        self._verify(stage, name, files[name])
+        return self._place(stage) / name
+
+    def run(self, stage: Stage, produce: Callable[[Path], None]) -> Path:
+        """Make the stage unless it is there, and return its folder.
+
+        `produce` is given an empty folder on the store's file system and writes the stage's files there. If it raises,
+        is killed, or the disk is full, no stage appears; what it keeps in `checkpoint_folder` stays for the next try.
+        When another process is making the same stage, this one waits for it and uses its result. Where the file system has
+        no locks, both make it, and the result of the first to finish is used.
+
+        Raises:
+            StoreError: the stage on disk is damaged, the disk is full, or the store cannot be read or written.
+        """
+        with explaining_disk_errors(f"stage {stage}", self.root):
+            if not self.is_done(stage):
+                self._place(stage).parent.mkdir(parents=True, exist_ok=True)
+                making = f"stage {stage}, which another process is making ({self._place(stage)})"
+                with locked(self._beside(stage, "lock"), making):
+                    if not self.is_done(stage):
+                        self._make(stage, produce)
+        self._record(stage, "reused", 0.0)  # keeps "executed" where it was made above
+        # Here also for the process that was killed after the stage was finished and before this was done.
+        shutil.rmtree(self._beside(stage, "checkpoint"), ignore_errors=True)
+        return self._place(stage)
+
+    def checkpoint_folder(self, stage: Stage) -> Path:
+        """The folder (made if need be) for what `produce` wants to find after a kill; gone once the stage is done.
+
+        The store does not look inside: a checkpoint that must not be seen half-written is written under another name
+        and renamed.
+        """
+        folder = self._beside(stage, "checkpoint")
+        with explaining_disk_errors(f"stage {stage}", self.root):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """The stages that were run through this store, in order, each once: executed if it was made here."""
+        return tuple(self._events.values())
+
+    def summary(self) -> str:
+        """One line: "3 stages executed in 41.2 s, 5 reused"."""
+        executed = [event for event in self.events if event.outcome == "executed"]
+        seconds = sum(event.seconds for event in executed)
+        noun = "stage" if len(executed) == 1 else "stages"
+        took = f" in {seconds:.1f} s" if executed else ""
+        return f"{len(executed)} {noun} executed{took}, {len(self.events) - len(executed)} reused"
+
+    def _place(self, stage: Stage) -> Path:
+        return self.root / stage.name / stage.key
+
+    def _beside(self, stage: Stage, kind: Literal["checkpoint", "lock"]) -> Path:
+        return self.root / stage.name / f".{stage.key}.{kind}"
+
+    def _record(self, stage: Stage, outcome: Literal["executed", "reused"], seconds: float) -> None:
+        self._events.setdefault(stage.key, Event(stage, outcome, seconds))
+
+    def _make(self, stage: Stage, produce: Callable[[Path], None]) -> None:
+        """Produce, seal and rename into place, and record it."""
+        place = self._place(stage)
+        remove_leftovers(place)
+        partial = temporary_beside(place)
+        partial.mkdir()
+        start = time.perf_counter()
+        try:
+            produce(partial)
+            seconds = time.perf_counter() - start
+            _check_plain(partial)
+            files = checksums(partial)
+            write_manifest(partial / MANIFEST, _manifest(stage, files, seconds))
+            give_default_rights(partial, partial / MANIFEST)
+            flush_all(partial)
+            if not self._moved(partial, stage):
+                return
+            flush(place.parent)
+        finally:
+            remove(partial)
+        self._verified.update(_identity(place / name) for name in files)
+        self._record(stage, "executed", seconds)
+
+    def _moved(self, partial: Path, stage: Stage) -> bool:
+        """Rename a stage into its place; False if another process was first, which is possible only without locks."""
+        try:
+            partial.rename(self._place(stage))
+        except OSError:
+            if self.is_done(stage):
+                return False
+            raise
+        return True
+
+    def _verify(self, stage: Stage, name: str, entry: Mapping[str, Any]) -> None:
+        """Check a file, unless it was checked before and its size and time of change are the same."""
+        place = self._place(stage)
+        with self._naming(stage):
+            check_size(place, name, entry)
+            if (identity := _identity(place / name)) not in self._verified:
+                check_file(place, name, entry)
+        self._verified.add(identity)
+
+    @contextmanager
+    def _naming(self, stage: Stage) -> Iterator[None]:
+        """Say which stage is damaged, and what to do."""
+        try:
+            yield
+        except Damage as damage:
+            raise StoreError(f"Stage {stage} is damaged: {damage}. {how_to_repair(self._place(stage))}") from damage
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a folder above it cannot be entered
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise unreadable(path, error) from error
+        raise
+
+
+def _check_plain(folder: Path) -> None:
+    """What `produce` wrote are plain files: checksums follow no links, and the manifest is the store's own."""
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or name == MANIFEST:
+            raise ValueError(f"A stage writes plain files, none of them a link or called {MANIFEST}: {name}.")
+
+
+def _canonical(value: Any) -> Any:
+    match value:
+        case None | bool() | str():
+            return value
+        case int():
+            return int(value)
+        case float():
+            if not math.isfinite(value):
+                raise ConfigError(f"A number of the configuration is {value}; expected a finite one.")
+            return int(value) if value.is_integer() else float(value)
+        case Mapping():
+            if strange := [name for name in value if not isinstance(name, str)]:
+                raise TypeError(f"A stage's configuration has the key {strange[0]!r}, which is not a string.")
+            return {name: _canonical(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_canonical(item) for item in value]
+    raise TypeError(f"A stage's configuration has a {type(value).__name__}, which JSON does not: {value!r}.")
+
+
+def _manifest(stage: Stage, files: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    return {
+        "stage": stage.name,
+        "label": stage.label,
+        "key": stage.key,
+        "version": stage.version,
+        "config": stage.config,
+        "inputs": [{"stage": each.name, "label": each.label, "key": each.key} for each in stage.inputs],
+        "files": files,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "made_with": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    """The versions that could matter to a result, read from the installed packages' metadata without importing them."""
+    from importlib import metadata
+
+    versions = {"python": platform.python_version()}
+    for package in ("casd", "torch", "transformers", "numpy"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _identity(path: Path) -> tuple[Path, int, int]:
+    status = path.stat()
+    return path, status.st_size, status.st_mtime_ns

@@ -1,0 +1,1 @@
+"""What every package may use: errors, seeds, registry, progress, processes, disk."""

@@ -1,0 +1,158 @@
+"""Writing files and folders so that other processes see them whole or not at all.
+
+Everything is written under a temporary name that no other process uses and then renamed into place. Locks only save work
+(two processes do not make the same thing twice): no file depends on them, because not every shared file system has them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import os
+import platform
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import IO, Final
+
+from casd.utils.progress import say
+
+WAIT_NOTICE_S = 3.0
+"""Seconds to wait for another process's lock before saying so."""
+ABANDONED_S: Final = 7 * 24 * 3600.0
+"""Age in seconds after which a temporary name of another host is taken for a leftover."""
+_POLL_S: Final = 0.1
+_SUFFIX: Final = ".partial"
+
+
+def temporary_beside(path: Path) -> Path:
+    """A hidden name beside `path` that no other process uses: `.NAME.HOST-PID-RANDOM.partial`."""
+    return path.with_name(f"{_prefix(path)}{_host()}-{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files and folders beside `path` whose processes are dead.
+
+    Whether a process of another host is alive is not known here: its files are removed when they are a week old.
+    """
+    prefix, suffix = _prefix(path), _SUFFIX.removeprefix(".")
+    for each in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
+        owner = each.name.removeprefix(prefix).removesuffix(suffix).removesuffix(".")
+        if _is_leftover(each, owner):
+            remove(each)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+@contextmanager
+def locked(file: Path, waiting_for: str) -> Iterator[None]:
+    """Hold the lock `file`, an empty file that stays. The operating system releases it when its holder dies.
+
+    Where the file system has no locks, or the file cannot be opened, the block runs without.
+
+    Args:
+        file: of the lock.
+        waiting_for: what another process is doing, to be said after WAIT_NOTICE_S ("stage inject, which … is making").
+    """
+    with ExitStack() as opened:
+        with suppress(OSError):
+            _wait_for(opened.enter_context(file.open("ab")), waiting_for)
+        yield
+
+
+def _wait_for(file: IO[bytes], waiting_for: str) -> None:
+    """Wait until this process holds the lock; closing the file releases it."""
+    notice: float | None = time.monotonic() + WAIT_NOTICE_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if notice is not None and time.monotonic() >= notice:
+                say(f"Waiting for {waiting_for}.")
+                notice = None
+            time.sleep(_POLL_S)
+        else:
+            return
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file (UTF-8) under a temporary name, then rename it."""
+    temporary = temporary_beside(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except BaseException:
+        remove(temporary)
+        raise
+
+
+def flush(path: Path) -> None:
+    """Have a file's contents, or a folder's list of names, survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_all(folder: Path) -> None:
+    """`flush` a folder and everything in it."""
+    for path in folder.rglob("*"):
+        flush(path)
+    flush(folder)
+
+
+def give_default_rights(folder: Path, like: Path) -> None:
+    """Give the files in `folder` the rights of the file `like`, which was made by `open` and so follows the umask.
+
+    Some libraries (safetensors) make files that only their owner can read.
+    """
+    mode = like.stat().st_mode & 0o777
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_mode & 0o777 != mode:
+            path.chmod(mode)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name[:120]}."  # a file's name has at most 255 bytes
+
+
+def _host() -> str:
+    return re.sub(r"\W", "_", platform.node())[:32] or "host"
+
+
+def _is_leftover(path: Path, owner: str) -> bool:
+    """Whether the process that made a temporary file is dead. `owner` is what its name says: HOST-PID-RANDOM."""
+    if not owner:  # of a version that relied on locks alone; its process would hold the lock
+        return True
+    named = re.fullmatch(r"(\w+)-(\d+)-[0-9a-f]{8}", owner)
+    if named is None:
+        return False
+    if named[1] == _host():
+        return not _is_alive(int(named[2]))
+    try:
+        newest = max(each.stat().st_mtime for each in (path, *path.rglob("*")))
+    except OSError:
+        return False
+    return time.time() - newest > ABANDONED_S
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True

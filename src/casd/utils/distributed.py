@@ -1,0 +1,255 @@
+"""The processes that a launcher starts for one run (`accelerate launch -m casd …`, torchrun), and what they exchange.
+
+Every process executes the whole program on its own part of each batch. The main process (rank 0) writes the stages and the
+messages. Without a launcher there is one process, and nothing is exchanged. `join` connects the processes; it refuses a launch
+in which the processes that would work together are not those that were started, because a stage's key does not say how many
+processes made it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from casd.utils.errors import CasdError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+# Taken from the launcher's environment, so that accelerate leaves the model to `casd.models.sharding`.
+_SHARDING_ASKED_FOR = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+
+_TIMEOUT = timedelta(days=7)
+"""For one exchange. The others wait while the main process downloads a corpus, or waits for a stage that another run makes."""
+
+_ACCELERATE_SETTINGS = {
+    "ACCELERATE_MIXED_PRECISION": "Launch with --mixed_precision no: casd computes in model.dtype.",
+    "ACCELERATE_DYNAMO_BACKEND": "Launch with --dynamo_backend no: casd compiles with runtime.compile=true.",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "Unset it: casd divides a batch by runtime.micro_batch_size.",
+    "ACCELERATE_USE_DEEPSPEED": "Launch with --use_fsdp to divide a model over devices.",
+    "ACCELERATE_USE_MEGATRON_LM": "Launch with --use_fsdp to divide a model over devices.",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "Launch with --use_fsdp to divide a model over devices.",
+}
+"""Variables by which accelerate would change what is trained, and what to do instead. No stage's key has them."""
+_MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_SEVERAL = "torchrun --nproc_per_node N -m casd …, or accelerate launch --multi_gpu --num_processes N -m casd …"
+"""Commands that start N processes with GPUs and without."""
+
+
+def processes() -> int:
+    """How many processes the run is spread over."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return int(os.environ.get("RANK", "0")) if processes() > 1 else 0
+
+
+def is_main() -> bool:
+    """Whether this is the main process, which writes stages and messages."""
+    return rank() == 0
+
+
+def sharding_asked_for() -> bool:
+    """Whether the launcher asked for a model that is divided over the processes (`accelerate launch --use_fsdp`)."""
+    return _SHARDING_ASKED_FOR
+
+
+def sharded() -> bool:
+    """Whether the model itself is divided over the processes."""
+    return sharding_asked_for() and processes() > 1
+
+
+def check_launch() -> None:
+    """Refuse a launch whose processes would not make one run together, or would train otherwise than the configuration says.
+
+    Raises:
+        ConfigError: what the launcher did, and a command that works.
+    """
+    for name, instead in _ACCELERATE_SETTINGS.items():
+        value = os.environ.get(name, "no")
+        if value.lower() not in ("no", "false", "1"):
+            raise ConfigError(f"{name} is {value!r}, which would change what is trained. {instead}")
+    if processes() > 1:
+        if absent := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+            raise ConfigError(
+                f"WORLD_SIZE is {processes()}, but {', '.join(absent)} is not set, so the processes cannot find each other."
+                f" Start them with {_SEVERAL}; or unset WORLD_SIZE for a run in one process."
+            )
+        return
+    # Without several GPUs `accelerate launch --num_processes 2` prepares this address, and then starts one process.
+    if "WORLD_SIZE" not in os.environ and "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ:
+        raise ConfigError(
+            "accelerate launch was asked for several processes and started one, as it does where it finds no several GPUs."
+            f" Use {_SEVERAL}; or python -m casd for a run in one process."
+        )
+    for name in _MPI_SIZES:
+        if int(os.environ.get(name, "1")) > 1:
+            raise ConfigError(
+                f"{name} is {os.environ[name]} and WORLD_SIZE is not set: each of these processes would make the whole run."
+                f" Start one process, or several with {_SEVERAL}."
+            )
+
+
+def join(device: str) -> torch.device:
+    """Join the other processes of the run, unless that is done, and return this process's device.
+
+    Args:
+        device: `runtime.device`: "auto" (CUDA if there is one, else the CPU), "cuda" or "cpu".
+
+    Raises:
+        ConfigError: a launch that `check_launch` refuses, or one device named for several processes.
+        CasdError: the other processes cannot be reached.
+    """
+    import torch
+    from accelerate import PartialState
+
+    check_launch()
+    if device not in ("auto", "cuda", "cpu"):
+        raise ConfigError(
+            f"runtime.device is {device!r}, and there are {processes()} processes: use auto, cuda or cpu, and each has its own."
+        )
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    try:
+        # accelerate chooses the backend once, at its first use: without `cpu` it would choose none on a machine without GPUs.
+        state = PartialState(cpu=on_cpu, timeout=_TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CasdError(
+            f"Process {rank()} cannot join the other {processes() - 1} of its run: {reason}. Start all of them with {_SEVERAL}."
+        ) from error
+    if state.num_processes != processes() or state.device.type != ("cpu" if on_cpu else "cuda"):
+        raise ConfigError(
+            f"{processes()} processes were started for {'the CPU' if on_cpu else 'CUDA'}, but accelerate was set up before"
+            f" for {state.num_processes} on {state.device}. Call casd.utils.distributed.join before anything that uses"
+            " accelerate."
+        )
+    return state.device
+
+
+@contextmanager
+def explaining_lost_processes() -> Iterator[None]:
+    """Turn a failed exchange, as when another process has ended, into a line for the user.
+
+    Raises:
+        CasdError: the exchange failed. Other errors pass.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if processes() == 1:
+            raise
+        from torch.distributed import DistError
+
+        if not isinstance(error, DistError) and "gloo" not in str(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CasdError(
+            f"Process {rank()} of {processes()} cannot exchange with the others: {reason}. If one of"
+            " them has ended, its own message says why. Finished stages are kept, and the same command goes on from there."
+        ) from error
+
+
+def broadcast(value: T) -> T:
+    """The main process's value, in every process; all of them have to call this."""
+    if processes() == 1:
+        return value
+    _check_joined()
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """This process's part of `items` to measure: every `processes()`-th, so that the parts are alike where neighbours are.
+
+    With a sharded model it is all of them: every process takes part in every forward pass.
+    """
+    return items if sharded() else items[rank() :: processes()]
+
+
+def gather(part: Sequence[Any]) -> list[Any]:
+    """What `share` divided, whole and in order again, in every process; all of them have to call this."""
+    if processes() == 1 or sharded():
+        return list(part)
+    parts = gather_each(list(part))
+    whole: list[Any] = [None] * sum(map(len, parts))
+    for index, each in enumerate(parts):
+        whole[index :: len(parts)] = each
+    return whole
+
+
+def gather_each(value: T) -> list[T]:
+    """What each process found for its share, in every process; all of them have to call this."""
+    if processes() == 1 or sharded():
+        return [value]
+    _check_joined()
+    from accelerate.utils import gather_object
+
+    return gather_object([value])
+
+
+def make_alone(make: Callable[[], Any]) -> None:
+    """Let the main process alone `make` something on the disk; the others wait for it."""
+    _check_joined()
+    if is_main():
+        make()
+    broadcast(None)
+
+
+def make_together(make: Callable[[Callable[[Path], None]], Any], produce: Callable[[Path], None]) -> None:
+    """Let the main process `make` something on the disk by `produce`, in which all processes take part.
+
+    `make` (the store's) calls `produce` with a folder if the thing is not there yet, perhaps after waiting for another run
+    that makes it. The other processes take part if it does, with a folder whose contents are dropped, and wait if not.
+    """
+    _check_joined()
+    if processes() == 1:
+        make(produce)
+        return
+    if is_main():
+        started = False
+
+        def begin(folder: Path) -> None:
+            nonlocal started
+            started = broadcast(True)
+            produce(folder)
+
+        make(begin)
+        if not started:
+            broadcast(False)
+    elif broadcast(False):
+        with TemporaryDirectory() as dropped, _printing_own_errors():
+            produce(Path(dropped))
+    broadcast(None)  # a barrier: the others read the stage next
+
+
+@contextmanager
+def _printing_own_errors() -> Iterator[None]:
+    """Print an error for the user in this process: the command line prints only those of the main process."""
+    try:
+        yield
+    except CasdError as error:
+        print(f"casd: process {rank()}: {error}", file=sys.stderr)
+        raise
+
+
+def _check_joined() -> None:
+    """Stages are made by all processes that were launched, or not at all."""
+    if processes() == 1:
+        return
+    from torch import distributed
+
+    if not distributed.is_initialized() or distributed.get_world_size() != processes():
+        raise CasdError(
+            f"The {processes()} processes of this run have not joined: call casd.utils.distributed.join(device) first."
+        )
