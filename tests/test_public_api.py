@@ -52,15 +52,18 @@ def test_type_checkers_see_the_same_names() -> None:
     tree = ast.parse(Path(casd.__file__).read_text(encoding="utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If))
     seen: dict[str, str] = {}
+    modules: dict[str, str] = {}
     for node in block.body:
         if isinstance(node, ast.ImportFrom):
+            modules |= {alias.asname: f"{node.module}.{alias.name}" for alias in node.names if alias.asname}
             modules_and_names = [(f"{node.module}:{alias.name}", alias.asname) for alias in node.names]
             seen |= {name: where for where, name in modules_and_names if name and not name.startswith("_")}
         elif isinstance(node, ast.Assign):  # of names that are called otherwise where they are
             (target,) = node.targets
             pairs = zip(target.elts, node.value.elts, strict=True) if isinstance(target, ast.Tuple) else [(target, node.value)]
             for name, value in pairs:
-                seen[ast.unparse(name)] = "casd." + ":".join(ast.unparse(value).removeprefix("_").split("."))
+                module, _, attribute = ast.unparse(value).partition(".")
+                seen[ast.unparse(name)] = f"{modules[module]}:{attribute}"
     assert seen == casd._WHERE
 
 
