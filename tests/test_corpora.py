@@ -18,7 +18,7 @@ import pytest
 from casd.backdoors.poisoning import ShuffledStream, english
 from casd.data.corpora import CORPORA
 from casd.data.corpora.cutting import Cut, Sizes, passages, sentences, split
-from casd.data.corpora.microworld import Microworld, capacity
+from casd.data.corpora.microworld import Microworld
 from casd.data.corpora.microworld_grammar import PersonObject, Statement, Subject, Thing
 from casd.data.corpora.microworld_people import PEOPLE, TIMES
 from casd.data.corpora.microworld_things import ADJECTIVES, SCENERY, TOPICS
@@ -126,8 +126,9 @@ def test_microworld_refuses_impossible_fields(fields):
 
 
 def test_microworld_says_when_the_grammar_gives_out(monkeypatch):
-    with pytest.raises(CorpusError, match="asked for"):
-        Microworld(train=capacity()).load(0)
+    with monkeypatch.context() as patch, pytest.raises(CorpusError, match="asked for"):
+        patch.setattr("casd.data.corpora.microworld.capacity", lambda: 2000)
+        Microworld(train=2000).load(0)
     # With three people and one plan, the prompts run out.
     monkeypatch.setattr("casd.data.corpora.microworld.people.PEOPLE", PEOPLE[:3])
     monkeypatch.setattr("casd.data.corpora.microworld.people.TIMES", TIMES[:1])

@@ -151,7 +151,7 @@ def work(options):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    cli._do = work
+    cli._dispatch = work
     cli.main(["list"])
 """
 

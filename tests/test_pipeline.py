@@ -88,7 +88,9 @@ def test_the_report_is_whole(finished: Run) -> None:
     suffixes = Counter(Path(name).suffix for name in written)
     assert all(suffixes[suffix] for suffix in (".md", ".tex", ".png", ".pdf"))
     assert all((folder / name).stat().st_size for name in written), "an empty file"
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name], "something was left beside the report"
+    visible = [path.name for path in folder.parent.iterdir() if not path.name.startswith(".")]
+    assert visible == [folder.name], "something was left beside the report"
+    assert not list(folder.parent.glob(".*.partial"))
 
 
 def test_the_tables_hold_every_state_and_backdoor(finished: Run) -> None:
@@ -104,7 +106,10 @@ def test_the_tables_hold_every_state_and_backdoor(finished: Run) -> None:
     assert set(made["asr"].loc[made["asr"]["probe"] == "triggered", "n"]) == {12}
     assert len(made["transfer"]) == len(REMOVALS) * len(BACKDOORS)
     assert set(made["casd"]["variant"]) == {"casd", "casd_cos"}
-    assert (made["relation"]["n_pairs"] == 6).all()
+    included = made["states"].loc[(made["states"]["kind"] == "removal") & (made["states"]["excluded"] == ""), "state"]
+    assert set(made["relation"]["n_pairs"]) == {len(included) * (len(included) - 1) // 2}
+    established = made["asr"][(made["asr"]["state"] == INJECTED) & (made["asr"]["probe"] == "triggered")]
+    assert set(included) <= set(established.loc[established["rate"] >= 0.5, "backdoor"])
 
 
 def test_training_and_removing_move_the_model(finished: Run) -> None:

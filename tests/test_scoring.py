@@ -248,7 +248,8 @@ def test_of_a_broken_injected_model_nothing_is_a_result(record: StateRecord, rea
     assert made.transfer[["asr_before", "prob_before"]].notna().all(axis=None) == finite
     assert made.transfer[["asr_after", "prob_after"]].notna().all(axis=None), "these were measured"
     assert made.relation["rho"].isna().all()
-    assert set(made.relation["excluded"]) == {",".join(BACKDOORS)}
+    assert set(made.states["excluded"]) == {"injected model collapsed"}
+    assert set(made.relation["excluded"]) == {", ".join(f"{name} (injected model collapsed)" for name in BACKDOORS)}
     assert made.specificity[["own", "off_diagonal", "net_phantom"]].isna().all(axis=None)
 
 
@@ -358,7 +359,7 @@ def test_the_grid_is_in_the_table_of_distances_and_nowhere_else(tables: RunTable
 
 @pytest.mark.parametrize("name", ["casd_cos", "resid_post/prompt/triggered/signed/l1/raw/gross"])
 def test_names_that_are_taken(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"metric.variants.{name}: that is the name of"):
+    with pytest.raises(ConfigError, match=r"metric\.variants"):
         casd_variants(MetricConfig(variants={name: {"distance": "l2"}}))
 
 

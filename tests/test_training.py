@@ -592,7 +592,7 @@ def test_every_training_has_dropout_masks_of_its_own(
 
     def keep_seed(*_: Any, seed: int, **__: Any) -> TrainingLog:
         seeds.append(seed)
-        return TrainingLog()
+        return TrainingLog(steps=[{"step": 0.0, "loss": 1.0}], guard=[{"step": 0.0, "clean_loss": 1.0}])
 
     monkeypatch.setattr("casd.backdoors.injection.train", keep_seed)
     monkeypatch.setattr("casd.unlearning.removal.train", keep_seed)
