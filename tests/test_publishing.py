@@ -19,7 +19,7 @@ import pytest
 from tests.synthetic import run_of, symmetric
 
 import casd.report
-import casd.report.publishing
+import casd.report.publish
 from casd.analysis.results import RunTables
 from casd.analysis.runs import find_runs
 from casd.analysis.runs.tidy import load_results
@@ -27,7 +27,7 @@ from casd.analysis.tables import SWEEP_INFO, TABLES_VERSION
 from casd.cli.compare import read_two_runs
 from casd.pipeline.store import Stage, StageStore
 from casd.report import read_runs, write_report, write_sweep_report
-from casd.report.publishing import check_output, is_published, publishing
+from casd.report.publish import check_output, is_published, publishing
 from casd.utils.errors import CasdError, ConfigError, StoreError
 from casd.utils.sealed import CHECKSUMS, MANIFEST
 
@@ -135,7 +135,7 @@ def test_a_torn_report_of_an_earlier_version_is_made_whole(tmp_path: Path) -> No
 def test_another_process_that_is_first_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where there are no locks: it comes after this process saw that nothing was there."""
     target, rename = tmp_path / "run", Path.rename
-    monkeypatch.setattr(casd.report.publishing, "locked", lambda *_: nullcontext())
+    monkeypatch.setattr(casd.report.publish, "locked", lambda *_: nullcontext())
 
     def late(path: Path, place: Path) -> Path:
         monkeypatch.setattr(Path, "rename", rename)

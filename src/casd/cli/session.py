@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casd.report.publishing import check_output
+from casd.report.publish import check_output
 from casd.utils.distributed import is_main, processes
 from casd.utils.errors import ConfigError
 from casd.utils.forking import Begin, begin, threads_of_libraries

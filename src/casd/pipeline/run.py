@@ -47,7 +47,7 @@ from casd.pipeline import checks
 from casd.pipeline.graph import stage_graph
 from casd.pipeline.provenance import identity, origin
 from casd.pipeline.store import Stage, StageStore
-from casd.report.publishing import is_published, publishing
+from casd.report.publish import is_published, publishing
 from casd.training.checkpoints import TrainingLog
 from casd.unlearning import OBJECTIVES
 from casd.unlearning.controls import Removal, removals

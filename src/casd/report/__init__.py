@@ -23,7 +23,7 @@ from casd.report.html import RUN_FIGURES, SWEEP_FIGURES, run_html, sweep_html
 from casd.report.markup import write_tables
 from casd.report.matrices import mean_asr_table
 from casd.report.page import Block, template, write_page
-from casd.report.publishing import publishing
+from casd.report.publish import publishing
 from casd.report.tables import relation_table, run_tables, specificity_table, summary_table
 from casd.report.terminal import print_run, print_sweep, print_tables, print_warning
 from casd.report.wording import broken_injections

@@ -17,7 +17,7 @@ from casd.report.gallery import draw
 from casd.report.html import link_to
 from casd.report.markup import Cell, Row, Table, write_tables
 from casd.report.page import Block, Section, matrices_block, render, table_block, warning_blocks, write_page
-from casd.report.publishing import is_published, publishing
+from casd.report.publish import is_published, publishing
 from casd.report.wording import broken_injections, short_run_name
 from casd.reproduction.catalogue import EXHIBITS
 from casd.reproduction.claims import CLAIMS, Evidence, headline
