@@ -14,7 +14,7 @@ import torch
 
 from casd.data.batches import batches_by_length
 from casd.utils import distributed
-from casd.utils.errors import ModelError
+from casd.utils.errors import ModelError, first_line
 from casd.utils.progress import say
 
 Result = TypeVar("Result")
@@ -52,7 +52,7 @@ def shrinking(
                 raise
             if batch_size == 1 or not alone:
                 raise ModelError(
-                    f"Out of memory in {what} with {_texts(batch_size)} at once: {_first_line(error)}"
+                    f"Out of memory in {what} with {_texts(batch_size)} at once: {_sentence(error)}"
                     f" {remedy if batch_size == 1 else batch_remedy}, or use another device (runtime.device)."
                 ) from error
         # After the except clause: until its end the error's traceback holds the tensors of the batch that failed.
@@ -95,7 +95,7 @@ def explaining_out_of_memory(what: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise ModelError(
-            f"Out of memory in {what}: {_first_line(error)} Use weights=lora, a smaller model, or another device"
+            f"Out of memory in {what}: {_sentence(error)} Use weights=lora, a smaller model, or another device"
             " (runtime.device). Finished stages are kept."
         ) from error
 
@@ -113,8 +113,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return own or (isinstance(error, Exception) and should_reduce_batch_size(error))
 
 
-def _first_line(error: BaseException) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+def _sentence(error: BaseException) -> str:
+    line = first_line(error)
     return line if line.endswith(".") else f"{line}."
 
 

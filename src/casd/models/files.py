@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from casd.utils.errors import ModelError
+from casd.utils.errors import ModelError, first_line
 
 FILES = ("*.safetensors", "*.json", "*.model", "merges.txt", "vocab.txt")
 """Which files of a model's folder decide what it computes."""
@@ -22,11 +22,6 @@ LAYERS = ("layer", "layers", "depth")
 MOST_LAYERS, MOST_PARTS = 2_000, 100_000
 """More layers, and more heads or experts, than any model has."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its kind if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def hashes(files: Iterable[Path]) -> dict[str, str]:

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casd.models.files import check_config, first_line, without_safetensors
+from casd.models.files import check_config, without_safetensors
 from casd.utils.disk import explaining_disk_errors, readable_size
-from casd.utils.errors import CasdError, ModelError
+from casd.utils.errors import CasdError, ModelError, first_line
 from casd.utils.progress import say
 
 if TYPE_CHECKING:

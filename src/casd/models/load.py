@@ -17,9 +17,9 @@ import torch
 from casd.config import ModelConfig
 from casd.data.corpora.passages import Corpus
 from casd.models import hub
-from casd.models.files import check_counts, check_folder, find_gguf, first_line, folder_files, hashes
+from casd.models.files import check_counts, check_folder, find_gguf, folder_files, hashes
 from casd.models.sharding import is_sharded, whole
-from casd.utils.errors import ModelError
+from casd.utils.errors import ModelError, first_line
 from casd.utils.registry import unknown
 
 if TYPE_CHECKING:

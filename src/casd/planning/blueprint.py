@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from casd.config import LoraConfig, ModelConfig
-from casd.models.files import find_gguf, first_line
+from casd.models.files import find_gguf
 from casd.models.load import DTYPES, fetch, origin, transformers_config
 from casd.models.structure import decoder_layers
 from casd.models.weights import AdapterName, attach_lora
-from casd.utils.errors import ModelError
+from casd.utils.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

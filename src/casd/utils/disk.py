@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from casd.utils.errors import StoreError
+from casd.utils.errors import StoreError, first_line
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED: Final = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
@@ -79,7 +79,7 @@ def told(error: BaseException, path: Path | None = None, *, reading: bool = Fals
         return f"{os.strerror(code)}: {_LIMITS[code]}, and run again. What was finished is kept."
     if not isinstance(error, OSError):
         return ""
-    reason = os.strerror(error.errno) if error.errno else (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = os.strerror(error.errno) if error.errno else first_line(error)
     if path is None:
         return f"The operating system refused something: {reason}."
     if error.errno in (errno.EACCES, errno.EPERM):

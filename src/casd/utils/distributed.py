@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from casd.utils.errors import CasdError, ConfigError
+from casd.utils.errors import CasdError, ConfigError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +123,7 @@ def join(device: str) -> torch.device:
         # accelerate chooses the backend once, at its first use: without `cpu` it would choose none on a machine without GPUs.
         state = PartialState(cpu=on_cpu, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise CasdError(
             f"Process {rank()} cannot join the other {processes() - 1} of its run: {reason}. Start all of them with {_SEVERAL}."
         ) from error
@@ -152,7 +152,7 @@ def explaining_lost_processes() -> Iterator[None]:
 
         if not isinstance(error, DistError) and "gloo" not in str(error):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise CasdError(
             f"Process {rank()} of {processes()} cannot exchange with the others: {reason}. If one of"
             " them has ended, its own message says why. Finished stages are kept, and the same command goes on from there."

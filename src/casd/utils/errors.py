@@ -23,3 +23,8 @@ class StoreError(CasdError):
 
 class TrainingStopped(CasdError):
     """Training that gives no model of use: its loss is not finite, or ended too high. What was finished before is kept."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its kind if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
