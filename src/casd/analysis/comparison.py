@@ -103,15 +103,16 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
         backdoors.
     """
     groups = grouped(runs)
-    cells = [_removal_cells(members) for members in groups.values()]
+    transfers = [over_runs(members, "transfer") for members in groups.values()]
+    cells = [_removal_cells(transfer) for transfer in transfers]
     estimates = means_over_runs(
         [(each[list(_AVERAGED)].to_numpy(dtype=float), each["run"].to_numpy(), each["target"].to_numpy()) for each in cells],
         seed=seed,
         resamples=resamples,
     )
     rows = [
-        {"model": model, "objective": objective, **_comparison_row(members, estimated)}
-        for ((model, objective), members), estimated in zip(groups.items(), estimates, strict=True)
+        {"model": model, "objective": objective, **_comparison_row(members, transfer, estimated)}
+        for ((model, objective), members), transfer, estimated in zip(groups.items(), transfers, estimates, strict=True)
     ]
     return pd.DataFrame(rows)
 
@@ -126,17 +127,16 @@ def mean_of_runs(values: pd.Series, runs: pd.Series) -> float:
     return float(values.astype(float).groupby(runs).mean().mean())
 
 
-def _removal_cells(runs: Sequence[RunTables]) -> pd.DataFrame:
+def _removal_cells(transfer: pd.DataFrame) -> pd.DataFrame:
     """The included cells of removals: run, target, and _AVERAGED; NaN where a cell is none of these."""
-    cells = over_runs(runs, "transfer")
-    cells = cells[(cells["source_kind"] == "removal") & (cells["excluded"] == "")]
+    cells = transfer[(transfer["source_kind"] == "removal") & (transfer["excluded"] == "")]
     own = cells["same"].astype(bool)
     measures = {name: cells[name].astype(float).where(~own) for name in MEASURES}
     return cells[["run", "target"]].assign(own_asr=cells["asr_after"].astype(float).where(own), **measures)
 
 
-def _comparison_row(runs: Sequence[RunTables], estimates: Sequence[MeanOverRuns]) -> dict[str, object]:
-    """A row of `compare_objectives` over some runs, with the estimates of _AVERAGED."""
+def _comparison_row(runs: Sequence[RunTables], transfer: pd.DataFrame, estimates: Sequence[MeanOverRuns]) -> dict[str, object]:
+    """A row of `compare_objectives` over some runs, with their `transfer` in one and the estimates of _AVERAGED."""
     states = over_runs(runs, "states")
     removals = states[states["kind"] == "removal"]
     included = removals[removals["excluded"] == ""]
@@ -152,8 +152,7 @@ def _comparison_row(runs: Sequence[RunTables], estimates: Sequence[MeanOverRuns]
         row |= {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         if name in MEASURES:
             row[f"{name}_runs"] = estimate.runs
-    cells = over_runs(runs, "transfer")
-    cells = cells[(cells["source_kind"] == "control") & (cells["excluded"] == "")]
+    cells = transfer[(transfer["source_kind"] == "control") & (transfer["excluded"] == "")]
     for name, beginning in _CONTROLS.items():
         of_control = cells[cells["source"].str.startswith(beginning)]
         row[name] = mean_of_runs(of_control["suppression"], of_control["run"])
