@@ -27,8 +27,8 @@ import pandas as pd
 import pytest
 from tests.campaign import Casd, Ended, casd, contents, count, flip, leftovers, run_here, smallest
 
-from casd.analysis.runs.tidy import load_results
 from casd.analysis.tables import SCHEMAS, read_table
+from casd.analysis.tidy import load_results
 from casd.utils.sealed import read_json
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]

@@ -12,10 +12,10 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from tests.synthetic import N_PROMPTS, related, run_of, symmetric
 
+from casd.analysis.collection import check_comparable, summarize
 from casd.analysis.comparison import POOLED, compare_objectives, included_cells, noise_floor, variance_shares
 from casd.analysis.pairs import pair_table
 from casd.analysis.predictors import predictor_table
-from casd.report.collect import check_comparable, summarize
 from casd.report.comparisons import objectives_drawings, objectives_table
 from casd.stats import (
     leave_one_out_prediction,

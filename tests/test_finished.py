@@ -19,12 +19,12 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from tests.synthetic import run_of, symmetric
 
+from casd.analysis.collection import check_comparable, read_runs
 from casd.analysis.results import RunTables
 from casd.analysis.runs import find_runs
-from casd.analysis.runs.tidy import load_results
 from casd.analysis.tables import TABLES_VERSION
+from casd.analysis.tidy import load_results
 from casd.pipeline.store import Stage, StageStore
-from casd.report.collect import check_comparable, read_runs
 from casd.utils.errors import CasdError
 
 AFTER = np.array([[0.0, 0.5, 0.75], [0.25, 0.125, 1.0], [0.875, 1.0, 0.0]])
@@ -122,7 +122,7 @@ def test_runs_read_together_give_the_columns_of_their_own_tables(tmp_path: Path)
             as_columns = list(read.rows(name, *own.columns))  # before the table is a frame, and after
             pd.testing.assert_frame_equal(getattr(read, name), own, check_dtype=False, check_column_type=False)
             assert repr(as_columns) == repr(list(read.rows(name, *own.columns))) == repr(list(tables.rows(name, *own.columns)))
-        assert (read.lacks_grid, read.every_variant() is read.casd) == (False, True)
+        pd.testing.assert_frame_equal(read.every_variant(), read.casd)
         read.asr = read.asr.iloc[:1]
         assert len(list(read.rows("asr", "state"))) == 1, "a table that was replaced is what counts"
 

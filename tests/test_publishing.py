@@ -22,8 +22,8 @@ import casd.report
 import casd.report.publish
 from casd.analysis.results import RunTables
 from casd.analysis.runs import find_runs
-from casd.analysis.runs.tidy import load_results
 from casd.analysis.tables import SWEEP_INFO, TABLES_VERSION
+from casd.analysis.tidy import load_results
 from casd.cli.compare import read_two_runs
 from casd.pipeline.store import Stage, StageStore
 from casd.report import read_runs, write_report, write_sweep_report

@@ -21,13 +21,11 @@ import pytest
 from matplotlib.colors import to_hex
 from rich.console import Console
 
+from casd.analysis.collection import asr_matrix, casd_matrix, summary
 from casd.analysis.comparison import MEASURES
 from casd.analysis.results import RunTables
-from casd.analysis.runs.joined_tables import read_together
-from casd.analysis.runs.shared_tables import runs_of
 from casd.analysis.tables import SCHEMAS
 from casd.report import collect, print_run, print_sweep, print_tables, read_runs, write_report, write_sweep_report
-from casd.report.collect import asr_matrix, casd_matrix, summary
 from casd.report.colors import SHADES, palette, step_of, text_color, text_on
 from casd.report.comparisons import objectives_table
 from casd.report.drawing import save
@@ -41,7 +39,6 @@ from casd.report.statements import statements
 from casd.report.svg import to_svg
 from casd.report.tables import asr_long_table, relation_table, run_tables, states_table, utility_table
 from casd.report.wording import NO_PAIRS, decimals_for, fraction, p_text, perplexity, significant
-from casd.utils import forking
 from casd.utils.errors import CasdError
 from report_run import CONTROLS, EIGHT, HOSTILE, compared, make_run, make_scatter
 
@@ -690,23 +687,6 @@ def test_a_report_over_many_runs_shows_means_and_links(tmp_path: Path, monkeypat
     assert not (tmp_path / "sweep" / "figures" / "asr_heatmaps.pdf").exists()
     assert len(pd.read_csv(tmp_path / "sweep" / "tables" / "asr_means.csv")) == 6 * 3
     assert not (tmp_path / "sweep" / "tables" / "samples.csv").exists(), "every run's own folder has them"
-
-
-def test_a_report_that_two_processes_make_is_that_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the last byte; and an error of the second comes through the first."""
-    monkeypatch.setattr(forking, "_can_fork", lambda: True)
-    for objective in ("clean_target", "gradient_difference"):
-        make_run(("a", "b", "c", "d"), objective=objective).write(tmp_path / "runs" / objective)
-    one, two = tmp_path / "reports" / "one", tmp_path / "reports" / "two"
-    write_sweep_report(read_runs(tmp_path / "runs"), one)
-    write_sweep_report(runs_of(read_together(tmp_path / "runs", forking.begin)), two, forking.begin)
-    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
-    assert files == sorted(path.relative_to(two) for path in two.rglob("*") if path.is_file())
-    assert {path.suffix for path in files} >= {".html", ".png", ".pdf", ".parquet", ".csv", ".tex", ".md", ".json"}
-    assert [path for path in files if (one / path).read_bytes() != (two / path).read_bytes()] == []
-    (tmp_path / "runs" / "clean_target" / "tables" / "rivals.parquet").write_bytes(b"PAR1")
-    with pytest.raises(CasdError, match=r"rivals\.parquet cannot be read"):
-        read_together(tmp_path / "runs", forking.begin)
 
 
 def test_many_runs_are_read_as_each_by_itself(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 from markupsafe import Markup
 
 from browser import Browser, find_chromium, install_chromium
+from casd.analysis.collection import asr_matrix, casd_matrix
 from casd.analysis.results import RunTables
-from casd.report.collect import asr_matrix, casd_matrix
 from casd.report.gallery import run_drawings
 from casd.report.html import RUN_FIGURES, run_html
 from casd.report.page import Block, write_page

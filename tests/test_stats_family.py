@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from casd.stats import benjamini_hochberg, connected, generators_of, mantel_families, mantel_family, mantel_test
+from casd.stats import benjamini_hochberg, mantel_family, mantel_test
 from casd.stats.permutations import moved_pairs, random_moves
 
 
@@ -193,58 +193,3 @@ def test_benjamini_hochberg_leaves_nan_out() -> None:
     for wrong in ([1.2], [-0.1], [[0.5]]):
         with pytest.raises(ValueError, match="p-values"):
             benjamini_hochberg(wrong)
-
-
-def test_families_together_are_each_by_itself() -> None:
-    """Also beside one whose response says nothing, and with scores of another size (Kendall's)."""
-    rng = np.random.default_rng(11)
-    sizes = (5, 7)
-    first = [(matrices(rng, n, 3), matrices(rng, n, 1)[0]) for n in sizes]
-    second = [(matrices(rng, n, 9), matrices(rng, n, 1)[0]) for n in sizes]
-    silent = [(xs, np.ones_like(y)) for xs, y in first]
-    for statistic in ("spearman", "kendall"):
-        options = {"permutations": 199, "statistic": statistic}
-        together = mantel_families([first, silent, second], rng=np.random.default_rng(3), **options)  # type: ignore[arg-type]
-        for family, result in zip((first, silent, second), together, strict=True):
-            alone = mantel_family(family, rng=np.random.default_rng(3), **options)  # type: ignore[arg-type]
-            np.testing.assert_equal(vars(result), vars(alone))
-        assert together[1].permutations == 0 and "same value" in together[1].note
-    both = mantel_families([first, second], permutations=199, statistic=("spearman", "kendall"), rng=np.random.default_rng(3))
-    for family, statistic, result in zip((first, second), ("spearman", "kendall"), both, strict=True):
-        alone = mantel_family(family, permutations=199, statistic=statistic, rng=np.random.default_rng(3))  # type: ignore[arg-type]
-        np.testing.assert_equal(vars(result), vars(alone))
-    with pytest.raises(ValueError, match="'mean'"):
-        mantel_families([first, second], statistic=("spearman", "mean"), rng=rng)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"same strata; got \[2, 1\]"):
-        mantel_families([first, first[:1]], rng=rng)
-
-
-def test_runs_that_families_share_are_relabelled_once_and_each_test_is_its_own() -> None:
-    """One family of each run and one of both: each as by itself, but for other draws where they are random."""
-    rng = np.random.default_rng(12)
-    small, large = ((matrices(rng, n, 3), matrices(rng, n, 1)[0]) for n in (5, 8))
-    families, runs = [[small], [large], [small, large]], [[0], [1], [0, 1]]
-    together = mantel_families(families, runs=runs, permutations=20_000, rng=np.random.default_rng(0))
-    assert [result.exact for result in together] == [True, False, False]
-    for family, result in zip(families, together, strict=True):
-        alone = mantel_family(family, permutations=20_000, rng=np.random.default_rng(1))
-        assert_array_equal(result.rho, alone.rho)
-        # Six standard errors of the difference of two shares over 20 000 draws; none where all are enumerated.
-        for name in ("p_value", "p_corrected"):
-            assert_allclose(getattr(result, name), getattr(alone, name), atol=0 if result.exact else 0.03)
-    # In two calls as in one, where each run keeps its own source.
-    sources = generators_of([0, 1], np.random.default_rng(0))
-    apart = [
-        mantel_families([[run]], runs=[[place]], permutations=99, rng=sources)[0] for place, run in enumerate((small, large))
-    ]
-    at_once = mantel_families(families[:2], runs=runs[:2], permutations=99, rng=np.random.default_rng(0))
-    for one, other in zip(apart, at_once, strict=True):
-        np.testing.assert_equal(vars(one), vars(other))
-    with pytest.raises(ValueError, match="run 0 has 5 and 8 backdoors"):
-        mantel_families([[small], [large]], runs=[[0], [0]], rng=rng)
-
-
-def test_families_are_connected_by_the_runs_they_share() -> None:
-    assert connected([[0, 1], [2], [1, 3], [4, 2], [5]]) == [[0, 2], [1, 3], [4]]
-    assert connected([[0], [1], [0, 1]]) == [[0, 1, 2]]
-    assert connected([]) == []

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from casd.stats import (
     cluster_bootstrap_interval,
     nested_bootstrap_interval,
-    nested_bootstrap_intervals,
     wilson_interval,
 )
 
@@ -169,26 +168,3 @@ def test_nested_bootstrap_leaves_nan_out_and_needs_two_seeds() -> None:
         nested_bootstrap_interval([1.0], [0], [0, 1], rng=rng)
     with pytest.raises(ValueError, match="confidence"):
         nested_bootstrap_interval([1.0], [0], [0], rng=rng, confidence=1.0)
-
-
-def test_nested_bootstrap_of_several_quantities_and_samples_is_that_of_each() -> None:
-    """Also of one that is missing in some cells, of one that is missing in a whole seed, and so in other clusters; and of
-    samples with as many clusters as another, and with fewer."""
-    rng = np.random.default_rng(6)
-    values = rng.normal(size=(48, 4))
-    outer, inner = np.repeat(np.arange(4), 12), np.tile(np.repeat(np.arange(6), 2), 4)
-    values[::2, 1] = np.nan
-    values[outer == 2, 2] = np.nan
-    values[outer > 0, 3] = np.nan
-    samples = [(values, outer, inner), (rng.normal(size=(48, 2)), outer + 7, inner), (values[:36], outer[:36], inner[:36])]
-    together = nested_bootstrap_intervals(samples, rng=np.random.default_rng(0), resamples=99)
-    for (columns, *clusters), intervals in zip(samples, together, strict=True):
-        for column, interval in zip(columns.T, intervals, strict=True):
-            alone = nested_bootstrap_interval(column, *clusters, rng=np.random.default_rng(0), resamples=99)
-            assert interval == pytest.approx(alone, nan_ok=True)
-    first = together[0]
-    assert np.isfinite(first[:3]).all() and np.isnan(first[3]).all(), "one seed has no spread between seeds"
-    assert len(set(first[:3])) == 3
-    assert nested_bootstrap_intervals([], rng=rng) == []
-    with pytest.raises(ValueError, match=r"\(n, k\)"):
-        nested_bootstrap_intervals([(values[:, 0], outer, inner)], rng=rng)

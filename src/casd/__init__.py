@@ -14,10 +14,13 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which do not 
     from casd.activations.hooks import capture as capture
     from casd.activations.statistics import ActivationStatistics as ActivationStatistics
     from casd.activations.statistics import collect_statistics as collect_statistics
+    from casd.analysis.collection import asr_matrix as asr_matrix
+    from casd.analysis.collection import casd_matrix as casd_matrix
+    from casd.analysis.collection import read_runs as read_runs
     from casd.analysis.results import RunTables as RunTables
-    from casd.analysis.runs.tidy import load_results as load_results
     from casd.analysis.scoring import StateRecord as StateRecord
     from casd.analysis.scoring import score as score
+    from casd.analysis.tidy import load_results as load_results
     from casd.analysis.transfer import relation_points as relation_points
     from casd.backdoors.injection import inject as inject
     from casd.backdoors.poisoning import Backdoor as Backdoor
@@ -54,9 +57,6 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which do not 
     from casd.models.weights import restore_weights as restore_weights
     from casd.pipeline.run import Run as Run
     from casd.report import write_report as write_report
-    from casd.report.collect import asr_matrix as asr_matrix
-    from casd.report.collect import casd_matrix as casd_matrix
-    from casd.report.collect import read_runs as read_runs
     from casd.report.figures import relation_scatter as relation_scatter
     from casd.report.heatmaps import asr_heatmap as asr_heatmap
     from casd.report.heatmaps import casd_heatmaps as casd_heatmaps
@@ -132,14 +132,14 @@ _WHERE = {
     "ShiftTable": "casd.metric.shifts:ShiftTable",
     "StateRecord": "casd.analysis.scoring:StateRecord",
     "asr_heatmap": "casd.report.heatmaps:asr_heatmap",
-    "asr_matrix": "casd.report.collect:asr_matrix",
+    "asr_matrix": "casd.analysis.collection:asr_matrix",
     "casd_heatmaps": "casd.report.heatmaps:casd_heatmaps",
-    "casd_matrix": "casd.report.collect:casd_matrix",
+    "casd_matrix": "casd.analysis.collection:casd_matrix",
     "compute_casd": "casd.metric.casd:casd_matrix",
-    "load_results": "casd.analysis.runs.tidy:load_results",
+    "load_results": "casd.analysis.tidy:load_results",
     "mean_over_runs": "casd.stats:mean_over_runs",
     "nested_bootstrap_interval": "casd.stats:nested_bootstrap_interval",
-    "read_runs": "casd.report.collect:read_runs",
+    "read_runs": "casd.analysis.collection:read_runs",
     "relation_points": "casd.analysis.transfer:relation_points",
     "relation_scatter": "casd.report.figures:relation_scatter",
     "score": "casd.analysis.scoring:score",

@@ -18,7 +18,7 @@ from casd.analysis.conditions import label_settings
 from casd.analysis.inclusion import MIN_REMOVALS, count_exclusions
 from casd.analysis.results import RunTables
 from casd.config.states import CLEAN_CONTROL, PHANTOM_CONTROL, REPEAT_CONTROL, removed_backdoor
-from casd.stats import MeanOverRuns, means_over_runs, offdiagonal_center_two_way
+from casd.stats import MeanOverRuns, mean_over_runs, offdiagonal_center_two_way
 
 POOLED: Final = "all"
 """The model's name in a row over all models."""
@@ -32,12 +32,8 @@ _AVERAGED: Final = ("own_asr", *MEASURES)
 
 def included_cells(tables: RunTables) -> pd.DataFrame:
     """The cells of `transfer` that means are of: of included removals, on included backdoors."""
-    return tables.transfer[_included(tables)]
-
-
-def _included(tables: RunTables) -> np.ndarray:
-    kinds, excluded = tables.columns("transfer", "source_kind", "excluded")
-    return np.asarray((kinds == "removal") & (excluded == ""), dtype=bool)
+    transfer = tables.transfer
+    return transfer[(transfer["source_kind"] == "removal") & (transfer["excluded"] == "")]
 
 
 def relabelled(runs: Sequence[RunTables]) -> list[RunTables]:
@@ -66,16 +62,13 @@ def grouped(runs: Sequence[RunTables]) -> dict[tuple[str, str], list[RunTables]]
 
 def included_matrices(tables: RunTables, *columns: str) -> tuple[list[str], list[np.ndarray]]:
     """The backdoors whose removals are included, and columns of `transfer` over them as matrices: a row for each source."""
-    rows_included = _included(tables)
-    sources, targets = (names[rows_included].tolist() for names in tables.columns("transfer", "source", "target"))
-    both = set(sources) & set(targets)
-    place = {name: index for index, name in enumerate(name for name in tables.backdoors if name in both)}
-    rows, across = (np.array([place.get(name, -1) for name in names], dtype=int) for names in (sources, targets))
-    known = (rows >= 0) & (across >= 0)
-    matrices = np.full((len(columns), len(place), len(place)), np.nan)
-    for matrix, values in zip(matrices, tables.columns("transfer", *columns), strict=True):
-        matrix[rows[known], across[known]] = values[rows_included][known]
-    return list(place), list(matrices)
+    cells = included_cells(tables)
+    both = set(cells["source"]) & set(cells["target"])
+    names = [name for name in tables.backdoors if name in both]
+    wide = (
+        cells.pivot(index="source", columns="target", values=column).reindex(index=names, columns=names) for column in columns
+    )
+    return names, [matrix.to_numpy(dtype=float) for matrix in wide]
 
 
 def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: int = 9999) -> pd.DataFrame:
@@ -102,18 +95,14 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
         (seeds, and models where several are pooled) and, within each, the measured backdoors; with a single run, over its
         backdoors.
     """
-    groups = grouped(runs)
-    transfers = [over_runs(members, "transfer") for members in groups.values()]
-    cells = [_removal_cells(transfer) for transfer in transfers]
-    estimates = means_over_runs(
-        [(each[list(_AVERAGED)].to_numpy(dtype=float), each["run"].to_numpy(), each["target"].to_numpy()) for each in cells],
-        seed=seed,
-        resamples=resamples,
-    )
-    rows = [
-        {"model": model, "objective": objective, **_comparison_row(members, transfer, estimated)}
-        for ((model, objective), members), transfer, estimated in zip(groups.items(), transfers, estimates, strict=True)
-    ]
+    rows = []
+    for (model, objective), members in grouped(runs).items():
+        transfer = over_runs(members, "transfer")
+        cells = _removal_cells(transfer)
+        estimates = [
+            mean_over_runs(cells[name], cells["run"], cells["target"], seed=seed, resamples=resamples) for name in _AVERAGED
+        ]
+        rows.append({"model": model, "objective": objective, **_comparison_row(members, transfer, estimates)})
     return pd.DataFrame(rows)
 
 

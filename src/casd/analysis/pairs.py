@@ -6,7 +6,7 @@ backdoor's own fragility taken out) and averaged over both directions of a pair.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,10 +20,9 @@ from casd.analysis.transfer import RATE_DECIMALS, centered_response
 from casd.stats import numbers_of_pairs, rank_residuals, remove_effects_from_pairs, symmetrize
 
 Pairs = tuple[np.ndarray, np.ndarray]
-"""Of predictors (…, v, n_pairs), and of the response (…, n_pairs)."""
+"""Predictors (v, n_pairs) and response (n_pairs,)."""
 _SAME_TARGET: Final = "same_target"
 """The rival that is held constant."""
-_Column = np.ndarray | pd.Series
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +54,19 @@ class PairTable:
         known = _SAME_TARGET in self.predictors
         return self.of([_SAME_TARGET])[0] if known else np.full(self.centered.shape, np.nan)
 
+    def plain(self, predictors: Sequence[str]) -> Pairs:
+        """The predictors and the response as they are."""
+        return rounded(self.of(predictors)), self.centered
+
+    def of_pairs(self, predictors: Sequence[str]) -> Pairs:
+        """Both without the effects of single backdoors, so the response need not be centered first."""
+        return remove_effects_from_pairs(self.of(predictors)), remove_effects_from_pairs(self.suppression)
+
+    def given_same_target(self, predictors: Sequence[str]) -> Pairs:
+        """Both as ranks, after regression on the ranks of the same target."""
+        held = rounded(self.same_target)
+        return rank_residuals(rounded(self.of(predictors)), held), rank_residuals(self.centered, held)
+
 
 def pair_table(tables: RunTables, response: str = "suppression") -> PairTable | None:
     """The pairs of one run; None if fewer than four removals are included, or all pairs have the same response."""
@@ -65,79 +77,32 @@ def pair_table(tables: RunTables, response: str = "suppression") -> PairTable | 
     centered = centered_response(values)[upper]
     if not np.isfinite(centered).all() or np.ptp(centered) == 0:
         return None
-    columns = ("a", "b", "distance")
-    casd: list[_Column] = [*tables.columns("casd", "variant", *columns)]
-    if tables.lacks_grid:
-        every = tables.every_variant()
-        casd = [every[name] for name in ("variant", *columns)]
-    variants, distances = _pairs(casd, names)
-    rivals, of_rivals = _pairs(tables.columns("rivals", "predictor", *columns), names)
+    variants, distances = _pairs(tables.every_variant(), "variant", names)
+    rivals, of_rivals = _pairs(tables.rivals, "predictor", names)
     every_distance = np.concatenate([distances, of_rivals])
     return PairTable(tuple(names), (*variants, *rivals), every_distance, centered, symmetrize(values)[upper])
 
 
-@dataclass(frozen=True, eq=False)
-class PairStack:
-    """The pairs of m runs that have as many backdoors.
-
-    Attributes:
-        distances: of some predictors, (m, v, n_pairs).
-        centered: as in PairTable, (m, n_pairs).
-        suppression: as there.
-        same_target: the rival that is held constant, (m, n_pairs); NaN without it.
-    """
-
-    distances: np.ndarray
-    centered: np.ndarray
-    suppression: np.ndarray
-    same_target: np.ndarray
-
-    @classmethod
-    def of(cls, tables: Sequence[PairTable], predictors: Sequence[str]) -> PairStack:
-        """Put the pairs of runs together."""
-        parts = [(table.of(predictors), table.centered, table.suppression, table.same_target) for table in tables]
-        return cls(*map(np.stack, zip(*parts, strict=True)))
-
-    def plain(self) -> Pairs:
-        """As they are."""
-        return rounded(self.distances), self.centered
-
-    def of_pairs(self) -> Pairs:
-        """Without what belongs to single backdoors: so the response need not be centered before."""
-        return remove_effects_from_pairs(self.distances), remove_effects_from_pairs(self.suppression)
-
-    def given_same_target(self) -> Pairs:
-        """As ranks, without what the same target accounts for."""
-        held = rounded(self.same_target)
-        return rank_residuals(rounded(self.distances), held[:, None]), rank_residuals(self.centered, held)
-
-
 def rounded(values: np.ndarray) -> np.ndarray:
-    """For ranks: rates, and distances, that are equal on paper may differ in their last bits."""
+    """Rounded for ranking: rates and distances that are equal on paper may differ in their last bits."""
     return np.round(values, RATE_DECIMALS)
 
 
-def _pairs(tidy: Sequence[_Column], names: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Tidy distances as the pairs of some backdoors; NaN where one is absent.
+def _pairs(tidy: pd.DataFrame, kind: str, names: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Tidy distances as upper triangles over `names`; NaN where a pair is absent.
 
     Args:
-        tidy: the columns of the kind, of a and b, and of the distance; each pair once or in both orders.
-        names: of the backdoors.
+        tidy: columns a, b, distance and `kind`, whose values name the predictors; each pair once or in both orders.
+        kind: the name of that column.
+        names: of the n backdoors.
 
     Returns:
-        The kinds of distances in their order, and of each the pairs, (kinds, n_pairs).
+        The predictors in their order, and the distances of each, (predictors, n_pairs).
     """
-    kinds, a, b, distances = tidy
-    codes, found = pd.factorize(kinds)
+    codes, predictors = pd.factorize(tidy[kind])
     place = {name: index for index, name in enumerate(names)}
-    first, second = (_places(column, place) for column in (a, b))
+    first, second = (tidy[end].map(place).fillna(-1).to_numpy(dtype=int) for end in ("a", "b"))
     known = (first >= 0) & (second >= 0) & (first != second)
-    pairs = np.full((len(found), len(names) * (len(names) - 1) // 2), np.nan)
-    pairs[codes[known], numbers_of_pairs(len(names))[first[known], second[known]]] = np.asarray(distances, dtype=float)[known]
-    return list(map(str, found)), pairs
-
-
-def _places(column: _Column, place: Mapping[str, int]) -> np.ndarray:
-    """The place of each name; −1 for those that have none."""
-    codes, names = pd.factorize(column)
-    return np.array([place.get(name, -1) for name in names], dtype=int).take(codes)
+    pairs = np.full((len(predictors), len(names) * (len(names) - 1) // 2), np.nan)
+    pairs[codes[known], numbers_of_pairs(len(names))[first[known], second[known]]] = tidy["distance"].to_numpy(float)[known]
+    return list(map(str, predictors)), pairs

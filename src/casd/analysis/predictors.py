@@ -6,6 +6,7 @@ used, since its column mean would not be known.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ import pandas as pd
 
 from casd.analysis.comparison import grouped
 from casd.analysis.inclusion import count_exclusions
-from casd.analysis.pairs import Pairs, PairStack, PairTable, pair_table, rounded
+from casd.analysis.pairs import Pairs, PairTable, pair_table, rounded
 from casd.analysis.results import RunTables
 from casd.metric.baselines import RIVALS
-from casd.stats import FamilyResult, Statistic, connected, generators_of, leave_one_out_predictions, mantel_families
+from casd.stats import FamilyResult, Statistic, leave_one_out_predictions, mantel_family
 
 _TESTS: Final = {
     "plain": ("rho", "p_value", "p_corrected"),
@@ -34,10 +35,10 @@ COLUMNS: Final = (
 )
 """Of `predictor_table`."""
 
-_FORMS: Final[dict[str, tuple[Callable[[PairStack], Pairs], Statistic]]] = {
-    "plain": (PairStack.plain, "spearman"),
-    "pairs": (PairStack.of_pairs, "spearman"),
-    "partial": (PairStack.given_same_target, "pearson"),  # of ranks already: their plain correlation is the partial one
+_FORMS: Final[dict[str, tuple[Callable[[PairTable, Sequence[str]], Pairs], Statistic]]] = {
+    "plain": (PairTable.plain, "spearman"),
+    "pairs": (PairTable.of_pairs, "spearman"),
+    "partial": (PairTable.given_same_target, "pearson"),  # of ranks already: their plain correlation is the partial one
 }
 """Under the names of _TESTS, what is tested, and by which correlation."""
 
@@ -84,12 +85,15 @@ def predictor_table(
             strata = [pair for tables in kept if (pair := pairs[id(tables)])]
             of = [places[id(tables)] for tables in kept]
             groups.append(_Group({"model": model, "objective": objective}, counts, members[0].headline, strata, of))
-    kinds = [(group, names) for group in groups for names in group.kinds]
-    tested = _tested(kinds, permutations, seed) if kinds else []
+    # Every run has a source of permutations of its own, which is the same in each test that the run is part of.
+    tested = list(dict.fromkeys(run for group in groups for run in group.runs))
+    rng = np.random.default_rng(seed)
+    sources = dict(zip(tested, [rng] if len(tested) == 1 else rng.spawn(len(tested)), strict=True))
     rows = [
         {**group.named, **row, **group.counts}
-        for (group, names), families in zip(kinds, tested, strict=True)
-        for row in _rows(group, names, families)
+        for group in groups
+        for names in group.kinds
+        for row in _rows(group, names, _families(group, names, sources, permutations))
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -121,37 +125,19 @@ class _Group:
         return [names for names in ([name for name in shared if name not in RIVALS], rivals) if names]
 
 
-def _tested(kinds: Sequence[tuple[_Group, list[str]]], permutations: int, seed: int) -> list[dict[str, FamilyResult]]:
-    """By the names of _TESTS the results of each group's variants or rivals."""
-    generators = generators_of((run for group, _ in kinds for run in group.runs), np.random.default_rng(seed))
-    tested: dict[int, dict[str, FamilyResult]] = {}
-    # Those that share runs in all forms together, whose relabellings are the same; and no others with them: of many variants
-    # in many runs the distances are most of the memory.
-    for places in connected([group.runs for group, _ in kinds]):
-        together = [kinds[place] for place in places]
-        runs, statistics, families = [], [], []
-        for form, statistic in _FORMS.values():
-            families += _strata(together, form)
-            runs += [group.runs for group, _ in together]
-            statistics += [statistic] * len(together)
-        found = iter(mantel_families(families, runs=runs, permutations=permutations, rng=generators, statistic=statistics))
-        for form_name in _FORMS:
-            for place in places:
-                tested.setdefault(place, {})[form_name] = next(found)
-    return [tested[place] for place in range(len(kinds))]
-
-
-def _strata(kinds: Sequence[tuple[_Group, list[str]]], form: Callable[[PairStack], Pairs]) -> list[list[Pairs]]:
-    """What the tests of each group's variants or rivals are about, in one form; of a run that is in two groups made once."""
-    wanted = {(run, tuple(names)): each for group, names in kinds for run, each in zip(group.runs, group.strata, strict=True)}
-    alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
-    for (run, names), each in wanted.items():
-        alike.setdefault((len(each.names), names), []).append(run)
-    made: dict[tuple[int, tuple[str, ...]], Pairs] = {}
-    for (_, names), runs in alike.items():
-        xs, ys = form(PairStack.of([wanted[run, names] for run in runs], names))
-        made |= {(run, names): (x, y) for run, x, y in zip(runs, xs, ys, strict=True)}
-    return [[made[run, tuple(names)] for run in group.runs] for group, names in kinds]
+def _families(
+    group: _Group, names: Sequence[str], sources: Mapping[int, np.random.Generator], permutations: int
+) -> dict[str, FamilyResult]:
+    """By the names of _TESTS the results of a group's variants or baselines."""
+    return {
+        test: mantel_family(
+            [form(pairs, names) for pairs in group.strata],
+            permutations=permutations,
+            rng=[copy.deepcopy(sources[run]) for run in group.runs],
+            statistic=statistic,
+        )
+        for test, (form, statistic) in _FORMS.items()
+    }
 
 
 def _rows(group: _Group, names: Sequence[str], families: Mapping[str, FamilyResult]) -> list[dict[str, object]]:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
 
 from casd.analysis.conditions import condition_key, treatment_label
-from casd.analysis.tables import IDENTITY, SCHEMAS, as_frame, read_arrow, read_info, read_table, write_frames
+from casd.analysis.tables import IDENTITY, SCHEMAS, read_info, read_table, write_frames
 from casd.utils.disk import explaining_disk_errors
 
 UTILITY_PREFIX: Final = "utility/"
@@ -55,7 +54,7 @@ class RunTables:
             "timings" (nested dicts of names and values; seconds), "headline" (the names of the CASD variants to show)
             and "targets" (backdoor → name of its target behavior), each where known; "folder" and "setting" of runs that were
             read together (`casd.report.read_runs`).
-        lacks_grid: whether the rows of the CASD grid were left on the disk, where `every_variant` finds them.
+        lacks_grid: whether the run was read without the rows of the CASD grid, which `every_variant` reads.
     """
 
     asr: pd.DataFrame
@@ -120,14 +119,10 @@ class RunTables:
         """The states of one kind: "injected", "removal" or "control"."""
         return [state for state, found in self.rows("states", "state", "kind") if found == kind]
 
-    def columns(self, table: str, *names: str) -> list[np.ndarray]:
-        """Some columns of a table, shape (rows,) each; not to be written to."""
-        frame = getattr(self, table)
-        return [frame[name].to_numpy() for name in names]
-
     def rows(self, table: str, *names: str) -> Iterator[tuple[Any, ...]]:
         """The rows of some columns of a table, as plain values."""
-        return zip(*(column.tolist() for column in self.columns(table, *names)), strict=True)
+        frame = getattr(self, table)
+        return zip(*(frame[name].tolist() for name in names), strict=True)
 
     def every_variant(self) -> pd.DataFrame:
         """The `casd` table with the rows of the grid, even if the run was read without them.
@@ -169,8 +164,7 @@ class RunTables:
             StoreError: the folder holds no finished run, a table in it is damaged, or an older version wrote it.
         """
         info = info or read_info(folder)
-        read = {name: read_arrow(folder, name, grid=grid) for name in SCHEMAS}
-        frames = {name: as_frame(table) for name, (table, _) in read.items()}
+        frames = {name: read_table(folder, name, grid=grid) for name in SCHEMAS}
         tables = cls(**frames, info=info if grid else {"folder": str(folder)} | info)
-        _, tables.lacks_grid = read["casd"]
+        tables.lacks_grid = not grid
         return tables

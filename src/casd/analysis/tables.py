@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+import pandas as pd
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
@@ -28,9 +28,6 @@ from casd.utils.atomic import write_text
 from casd.utils.errors import StoreError
 from casd.utils.sealed import CHECKSUMS, MANIFEST, Damage, Entries, checked_bytes, read_manifest, stage_manifest
 from casd.utils.text import spreadsheet_cell
-
-if TYPE_CHECKING:  # to read tables as Arrow has them pandas is not needed
-    import pandas as pd
 
 SCHEMAS: Final[dict[str, tuple[str, ...]]] = {
     "asr": ("state", "backdoor", "probe", "successes", "n", "rate", "rate_low", "rate_high", "first_token_prob"),
@@ -102,52 +99,18 @@ def read_table(folder: Path, name: str, *, grid: bool = True) -> pd.DataFrame:
     Args:
         folder: of the run.
         name: one of SCHEMAS.
-        grid: of `casd` the rows of the grid, too.
+        grid: of `casd`, read the rows of the grid, too.
 
     Raises:
         StoreError: the table is damaged, or an older version wrote the run: the table is not there, or lacks a column.
     """
-    table, _ = read_arrow(folder, name, grid=grid)
-    return as_frame(table)
-
-
-def read_arrow(folder: Path, name: str, *, grid: bool) -> tuple[pa.Table, bool]:
-    """As `read_table`, but as Arrow has it, and whether rows of the grid were left out."""
-    with _opened(folder, name) as file:
-        table = file.read(use_threads=False) if grid or name != "casd" else _without_grid(file)
-        return table, len(table) != file.metadata.num_rows
-
-
-def as_frame(table: pa.Table) -> pd.DataFrame:
-    """Tables this small are converted, as they are read, faster without threads."""
-    return table.to_pandas(use_threads=False)
-
-
-def _without_grid(file: pq.ParquetFile) -> pa.Table:
-    """The rows of `casd` that are not of the grid; groups of rows that are all of it stay on the disk."""
-    place = file.schema.names.index("grid")
-    ranges = [file.metadata.row_group(group).column(place).statistics for group in range(file.num_row_groups)]
-    mixed = [group for group, values in enumerate(ranges) if values is None or not values.has_min_max or not values.min]
-    table = file.read_row_groups(mixed, use_threads=False)
-    of_grid = table["grid"].to_numpy().astype(bool)
-    return table.filter(pa.array(~of_grid)) if of_grid.any() else table
-
-
-@contextmanager
-def _opened(folder: Path, name: str) -> Iterator[pq.ParquetFile]:
-    """The file of one table, with its errors in words.
-
-    Raises:
-        StoreError: as `read_table`.
-    """
     path = Path(folder) / "tables" / f"{name}.parquet"
+    filters = None if grid or name != "casd" else [("grid", "==", False)]
     try:
         content = pa.BufferReader(_content(Path(folder), f"tables/{name}.parquet"))
-        # Not read ahead, for which pyarrow would start threads: the files are many and small.
-        with pq.ParquetFile(content, pre_buffer=False) as file:
-            if missing := set(SCHEMAS[name]) - set(file.schema.names):
-                raise _older(folder, f"its table {name!r} lacks {', '.join(sorted(missing))}")
-            yield file
+        if missing := set(SCHEMAS[name]) - set(pq.read_schema(content).names):
+            raise _older(folder, f"its table {name!r} lacks {', '.join(sorted(missing))}")
+        return pq.read_table(content, filters=filters).to_pandas()
     except FileNotFoundError:
         raise _older(folder, f"it has no table {name!r}") from None
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
-import importlib
 import itertools
 import os
 import resource
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casd.report.publish import check_output
 from casd.utils.distributed import is_main, processes
 from casd.utils.errors import ConfigError
-from casd.utils.forking import Begin, begin, threads_of_libraries
 from casd.utils.progress import say, set_progress
 from casd.utils.registry import unknown
 from casd.utils.text import printable
@@ -170,35 +165,14 @@ def report_runs(paths: Sequence[Path], output: Path | None = None) -> None:
     """
     if not is_main():
         return
-    # One thread, since there will be two processes.
-    with _no_garbage_collection(), threads_of_libraries(1):
-        from casd.analysis.runs.joined_tables import read_together
-        from casd.analysis.tables import SWEEP_INFO
+    from casd.analysis.tables import SWEEP_INFO
+    from casd.report import read_runs
 
-        if output:
-            check_output(output, SWEEP_INFO)
-        found = read_together(paths, begin, meanwhile=lambda: importlib.import_module("casd.report"))
-        from casd.analysis.runs.shared_tables import runs_of
-
-        runs = runs_of(found)
-        target = output or Path("outputs") / f"report-{_digest(tables.info['folder'] for tables in runs)}"
-        _report_all(runs, target, begin=begin)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Most of what a report makes lives to its end, hardly anything is a cycle: looking for those takes a tenth of its time.
-
-    So does the first look for them afterwards, and the last at the end of the process: both are spared what there is by then.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if enabled:
-            gc.enable()
+    if output:
+        check_output(output, SWEEP_INFO)
+    runs = read_runs(paths)
+    target = output or Path("outputs") / f"report-{_digest(tables.info['folder'] for tables in runs)}"
+    _report_all(runs, target)
 
 
 def reproduce(names: Sequence[str], scale_name: str, overrides: Sequence[str] = ()) -> None:
@@ -247,11 +221,11 @@ def reproduce(names: Sequence[str], scale_name: str, overrides: Sequence[str] = 
     _say_cost()
 
 
-def _report_all(runs: Sequence[RunTables], target: Path, begin: Begin = partial) -> None:
-    """Write the report over all runs into `target`, and print; `begin` as for `write_sweep_report`."""
+def _report_all(runs: Sequence[RunTables], target: Path) -> None:
+    """Write the report over all runs into `target`, and print it."""
     from casd.report import print_sweep, write_sweep_report
 
-    comparisons = write_sweep_report(runs, target, begin)
+    comparisons = write_sweep_report(runs, target)
     print_sweep(runs, comparisons=comparisons.tables)
     for page in (Path(tables.info["folder"]) / "report.html" for tables in runs[:PAGES_NAMED]):
         if page.is_file():

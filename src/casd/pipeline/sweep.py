@@ -24,7 +24,7 @@ from casd.utils import ending
 from casd.utils.disk import told
 from casd.utils.distributed import processes
 from casd.utils.errors import CasdError, ConfigError
-from casd.utils.forking import end_with_parent, threads_of_libraries
+from casd.utils.processes import end_with_parent, threads_of_libraries
 from casd.utils.progress import say, track
 
 KILLED = "the process was killed, perhaps because memory ran out"

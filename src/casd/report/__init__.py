@@ -7,27 +7,25 @@ A run's folder afterwards holds `report.html`, `tables/` (CSV and Parquet, Markd
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
+from casd.analysis.collection import DETAILED_RUNS, check_comparable, collect, combine, mean_asr, read_runs, summary
 from casd.analysis.comparison import compare_objectives, noise_floor, relabelled, variance_shares
 from casd.analysis.predictors import predictor_table
 from casd.analysis.results import RunTables
 from casd.analysis.tables import SCHEMAS, SWEEP_INFO, write_frames
-from casd.report.collect import DETAILED_RUNS, check_comparable, collect, combine, mean_asr, read_runs, summary
 from casd.report.comparisons import Comparisons, objectives_drawings
 from casd.report.gallery import draw, run_drawings, sweep_drawings
 from casd.report.html import RUN_FIGURES, SWEEP_FIGURES, run_html, sweep_html
 from casd.report.markup import write_tables
 from casd.report.matrices import mean_asr_table
-from casd.report.page import Block, template, write_page
+from casd.report.page import write_page
 from casd.report.publish import publishing
 from casd.report.tables import relation_table, run_tables, specificity_table, summary_table
 from casd.report.terminal import print_run, print_sweep, print_tables, print_warning
 from casd.report.wording import broken_injections
-from casd.utils.forking import Begin
 
 __all__ = [
     "Comparisons",
@@ -74,7 +72,7 @@ def write_report_files(tables: RunTables, folder: Path, scatter: pd.DataFrame) -
     write_page(run_html(tables, figures), folder / "report.html")
 
 
-def write_sweep_report(runs: Sequence[RunTables], folder: Path, begin: Begin = partial) -> Comparisons:
+def write_sweep_report(runs: Sequence[RunTables], folder: Path) -> Comparisons:
     """Write the tables, figures and HTML page over several finished runs (`read_runs`); returns what it compared.
 
     Up to DETAILED_RUNS runs each is there by itself, with all their tables in one. Of more there is what they say together and
@@ -83,7 +81,6 @@ def write_sweep_report(runs: Sequence[RunTables], folder: Path, begin: Begin = p
     Args:
         runs: to report on.
         folder: of the report.
-        begin: how to begin what need not be waited for (`casd.utils.forking.begin`).
 
     Raises:
         StoreError: runs that cannot be compared (`check_comparable`), or a file cannot be written, or would overwrite one
@@ -91,13 +88,12 @@ def write_sweep_report(runs: Sequence[RunTables], folder: Path, begin: Begin = p
     """
     check_comparable(runs)
     with publishing(Path(folder), "the report") as begun:
-        return _write_sweep_files(relabelled(runs), begun, Path(folder), begin)
+        return _write_sweep_files(relabelled(runs), begun, Path(folder))
 
 
-def _write_sweep_files(runs: Sequence[RunTables], folder: Path, target: Path, begin: Begin) -> Comparisons:
+def _write_sweep_files(runs: Sequence[RunTables], folder: Path, target: Path) -> Comparisons:
     """Write the files of `write_sweep_report` into `folder`, which is going to be `target`."""
-    compared = begin(_objectives_and_figures, runs, folder)
-    predictors, noise, shares = predictor_table(runs), noise_floor(runs), variance_shares(runs)
+    comparisons = Comparisons(compare_objectives(runs), predictor_table(runs), noise_floor(runs), variance_shares(runs))
     frames = {"summary": summary(runs), "asr_means": mean_asr(runs)}
     overview = [mean_asr_table(runs, frames["asr_means"]), summary_table(runs, frames["summary"])]
     relations = []
@@ -107,19 +103,9 @@ def _write_sweep_files(runs: Sequence[RunTables], folder: Path, target: Path, be
         overview.append(specificity_table(runs))
         relations.append(relation_table(runs))
     overview, relations = ([table for table in tables if table.rows] for tables in (overview, relations))
-    template()  # while the figures are drawn
-    objectives, figures = compared()
-    comparisons = Comparisons(objectives, predictors, noise, shares)
-    written = begin(write_tables, [*comparisons.tables, *overview, *relations], folder / "tables", broken_injections(runs))
+    write_tables([*comparisons.tables, *overview, *relations], folder / "tables", broken_injections(runs))
     write_frames(frames | comparisons.frames, {"runs": [tables.info for tables in runs]}, folder, SWEEP_INFO)
-    page = sweep_html(runs, comparisons.tables, overview, figures, target)
-    written()
-    write_page(page, folder / "report.html")
+    drawings = [*objectives_drawings(comparisons.objectives), *sweep_drawings(runs)]
+    figures = draw(drawings, folder / "figures", SWEEP_FIGURES)
+    write_page(sweep_html(runs, comparisons.tables, overview, figures, target), folder / "report.html")
     return comparisons
-
-
-def _objectives_and_figures(runs: Sequence[RunTables], folder: Path) -> tuple[pd.DataFrame, dict[str, Block]]:
-    """What most of the figures of a sweep are of, and its figures."""
-    objectives = compare_objectives(runs)
-    drawings = [*objectives_drawings(objectives), *sweep_drawings(runs)]
-    return objectives, draw(drawings, folder / "figures", SWEEP_FIGURES)

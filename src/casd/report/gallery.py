@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from markupsafe import Markup, escape
 
+from casd.analysis.collection import DETAILED_RUNS
 from casd.analysis.results import RunTables
-from casd.report.collect import DETAILED_RUNS
 from casd.report.page import Block
 from casd.report.wording import run_name
 from casd.utils.registry import import_named

@@ -16,8 +16,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from casd.analysis.collection import asr_matrix, casd_matrix
 from casd.analysis.results import RunTables
-from casd.report.collect import asr_matrix, casd_matrix
 from casd.report.colors import text_color
 from casd.report.drawing import VERMILLION, figure_title, plain, short_name
 from casd.report.wording import MISSING, decimals_for, fraction, rate_decimals

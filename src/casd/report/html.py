@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import pandas as pd
 
+from casd.analysis.collection import DETAILED_RUNS, summarize
 from casd.analysis.conditions import leaves
 from casd.analysis.results import RunTables
-from casd.report.collect import DETAILED_RUNS, summarize
 from casd.report.design import QUESTION, backdoors_table, design, triggers
 from casd.report.markup import Table
 from casd.report.matrices import asr_table, casd_table, suppression_table

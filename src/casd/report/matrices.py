@@ -16,10 +16,10 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from casd.analysis.collection import asr_matrix, casd_matrix, has_pairs, mean_asr
 from casd.analysis.results import RunTables
 from casd.analysis.transfer import transfer_matrix
 from casd.config.states import kind_of
-from casd.report.collect import asr_matrix, casd_matrix, has_pairs, mean_asr
 from casd.report.markup import Cell, Row, Scale, Table
 from casd.report.wording import (
     MISSING,
@@ -72,7 +72,7 @@ def asr_table(tables: RunTables, probe: str = "triggered") -> Table:
 
 
 def mean_asr_table(runs: Sequence[RunTables], means: pd.DataFrame | None = None) -> Table:
-    """The ASR matrix of each model × objective; `means` are `casd.report.collect.mean_asr`, where they were computed before."""
+    """The ASR matrix of each model × objective, from `casd.analysis.collection.mean_asr`."""
     means = mean_asr(runs) if means is None else means
     backdoors = list(dict.fromkeys(means["backdoor"]))
     groups = []

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import pandas as pd
 
+from casd.analysis.collection import asr_matrix, has_pairs, summarize
 from casd.analysis.results import RunTables
 from casd.config.states import CONTROL_PREFIX, INJECTED, PHANTOM_CONTROL
-from casd.report.collect import asr_matrix, has_pairs, summarize
 from casd.report.wording import (
     NO_PAIRS,
     RESPONSES,

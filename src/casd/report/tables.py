@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import pandas as pd
 
+from casd.analysis.collection import RUN_COLUMNS, summary
 from casd.analysis.results import UTILITY_PREFIX, RunTables
 from casd.config.states import CLEAN_CONTROL
-from casd.report.collect import RUN_COLUMNS, summary
 from casd.report.markup import Cell, Row, Scale, Table
 from casd.report.matrices import asr_table, by_kind, casd_table, shade, suppression_table
 from casd.report.wording import (

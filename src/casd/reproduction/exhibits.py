@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from casd.analysis.collection import DETAILED_RUNS
 from casd.analysis.comparison import grouped, mean_of_runs, noise_floor, over_runs
 from casd.analysis.results import RunTables
 from casd.config.states import CLEAN_CONTROL
-from casd.report.collect import DETAILED_RUNS
 from casd.report.comparisons import OBJECTIVES_FIGURE, model_label, noise_table, objectives_table, predictors_table
 from casd.report.gallery import Drawing
 from casd.report.markup import Cell, Row, Table

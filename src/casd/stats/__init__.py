@@ -7,21 +7,18 @@ never single pairs.
 - `intervals`: of a proportion, and of means over clusters
 - `means`: the mean over runs with its interval
 - `matrices`: centring, symmetrising, taking out the effects of single backdoors
-- `ranks`: ranks with ties
 - `permutations`: what the tests share: scores, relabellings, p-values
 - `mantel`: the relation of two matrices, also with others held constant
 - `family`: the relation of many predictors with one response, over several runs, corrected for their number
-- `pooled`: correlations over several runs after relabelling each
-- `strata`: the pairs of several runs, and what is wrong with them
+- `strata`: the pairs of several runs, checked
 - `prediction`: the response of a backdoor nobody has seen
 """
 
-from casd.stats.family import FamilyResult, benjamini_hochberg, mantel_families, mantel_family
+from casd.stats.family import FamilyResult, benjamini_hochberg, mantel_family
 from casd.stats.intervals import (
     cluster_bootstrap_interval,
     mean_interval,
     nested_bootstrap_interval,
-    nested_bootstrap_intervals,
     wilson_interval,
 )
 from casd.stats.mantel import MantelResult, mantel_test, partial_mantel_test, rank_residuals
@@ -33,10 +30,9 @@ from casd.stats.matrices import (
     remove_effects_from_pairs,
     symmetrize,
 )
-from casd.stats.means import MeanOverRuns, mean_over_runs, means_over_runs
+from casd.stats.means import MeanOverRuns, mean_over_runs
 from casd.stats.permutations import Alternative, Statistic
 from casd.stats.prediction import PredictionResult, leave_one_out_prediction, leave_one_out_predictions, rank_error
-from casd.stats.strata import connected, generators_of
 
 __all__ = [
     "Alternative",
@@ -47,18 +43,13 @@ __all__ = [
     "Statistic",
     "benjamini_hochberg",
     "cluster_bootstrap_interval",
-    "connected",
-    "generators_of",
     "leave_one_out_prediction",
     "leave_one_out_predictions",
-    "mantel_families",
     "mantel_family",
     "mantel_test",
     "mean_interval",
     "mean_over_runs",
-    "means_over_runs",
     "nested_bootstrap_interval",
-    "nested_bootstrap_intervals",
     "numbers_of_pairs",
     "offdiagonal_center_columns",
     "offdiagonal_center_two_way",

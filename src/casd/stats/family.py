@@ -1,8 +1,8 @@
-"""Many predictors of one response: all tested with one set of permutations, over several runs, corrected for their number."""
+"""Mantel tests of many predictors of one response over several runs, corrected for their number."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,17 +12,22 @@ from casd.stats.matrices import Array
 from casd.stats.permutations import (
     TIE_TOLERANCE,
     Alternative,
+    Moves,
     Statistic,
     check_arguments,
+    chunk_size,
     count_permutations,
     extremeness,
     limit_note,
+    moved_cells,
+    moved_pairs,
     p_value,
     pair_scores,
+    random_moves,
+    relabellings,
     why_undefined,
 )
-from casd.stats.pooled import Scores, permuted_correlations
-from casd.stats.strata import connected, first_note, generators_of, pairs_of_strata
+from casd.stats.strata import first_note, pairs_of_strata
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +68,7 @@ def mantel_family(
     strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]],
     *,
     permutations: int = 9999,
-    rng: np.random.Generator,
+    rng: np.random.Generator | Sequence[np.random.Generator],
     statistic: Statistic = "spearman",
     alternative: Alternative = "two-sided",
 ) -> FamilyResult:
@@ -93,7 +98,7 @@ def mantel_family(
             (round them), or ranks are noise.
         permutations: number of random permutations, at least 1. A single stratum with n! ≤ permutations + 1 has all its
             permutations enumerated instead.
-        rng: source of the random permutations.
+        rng: source of the random permutations; or one for each stratum.
         statistic: correlation over the pairs.
         alternative: "less" tests for a negative correlation, "greater" for a positive one.
 
@@ -107,141 +112,65 @@ def mantel_family(
         ValueError: no stratum or no predictor; matrices that are not square, symmetric and of one size within a
             stratum; different numbers of predictors; `permutations` < 1; an unknown statistic or alternative.
     """
-    [result] = mantel_families([strata], permutations=permutations, rng=rng, statistic=statistic, alternative=alternative)
-    return result
+    check_arguments(permutations, statistic, alternative, ("spearman", "pearson", "kendall"))
+    sizes, predictors, responses = pairs_of_strata(strata)
+    reasons = [[why_undefined(n, x) for x in xs] for n, xs in zip(sizes, predictors, strict=True)]
+    notes = tuple(first_note(of_predictor) for of_predictor in zip(*reasons, strict=True))
+    note = first_note([why_undefined(n, y) for n, y in zip(sizes, responses, strict=True)], "response: ")
+    here = np.array([[not reason for reason in of_stratum] for of_stratum in reasons])  # (n_strata, v)
+    defined = here.all(axis=0)
+    n_pairs = sum(map(len, responses))
+
+    by_stratum, rho, alone, corrected = (np.full(shape, np.nan) for shape in (here.T.shape, *[len(notes)] * 3))
+    count, exact = count_permutations(sizes[0], permutations) if len(sizes) == 1 else (permutations, False)
+    if not note:
+        y_scores = [pair_scores(y, statistic) for y in responses]
+        x_scores = []
+        for s, (xs, y) in enumerate(zip(predictors, y_scores, strict=True)):
+            scores = np.zeros((len(notes), y.size))
+            scores[here[s]] = pair_scores(xs[here[s]], statistic)
+            by_stratum[here[s], s] = np.clip(scores[here[s]] @ y, -1, 1)
+            x_scores.append(scores[defined] * (len(responses[s]) / n_pairs))
+        rho[defined] = by_stratum[defined] @ np.array([len(y) / n_pairs for y in responses])
+    tested = not note and bool(defined.any())
+    if tested:
+        generators = _generators(rng, len(sizes))
+        moves = [_moves(n, count, x_scores, None if exact else each) for n, each in zip(sizes, generators, strict=True)]
+        thresholds = extremeness(rho[defined], alternative) - TIE_TOLERANCE
+        single, largest = np.zeros(len(thresholds)), np.zeros(len(thresholds))
+        for moved in zip(*moves, strict=True):
+            permuted = sum(x @ y.take(moved_cells(m, y.size)) for x, y, m in zip(x_scores, y_scores, moved, strict=True))
+            extreme = extremeness(permuted, alternative)  # (v defined, permutations of this chunk)
+            single += (extreme >= thresholds[:, None]).sum(axis=1)
+            largest += (extreme.max(axis=0) >= thresholds[:, None]).sum(axis=1)
+        alone[defined] = [p_value(int(b), count, exact) for b in single]
+        corrected[defined] = [p_value(int(b), count, exact) for b in largest]
+    return FamilyResult(
+        rho=rho,
+        rho_by_stratum=by_stratum,
+        p_value=alone,
+        p_corrected=corrected,
+        q_value=benjamini_hochberg(alone),
+        n=tuple(sizes),
+        n_pairs=n_pairs,
+        permutations=count if tested else 0,
+        exact=exact and tested,
+        notes=notes,
+        note=limit_note(count, exact) if tested else note,
+    )
 
 
-def mantel_families(
-    families: Sequence[Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]],
-    *,
-    runs: Sequence[Sequence[int]] | None = None,
-    permutations: int = 9999,
-    rng: np.random.Generator | Mapping[int, np.random.Generator],
-    statistic: Statistic | Sequence[Statistic] = "spearman",
-    alternative: Alternative = "two-sided",
-) -> list[FamilyResult]:
-    """`mantel_family` of several families, all held against the same relabellings of the runs that they share.
-
-    Each test is valid by itself, as those of `mantel_family` are: within a family the runs are relabelled independently. What
-    families have in common (a run that is in two of them, a response) is permuted once, which takes most of the time.
-
-    Args:
-        families: each as `strata` of `mantel_family`.
-        runs: for each family the number, from 0 up, of the run that each of its strata is of; None if all are of the same.
-        permutations: as there.
-        rng: source of the random permutations; or, where the families are tested in several calls, those of `generators_of`
-            for the runs of all calls, each of which is used in one of them.
-        statistic: correlation over the pairs; or that of each family.
-        alternative: "two-sided", "less" or "greater".
-
-    Returns:
-        Of each family what `mantel_family` gives; if all have the same strata, with a generator in the same state.
-
-    Raises:
-        ValueError: as there; or strata of one run differ in their number of backdoors.
-    """
-    statistics: Sequence[Statistic] = [statistic] * len(families) if isinstance(statistic, str) else statistic
-    for each in statistics:
-        check_arguments(permutations, each, alternative, ("spearman", "pearson", "kendall"))
-    if runs is None and len({len(strata) for strata in families}) != 1:
-        raise ValueError(f"Expected families with the same strata; got {[len(strata) for strata in families]} of them.")
-    places = [range(len(strata)) for strata in families] if runs is None else runs
-    prepared = [_Family.of(*family) for family in zip(families, places, statistics, strict=True)]
-    sizes: dict[int, int] = {}
-    for run, n in (pair for family in prepared for pair in zip(family.scores.runs, family.scores.sizes, strict=True)):
-        if sizes.setdefault(run, n) != n:
-            raise ValueError(f"Expected the strata of a run to have one size; run {run} has {sizes[run]} and {n} backdoors.")
-    generators = generators_of(sizes, rng) if isinstance(rng, np.random.Generator) else rng
-    tested = [family for family in prepared if family.can_be_tested]
-    exact = [family for family in tested if family.relabellings(permutations)[1]]
-    sampled = [family for family in tested if family not in exact]
-    counts: dict[int, tuple[Array, Array]] = {}
-    for together in [*_sharing_runs(exact), *_sharing_runs(sampled)]:
-        # Families of one small run are held against all its relabellings.
-        count, every = together[0].relabellings(permutations)
-        found = _count_extreme(together, count, dict.fromkeys(generators) if every else generators, alternative)
-        counts |= {id(family): each for family, each in zip(together, found, strict=True)}
-    return [family.result(counts.get(id(family)), *family.relabellings(permutations)) for family in prepared]
+def _generators(rng: np.random.Generator | Sequence[np.random.Generator], count: int) -> Sequence[np.random.Generator]:
+    """A source of permutations for each of `count` strata."""
+    if isinstance(rng, np.random.Generator):
+        return [rng] if count == 1 else rng.spawn(count)
+    return rng
 
 
-def _sharing_runs(families: Sequence[_Family]) -> list[list[_Family]]:
-    return [[families[place] for place in places] for places in connected([family.scores.runs for family in families])]
-
-
-@dataclass(frozen=True, eq=False)
-class _Family:
-    """What a family's observed correlations are, and what permuting needs of it.
-
-    Attributes:
-        scores: of the defined predictors and the response, in each stratum; empty where the response has none.
-        by_stratum: correlations, shape (n_predictors, n_strata).
-        rho: pooled, shape (n_predictors,); NaN where undefined.
-        defined: which of the predictors have a correlation in every stratum.
-        notes: why the others have not.
-        note: why none has: the response.
-    """
-
-    scores: Scores
-    by_stratum: Array
-    rho: Array
-    defined: npt.NDArray[np.bool_]
-    notes: tuple[str, ...]
-    note: str
-
-    @classmethod
-    def of(cls, strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]], runs: Sequence[int], statistic: Statistic) -> _Family:
-        sizes, predictors, responses = pairs_of_strata(strata)
-        reasons = _reasons(sizes, predictors)
-        notes = tuple(first_note(of_predictor) for of_predictor in zip(*reasons, strict=True))
-        note = first_note([why_undefined(n, y) for n, y in zip(sizes, responses, strict=True)], "response: ")
-        here = np.array([[not reason for reason in of_stratum] for of_stratum in reasons])
-        defined = np.asarray(here.all(axis=0))
-        n_pairs = sum(map(len, responses))
-        weights = np.array([len(pairs) / max(n_pairs, 1) for pairs in responses])
-        by_stratum, rho = np.full(here.T.shape, np.nan), np.full(len(notes), np.nan)
-        x_scores: dict[int, Array] = {}
-        y_scores: dict[int, Array] = {}
-        for n in () if note else dict.fromkeys(sizes):  # strata of one size at once
-            alike = [s for s, size in enumerate(sizes) if size == n]
-            y = pair_scores(np.stack([responses[s] for s in alike]), statistic)
-            x = np.zeros((len(alike), len(notes), y.shape[1]))
-            x[here[alike]] = pair_scores(np.stack([predictors[s] for s in alike])[here[alike]], statistic)
-            by_stratum[:, alike] = np.where(here[alike], np.clip(np.einsum("svc,sc->sv", x, y), -1, 1), np.nan).T
-            x_scores |= dict(zip(alike, x[:, defined], strict=True))
-            y_scores |= dict(zip(alike, y, strict=True))
-        rho[defined] = by_stratum[defined] @ weights
-        x_in_order, y_in_order = ([scores[s] for s in sorted(scores)] for scores in (x_scores, y_scores))
-        scores = Scores(tuple(runs), tuple(sizes), x_in_order, y_in_order)
-        return cls(scores, by_stratum, rho, defined, notes, note)
-
-    def relabellings(self, permutations: int) -> tuple[int, bool]:
-        """How many it is held against, and whether these are all there are: with one stratum, if there are few."""
-        sizes = self.scores.sizes
-        return count_permutations(sizes[0], permutations) if len(sizes) == 1 else (permutations, False)
-
-    @property
-    def can_be_tested(self) -> bool:
-        return not self.note and bool(self.defined.any())
-
-    def result(self, counts: tuple[Array, Array] | None, count: int, exact: bool) -> FamilyResult:
-        """With the numbers of permutations in which each predictor, and in which any, was at least as extreme."""
-        alone, corrected = np.full(len(self.rho), np.nan), np.full(len(self.rho), np.nan)
-        if counts is not None:
-            alone[self.defined] = [p_value(int(b), count, exact) for b in counts[0]]
-            corrected[self.defined] = [p_value(int(b), count, exact) for b in counts[1]]
-        return FamilyResult(
-            rho=self.rho,
-            rho_by_stratum=self.by_stratum,
-            p_value=alone,
-            p_corrected=corrected,
-            q_value=benjamini_hochberg(alone),
-            n=self.scores.sizes,
-            n_pairs=self.scores.n_pairs,
-            permutations=count if counts is not None else 0,
-            exact=exact and counts is not None,
-            notes=self.notes,
-            note=limit_note(count, exact) if counts is not None else self.note,
-        )
+def _moves(n: int, count: int, x_scores: Sequence[Array], rng: np.random.Generator | None) -> Iterator[Moves]:
+    """In chunks, which pair stands at the place of each after relabelling n backdoors; without `rng`, in all ways."""
+    at_once = chunk_size(sum(scores.shape[1] for scores in x_scores) + len(x_scores[0]))
+    return random_moves(n, count, at_once, rng) if rng else map(moved_pairs, relabellings(n, count, at_once, None))
 
 
 def benjamini_hochberg(p_values: npt.ArrayLike) -> Array:
@@ -271,28 +200,3 @@ def benjamini_hochberg(p_values: npt.ArrayLike) -> Array:
     # From the largest down: none may be below that of a larger p-value. The largest itself is p·m/m ≤ 1.
     adjusted[order] = np.minimum.accumulate(stepped[::-1])[::-1]
     return adjusted
-
-
-def _reasons(sizes: Sequence[int], predictors: Sequence[Array]) -> list[list[str]]:
-    """Of each stratum and predictor why it has no correlation, "" where it may have one."""
-    found = []
-    for n, xs in zip(sizes, predictors, strict=True):
-        fine = (n >= 3) & np.isfinite(xs).all(axis=1) & (xs.min(axis=1, initial=np.inf) < xs.max(axis=1, initial=-np.inf))
-        found.append(["" if good else why_undefined(n, pairs) for good, pairs in zip(fine, xs, strict=True)])
-    return found
-
-
-def _count_extreme(
-    families: Sequence[_Family], count: int, generators: Mapping[int, np.random.Generator | None], alternative: Alternative
-) -> list[tuple[Array, Array]]:
-    """For each predictor the permutations in which it, and in which any of its family, is at least as extreme as observed."""
-    thresholds = [extremeness(family.rho[family.defined], alternative) - TIE_TOLERANCE for family in families]
-    extreme, extreme_any = ([np.zeros(len(each)) for each in thresholds] for _ in range(2))
-    for pooled in permuted_correlations([family.scores for family in families], count, generators):
-        for place, correlations in enumerate(pooled):
-            permuted = extremeness(correlations, alternative)
-            extreme[place] += (permuted >= thresholds[place][:, None]).sum(axis=1)
-            # How many maxima are at least each threshold: those that do not sort before it.
-            largest = np.sort(permuted.max(axis=0))
-            extreme_any[place] += len(largest) - np.searchsorted(largest, thresholds[place], side="left")
-    return list(zip(extreme, extreme_any, strict=True))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from casd.stats.matrices import Array
 
@@ -134,123 +132,23 @@ def nested_bootstrap_interval(
     if value_array.ndim != 1 or not value_array.shape == outer_array.shape == inner_array.shape:
         shapes = f"{value_array.shape}, {outer_array.shape} and {inner_array.shape}"
         raise ValueError(f"Expected three arrays of one length; got shapes {shapes}.")
-    samples = [(value_array[:, None], outer_array, inner_array)]
-    [[interval]] = nested_bootstrap_intervals(samples, rng=rng, resamples=resamples, confidence=confidence)
-    return interval
-
-
-def nested_bootstrap_intervals(
-    samples: Sequence[tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]],
-    *,
-    rng: np.random.Generator,
-    resamples: int = 9999,
-    confidence: float = 0.95,
-) -> list[list[tuple[float, float]]]:
-    """`nested_bootstrap_interval` of several quantities of several samples; those with as many clusters share the resamples.
-
-    To draw them takes most of the time, and what a sample has for values does not enter into it.
-
-    Args:
-        samples: of each its values, shape (n_values, k), a column for each quantity, of which NaN is left out; and the outer
-            and the inner cluster of each row, shape (n_values,).
-        rng: as there, and so the others.
-        resamples: number of bootstrap samples, at least 1.
-        confidence: coverage, in (0, 1).
-
-    Returns:
-        Of each sample an interval for each column: what `nested_bootstrap_interval` gives with a generator in the same state.
-
-    Raises:
-        ValueError: as there.
-    """
     _check_resampling(resamples, confidence)
-    limits = []
-    alike: dict[tuple[int, ...], list[_Clustered]] = {}
-    for place, (values, outer, inner) in enumerate(samples):
-        cells, outer_array, inner_array = np.asarray(values, dtype=float), np.asarray(outer), np.asarray(inner)
-        if cells.ndim != 2 or not cells.shape[:1] == outer_array.shape == inner_array.shape:
-            shapes = f"{cells.shape}, {outer_array.shape} and {inner_array.shape}"
-            raise ValueError(f"Expected shapes (n, k), (n,) and (n,); got {shapes}.")
-        limits.append(np.full((2, cells.shape[1]), np.nan))
-        for clustered in _clustered(place, cells, outer_array, inner_array):
-            if len(clustered.sums) > 1:
-                alike.setdefault(tuple(map(len, clustered.sums)), []).append(clustered)
-    state = copy.deepcopy(rng)
-    for turn, members in enumerate(alike.values()):
-        generator = copy.deepcopy(state) if turn else rng
-        sums, counts = (
-            [np.concatenate(of_cluster, axis=1) for of_cluster in zip(*parts, strict=True)]
-            for parts in ([member.sums for member in members], [member.counts for member in members])
-        )
-        means = _nested_means(sums, counts, generator, resamples)
-        found = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=1)
-        ends = np.cumsum([len(member.columns) for member in members])
-        for member, of_member in zip(members, np.split(found, ends[:-1], axis=1), strict=True):
-            limits[member.place][:, member.columns] = of_member
-    return [[(float(low), float(high)) for low, high in of_sample.T] for of_sample in limits]
-
-
-@dataclass(frozen=True, eq=False)
-class _Clustered:
-    """Quantities of a sample that have values in the same clusters.
-
-    Attributes:
-        place: of the sample.
-        columns: which of its quantities.
-        sums: of each outer cluster the sums over its inner ones, shape (inner clusters, columns).
-        counts: likewise the numbers of values, none of them 0.
-    """
-
-    place: int
-    columns: list[int]
-    sums: list[Array]
-    counts: list[Array]
-
-
-def _clustered(
-    place: int, cells: Array, outer: npt.NDArray[np.generic], inner: npt.NDArray[np.generic]
-) -> Iterator[_Clustered]:
-    """The quantities of one sample, (n_values, k), as sums over its clusters."""
-    outer_codes, inner_codes = (np.unique(names, return_inverse=True)[1] for names in (outer, inner))
-    clusters, membership = np.unique(np.stack([outer_codes, inner_codes]), axis=1, return_inverse=True)
-    known = ~np.isnan(cells)
-    counts, sums = (_sums(each, membership, clusters.shape[1]) for each in (known.astype(float), np.where(known, cells, 0.0)))
-    alike: dict[bytes, list[int]] = {}
-    for column, present in enumerate((counts > 0).T):
-        alike.setdefault(present.tobytes(), []).append(column)
-    for columns in alike.values():
-        present = counts[:, columns[0]] > 0
-        starts = np.flatnonzero(np.diff(clusters[0][present], prepend=-1))
-        of_sums, of_counts = (np.split(each[present][:, columns], starts[1:]) for each in (sums, counts))
-        yield _Clustered(place, columns, of_sums, of_counts)
-
-
-def _nested_means(sums: list[Array], counts: list[Array], rng: np.random.Generator, resamples: int) -> Array:
-    """The resampled means of k quantities, shape (k, resamples).
-
-    Args:
-        sums: of each outer cluster the sums over its inner ones, shape (inner clusters, k).
-        counts: likewise the numbers of values, none of them 0.
-        rng: source of the resamples.
-        resamples: their number.
-    """
-    drawn = rng.integers(len(sums), size=(resamples, len(sums))).ravel()
-    # The places where each outer cluster was drawn, one cluster after another, and so the resamples that drew it.
-    resample = np.argsort(drawn.astype(np.min_scalar_type(len(sums))), kind="stable") // len(sums)
-    ends = np.cumsum(np.bincount(drawn, minlength=len(sums)))
-    means = np.zeros((sums[0].shape[1], resamples))
-    for of_cluster, inner_sums, inner_counts in zip(np.split(resample, ends[:-1]), sums, counts, strict=True):
-        n_inner = len(inner_sums)
-        # The smallest kind of integer: millions of them are drawn.
-        inner = rng.integers(n_inner, size=(len(of_cluster), n_inner), dtype=np.min_scalar_type(n_inner - 1))
-        weights = _times_drawn(inner)
-        # Where the inner clusters have as many values as each other, so has every draw.
-        alike = bool((inner_counts == inner_counts[0]).all())
-        of_draws = inner_sums.T @ weights.T
-        of_draws /= (inner_counts[0] * n_inner)[:, None] if alike else inner_counts.T @ weights.T
-        for mean, row in zip(means, of_draws, strict=True):
-            mean += np.bincount(of_cluster, weights=row, minlength=resamples)
-    return means / len(sums)
+    known = ~np.isnan(value_array)
+    cells = pd.DataFrame({"value": value_array[known], "outer": outer_array[known], "inner": inner_array[known]})
+    clusters = cells.groupby(["outer", "inner"])["value"].agg(["sum", "count"])
+    of_outer = [cluster.to_numpy(dtype=float) for _, cluster in clusters.groupby(level="outer")]  # (inner clusters, 2) each
+    if len(of_outer) < 2:
+        return math.nan, math.nan
+    drawn = rng.integers(len(of_outer), size=(resamples, len(of_outer))).ravel()
+    means = np.zeros(resamples)
+    for number, sums_and_counts in enumerate(of_outer):
+        resample = np.flatnonzero(drawn == number) // len(of_outer)  # for each time it was drawn, in which resample
+        n_inner = len(sums_and_counts)
+        inner_draws = rng.integers(n_inner, size=(len(resample), n_inner), dtype=np.min_scalar_type(n_inner - 1))
+        totals = _times_drawn(inner_draws) @ sums_and_counts
+        means += np.bincount(resample, weights=totals[:, 0] / totals[:, 1], minlength=resamples)
+    low, high = np.quantile(means / len(of_outer), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 def _check_resampling(resamples: int, confidence: float) -> None:

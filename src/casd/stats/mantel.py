@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import rankdata
 
 from casd.stats.matrices import Array, upper_pairs
 from casd.stats.permutations import (
@@ -27,7 +28,6 @@ from casd.stats.permutations import (
     relabellings,
     why_undefined,
 )
-from casd.stats.ranks import rankdata
 
 # What is left of a matrix by those held constant, as a share of its variation, that is rounding (of float32) and not signal.
 _COLLINEAR = 1e-6
@@ -207,7 +207,7 @@ def rank_residuals(pairs: npt.ArrayLike, held: npt.ArrayLike) -> Array:
     """What a matrix held constant leaves: the ranks of each matrix's pairs, after least squares on the ranks of `held`.
 
     The correlation of two such arrays is the partial Spearman correlation of their matrices given `held`, as in
-    `partial_mantel_test`. For several runs they go into `mantel_families` with the statistic "pearson". That relabels residuals
+    `partial_mantel_test`. For several runs they go into `mantel_family` with the statistic "pearson". That relabels residuals
     without regressing them anew (method 3 of P. Legendre 2000, cited there), which with one matrix held constant keeps the
     level: see `scripts/check_statistics.py`.
 
@@ -240,7 +240,7 @@ def rank_residuals(pairs: npt.ArrayLike, held: npt.ArrayLike) -> Array:
 
 
 def _centered_ranks(pairs: Array) -> Array:
-    ranks = rankdata(pairs)
+    ranks = rankdata(pairs, axis=-1)
     return ranks - ranks.mean(axis=-1, keepdims=True)
 
 

@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import rankdata
 
 from casd.stats.matrices import Array, numbers_of_pairs, places_of_pairs
-from casd.stats.ranks import rankdata
 
 Statistic = Literal["spearman", "pearson", "kendall"]
 Alternative = Literal["two-sided", "less", "greater"]
@@ -64,7 +64,7 @@ def pair_scores(pairs: Array, statistic: Statistic) -> Array:
     if statistic == "kendall":
         scores = np.sign(pairs[..., :, None] - pairs[..., None, :]).reshape(*pairs.shape[:-1], -1)
     else:
-        values = rankdata(pairs) if statistic == "spearman" else pairs
+        values = rankdata(pairs, axis=-1) if statistic == "spearman" else pairs
         scores = values - values.mean(axis=-1, keepdims=True)
     return scores / np.linalg.norm(scores, axis=-1, keepdims=True)
 
@@ -132,16 +132,7 @@ def random_moves(n: int, count: int, at_once: int, rng: np.random.Generator) -> 
 @functools.cache
 def _every_move(n: int) -> npt.NDArray[np.uint8]:
     """`moved_pairs` of all n! permutations of range(n), a row for each, so that drawing one is one copy: (n!, n_pairs)."""
-    return np.ascontiguousarray(moved_pairs(_every_permutation(n)).T, dtype=np.uint8)
-
-
-def _every_permutation(n: int) -> Labels:
-    """All permutations of range(n) in the order of `itertools.permutations`, in a fraction of its time: shape (n!, n)."""
-    if n == 0:
-        return np.zeros((1, 0), dtype=np.intp)
-    others = _every_permutation(n - 1)
-    # After the first number come the others, in every order.
-    return np.concatenate([np.insert(others + (others >= first), 0, first, axis=1) for first in range(n)])
+    return np.ascontiguousarray(moved_pairs(np.array(list(itertools.permutations(range(n))), dtype=np.intp)).T, dtype=np.uint8)
 
 
 def extremeness(correlations: npt.ArrayLike, alternative: Alternative) -> Array:

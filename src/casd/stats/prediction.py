@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import rankdata
 
 from casd.stats.matrices import Array, places_of_pairs
-from casd.stats.ranks import rankdata
 from casd.stats.strata import first_note, pairs_of_strata
 
 
@@ -146,10 +146,10 @@ def rank_error(predicted: npt.ArrayLike, observed: npt.ArrayLike) -> Array:
     guesses, values = np.asarray(predicted, dtype=float), np.asarray(observed, dtype=float)
     if guesses.shape != values.shape or guesses.ndim < 1 or guesses.shape[-1] < 2:
         raise ValueError(f"Expected two arrays of one shape (…, m), m >= 2; got {guesses.shape} and {values.shape}.")
-    lowest, highest = rankdata(guesses, "min")[..., None], rankdata(guesses, "max")[..., None]
+    lowest, highest = rankdata(guesses, "min", axis=-1)[..., None], rankdata(guesses, "max", axis=-1)[..., None]
     ranks = np.arange(1, guesses.shape[-1] + 1)
     # distances[…, i, r]: from the observed rank of item i to rank r; item i takes each rank of its tie equally often.
-    distances = np.abs(rankdata(values)[..., None] - ranks)
+    distances = np.abs(rankdata(values, axis=-1)[..., None] - ranks)
     taken = (ranks >= lowest) & (ranks <= highest)
     error = (distances * taken).sum(axis=-1) / taken.sum(axis=-1)
     return error.mean(axis=-1) / distances.mean(axis=(-1, -2))

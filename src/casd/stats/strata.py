@@ -1,8 +1,8 @@
-"""Several runs together: their pairs, in the form in which all are tested or predicted at once; and which tests share them."""
+"""The pairs of several runs, checked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -50,24 +50,3 @@ def first_note(reasons: Sequence[str], prefix: str = "") -> str:
         if reason:
             return prefix + (f"stratum {s}: {reason}" if len(reasons) > 1 else reason)
     return ""
-
-
-def generators_of(runs: Iterable[int], rng: np.random.Generator) -> dict[int, np.random.Generator]:
-    """What each run is relabelled by, whichever families it is in: a source of its own, and `rng` itself for a single run."""
-    different = list(dict.fromkeys(runs))
-    return dict(zip(different, [rng] if len(different) == 1 else rng.spawn(len(different)), strict=True))
-
-
-def connected(families: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The places of families, by the runs of each, in groups: no run is in two groups, so none need be permuted for both.
-
-    Groups, and places within them, are in ascending order of their first.
-    """
-    groups: list[tuple[set[int], list[int]]] = []
-    for place, runs in enumerate(families):
-        shared, places = set(runs), [place]
-        for group in [group for group in groups if group[0] & shared]:
-            groups.remove(group)
-            shared, places = group[0] | shared, [*group[1], *places]
-        groups.append((shared, places))
-    return sorted(sorted(places) for _, places in groups)

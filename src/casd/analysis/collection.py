@@ -1,4 +1,4 @@
-"""Finished runs, collected: the tables of many runs in one, each run in numbers, and the wide views the report shows."""
+"""Finished runs read together: their tables in one, a summary of each, and the matrices that reports show."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import pandas as pd
 from casd.analysis.comparison import by_condition
 from casd.analysis.inclusion import count_exclusions
 from casd.analysis.results import RunTables
-from casd.analysis.runs.joined_tables import read_together
-from casd.analysis.runs.shared_tables import runs_of
+from casd.analysis.runs import find_runs
 from casd.analysis.tables import SCHEMAS
 from casd.config.states import CLEAN_CONTROL, PHANTOM_CONTROL
 from casd.utils.errors import StoreError
@@ -30,13 +29,12 @@ def read_runs(paths: str | Path | Iterable[str | Path]) -> list[RunTables]:
     """Read the finished runs at or below the paths, in the order of `casd.analysis.runs.find_runs`, without the CASD grid.
 
     Each run's `info` has its "run", "folder" and "setting" as in `casd.analysis.runs.FinishedRun`. A run that is found several
-    times counts once. The rows of the grid stay on the disk (`RunTables.every_variant`): those of many runs are too many.
-    So do the tables that nothing is said of over many runs, until they are asked for (`casd.analysis.runs.shared_tables`).
+    times counts once. The rows of the grid are left on the disk (`RunTables.every_variant` reads them).
 
     Raises:
         StoreError: no path, or no finished run of this version there.
     """
-    return runs_of(read_together(paths))
+    return [RunTables.read(run.folder, grid=False, info=run.info) for run in find_runs(paths)]
 
 
 def check_comparable(runs: Sequence[RunTables]) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 import pandas as pd
 
 from casd.analysis.conditions import condition_key
-from casd.analysis.runs.finding import find_runs
+from casd.analysis.runs import find_runs
 from casd.analysis.tables import read_table
 
 _OF_THE_RUN: Final = ("run", "model", "objective", "setting", "condition", "seed")
