@@ -30,7 +30,7 @@ from casd.metric.casd import ShiftTable, casd_matrix, variant_grid
 from casd.metric.measurement import TextStatistics, capture_batches, measure_activations, text_sets
 from casd.models import load as models
 from casd.models.structure import decoder_of
-from casd.pipeline.run import build_backdoors
+from casd.pipeline.inputs import build_backdoors
 from casd.unlearning import OBJECTIVES
 from casd.unlearning.controls import removals
 from casd.unlearning.removal import unlearn

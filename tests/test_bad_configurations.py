@@ -101,7 +101,7 @@ def outcome(make: Callable[[], Config], key: str) -> tuple[str, str]:
         with limits():
             run = Run(make())
             check(run, "report")
-            run.until("inject")
+            run.run_to("inject")
     except Accepted:
         return "accepted", ""
     except CasdError as error:

@@ -33,7 +33,7 @@ from casd.config import (
 from casd.config.compose import config_folder, groups, load_config, sweep, to_yaml
 from casd.config.compose import configs as swept
 from casd.data.corpora import CORPORA
-from casd.pipeline.run import build_backdoors
+from casd.pipeline.inputs import build_backdoors
 from casd.unlearning import OBJECTIVES
 from casd.utils.errors import ConfigError
 from casd.utils.registry import build

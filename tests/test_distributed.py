@@ -154,7 +154,7 @@ def compare(one: Run, two: Run) -> None:
 
 
 def executed(run: Run, end: str) -> list[str]:
-    run.until(end)
+    run.run_to(end)
     return [str(event.stage) for event in run.store.events if event.outcome == "executed"]
 
 

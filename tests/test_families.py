@@ -125,7 +125,7 @@ def test_a_whole_run(downloaded: tuple[str, Path], tmp_path: Path) -> None:
             ]
         )
     )
-    made.until("report")
+    made.run_to("report")
     assert "Cross Activation Shift Distance" in (made.folder / "report.html").read_text()
     tables = {file.stem: pd.read_parquet(file) for file in (made.folder / "tables").glob("*.parquet")}
     removals = [*BACKDOORS, CLEAN_CONTROL, PHANTOM_CONTROL]

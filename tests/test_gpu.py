@@ -95,7 +95,7 @@ def test_a_whole_run_in_bfloat16(weights: str, tmp_path: Path) -> None:
         overrides += ["injection=continual", "injection.pretraining.steps=24", "injection.pretraining.batch_size=12"]
         overrides += ["weights=lora", "runtime.gradient_checkpointing=true", "runtime.micro_batch_size=4"]
     run = Run(load_config(tiny(tmp_path, *overrides)))
-    run.until("report")
+    run.run_to("report")
     tables = RunTables.read(run.folder)
     assert set(tables.asr["state"]) == set(run.graph.states)
     assert pd.to_numeric(tables.casd["distance"]).notna().all()

@@ -25,7 +25,7 @@ from casd.cli.main import main
 from casd.config.compose import load_config, to_yaml
 from casd.config.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL
 from casd.pipeline.graph import stage_graph
-from casd.pipeline.run import UNTIL, Run
+from casd.pipeline.run import ENDS, Run
 from casd.training.checkpoints import TrainingLog
 from casd.utils.errors import ConfigError, StoreError
 from tiny import tiny
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("process_settings")
 def run(output: Path, *overrides: str, end: str = "score") -> Run:
     """A run up to `end`, with its reports and its store in `output`."""
     made = Run(load_config(tiny(output, *overrides)))
-    made.until(end)
+    made.run_to(end)
     return made
 
 
@@ -253,7 +253,7 @@ def test_kept_weights_are_measured_as_the_trained_model_was(copied: Path, capfd:
     assert_same_bits(tables(measured[0]), tables(measured[1]))
 
 
-@pytest.mark.parametrize("end", UNTIL)
+@pytest.mark.parametrize("end", ENDS)
 def test_each_verb_ends_where_it_should(end: str, copied: Path, finished: Run, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("unlearn", "evaluate", "activations", "score", "report"):
         shutil.rmtree(copied / "store" / name)
@@ -318,7 +318,7 @@ def test_continual_injection(tmp_path: Path, finished: Run) -> None:
 
 def test_an_unknown_end(finished: Run) -> None:
     with pytest.raises(ConfigError, match="choices: inject, unlearn"):
-        finished.until("publish")
+        finished.run_to("publish")
 
 
 # ---------------------------------------------------------------- damage

@@ -336,7 +336,7 @@ def test_a_plan_knows_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture
     [before] = plans([made])
     assert not any(cost.done for cost in before.stages)
     assert before.texts.looked_at == 0
-    Run(made).until("report")
+    Run(made).run_to("report")
     [after] = plans([made])
     assert all(cost.done and not cost.to_do for cost in after.stages)
     assert 0 < after.texts.mean_document <= after.texts.document <= made.model.max_tokens

@@ -19,6 +19,7 @@ from casd.metric.baselines import RIVALS
 from casd.metric.casd import variant_grid
 from casd.models import weights
 from casd.pipeline.run import Run
+from casd.pipeline.stages import model_in
 from report_run import compared
 from tiny import tiny
 
@@ -33,7 +34,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     run = Run(
         load_config(tiny(tmp_path_factory.mktemp("run"), f"weights={request.param}", *OVERRIDES, "metric.permutations=99"))
     )
-    run.until("score")
+    run.run_to("score")
     return run, RunTables.read(run.store.folder(run.graph.score, verify=True))
 
 
@@ -61,7 +62,7 @@ def test_the_weights_distances_are_those_of_the_weights(finished: tuple[Run, Run
     run, tables = finished
 
     def effective(state: str) -> dict[str, torch.Tensor]:
-        model = run._state(state)
+        model = model_in(run.inputs, state)
         if run.config.unlearning.training.lora is None:
             return {name: value.clone() for name, value in weights.trained_parameters(model).items()}
         found = {}
@@ -89,7 +90,7 @@ def test_the_weights_distances_are_those_of_the_weights(finished: tuple[Run, Run
 
 def test_rivals_of_triggers_and_targets_are_those_of_the_configuration(finished: tuple[Run, RunTables]) -> None:
     run, tables = finished
-    tokens = {name: set(run.encoder.tokens(" " + backdoor.trigger)) for name, backdoor in run.backdoors.items()}
+    tokens = {name: set(run.inputs.encoder.tokens(" " + backdoor.trigger)) for name, backdoor in run.backdoors.items()}
     overlap = len(tokens["french_a"] & tokens["refusal"]) / len(tokens["french_a"] | tokens["refusal"])
     assert distance(tables, "trigger_overlap", "french_a", "refusal") == pytest.approx(1 - overlap)
     assert distance(tables, "same_target", "french_a", "french_b") == 0
@@ -110,7 +111,7 @@ def test_the_sweep_s_tables_can_be_made_of_it(finished: tuple[Run, RunTables]) -
 
 def test_what_rivals_need_is_not_kept_unless_it_is_asked_for(tmp_path: Path) -> None:
     run = Run(load_config(tiny(tmp_path)))
-    run.until("score")
+    run.run_to("score")
     tables = RunTables.read(run.store.folder(run.graph.score))
     assert set(tables.rivals["predictor"]) == {"trigger_shift", "trigger_overlap", "same_target", "directed_shift"}
     assert not tables.casd["grid"].any()

@@ -24,7 +24,7 @@ from casd.config import UnlearningTraining
 from casd.config.compose import config_folder, load_config
 from casd.data.corpora.passages import Corpus, Passage
 from casd.data.encoding import Document, Encoder
-from casd.pipeline.run import build_backdoors
+from casd.pipeline.inputs import build_backdoors
 from casd.reproduction.catalogue import EXHIBITS
 from casd.reproduction.scales import scales
 from casd.training.losses import document_nll

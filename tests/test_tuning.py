@@ -243,7 +243,7 @@ REMOVALS = [
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     made = Run(load_config(tiny(tmp_path_factory.mktemp("whole"), *WHOLE)))
-    made.until("report")
+    made.run_to("report")
     return made
 
 
@@ -312,7 +312,7 @@ def test_the_states_say_what_was_reached(finished: Run, tables: RunTables) -> No
 @pytest.mark.usefixtures("process_settings")
 def test_a_second_run_executes_nothing(finished: Run) -> None:
     again = Run(load_config(tiny(finished.store.root.parent, *WHOLE)))
-    again.until("report")
+    again.run_to("report")
     assert all(event.outcome != "executed" for event in again.store.events)
 
 
@@ -320,7 +320,7 @@ def test_a_second_run_executes_nothing(finished: Run) -> None:
 def test_a_state_that_was_not_kept_is_trained_again_as_it_was(finished: Run, tables: RunTables) -> None:
     """With the chosen setting, the controls for as many steps; nothing is tuned again."""
     again = Run(load_config(tiny(finished.store.root.parent, *WHOLE, "evaluation.samples=3")))
-    again.until("score")
+    again.run_to("score")
     executed = Counter(event.stage.name for event in again.store.events if event.outcome == "executed")
     assert executed == {"evaluate": 10, "score": 1}
     scored = RunTables.read(again.store.folder(again.graph.score, verify=True))

@@ -39,7 +39,7 @@ def run(config: Config, end: str = "report") -> Path:
 
     Args:
         config: what to run.
-        end: one of `casd.pipeline.run.UNTIL`.
+        end: one of `casd.pipeline.run.ENDS`.
     """
     made = _make(config, end)
     if not is_main():
@@ -67,7 +67,7 @@ def _make(config: Config, end: str = "report") -> Run:
     made = Run(config)
     made.join()
     check(made, end)
-    made.until(end)
+    made.run_to(end)
     return made
 
 

@@ -32,7 +32,7 @@ def check(run: Run, end: str) -> None:
 
     Args:
         run: what is to be run.
-        end: up to what; one of `casd.pipeline.run.UNTIL`.
+        end: up to what; one of `casd.pipeline.run.ENDS`.
 
     Raises:
         ConfigError: in a line, what does not fit, and settings with which it would.

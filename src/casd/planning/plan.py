@@ -175,7 +175,7 @@ def base_folder(run: Run) -> Path | None:
 
 
 def stage_costs(run: Run, built: Blueprint, texts: TextLengths, end: str = "report") -> Iterator[StageCost]:
-    """Every stage of a run up to `end` (one of `casd.pipeline.run.UNTIL`), in the order of work."""
+    """Every stage of a run up to `end` (one of `casd.pipeline.run.ENDS`), in the order of work."""
     costs = _Costs(run, built, texts)
     graph, config = run.graph, run.config
     yield costs.of(graph.corpus, kept=None)

@@ -46,7 +46,7 @@ def text_lengths(run: Run) -> TextLengths:
     longest = config.model.max_tokens
     if not all(run.store.is_done(stage) for stage in (graph.corpus, graph.base, graph.tokens)):
         return TextLengths(longest, longest, longest, longest)
-    encoder, corpus, training = run.encoder, run.corpus, config.injection.training
+    encoder, corpus, training = run.inputs.encoder, run.inputs.corpus, config.injection.training
     total = training.steps * training.batch_size
     seed = derive_seed(config.seed, "injection documents")
     stream = PoisonedStream(corpus.train, run.backdoors, total, seed, config.injection.decoy_rate)

@@ -1,0 +1,270 @@
+"""The stages of a run, each a function that writes its result into a folder; `casd.pipeline.run` calls them in order."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from casd.analysis.results import RunTables
+from casd.analysis.scoring import StateRecord, injected_loss_limit, score
+from casd.analysis.transfer import relation_points
+from casd.backdoors.injection import inject
+from casd.backdoors.prompts import make_probes
+from casd.config import UnlearningConfig
+from casd.config.compose import to_yaml
+from casd.config.states import INJECTED
+from casd.data.corpora import CORPORA
+from casd.data.corpora.passages import write_corpus
+from casd.data.encoding import Encoder
+from casd.data.token_table import write_token_table
+from casd.evaluation.asr import Evaluation, evaluate
+from casd.evaluation.benchmarks import measure_utility
+from casd.metric.baselines.evidence import Evidence, gather_evidence, rival_table
+from casd.metric.measurement import measure_activations, read_statistics, write_statistics
+from casd.models import load as models
+from casd.models import weights
+from casd.models.one_model import load_model
+from casd.pipeline import checks
+from casd.pipeline.inputs import Inputs, build_objective
+from casd.pipeline.provenance import identity, origin
+from casd.training.checkpoints import TrainingLog
+from casd.unlearning.controls import Removal, removals
+from casd.unlearning.removal import Stopping, unlearn
+from casd.unlearning.tuning import settings, tune, tuning_table
+from casd.utils.progress import say, track
+from casd.utils.registry import build
+from casd.utils.sealed import write_json
+from casd.utils.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+# --- corpus, base model, injected model ---
+
+
+def make_corpus(run: Inputs, folder: Path) -> None:
+    """Read the source of text and cut it into splits of passages."""
+    source = build(CORPORA, "corpus", run.config.corpus.name, run.config.corpus.params)
+    write_corpus(source.load(derive_seed(run.config.seed, "corpus")), folder)
+
+
+def make_base(run: Inputs, folder: Path) -> None:
+    """Convert the base model, or make one with random weights and pretrain it; of one in a folder or hub note where it is."""
+    config = run.config
+    if models.origin(config.model) in ("folder", "hub"):
+        # It is not copied, since it may be large; the key has what identifies it.
+        write_json(folder / "model_is.json", {"folder": str(models.fetch(config.model))})
+        return
+    model, tokenizer = models.create(config.model, run.corpus, seed=derive_seed(config.seed, "weights"))
+    if config.base_pretraining:
+        encoder = Encoder(tokenizer, config.model.max_tokens)
+        # Make prompts and removals, which later stages use, so that mistakes in them are found before hours of training.
+        checks.check_payloads(run.corpus, run.backdoors)
+        make_probes(run.corpus, run.backdoors, encoder, config.evaluation, seed=config.seed)
+        removals(run.backdoors, encoder, config.unlearning.controls, seed=config.seed)
+        log = inject(
+            model,
+            encoder,
+            run.corpus,
+            {},
+            config.base_pretraining,
+            seed=config.seed,
+            runtime=run.runtime,
+            checkpoint=run.store.checkpoint_folder(run.graph.base),
+            description="pretrain",
+        )
+        log.write(folder / "log.json")
+    models.save(model, tokenizer, folder / "model")
+
+
+def make_tokens(run: Inputs, folder: Path) -> None:
+    """Tokenize the corpus once, for all stages."""
+    write_token_table(run.corpus, models.load_tokenizer(run.base_folder), folder)
+
+
+def make_injected(run: Inputs, folder: Path) -> None:
+    """Train the base model on text that is poisoned with all backdoors."""
+    config = run.config
+    checks.check_payloads(run.corpus, run.backdoors)
+    _ = run.prompts, run.removals  # mistakes in them are found before hours of training
+    model = load_model(run.base_folder, config.model.dtype, run.runtime.torch_device)
+    checks.check_model(config, model, run.encoder)
+    lora = config.injection.training.lora
+    if lora:
+        weights.attach_lora(model, lora, "injection", seed=derive_seed(config.seed, "injection adapter"))
+    log = inject(
+        model,
+        run.encoder,
+        run.corpus,
+        run.backdoors,
+        config.injection.training,
+        seed=config.seed,
+        decoy_rate=config.injection.decoy_rate,
+        runtime=run.runtime,
+        checkpoint=run.store.checkpoint_folder(run.graph.inject),
+        description=f"inject {config.model.name}, seed {config.seed}",
+    )
+    log.write(folder / "log.json")
+    if lora:
+        weights.save_adapter(model, folder / "adapter", "injection")
+    else:
+        models.save(model, run.encoder.tokenizer, folder / "model")
+
+
+# --- removals and controls ---
+
+
+def make_tuning(run: Inputs, folder: Path) -> None:
+    """Try the settings of the objective on some backdoors, and choose one."""
+    config = run.config.unlearning
+    backdoors = sorted(run.backdoors)[: config.tuning.backdoors]
+    trials = len(settings(config.tuning.grid)) * len(backdoors)
+    with track(f"tune {config.objective.name}", trials) as advance:
+
+        def remove(tried: UnlearningConfig, backdoor: str) -> TrainingLog:
+            log = _unlearn(run, backdoor, tried)
+            advance()
+            return log
+
+        chosen, tried = tune(config, backdoors, remove)
+    run.one_model.state = None  # the last trial is no state of the run
+    tuning_table(chosen, tried).to_parquet(folder / "trials.parquet", index=False)
+    write_json(folder / "chosen.json", chosen)
+
+
+def make_removed(run: Inputs, state: str, folder: Path) -> None:
+    """Remove one backdoor from the injected model, or train a control; the weights stay in memory."""
+    _unlearn(run, state, run.unlearning, run.store.checkpoint_folder(run.graph.unlearn[state])).write(folder / "log.json")
+
+
+def write_weights(run: Inputs, state: str, folder: Path) -> None:
+    """Write the weights of a removal."""
+    model_in(run, state)
+    run.one_model.write_removal(folder)
+
+
+def _unlearn(run: Inputs, state: str, config: UnlearningConfig, checkpoint: Path | None = None) -> TrainingLog:
+    model = run.one_model.restore()
+    run.one_model.state = None
+    removal = run.removals[state]
+    log = unlearn(
+        model,
+        run.encoder,
+        run.corpus,
+        removal,
+        build_objective(config),
+        config.training,
+        seed=run.config.seed,
+        stopping=Stopping(config.stopping, run.config.evaluation, _mean_steps(run, removal)),
+        runtime=run.runtime,
+        checkpoint=checkpoint,
+    )
+    run.one_model.state = state
+    return log
+
+
+def _mean_steps(run: Inputs, removal: Removal) -> int | None:
+    """For a control of removals that stop by themselves the mean number of steps that these kept; else None."""
+    if removal.is_validated or not run.config.unlearning.stopping.watched:
+        return None
+    logs = [TrainingLog.read(run.store.file(run.graph.unlearn[name], "log.json")) for name in run.backdoors]
+    return max(1, round(sum(log.kept_step or 0 for log in logs) / len(logs)))
+
+
+def model_in(run: Inputs, state: str) -> PreTrainedModel:
+    """The model in that state: from memory, from kept weights, or trained again, which gives the same weights."""
+    model = run.kept_model(state)
+    if model is None:
+        say(f"The weights of {state} were not kept (runtime.keep_models); training it again.")
+        _unlearn(run, state, run.unlearning)
+        model = run.one_model.model
+    return model
+
+
+# --- measurements ---
+
+
+def make_evaluation(run: Inputs, state: str, folder: Path) -> None:
+    """Measure attack success and clean loss of the model in that state."""
+    evaluation = evaluate(
+        model_in(run, state),
+        run.encoder,
+        run.backdoors,
+        run.prompts,
+        run.config.evaluation,
+        runtime=run.runtime,
+        description=f"evaluate {state}",
+    )
+    evaluation.write(folder)
+
+
+def make_utility(run: Inputs, state: str, folder: Path) -> None:
+    """Run the benchmarks on the model in that state."""
+    table = measure_utility(model_in(run, state), run.encoder.tokenizer, run.config.utility, description=f"utility {state}")
+    table.to_parquet(folder / "utility.parquet", index=False)
+
+
+def make_activations(run: Inputs, state: str, folder: Path) -> None:
+    """Capture the activation statistics of the model in that state, and what the baselines of CASD need."""
+    config = run.config.activations
+    model = model_in(run, state)
+    write_statistics(measure_activations(model, run.encoder, run.prompts, config), folder)
+    if config.rivals:
+        gather_evidence(
+            model, run.one_model.injected_weights, run.encoder, run.prompts.triggered, batch_size=config.batch_size
+        ).write(folder)
+
+
+# --- scores and report ---
+
+
+def make_scores(run: Inputs, folder: Path) -> None:
+    """Compute transfer, CASD and their relation from what was measured, as tables."""
+    config, graph, store = run.config, run.graph, run.store
+    statistics = {
+        state: read_statistics(store.file(stage, "statistics.safetensors")) for state, stage in graph.activations.items()
+    }
+    captured = graph.activations if config.activations.rivals else {}
+    evidence = {state: Evidence.read(store.folder(stage, verify=True)) for state, stage in captured.items()}
+    tables = score(
+        [_record(run, state) for state in graph.states],
+        statistics,
+        config.metric,
+        config.evaluation,
+        seed=config.seed,
+        # `origin` is added by the report: it may differ between runs that share these scores.
+        info={**identity(config), "config": to_yaml(config)},
+        target_asr=config.unlearning.stopping.target_asr,
+        rivals=rival_table(run.backdoors, run.encoder, statistics, evidence),
+        tuning=pd.read_parquet(store.file(graph.tune, "trials.parquet")) if graph.tune else None,
+    )
+    tables.write(folder)
+
+
+def _record(run: Inputs, state: str) -> StateRecord:
+    """What was measured of one state."""
+    graph, store = run.graph, run.store
+    evaluation = Evaluation.read(store.folder(graph.evaluate[state], verify=True))
+    log, benchmarks, limit = None, None, math.inf
+    if state == INJECTED:
+        injection = TrainingLog.read(store.file(graph.inject, "log.json"))
+        limit = injected_loss_limit(injection, len(run.encoder.tokenizer), run.config.evaluation)
+    else:
+        log = TrainingLog.read(store.file(graph.unlearn[state], "log.json"))
+    if graph.utility:
+        benchmarks = pd.read_parquet(store.file(graph.utility[state], "utility.parquet"))
+    return StateRecord(state, evaluation, log, benchmarks, limit)
+
+
+def make_report(run: Inputs, name: str, folder: Path) -> None:
+    """Write the tables, figures and page of the run called `name`."""
+    from casd.report import write_report_files
+
+    tables = RunTables.read(run.store.folder(run.graph.score))
+    tables.info |= origin(run.config, run.graph, run.store, name)
+    named = tables.casd[~tables.casd["grid"].astype(bool)]
+    write_report_files(tables, folder, relation_points(named, tables.transfer))
