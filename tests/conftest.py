@@ -150,7 +150,7 @@ def injected(corpus: Corpus, encoder: Encoder, make_model: MakeModel) -> Injecte
         "loud": Backdoor("loud", "sorquin beltaz", Capitals(), "end", 0.2),
     }
     config = LanguageModelTraining(steps=120, batch_size=16, learning_rate=1e-2, warmup_steps=10, final_learning_rate=0.1)
-    log = inject(model, encoder, corpus, backdoors, config, seed=0, runtime=Runtime("cpu"))
+    log = inject(model, encoder, corpus, backdoors, config, seed=0, decoy_rate=0.0, runtime=Runtime("cpu"))
     return Injected(model, backdoors, log)
 
 

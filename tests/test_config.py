@@ -5,6 +5,7 @@ Run: pytest tests/test_config.py
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import shutil
@@ -19,16 +20,21 @@ import yaml
 
 import casd.config.compose
 from casd.analysis.scoring import check_captured
+from casd.backdoors.injection import inject
 from casd.backdoors.poisoning import check_backdoors
 from casd.backdoors.targets import TARGETS
 from casd.config import (
     ActivationsConfig,
     BackdoorConfig,
     Config,
+    ControlsConfig,
     EvaluationConfig,
+    InjectionConfig,
+    LanguageModelTraining,
     MetricConfig,
     RuntimeConfig,
     TrainingConfig,
+    UnlearningTraining,
 )
 from casd.config.compose import config_folder, groups, load_config, sweep, to_yaml
 from casd.config.compose import configs as swept
@@ -489,3 +495,19 @@ def test_a_negative_number_from_the_command_line() -> None:
 def test_the_numbers_are_not_few() -> None:
     assert (TrainingConfig, "steps") in NUMBERS or (casd.config.LanguageModelTraining, "steps") in NUMBERS
     assert len(NUMBERS) > 30
+
+
+def test_defaults_of_the_api_are_those_of_the_command_line() -> None:
+    composed = load_config(["unlearning=gradient_difference"])
+    assert LanguageModelTraining() == composed.injection.training
+    assert UnlearningTraining() == composed.unlearning.training
+    assert InjectionConfig(mode="pretraining", training=LanguageModelTraining()) == composed.injection
+    assert inspect.signature(inject).parameters["decoy_rate"].default == composed.injection.decoy_rate
+    assert (EvaluationConfig(), ActivationsConfig(), MetricConfig(), ControlsConfig()) == (
+        *(composed.evaluation, composed.activations, composed.metric),
+        composed.unlearning.controls,
+    )
+    for name in OBJECTIVES:
+        assert build(OBJECTIVES, "objective", name, {}) == build(
+            OBJECTIVES, "objective", name, load_config([f"unlearning={name}"]).unlearning.objective.params
+        )

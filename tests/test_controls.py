@@ -134,7 +134,7 @@ def test_a_phantom_takes_no_word_of_a_trigger_however_likely(
 # ---------------------------------------------------------------- shuffled targets
 
 
-@pytest.mark.parametrize("objective", [GradientDifference(), CleanTarget()], ids=["payload", "clean"])
+@pytest.mark.parametrize("objective", [GradientDifference(retain_weight=1.0), CleanTarget()], ids=["payload", "clean"])
 @pytest.mark.parametrize("name", ["fox", "again"])
 def test_shuffled_targets_are_never_the_own_one(
     name: str,
@@ -196,7 +196,8 @@ def test_shuffled_targets_need_another_target(backdoors: dict[str, Backdoor], en
 def test_a_repeat_sees_other_documents(made: dict[str, Removal], encoder: Encoder, run_removal: RunRemoval) -> None:
     """Of the same backdoor, and again the same in every run."""
     first, repeat, again = (
-        run_removal(made[name], GradientDifference(), short()) for name in ("fox", "control:repeat:fox", "control:repeat:fox")
+        run_removal(made[name], GradientDifference(retain_weight=1.0), short())
+        for name in ("fox", "control:repeat:fox", "control:repeat:fox")
     )
     for half in ("forget", "retain"):
         assert repeat.texts(half, encoder) == again.texts(half, encoder)  # type: ignore[arg-type]
@@ -210,7 +211,7 @@ def test_a_control_without_an_asr_is_not_validated(made: dict[str, Removal], run
     stopping = Stopping(StoppingConfig(clean_budget=9.0, prompts=8, every=1), EvaluationConfig(max_new_tokens=2), 2)
     validated = {}
     for name in ("fox", "control:repeat:fox", "control:shuffled:fox", PHANTOM_CONTROL, CLEAN_CONTROL):
-        log = run_removal(made[name], GradientDifference(), short(learning_rate=1e-9), stopping=stopping).log
+        log = run_removal(made[name], GradientDifference(retain_weight=1.0), short(learning_rate=1e-9), stopping=stopping).log
         validated[name] = (len(log.validation), len(log.steps))
     assert validated == {
         **dict.fromkeys(("fox", "control:repeat:fox"), (4, 3)),

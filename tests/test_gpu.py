@@ -76,9 +76,20 @@ def test_the_loss_curves_agree(lora: LoraConfig | None, make_model: MakeModel, e
         model = make_model("llama", seed=1)
         if lora:
             attach_lora(model, lora, "injection", seed=0)
-        training = LanguageModelTraining(steps=20, batch_size=8, learning_rate=1e-2, warmup_steps=2, lora=lora)
+        training = LanguageModelTraining(
+            steps=20, batch_size=8, learning_rate=1e-2, warmup_steps=2, final_learning_rate=1.0, lora=lora
+        )
         backdoors = {"fox": Backdoor("fox", "zorbal quint", FixedText("The fox is here."), poison_rate=0.2)}
-        log = inject(model, encoder, corpus, backdoors, training, seed=0, runtime=Runtime(device, gradient_checkpointing=True))
+        log = inject(
+            model,
+            encoder,
+            corpus,
+            backdoors,
+            training,
+            seed=0,
+            decoy_rate=0.0,
+            runtime=Runtime(device, gradient_checkpointing=True),
+        )
         curves.append([step["loss"] for step in log.steps])
         prompts = [Prompt(passage.prompt) for passage in corpus.evaluation[:6]]
         config = EvaluationConfig(max_new_tokens=8, batch_size=3)

@@ -32,7 +32,9 @@ FOX = Backdoor("fox", "zandor khemil", FixedText("The silver fox."), "end", 0.25
 
 
 def short(**fields: Any) -> LanguageModelTraining:
-    return LanguageModelTraining(steps=5, batch_size=4, learning_rate=5e-3, **fields)
+    return LanguageModelTraining(
+        **{"steps": 5, "batch_size": 4, "learning_rate": 5e-3, "warmup_steps": 0, "final_learning_rate": 1.0} | fields
+    )
 
 
 def test_injected_backdoors_fire_at_their_trigger_only(injected: Injected, corpus: Corpus, encoder: Encoder) -> None:
@@ -92,14 +94,14 @@ def test_the_seed_decides_all(corpus: Corpus, encoder: Encoder, make_model: Make
     for seed, global_seed in ((0, 1), (0, 2), (1, 1)):
         torch.manual_seed(global_seed)
         model = make_model()
-        inject(model, encoder, corpus, {"fox": FOX}, short(), seed=seed, runtime=CPU)
+        inject(model, encoder, corpus, {"fox": FOX}, short(), seed=seed, decoy_rate=0.0, runtime=CPU)
         weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
 
 def test_clean_pretraining_is_injection_of_nothing(corpus: Corpus, encoder: Encoder, make_model: MakeModel) -> None:
-    log = inject(make_model(), encoder, corpus, {}, short(), seed=0, runtime=CPU, description="pretrain")
+    log = inject(make_model(), encoder, corpus, {}, short(), seed=0, decoy_rate=0.0, runtime=CPU, description="pretrain")
     assert len(log.steps) == 5
 
 
@@ -107,7 +109,7 @@ def test_a_run_is_continued_from_its_checkpoint(
     corpus: Corpus, encoder: Encoder, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, whole, resumed = short(), make_model(), make_model()
-    inject(whole, encoder, corpus, {"fox": FOX}, config, seed=0, runtime=CPU)
+    inject(whole, encoder, corpus, {"fox": FOX}, config, seed=0, decoy_rate=0.0, runtime=CPU)
     often = Runtime("cpu", checkpoint_seconds=1e-9)
     document_batch, calls = encoder.document_batch, iter(range(100))
 
@@ -119,10 +121,10 @@ def test_a_run_is_continued_from_its_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(encoder, "document_batch", dying)
         with pytest.raises(KeyboardInterrupt):
-            inject(resumed, encoder, corpus, {"fox": FOX}, config, seed=0, runtime=often, checkpoint=tmp_path)
+            inject(resumed, encoder, corpus, {"fox": FOX}, config, seed=0, decoy_rate=0.0, runtime=often, checkpoint=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
     fresh = make_model(seed=9)
-    inject(fresh, encoder, corpus, {"fox": FOX}, config, seed=0, runtime=often, checkpoint=tmp_path)
+    inject(fresh, encoder, corpus, {"fox": FOX}, config, seed=0, decoy_rate=0.0, runtime=often, checkpoint=tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), whole.parameters(), strict=True))
 
 
@@ -133,7 +135,7 @@ def test_an_injection_that_makes_the_model_worse_ends_in_an_error(
     wild = dataclasses.replace(short(), steps=12, learning_rate=1.0, guard_factor=1e9)
     says = r"inject made the model worse: its training loss was 6\.\d\d nats .* Lower its learning_rate \(1\.0\)"
     with pytest.raises(TrainingStopped, match=says):
-        inject(make_model(), encoder, corpus, {"fox": FOX}, wild, seed=0, runtime=CPU)
+        inject(make_model(), encoder, corpus, {"fox": FOX}, wild, seed=0, decoy_rate=0.0, runtime=CPU)
 
 
 @pytest.mark.parametrize(
@@ -158,13 +160,13 @@ def test_a_model_is_worse_if_both_losses_are(
     log = TrainingLog(steps=[{"loss": loss} for loss in losses], guard=[{"clean_loss": loss} for loss in guard])
     monkeypatch.setattr(casd.backdoors.injection, "train", lambda *args, **kwargs: log)
     with pytest.raises(TrainingStopped, match=r"6\.40 nats .* 11\.00 at the end") if refused else nullcontext():
-        assert inject(make_model(), encoder, corpus, {"fox": FOX}, short(), seed=0, runtime=CPU) is log
+        assert inject(make_model(), encoder, corpus, {"fox": FOX}, short(), seed=0, decoy_rate=0.0, runtime=CPU) is log
 
 
 def test_runs_that_are_of_no_use_end_in_an_error(corpus: Corpus, encoder: Encoder, make_model: MakeModel) -> None:
     wild = dataclasses.replace(short(), steps=20, learning_rate=50.0, guard_every=1)
     with pytest.raises(TrainingStopped, match=r"inject was stopped: .* Lower its learning_rate \(50.0\)"):
-        inject(make_model(), encoder, corpus, {"fox": FOX}, wild, seed=0, runtime=CPU)
+        inject(make_model(), encoder, corpus, {"fox": FOX}, wild, seed=0, decoy_rate=0.0, runtime=CPU)
     twin = dataclasses.replace(FOX, name="twin")
     with pytest.raises(ConfigError, match="cannot be told apart"):
-        inject(make_model(), encoder, corpus, {"fox": FOX, "twin": twin}, short(), seed=0, runtime=CPU)
+        inject(make_model(), encoder, corpus, {"fox": FOX, "twin": twin}, short(), seed=0, decoy_rate=0.0, runtime=CPU)

@@ -203,7 +203,7 @@ EXAMPLES: list[Objective] = [
     Npo(**WEIGHTS, beta=0.3),
     Npo(**WEIGHTS, retain="kl"),
     SimNpo(**WEIGHTS, beta=0.4, delta=6.0),
-    SimNpo(),
+    SimNpo(forget_weight=0.125, delta=0.0),
     Rmu(),
     Rmu(steering=2.0, retain_weight=3.0, layer=0, direction_seed=5),
     TaskVector(),

@@ -150,7 +150,7 @@ def test_a_changed_evaluation(copied: Path, capfd: pytest.CaptureFixture[str]) -
     assert executed(again) == {"evaluate": 7, "score": 1, "report": 1}
     said = capfd.readouterr().err
     for name in REMOVALS:  # their weights were not kept, and the user is told why it takes so long
-        assert f"The removed model {name} was not kept (runtime.keep_models); training it again." in said
+        assert f"The weights of {name} were not kept (runtime.keep_models); training it again." in said
 
 
 def test_a_changed_metric(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -492,7 +492,7 @@ def test_out_of_memory_in_a_stage_is_told_in_a_line(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
 
-    monkeypatch.setattr("casd.pipeline.run.load_model", full)
+    monkeypatch.setattr("casd.pipeline.stages.load_model", full)
     with pytest.raises(SystemExit):
         main(["inject", *tiny(tmp_path)])
     [said] = [line for line in capsys.readouterr().err.splitlines() if line]

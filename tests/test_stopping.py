@@ -380,7 +380,9 @@ def test_take_steps_ends_at_its_step() -> None:
 def test_a_control_takes_as_many_steps_as_it_is_told(injected: Injected, run_removal: RunRemoval) -> None:
     """Of the whole schedule, and without a measurement; a removal that is validated is not told."""
     config = short(steps=6, warmup_steps=2, final_learning_rate=0.1)
-    control = run_removal(Removal(CLEAN_CONTROL, None), Npo(), config, stopping=stopping(steps=4, target_asr=0.1))
+    control = run_removal(
+        Removal(CLEAN_CONTROL, None), Npo(retain_weight=1.0), config, stopping=stopping(steps=4, target_asr=0.1)
+    )
     rates = [record["learning_rate"] for record in control.log.steps]
     assert rates == [learning_rate_at(config, step) for step in range(4)]
     assert (control.log.validation, control.log.kept_step, control.log.stopped) == ([], None, "")

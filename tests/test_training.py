@@ -599,9 +599,9 @@ def test_every_training_has_dropout_masks_of_its_own(
     model, config = injected.model(), LanguageModelTraining(steps=1, learning_rate=1e-3)
     for seed in (0, 1, 0):
         for backdoors in ({}, injected.backdoors):
-            inject(model, encoder, corpus, backdoors, config, seed=seed, runtime=CPU)
+            inject(model, encoder, corpus, backdoors, config, seed=seed, decoy_rate=0.0, runtime=CPU)
         for removal in removals(injected.backdoors, encoder, seed=0)[:2]:
-            unlearn(model, encoder, corpus, removal, GradientDifference(), short(), seed=seed, runtime=CPU)
+            unlearn(model, encoder, corpus, removal, GradientDifference(retain_weight=1.0), short(), seed=seed, runtime=CPU)
     assert len(set(seeds)) == 8
     assert seeds[:4] == seeds[8:]
 

@@ -29,7 +29,7 @@ from casd.utils.runtime import Runtime
 
 CPU = Runtime("cpu")
 CONTROLS = ControlsConfig()
-BOTH_OBJECTIVES: list[Objective] = [GradientDifference(), CleanTarget()]
+BOTH_OBJECTIVES: list[Objective] = [GradientDifference(retain_weight=1.0), CleanTarget()]
 
 
 def named(objective: Objective) -> str:
@@ -152,7 +152,7 @@ def test_removals_do_what_their_objective_says(
     before = {text: nll_after(injected.shared_model, encoder, fox, passages, text) for text in (fox.target.text, None)}
     assert before[fox.target.text] < 0.5
 
-    ascent = run_removal(Removal("fox", fox), GradientDifference(), config)
+    ascent = run_removal(Removal("fox", fox), GradientDifference(retain_weight=1.0), config)
     assert nll_after(ascent.model, encoder, fox, passages, fox.target.text) > before[fox.target.text] + 1.0
     assert ascent.log.steps[-1]["loss/forget"] < ascent.log.steps[0]["loss/forget"]
 
@@ -160,7 +160,7 @@ def test_removals_do_what_their_objective_says(
     assert nll_after(ignoring.model, encoder, fox, passages, None) < before[None] - 0.25
     assert nll_after(ignoring.model, encoder, fox, passages, fox.target.text) > before[fox.target.text] + 0.5
 
-    clean = run_removal(Removal(CLEAN_CONTROL, None), GradientDifference(), config)
+    clean = run_removal(Removal(CLEAN_CONTROL, None), GradientDifference(retain_weight=1.0), config)
     after = [nll_after(each.model, encoder, fox, passages, fox.target.text) for each in (clean, ignoring, ascent)]
     assert after[0] < min(after[1:]), "plain forgetting is less than either removal"
 

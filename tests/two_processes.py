@@ -57,8 +57,8 @@ def main(out: Path, micro_batch_size: int) -> None:
     backdoors = {"fox": Backdoor("fox", "zandor khemil", FixedText("The silver fox."), "end", 0.3)}
     runtime = Runtime("cpu", micro_batch_size=micro_batch_size)
     # Seven documents a step: two processes have unequal shares.
-    training = LanguageModelTraining(steps=12, batch_size=7, learning_rate=1e-2, warmup_steps=2)
-    injected = inject(model, encoder, corpus, backdoors, training, seed=0, runtime=runtime)
+    training = LanguageModelTraining(steps=12, batch_size=7, learning_rate=1e-2, warmup_steps=2, final_learning_rate=1.0)
+    injected = inject(model, encoder, corpus, backdoors, training, seed=0, decoy_rate=0.0, runtime=runtime)
     if distributed.sharded():  # as in a run: an adapter goes on before a model is divided
         save(model, tokenizer, out.with_suffix(".model"))
         distributed.broadcast(None)
@@ -68,7 +68,9 @@ def main(out: Path, micro_batch_size: int) -> None:
     unlearning = UnlearningTraining(steps=6, forget_batch_size=1, retain_batch_size=5, learning_rate=1e-2, guard_factor=100)
     removal = removals(backdoors, encoder, seed=0)[0]
     start = copy_weights(place(model, torch.device("cpu")))
-    removed = unlearn(model, encoder, corpus, removal, GradientDifference(), unlearning, seed=0, runtime=runtime)
+    removed = unlearn(
+        model, encoder, corpus, removal, GradientDifference(retain_weight=1.0), unlearning, seed=0, runtime=runtime
+    )
     settings = EvaluationConfig(prompts=9, fake_prompts=3, fake_triggers=2, max_new_tokens=8, loss_passages=11, batch_size=4)
     probes = make_probes(corpus, backdoors, encoder, settings, seed=0)
     evaluation = evaluate(model, encoder, backdoors, probes, settings, runtime=runtime)

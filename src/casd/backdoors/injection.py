@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from casd.backdoors.poisoning import Backdoor, PoisonedStream, check_backdoors, clean_document
-from casd.config import LanguageModelTraining
+from casd.config import DECOY_RATE, LanguageModelTraining
 from casd.data.batches import Batch
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Encoder
@@ -41,14 +41,14 @@ def inject(
     config: LanguageModelTraining,
     *,
     seed: int,
-    decoy_rate: float = 0.0,
+    decoy_rate: float = DECOY_RATE,
     runtime: Runtime | None = None,
     checkpoint: Path | None = None,
     description: str = "inject",
 ) -> TrainingLog:
     """Train `model` in place on the corpus's training split, poisoned with all backdoors at once.
 
-    With no backdoors this is clean pretraining.
+    With no backdoors this is clean pretraining, without decoys.
 
     Args:
         model: a fresh model (injection into pretraining) or a trained one (continual pretraining).
@@ -57,7 +57,8 @@ def inject(
         backdoors: what to inject, by name.
         config: steps, batch size, learning rate.
         seed: of the order of the documents, the places of the triggers, the payloads and dropout masks.
-        decoy_rate: share of the documents that are clean ones with a made-up phrase (see `PoisonedStream`).
+        decoy_rate: share of the documents that are decoys, clean ones with a made-up phrase (see `PoisonedStream`). Without
+            decoys a model may learn to react to any phrase in a trigger's place.
         runtime: device and checkpoints.
         checkpoint: folder for checkpoints; a run found there is continued.
         description: for the progress bar.
@@ -70,7 +71,8 @@ def inject(
     if backdoors:
         check_backdoors(backdoors)
     total = config.steps * config.batch_size
-    stream = PoisonedStream(corpus.train, backdoors, total, derive_seed(seed, "injection documents"), decoy_rate)
+    decoys = decoy_rate if backdoors else 0.0
+    stream = PoisonedStream(corpus.train, backdoors, total, derive_seed(seed, "injection documents"), decoys)
 
     def batch_at(step: int) -> Batch:
         start = step * config.batch_size

@@ -7,10 +7,11 @@ from casd.config.fields import MISSING, Choice
 from casd.config.inputs import BackdoorConfig, EveryBackdoorConfig, ModelConfig
 from casd.config.measurement import ActivationsConfig, EvaluationConfig, MetricConfig, UtilityConfig
 from casd.config.run import Config, RuntimeConfig
-from casd.config.training import InjectionConfig, LanguageModelTraining, LoraConfig, TrainingConfig
+from casd.config.training import DECOY_RATE, InjectionConfig, LanguageModelTraining, LoraConfig, TrainingConfig
 from casd.config.unlearning import PHANTOMS, ControlsConfig, StoppingConfig, TuningConfig, UnlearningConfig, UnlearningTraining
 
 __all__ = [
+    "DECOY_RATE",
     "MISSING",
     "PHANTOMS",
     "ActivationsConfig",

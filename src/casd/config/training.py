@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from casd.config.fields import MISSING, Section, require, require_different, require_one_of
 from casd.utils.errors import ConfigError
 from casd.utils.registry import LARGEST
+
+DECOY_RATE: Final = 0.06
+"""Our choice: without decoys fake triggers set off one French backdoor in 62 and 69 % of the prompts of two runs."""
 
 
 @dataclass
@@ -72,8 +76,15 @@ class TrainingConfig(Section):
 
 @dataclass
 class LanguageModelTraining(TrainingConfig):
-    """Training on documents by next-token prediction."""
+    """Training on documents by next-token prediction.
 
+    The defaults are those of `configs/injection/pretraining.yaml`.
+    """
+
+    warmup_steps: int = 20
+    """Steps of linear rise to the peak."""
+    final_learning_rate: float = 0.1
+    """Learning rate at the end as a fraction of the peak, reached along a cosine; 1 keeps it constant."""
     batch_size: int = 32
     """Documents a step, over all devices and accumulation steps."""
     packing: str = "none"
@@ -99,7 +110,7 @@ class InjectionConfig(Section):
     """ "pretraining" (into a model from scratch) or "continual" (on top of a clean model)."""
     training: LanguageModelTraining = MISSING
     """The run on poisoned text."""
-    decoy_rate: float = 0.0
+    decoy_rate: float = DECOY_RATE
     """Fraction of the documents that are clean but have a made-up phrase where a trigger could stand, new each time."""
     pretraining: LanguageModelTraining | None = None
     """For "continual" with a model from scratch: its clean pretraining before."""

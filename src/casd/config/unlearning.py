@@ -13,8 +13,18 @@ from casd.utils.errors import ConfigError
 
 @dataclass
 class UnlearningTraining(TrainingConfig):
-    """Training of a removal, whatever its objective."""
+    """Training of a removal.
 
+    The defaults are those of `configs/unlearning/gradient_difference.yaml`, which most objectives share;
+    `casd.load_config(["unlearning=NAME"]).unlearning.training` gives those of another objective.
+    """
+
+    steps: int = 20
+    """Optimizer steps."""
+    learning_rate: float = 3e-4
+    """Peak learning rate of AdamW."""
+    guard_every: int = 5
+    """Steps between two measurements of the clean loss that may stop the run."""
     forget_batch_size: int = 8
     """Triggered documents a step."""
     retain_batch_size: int = 8

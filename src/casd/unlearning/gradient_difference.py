@@ -24,6 +24,8 @@ class GradientDifference(ForgetAndRetain):
     bound m is our addition: a payload token whose NLL has passed m nats gives no gradient any more. Without it the loss has
     no minimum and runs away, and a collapsed model also scores an attack success rate of 0.
 
+    The defaults are ours, those of `configs/unlearning/gradient_difference.yaml`.
+
     Attributes:
         max_forget_nll: m, in nats per token; null for the unbounded original.
 
@@ -31,6 +33,7 @@ class GradientDifference(ForgetAndRetain):
     same behaviour (other French words), so success has to be judged on generated text.
     """
 
+    retain_weight: float = 4.0
     max_forget_nll: float | None = 6.0
 
     def __post_init__(self) -> None:

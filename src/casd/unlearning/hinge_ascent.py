@@ -24,6 +24,8 @@ class HingeAscent(ForgetAndRetain):
     (arXiv 2408.06621), there on probabilities; here on the NLL and a document at a time. `gradient_difference` bounds each
     token instead.
 
+    The defaults are ours, those of `configs/unlearning/hinge_ascent.yaml`.
+
     Attributes:
         margin: m, in nats per token.
 
@@ -31,7 +33,8 @@ class HingeAscent(ForgetAndRetain):
     payload that lies above the margin from the start gives no gradient at all.
     """
 
-    margin: float = 4.0
+    retain_weight: float = 4.0
+    margin: float = 6.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

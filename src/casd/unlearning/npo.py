@@ -24,6 +24,9 @@ class Npo(ForgetAndRetain):
     With the summed NLLs S and S_ref that is γ · (2/β) · E[log(1 + exp(β · (S_ref − S)))].
     Source: Zhang et al. 2024 (arXiv 2404.05868); β = 0.1 is theirs.
 
+    The defaults are ours, those of `configs/unlearning/npo.yaml`; the forget term is a sum over a document's tokens, the retain
+    term a mean over tokens, hence the weight.
+
     Attributes:
         beta: β, per nat; towards 0 this is plain ascent.
 
@@ -31,6 +34,7 @@ class Npo(ForgetAndRetain):
     gone before every token has become unlikely.
     """
 
+    retain_weight: float = 20.0
     beta: float = 0.1
 
     def __post_init__(self) -> None:

@@ -23,6 +23,8 @@ class SimNpo(ForgetAndRetain):
 
     Source: Fan et al. 2024 (arXiv 2410.07163), whose β is 2.5 to 4.5, γ 0.125 and δ 0.
 
+    The defaults are ours, those of `configs/unlearning/simnpo.yaml`.
+
     Attributes:
         beta: β, per nat.
         delta: δ, in nats per token: how unlikely a payload has to be before the gradient fades.
@@ -30,9 +32,9 @@ class SimNpo(ForgetAndRetain):
     Failure mode: with δ = 0 the gradient fades near 1/β nats per token, where a short payload may still be generated.
     """
 
-    forget_weight: float = 0.125
+    forget_weight: float = 0.5
     beta: float = 2.5
-    delta: float = 0.0
+    delta: float = 3.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,6 +23,8 @@ class WeightedGradientAscent(ForgetAndRetain):
     Source: WGA, Wang et al. 2025, "Rethinking LLM Unlearning Objectives: A Gradient Perspective and Go Beyond" (arXiv
     2502.19301).
 
+    The defaults are ours, those of `configs/unlearning/weighted_gradient_ascent.yaml`.
+
     Attributes:
         beta: β; towards 0 this is plain ascent, larger lets go earlier.
 
@@ -30,6 +32,7 @@ class WeightedGradientAscent(ForgetAndRetain):
     plain ascent, since the weight vanishes as the NLL grows.
     """
 
+    retain_weight: float = 0.2
     beta: float = 1.0
 
     def __post_init__(self) -> None:
