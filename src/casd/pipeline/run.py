@@ -204,7 +204,8 @@ class Run:
             encoder = Encoder(tokenizer, self.config.model.max_tokens)
             # What is measured and removed later is made here too, so that its mistakes are told before hours of training.
             checks.check_payloads(self.corpus, self.backdoors)
-            make_probes(self.corpus, self.backdoors, encoder, self.config.evaluation, seed=self.config.seed)
+            probes = make_probes(self.corpus, self.backdoors, encoder, self.config.evaluation, seed=self.config.seed)
+            checks.check_model(self.config, model, encoder, probes)
             removals(self.backdoors, encoder, self.config.unlearning.controls, seed=self.config.seed)
             log = inject(
                 model,
@@ -237,9 +238,9 @@ class Run:
 
     def _make_injected(self, folder: Path) -> None:
         checks.check_payloads(self.corpus, self.backdoors)
-        _ = self._probes, self._removals  # whose mistakes are told before hours of training
+        _ = self._removals  # whose mistakes are told before hours of training
         model = load_model(self._base_folder, self.config.model.dtype, self.runtime.torch_device)
-        checks.check_model(self.config, model, self.encoder)
+        checks.check_model(self.config, model, self.encoder, self._probes)
         lora = self.config.injection.training.lora
         if lora:
             weights.attach_lora(model, lora, "injection", seed=derive_seed(self.config.seed, "injection adapter"))
