@@ -43,6 +43,7 @@ from casd.metric.measurement import TextStatistics, measure_activations, read_st
 from casd.models import load as models
 from casd.models import weights
 from casd.models.one_model import OneModel, load_model
+from casd.models.probe import ignores_left_padding
 from casd.pipeline import checks
 from casd.pipeline.graph import stage_graph
 from casd.pipeline.provenance import identity, origin
@@ -267,7 +268,9 @@ class Run:
     @cached_property
     def _one(self) -> OneModel:
         folder = self.store.folder(self.graph.inject, verify=True)
-        return OneModel(self.config, self._base_folder, folder, self.runtime.torch_device)
+        one = OneModel(self.config, self._base_folder, folder, self.runtime.torch_device)
+        ignores_left_padding(one.model, self.encoder.tokenizer.pad_token_id)  # asked here, of a model that is not broken
+        return one
 
     def _state(self, state: str) -> PreTrainedModel:
         """The model in that state: as it is in memory, from kept weights, or by training it again, which gives the same."""
