@@ -88,7 +88,7 @@ def main() -> None:
             [
                 batch
                 for name, prompts in text_sets(probes, capture.prompts).items()
-                for batch in capture_batches(encoder, name, prompts, capture, capture.batch_size)
+                for batch in capture_batches(model, encoder, name, prompts, capture, capture.batch_size)
             ]
             for capture in captures
         ]

@@ -9,9 +9,7 @@ Positions of a text: `last`, `prompt`, `trigger` and `generated`, each given by 
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from casd.activations.hooks import SITES, capture, checked_choices
-from casd.models.sharding import is_sharded
+from casd.models.probe import evaluation_mode, forward_without_cache
 from casd.models.structure import decoder_layers, decoder_of
 from casd.utils.errors import ConfigError, ModelError, StoreError
 
@@ -263,7 +261,7 @@ def collect_statistics(
     """Run `batches` through the model, without its LM head, and return the statistics of its activations at all layers.
 
     The model is put in evaluation mode and every module's own mode is restored. Position ids are counted from each
-    row's first real token, so that padding changes nothing.
+    row's first real token, so that padding on the left changes nothing (but see `casd.models.probe.ignores_left_padding`).
 
     Args:
         model: a transformers causal LM, bare or wrapped (see `decoder_layers`).
@@ -279,33 +277,12 @@ def collect_statistics(
     decoder = decoder_of(model)
     accumulator = StatisticsAccumulator(len(decoder_layers(model)), sites, positions)
     device = next(decoder.parameters()).device
-    forward = model if is_sharded(model) else decoder  # a sharded model gathers its weights when it is called as a whole
-    accepted = inspect.signature(forward.forward).parameters
-    with _evaluation_mode(decoder), torch.no_grad(), capture(model, sites, on_activation=accumulator.update):
+    with evaluation_mode(decoder), torch.no_grad(), capture(model, sites, on_activation=accumulator.update):
         for batch in batches:
             mask = batch["attention_mask"]
             masks = {position: batch["position_masks"][position] for position in accumulator.positions}
             if any((selected & ~mask.bool()).any() for selected in masks.values()):
                 raise ValueError("a position mask selects padding")
-            position_ids = (mask.long().cumsum(-1) - 1).clamp(min=0).to(device)
-            options = {"position_ids": position_ids, "use_cache": False}
             accumulator.start_batch(masks)
-            forward(
-                input_ids=batch["input_ids"].to(device),
-                attention_mask=mask.to(device),
-                **{name: value for name, value in options.items() if name in accepted},  # ALiBi has no position ids
-            )
+            forward_without_cache(model, batch["input_ids"].to(device), mask.to(device))
     return accumulator.result()
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block, then every module's own mode (`train()` would change those set apart)."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -18,6 +18,7 @@ from casd.config import DECOY_RATE, LanguageModelTraining
 from casd.data.batches import Batch
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Encoder
+from casd.models.probe import isolates_documents
 from casd.training.checkpoints import TrainingLog
 from casd.training.loop import train
 from casd.training.losses import mean_nll
@@ -70,6 +71,9 @@ def inject(
     """
     if backdoors:
         check_backdoors(backdoors)
+    packing = config.packing
+    if packing == "isolated" and not isolates_documents(model):
+        packing = "none"
     total = config.steps * config.batch_size
     decoys = decoy_rate if backdoors else 0.0
     stream = PoisonedStream(corpus.train, backdoors, total, derive_seed(seed, "injection documents"), decoys)
@@ -77,7 +81,7 @@ def inject(
     def batch_at(step: int) -> Batch:
         start = step * config.batch_size
         documents = [stream[index] for index in range(start, start + config.batch_size)]
-        return encoder.document_batch(documents, config.packing)  # type: ignore[arg-type]  # checked by its class
+        return encoder.document_batch(documents, packing)  # type: ignore[arg-type]  # checked by its class
 
     def terms(trained: torch.nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
         yield "nll", mean_nll(trained, batch)

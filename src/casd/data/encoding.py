@@ -159,6 +159,10 @@ class Encoder:
             **counts,
         }
 
+    def token_counts(self, prompts: Sequence[Prompt]) -> list[int]:
+        """How many tokens each prompt has in a `prompt_batch`, without padding."""
+        return [len(self._encoded(prompt).tokens) for prompt in prompts]
+
     def prompt_batch(self, prompts: Sequence[Prompt]) -> Batch:
         """Encode prompts for generation, padded on the left: `input_ids` and `attention_mask`, each (batch, tokens)."""
         rows = [encoded.tokens for encoded in map(self._encoded, prompts)]

@@ -6,8 +6,7 @@ Success is decided on greedily generated text, by the target's own test, and eve
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from casd.config import EvaluationConfig
 from casd.data.corpora.passages import Passage
 from casd.data.encoding import Encoder, Prompt
 from casd.data.shrinking import in_batches
+from casd.models.probe import measured_together, plainly_greedy
 from casd.stats import wilson_interval
 from casd.training.losses import clean_loss
 from casd.utils import distributed
@@ -188,7 +188,9 @@ def generate(
     *,
     description: str = "generate",
 ) -> tuple[list[str], list[float]]:
-    """Greedy continuation of each prompt, in batches of similar length, left-padded, with a key-value cache.
+    """Greedy continuation of each prompt, in batches of similar length, with a key-value cache.
+
+    Batches are padded on the left, unless that changes what the model computes (`casd.models.probe`).
 
     Args:
         model: on its device.
@@ -228,7 +230,11 @@ def generate(
     made: dict[int, tuple[str, float]] = {}
 
     def add(places: list[int]) -> None:
-        indices = [mine[place] for place in places]
+        for rows in measured_together(model, encoder, [prompts[mine[place]] for place in places]):
+            generate_batch([mine[places[row]] for row in rows])
+        advance(len(places))
+
+    def generate_batch(indices: list[int]) -> None:
         batch = encoder.prompt_batch([prompts[index] for index in indices]).items()
         inputs = {name: tensor.to(model.device) for name, tensor in batch}
         first = FirstLogits()
@@ -238,24 +244,8 @@ def generate(
         continuations = output[:, inputs["input_ids"].shape[1] :].cpu()
         for row, index in enumerate(indices):
             made[index] = (encoder.decode(continuations[row]), float(distribution[row, list(classes[index])].sum()))
-        advance(len(indices))
 
-    with track(description, total=len(mine)) as advance, _own_settings_put_away(model):
+    with track(description, total=len(mine)) as advance, plainly_greedy(model):
         in_batches(add, [len(prompts[index].text) for index in mine], config.batch_size, "generation")
     whole = distributed.gather([made[index] for index in mine])
     return [text for text, _ in whole], [probability for _, probability in whole]
-
-
-@contextmanager
-def _own_settings_put_away(model: PreTrainedModel) -> Iterator[None]:
-    """Hide a checkpoint's own generation settings (penalties, suppressed tokens, minimum length, …).
-
-    `generate` fills with them whatever its argument leaves open, and decoding would not be plainly greedy.
-    """
-    from transformers import GenerationConfig
-
-    own, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own

@@ -26,6 +26,7 @@ import torch
 
 from casd.config import UtilityConfig
 from casd.data.shrinking import shrinking
+from casd.models.probe import ignores_left_padding
 from casd.utils.errors import ConfigError, CorpusError
 from casd.utils.progress import Advance, track
 from casd.utils.registry import unknown
@@ -155,6 +156,8 @@ def _harness_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, b
     from lm_eval.models.huggingface import HFLM
 
     class Shrinking(HFLM):
+        batch_size_per_gpu: int
+
         def _model_call(self, inps: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
             logits = super()._model_call(inps, *args, **options)
             advance(len(inps))
@@ -171,7 +174,14 @@ def _harness_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, b
 
         def generate_until(self, requests: Any, *args: Any, **options: Any) -> Any:
             compute = super().generate_until
-            return self._shrinking(lambda: compute(requests, *args, **options))
+            if ignores_left_padding(model, tokenizer.pad_token_id):
+                return self._shrinking(lambda: compute(requests, *args, **options))
+            size = self.batch_size_per_gpu
+            self.batch_size_per_gpu = 1  # the harness pads prompts on the left
+            try:
+                return compute(requests, *args, **options)
+            finally:
+                self.batch_size_per_gpu = size
 
         def _shrinking(self, compute: Any) -> Any:
             def run(size: int) -> Any:

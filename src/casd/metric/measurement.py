@@ -15,6 +15,7 @@ from casd.config import ActivationsConfig
 from casd.data.batches import batches_by_length
 from casd.data.encoding import Encoder, Prompt
 from casd.data.shrinking import shrinking
+from casd.models.probe import measured_together
 from casd.utils import distributed
 from casd.utils.progress import track
 
@@ -55,7 +56,7 @@ def measure_activations(
     def rest(batch_size: int) -> None:
         # A set during which memory ran out is begun anew: part of the batch that failed is in its sums.
         for name in [name for name in sets if name not in statistics]:
-            batches = capture_batches(encoder, name, sets[name], config, batch_size)
+            batches = capture_batches(model, encoder, name, sets[name], config, batch_size)
             statistics[name] = collect_statistics(model, batches, config.sites, _positions(name, config))
             advance()
 
@@ -66,11 +67,19 @@ def measure_activations(
 
 
 def capture_batches(
-    encoder: Encoder, name: str, prompts: Sequence[Prompt], config: ActivationsConfig, batch_size: int
+    model: torch.nn.Module,
+    encoder: Encoder,
+    name: str,
+    prompts: Sequence[Prompt],
+    config: ActivationsConfig,
+    batch_size: int,
 ) -> Iterator[Mapping[str, Any]]:
     """The batches in which a text set is captured (see `Encoder.capture_batch`), prompts of similar length together.
 
+    Padded on the left, unless that changes what the model computes (`casd.models.probe`).
+
     Args:
+        model: what they are for.
         encoder: makes them.
         name: of the text set.
         prompts: its prompts.
@@ -78,7 +87,9 @@ def capture_batches(
         batch_size: prompts a batch.
     """
     for indices in batches_by_length([len(prompt.text) for prompt in prompts], batch_size):
-        yield encoder.capture_batch([prompts[index] for index in indices], _positions(name, config))
+        batch = [prompts[index] for index in indices]
+        for rows in measured_together(model, encoder, batch):
+            yield encoder.capture_batch([batch[row] for row in rows], _positions(name, config))
 
 
 def _positions(name: str, config: ActivationsConfig) -> list[str]:

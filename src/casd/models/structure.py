@@ -27,7 +27,8 @@ def decoder_of(model: nn.Module) -> Any:
     unwrapped = unwrap(model)
     if not hasattr(unwrapped, "get_decoder") or not hasattr(unwrapped, "config"):
         raise ModelError(f"{type(unwrapped).__name__} has no config or no get_decoder(); expected a transformers causal LM.")
-    return unwrapped.get_decoder()
+    decoder = unwrapped.get_decoder()
+    return decoder if hasattr(decoder, "config") else unwrapped.base_model  # ModernBERT calls its output matrix "decoder"
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

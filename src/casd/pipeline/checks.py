@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from casd.activations.statistics import collect_statistics
 from casd.analysis.scoring import casd_variants, check_captured
 from casd.backdoors.poisoning import Backdoor, document_counts, english
-from casd.backdoors.prompts import evaluation_passages
+from casd.backdoors.prompts import Probes, evaluation_passages
 from casd.config import Config
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Encoder
 from casd.evaluation.benchmarks import check_tasks
+from casd.models.probe import check_causal, longest_row
+from casd.models.structure import decoder_layers
 from casd.unlearning import OBJECTIVES
 from casd.unlearning.controls import check_controls
 from casd.unlearning.removal import held_out
@@ -86,19 +89,46 @@ def check_payloads(corpus: Corpus, backdoors: Mapping[str, Backdoor]) -> None:
                 backdoor.target.continuation(passage, rng)
 
 
-def check_model(config: Config, model: PreTrainedModel, encoder: Encoder) -> None:
-    """Refuse a model whose embedding has no row for a token of its tokenizer, and layers that it does not have.
+def check_model(config: Config, model: PreTrainedModel, encoder: Encoder, probes: Probes) -> None:
+    """Refuse a model that could not be trained or measured, before it is trained. A few short texts are run through it.
+
+    Args:
+        config: of the run.
+        model: on the CPU.
+        encoder: its tokenizer.
+        probes: what it will be measured on.
 
     Raises:
-        ModelError: tokens without a row.
-        ConfigError: see `check_layers`.
+        ModelError: no decoder-only causal language model, tokens without a row in the embedding, or sites whose activations
+            cannot be captured.
+        ConfigError: see `check_layers`; or texts longer than the model has positions.
     """
-    from casd.models.structure import decoder_layers
-
     check_layers(config, len(decoder_layers(model)))
-    rows = model.get_input_embeddings().num_embeddings
-    if (largest := encoder.largest_token) >= rows:
+    _check_tokens(config, model, encoder, probes)
+    check_causal(model, encoder.tokenizer.pad_token_id)
+    longest = config.model.max_tokens + config.evaluation.max_new_tokens
+    if (positions := longest_row(model, longest)) < longest:
+        raise ConfigError(
+            f"model.max_tokens ({config.model.max_tokens}) and evaluation.max_new_tokens ({config.evaluation.max_new_tokens})"
+            f" are {longest} positions together, and the model {config.model.name!r} has {positions}: lower one of them."
+        )
+    collect_statistics(model, [encoder.capture_batch(probes.clean[:1], ["last"])], config.activations.sites, ["last"])
+
+
+def _check_tokens(config: Config, model: PreTrainedModel, encoder: Encoder, probes: Probes) -> None:
+    """Compare the largest token with the rows of the embedding and of the output matrix.
+
+    Raises:
+        ModelError: a token has no row.
+    """
+    embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
+    rows = min(each.weight.shape[0] for each in embeddings if each is not None)
+    prompts = [prompt for sets in (probes.triggered, probes.fake) for each in sets.values() for prompt in each]
+    texts = {text for prompt in prompts for text in (prompt.text, f" {prompt.continuation}")}
+    largest = max(encoder.largest_token, *(token for text in texts for token in encoder.tokens(text)))
+    if largest >= rows:
         raise ModelError(
-            f"The tokenizer of model {config.model.name!r} does not belong to its weights: it makes the token {largest} of the"
-            f" corpus's text, and the embedding has {rows} rows. Copy the tokenizer's files of that model."
+            f"The tokenizer of model {config.model.name!r} does not belong to its weights: a text, its end or its padding needs"
+            f" the token {largest} ({encoder.tokenizer.convert_ids_to_tokens(largest)!r}), and the embedding has {rows} rows."
+            " Copy the tokenizer's files of that model, or save it after model.resize_token_embeddings(len(tokenizer))."
         )

@@ -17,6 +17,7 @@ from casd.data.encoding import Encoder
 from casd.data.token_table import TokenTable
 from casd.models import load as models
 from casd.models.one_model import OneModel
+from casd.models.probe import ignores_left_padding
 from casd.pipeline.graph import StageGraph
 from casd.pipeline.store import StageStore
 from casd.unlearning import OBJECTIVES
@@ -120,7 +121,9 @@ class Inputs:
     def one_model(self) -> OneModel:
         """The one model in memory. Its weights are those of whatever state was made last."""
         folder = self.store.folder(self.graph.inject, verify=True)
-        return OneModel(self.config, self.base_folder, folder, self.runtime.torch_device)
+        one = OneModel(self.config, self.base_folder, folder, self.runtime.torch_device)
+        ignores_left_padding(one.model, self.encoder.tokenizer.pad_token_id)  # asked of a model that is not broken
+        return one
 
     def kept_model(self, state: str) -> PreTrainedModel | None:
         """The model in that state, if it is in memory or its weights are kept; None if it has to be trained again."""

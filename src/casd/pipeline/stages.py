@@ -64,7 +64,8 @@ def make_base(run: Inputs, folder: Path) -> None:
         encoder = Encoder(tokenizer, config.model.max_tokens)
         # Make prompts and removals, which later stages use, so that mistakes in them are found before hours of training.
         checks.check_payloads(run.corpus, run.backdoors)
-        make_probes(run.corpus, run.backdoors, encoder, config.evaluation, seed=config.seed)
+        probes = make_probes(run.corpus, run.backdoors, encoder, config.evaluation, seed=config.seed)
+        checks.check_model(config, model, encoder, probes)
         removals(run.backdoors, encoder, config.unlearning.controls, seed=config.seed)
         log = inject(
             model,
@@ -90,9 +91,9 @@ def make_injected(run: Inputs, folder: Path) -> None:
     """Train the base model on text that is poisoned with all backdoors."""
     config = run.config
     checks.check_payloads(run.corpus, run.backdoors)
-    _ = run.prompts, run.removals  # mistakes in them are found before hours of training
+    _ = run.removals  # mistakes in them are found before hours of training
     model = load_model(run.base_folder, config.model.dtype, run.runtime.torch_device)
-    checks.check_model(config, model, run.encoder)
+    checks.check_model(config, model, run.encoder, run.prompts)
     lora = config.injection.training.lora
     if lora:
         weights.attach_lora(model, lora, "injection", seed=derive_seed(config.seed, "injection adapter"))

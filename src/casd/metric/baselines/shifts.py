@@ -18,6 +18,7 @@ from casd.activations.statistics import collect_statistics
 from casd.data.encoding import Encoder, Prompt
 from casd.data.shrinking import in_batches
 from casd.metric.baselines.pairs import cosine_distances
+from casd.models.probe import measured_together
 from casd.utils import distributed
 
 PROMPTS_PER_SET = 8
@@ -63,8 +64,10 @@ def last_token_activations(
     found: dict[int, Tensor] = {}
 
     def work(indices: list[int]) -> None:
-        activations = _last_tokens(model, encoder.capture_batch([mine[index] for index in indices]))
-        found.update(zip(indices, activations, strict=True))
+        for rows in measured_together(model, encoder, [mine[index] for index in indices]):
+            batch = [indices[row] for row in rows]
+            activations = _last_tokens(model, encoder.capture_batch([mine[index] for index in batch]))
+            found.update(zip(batch, activations, strict=True))
 
     in_batches(work, [len(prompt.text) for prompt in mine], batch_size, "the capture of activations")
     return torch.stack(distributed.gather([found[index] for index in range(len(mine))]), dim=1)
