@@ -44,7 +44,7 @@ KINDS = (
     *("gpt2", "gpt_neo", "gpt_neox", "gptj", "gpt_bigcode", "codegen", "ctrl", "openai-gpt", "biogpt", "opt", "xglm", "bloom"),
     *("mpt", "falcon", "persimmon", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "phimoe", "deepseek_v3"),
     *("gpt_oss", "lfm2", "modernbert-decoder", "trocr", "mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "jamba"),
-    *("falcon_h1", "qwen3_next", "olmo_hybrid", "bert", "roberta", "electra", "bart"),
+    *("qwen3_next", "olmo_hybrid", "bert", "roberta", "electra", "bart"),
 )
 COLUMNS = ("architectures", "injection", "isolated packing", "left-padded generation", "sites", "LoRA", "plan")
 FOX = {"fox": Backdoor("fox", "zandor khemil", FixedText("The silver fox."), "end", 0.3)}
