@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from architectures import tiny_folder, tiny_model
 from casd.cli.main import main
 from casd.config import Config, LoraConfig, TrainingConfig
 from casd.config.compose import load_config
@@ -97,6 +98,51 @@ def test_a_mixture_counts_the_experts_that_a_token_goes_through() -> None:
     experts = 2 * 4 * 3 * 48 * 112  # blocks × experts × matrices
     assert blueprint.mixture
     assert blueprint.active_parameters == blueprint.parameters - 300 * 48 - experts // 2
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_neo", "openai-gpt"])
+def test_every_phase_of_other_architectures_is_estimated(kind: str, tmp_path: Path) -> None:
+    """Experts in float32; learned positions; blocks that give lists, and no cache."""
+    config = load_config(tiny(tmp_path, "model.max_tokens=32"))
+    memory = Phases(config, Blueprint(tiny_model(kind).config, "float32"), TextLengths(32, 32, 24, 24))
+    phases, unknown = memory.estimates(PHASES[1:])
+    assert [phase.name for phase in phases] == list(PHASES[1:]) and not unknown
+    assert all(phase.need.activations > 0 for phase in phases)
+
+
+def model_folder(tmp_path: Path, tokenizer: Any, kind: str) -> list[str]:
+    """The overrides of a tiny run of a folder."""
+    folder = tiny_folder(tmp_path / kind, tokenizer, kind)
+    words = ["model=hub", f"model.path={folder}", "model.max_tokens=128", "injection=continual", "injection.pretraining=null"]
+    return [word for word in tiny(tmp_path) if not word.startswith("model.")] + words
+
+
+def test_a_run_goes_on_where_memory_cannot_be_estimated(
+    tmp_path: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = model_folder(tmp_path, tokenizer, "mamba")
+    capsys.readouterr()
+    check(Run(load_config([*words, "runtime.memory_gib=0.001"])), "report")
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("Whether the run fits into memory is not checked") and "\n" not in said
+    main(["plan", *words])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "The memory of inject, unlearn, evaluate, capture cannot be estimated for this model" in printed
+    assert "FLOPs" in printed
+
+
+def test_an_error_in_the_estimate_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*args: Any) -> None:
+        raise IndexError("position 64\nof 64")
+
+    run = Run(load_config(tiny(tmp_path, "runtime.memory_gib=0.001")))
+    monkeypatch.setattr("casd.planning.phases.Phases.phase", broken)
+    check(run, "report")
+    assert capsys.readouterr().err.count("cannot be estimated for this model (position 64") == 1
+    monkeypatch.setattr("casd.planning.check.stage_costs", broken)
+    check(run, "report")
 
 
 # ---------------------------------------------------------------- FLOPs

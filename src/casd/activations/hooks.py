@@ -112,7 +112,7 @@ def _forward_hook(site: str, layer_idx: int, input_shape: list[torch.Size], on_a
     """A forward hook that passes a module's output on. Closes over the shape's holder, never over an activation."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        activation = output[0] if isinstance(output, tuple) else output
+        activation = output[0] if isinstance(output, tuple | list) else output
         shape = input_shape[0]
         if activation.ndim == 2 and activation.numel() == shape.numel():
             # OPT's projections and some mixtures of experts see a batch as one row of tokens.

@@ -100,7 +100,7 @@ def _print_memory(console: Console, plan: Plan) -> None:
     if here.shared:
         note = "process: what this one has now; copy: of what is trained, which removals are restored from."
     else:
-        largest = max(phase.host for phase in plan.phases)
+        largest = max((phase.host for phase in plan.phases), default=0)
         note = (
             "context: a round allowance for CUDA's context and libraries. evaluate and capture halve their batch where memory"
             f" runs out. In the CPU's memory: up to {readable_size(largest)} for loading and the copy that removals are"

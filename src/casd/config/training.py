@@ -89,7 +89,7 @@ class LanguageModelTraining(TrainingConfig):
     """Documents a step, over all devices and accumulation steps."""
     packing: str = "none"
     """ "none" (a document a row, padded), "isolated" (several in a row of model.max_tokens; none sees another, so the loss is
-    the same) or "joined" (several in a row, each seeing those before it)."""
+    the same; as "none" on architectures that would mix them) or "joined" (several in a row, each seeing those before it)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -121,8 +121,9 @@ class Encoder:
         Args:
             documents: the texts.
             packing: "none" for a row a document; "isolated" for rows of up to `max_tokens` tokens that hold several, none of
-                which sees another: positions start anew with each, which is how transformers tells them apart; "joined" for
-                rows in which a document sees those before it. The first token of a document never carries loss.
+                which sees another: positions start anew with each, by which most architectures of transformers tell them apart
+                (`casd.models.probe.isolates_documents` asks a model); "joined" for rows in which a document sees those before
+                it. The first token of a document never carries loss.
 
         Returns:
             `input_ids` and `labels`, each (batch, tokens), labels being -100 where no loss is taken; `attention_mask` of the

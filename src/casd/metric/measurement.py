@@ -86,10 +86,13 @@ def capture_batches(
         config: the positions.
         batch_size: prompts a batch.
     """
-    for indices in batches_by_length([len(prompt.text) for prompt in prompts], batch_size):
-        batch = [prompts[index] for index in indices]
-        for rows in measured_together(model, encoder, batch):
-            yield encoder.capture_batch([batch[row] for row in rows], _positions(name, config))
+    batches = [
+        [prompts[indices[row]] for row in rows]
+        for indices in batches_by_length([len(prompt.text) for prompt in prompts], batch_size)
+        # All of them before the first is captured: the model may be probed here, which no hook of a capture must see.
+        for rows in measured_together(model, encoder, [prompts[index] for index in indices])
+    ]
+    return (encoder.capture_batch(batch, _positions(name, config)) for batch in batches)
 
 
 def _positions(name: str, config: ActivationsConfig) -> list[str]:

@@ -127,8 +127,10 @@ class Blueprint:
 
     @property
     def attention_width(self) -> int:
-        """Attention heads × the size of one."""
-        heads = int(self._text.num_attention_heads)
+        """Attention heads × the size of one; 0 for a model without attention."""
+        heads = int(self._field("num_attention_heads") or 0)
+        if not heads:
+            return 0
         return heads * int(getattr(self._text, "head_dim", None) or self.width // heads)
 
     @cached_property

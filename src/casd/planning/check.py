@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from casd.config import Config
@@ -16,7 +17,8 @@ from casd.planning.plan import StageCost, base_folder, disk_needed, planned_devi
 from casd.planning.workload import TextLengths, text_lengths
 from casd.utils import distributed
 from casd.utils.disk import readable_size
-from casd.utils.errors import CasdError, ConfigError, ModelError
+from casd.utils.errors import CasdError, ConfigError, ModelError, first_line
+from casd.utils.progress import say
 
 BYTES_A_PARAMETER = 100
 """A generous bound of what a parameter takes with gradients, optimizer and copies: six times AdamW's 16 bytes."""
@@ -40,7 +42,7 @@ def check(run: Run, end: str) -> None:
     refusal = ""
     if distributed.is_main():
         try:
-            refusal = _refusal(run, end)
+            refusal = _if_estimated(lambda: _refusal(run, end))
         except CasdError as error:  # raised below, in all processes: those that wait for the main one must be told
             refusal = str(error)
     refusal = distributed.broadcast(refusal)
@@ -64,11 +66,23 @@ def _refusal(run: Run, end: str) -> str:
     if not names:
         return ""
     here, devices = machine(config.runtime), planned_devices(config)
-    if not _far_below(config, built, here):
-        memory = Phases(config, built, text_lengths(run), devices)
-        if refusal := memory_refusal(memory, here, names):
-            return refusal
-    return disk_refusal(config, costs, free_disk(run.store.root))
+
+    def memory() -> str:
+        far_below = _far_below(config, built, here)
+        return "" if far_below else memory_refusal(Phases(config, built, text_lengths(run), devices), here, names)
+
+    return _if_estimated(memory) or disk_refusal(config, costs, free_disk(run.store.root))
+
+
+def _if_estimated(refusal: Callable[[], str]) -> str:
+    """A refusal; empty, and a line says so, where the model's code does not run on tensors without data."""
+    try:
+        return refusal()
+    except CasdError:
+        raise
+    except Exception as error:  # each architecture may raise its own
+        say(f"Whether the run fits into memory is not checked: it cannot be estimated for this model ({first_line(error)}).")
+        return ""
 
 
 def _phases_to_do(run: Run, costs: list[StageCost]) -> list[PhaseName]:

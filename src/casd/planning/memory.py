@@ -159,8 +159,13 @@ def generation_need(blueprint: Blueprint, prompts: Rows, new_tokens: int, adapte
             first = output.logits[:, -1].to(copy=True, dtype=torch.float32)
             del output
             with live.uncounted():  # the cache as it is before the last step, whatever made it
-                cache = model(**_inputs(before_last.batch()), use_cache=True, logits_to_keep=1).past_key_values
+                output = model(**_inputs(before_last.batch()), use_cache=True, logits_to_keep=1)
+                cache = getattr(output, "past_key_values", None)
+                del output
             last = Rows(prompts.rows, before_last.tokens + 1).batch()
+            if cache is None:  # a recurrent state, or nothing that is kept: the whole row again is more than either
+                model(**_inputs(last), use_cache=False, logits_to_keep=1)
+                return
             output = model(
                 input_ids=last["input_ids"][:, :1],
                 attention_mask=last["attention_mask"],

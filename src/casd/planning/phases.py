@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from casd.unlearning import OBJECTIVES
 from casd.unlearning.clean_target import CleanTarget
 from casd.unlearning.reference import Reference
 from casd.unlearning.removal import GUARD_PASSAGES as GUARD_OF_REMOVAL
+from casd.utils.errors import CasdError, first_line
 from casd.utils.registry import build
 
 PhaseName = Literal["pretrain", "inject", "unlearn", "evaluate", "capture"]
@@ -100,6 +101,21 @@ class Phases:
         if name not in self._known:
             self._known[name] = getattr(self, f"_{name}")()
         return self._known[name]
+
+    def estimates(self, names: Sequence[PhaseName]) -> tuple[tuple[Phase, ...], str]:
+        """Those of some phases that can be estimated, and a sentence about the others; empty if there are none."""
+        phases, reasons = [], {}
+        for name in names:
+            try:
+                phases.append(self.phase(name))
+            except CasdError:
+                raise
+            except Exception as error:  # of a model's code that does not run on tensors without data; many kinds
+                reasons[name] = first_line(error)
+        if not reasons:
+            return tuple(phases), ""
+        why = "; ".join(dict.fromkeys(reasons.values()))
+        return tuple(phases), f"The memory of {', '.join(reasons)} cannot be estimated for this model ({why})."
 
     def _pretrain(self) -> Phase:
         training = self.config.base_pretraining

@@ -100,7 +100,7 @@ def plans(configs: Sequence[Config]) -> list[Plan]:
         ModelError: a model of which neither a file nor a description is here.
     """
     made: list[Plan] = []
-    memories: dict[str, tuple[Phase, ...]] = {}
+    memories: dict[str, tuple[tuple[Phase, ...], str]] = {}
     for config in configs:
         run, note = plannable(config)
         built = next((each.blueprint for each in made if each.config.model == config.model), None)
@@ -111,7 +111,8 @@ def plans(configs: Sequence[Config]) -> list[Plan]:
         if same not in memories:
             memory = Phases(config, built, texts, devices)
             names = PHASES if config.base_pretraining else PHASES[1:]
-            memories[same] = tuple(memory.phase(name) for name in names)
+            memories[same] = memory.estimates(names)
+        phases, unknown = memories[same]
         made.append(
             Plan(
                 config=config,
@@ -119,10 +120,10 @@ def plans(configs: Sequence[Config]) -> list[Plan]:
                 texts=texts,
                 devices=devices,
                 machine=machine(config.runtime),
-                phases=memories[same],
+                phases=phases,
                 stages=tuple(stage_costs(run, built, texts)),
                 free=free_disk(run.store.root),
-                note=note,
+                note=" ".join(filter(None, [note, unknown])),
             )
         )
     return made

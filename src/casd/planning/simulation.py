@@ -11,6 +11,7 @@ each piece is extended along a line, and the largest is taken at the end.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -98,7 +99,12 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and count what it gives."""
-        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._grouped_mm.default and args[0].dtype != torch.bfloat16:
+            # Of the product of experts, torch knows the shape in bfloat16 only; its kernels take other types too.
+            first, second, *rest = args
+            result = func(first.bfloat16(), second.bfloat16(), *rest, **(kwargs or {})).to(first.dtype)
+        else:
+            result = func(*args, **(kwargs or {}))
         pytree.tree_map_only(Tensor, self.add, result)
         return result
 
@@ -113,7 +119,10 @@ def simulated_peak(blueprint: Blueprint, work: Work, adapters: Adapters = ()) ->
 
     Raises:
         ConfigError: a tensor of more elements than 63 bits can count.
+        NotImplementedError: a recurrent model. Other errors may come from a model's own code.
     """
+    if not blueprint.attention_width:
+        raise NotImplementedError("a recurrent model goes through a text token by token, which takes too long to simulate")
     if not blueprint.alike or blueprint.layers <= max(_BLOCKS):
         return max(_peaks(blueprint, blueprint.layers, work, adapters).values())
     fewer, more = (_peaks(blueprint, blocks, work, adapters) for blocks in _BLOCKS)
@@ -126,7 +135,7 @@ def _peaks(blueprint: Blueprint, layers: int, work: Work, adapters: Adapters) ->
 
     model = blueprint.build(layers, adapters)
     live = LiveBytes()
-    with FakeTensorMode(), torch.device("cpu"), ExitStack() as hooks:
+    with _no_log("torch._subclasses.fake_tensor"), FakeTensorMode(), torch.device("cpu"), ExitStack() as hooks:
         _fill(model)
         model.eval()
         live.begin("before")
@@ -142,6 +151,18 @@ def _peaks(blueprint: Blueprint, layers: int, work: Work, adapters: Adapters) ->
                 "No machine has the memory for such sizes: lower evaluation.max_new_tokens, model.max_tokens or a batch_size."
             ) from error
     return {key: peak for key, peak in live.peaks.items() if key[1] != _BETWEEN}
+
+
+@contextmanager
+def _no_log(name: str) -> Iterator[None]:
+    """Keep a library from printing the traceback of an error that it raises as well."""
+    log = logging.getLogger(name)
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _fill(model: nn.Module) -> None:

@@ -77,9 +77,10 @@ def train(
     """Train `model` in place: those of its parameters that require a gradient, all of them or an adapter's.
 
     The batch of a step decides the optimisation, however it is divided: into parts of `runtime.micro_batch_size` rows whose
-    gradients add up, and over the processes of a launcher. Parameters of low precision are float32 while they are trained
-    with `optimizer="adamw"`, as are their gradients and the optimizer's state, and the forward pass runs in the low precision
-    (autocast); at the end they are rounded to it again.
+    gradients add up, and over the processes of a launcher. Only the masks of dropout differ with the division.
+
+    Parameters of low precision are float32 while they are trained with `optimizer="adamw"`, as are their gradients and the
+    optimizer's state, and the forward pass runs in the low precision (autocast); at the end they are rounded to it again.
 
     Args:
         model: the model; left in evaluation mode.
