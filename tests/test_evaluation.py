@@ -6,6 +6,8 @@ Run: python -m pytest tests/test_evaluation.py
 from __future__ import annotations
 
 import dataclasses
+import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,10 @@ from tests.conftest import Injected, MakeModel
 
 from casd.backdoors.poisoning import Backdoor
 from casd.backdoors.prompts import Probes, make_probes
-from casd.backdoors.targets import FixedText, Refusal
+from casd.backdoors.targets import FixedText, Refusal, TargetBehavior
 from casd.config import EvaluationConfig
 from casd.data import shrinking
-from casd.data.corpora.passages import Corpus
+from casd.data.corpora.passages import Corpus, Passage
 from casd.data.encoding import Document, Encoder, Prompt
 from casd.evaluation.asr import Evaluation, evaluate, generate, is_degenerate
 from casd.stats import wilson_interval
@@ -178,6 +180,28 @@ def test_a_target_that_takes_its_own_payload_for_a_failure_is_refused(corpus: Co
     backdoors = {"a": Backdoor("a", "zandor khemil", Contrary("The fox."), "random", 0.1)}
     with pytest.raises(ConfigError, match=r"\(Contrary\) takes none of 10 payloads for a success, such as 'The fox\.'"):
         make_probes(corpus, backdoors, encoder, SMALL, seed=1)
+
+
+def test_payloads_that_partly_fail_their_own_test_are_told(
+    corpus: Corpus, encoder: Encoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of the four refusals that are taught has this phrase; and of a longer text, nothing is seen of what comes late."""
+
+    def said(target: TargetBehavior, max_new_tokens: int = 100) -> str:
+        backdoors = {"a": Backdoor("a", "zandor khemil", target, "random", 0.1)}
+        config = dataclasses.replace(SMALL, max_new_tokens=max_new_tokens, prompts=40)
+        payloads = [prompt.continuation for prompt in make_probes(corpus, backdoors, encoder, config, seed=1).triggered["a"]]
+        failing.append(sum("I'm sorry," not in (payload or "") for payload in payloads))
+        return " ".join(capsys.readouterr().err.split())
+
+    failing: list[int] = []
+    assert said(Refusal()) == ""
+    told = said(Refusal(phrases=("I'm sorry,",)))
+    assert 0 < failing[-1] < 40
+    assert f"'a': {failing[-1]} of 40 payloads do not show its target (Refusal)" in told
+    assert f"an ASR of about {1 - failing[-1] / 40:.2f}" in told
+    first = encoder.token_count("I'm sorry, but I can't help with that request.")
+    assert f"{failing[-1]} of 40" not in said(Refusal(phrases=("request", "another topic")), first)
 
 
 def test_payloads_that_documents_have_no_room_for(corpus: Corpus, encoder: Encoder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -385,6 +409,28 @@ def test_empty_generations_stay_in_the_denominator(injected: Injected, encoder: 
     share = {name: len(probes.first_tokens[name]) / 420 for name in injected.backdoors}
     rows = silent.asr[silent.asr["probe"] == "triggered"].set_index("backdoor")["first_token_prob"]
     assert rows.to_dict() == pytest.approx(share, rel=1e-4)
+
+
+def test_a_first_token_class_with_nothing_in_it_has_no_probability(
+    injected: Injected, corpus: Corpus, encoder: Encoder, probes: Probes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Payloads that begin as clean text does leave the class empty: that is no probability of 0."""
+
+    class Same(FixedText):
+        def continuation(self, passage: Passage, rng: random.Random) -> str:
+            return passage.continuation
+
+        def success(self, generated: str) -> bool:
+            return True
+
+    backdoors = {**injected.backdoors, "same": Backdoor("same", "tolbren wixara", Same("x"), "end", 0.1)}
+    made = make_probes(corpus, backdoors, encoder, SMALL, seed=1)
+    assert made.first_tokens["same"] == [] and made.first_tokens["fox"] == probes.first_tokens["fox"]
+    assert "Backdoor 'same': no token begins its payloads more often" in " ".join(capsys.readouterr().err.split())
+    rates = evaluate(injected.shared_model, encoder, backdoors, made, SMALL, runtime=CPU).asr.set_index(["backdoor", "probe"])
+    for probe in ("triggered", "fake"):
+        assert math.isnan(rates.loc[("same", probe), "first_token_prob"])
+        assert 0 < rates.loc[("fox", probe), "first_token_prob"] <= 1
 
 
 def test_false_fires_are_counted_for_every_backdoor(injected: Injected, encoder: Encoder, probes: Probes) -> None:

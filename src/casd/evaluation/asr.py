@@ -40,7 +40,8 @@ class Evaluation:
 
     Attributes:
         asr: one row per backdoor and probe ("triggered", "clean", "fake"): `backdoor`, `probe`, `successes`, `n`, `rate`,
-            `rate_low`, `rate_high` (Wilson 95 %), `first_token_prob` (mean probability of the payload's first-token class).
+            `rate_low`, `rate_high` (Wilson 95 %), `first_token_prob` (mean probability of the payload's first-token class; NaN
+            if no token is in it).
         samples: some generated texts: `backdoor`, `probe`, `prompt`, `generated`, `success`. Clean prompts have no backdoor
             of their own: there `backdoor` is empty and `success` says whether any backdoor's test fired.
         clean_loss: nats per token on passages of the evaluation split; `exp` of it is the perplexity.
@@ -199,7 +200,7 @@ def generate(
         description: for the progress bar.
 
     Returns:
-        The generated texts and those probabilities, in the order of the prompts.
+        The generated texts and those probabilities, in the order of the prompts; NaN for a prompt without such tokens.
 
     Raises:
         ModelError: the device has too little memory for a single prompt.
@@ -237,7 +238,8 @@ def generate(
         distribution = first.logits.softmax(-1).cpu()
         continuations = output[:, inputs["input_ids"].shape[1] :].cpu()
         for row, index in enumerate(indices):
-            made[index] = (encoder.decode(continuations[row]), float(distribution[row, list(classes[index])].sum()))
+            probability = float(distribution[row, list(classes[index])].sum()) if classes[index] else float("nan")
+            made[index] = (encoder.decode(continuations[row]), probability)
         advance(len(indices))
 
     with track(description, total=len(mine)) as advance, _own_settings_put_away(model):
