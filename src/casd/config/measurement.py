@@ -8,6 +8,7 @@ from typing import Any
 from casd.config.fields import (
     MOST_TOKENS,
     Section,
+    Text,
     require,
     require_different,
     require_name,
@@ -20,9 +21,9 @@ from casd.config.fields import (
 class ActivationsConfig(Section):
     """Which activations are averaged."""
 
-    sites: list[str] = field(default_factory=lambda: ["resid_post"])
+    sites: list[Text] = field(default_factory=lambda: ["resid_post"])
     """Of resid_post, attn_out, mlp_out."""
-    positions: list[str] = field(default_factory=lambda: ["last", "prompt"])
+    positions: list[Text] = field(default_factory=lambda: ["last", "prompt"])
     """Of last, prompt, trigger, generated: the prompt's last token, all its tokens, the trigger's, and the first token of what
     the injected model is to answer (put after the prompt; the same in every state of the model)."""
     prompts: int = 32
@@ -98,7 +99,7 @@ class EvaluationConfig(Section):
 class UtilityConfig(Section):
     """Benchmarks of lm-evaluation-harness, run on every state of the model; needs the extra `eval`."""
 
-    tasks: list[str] = field(default_factory=list)
+    tasks: list[Text] = field(default_factory=list)
     """The harness's names of tasks (hellaswag, arc_easy, …), or YAML files of one's own; none for no such stage."""
     shots: int = 0
     """Examples in the prompt."""
