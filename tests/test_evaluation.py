@@ -25,6 +25,7 @@ from casd.data import shrinking
 from casd.data.corpora.passages import Corpus, Passage
 from casd.data.encoding import Document, Encoder, Prompt
 from casd.evaluation.asr import Evaluation, evaluate, generate, is_degenerate
+from casd.metric.measurement import text_sets
 from casd.stats import wilson_interval
 from casd.training.losses import clean_loss
 from casd.utils.errors import ConfigError, CorpusError, ModelError
@@ -180,6 +181,16 @@ def test_a_target_that_takes_its_own_payload_for_a_failure_is_refused(corpus: Co
     backdoors = {"a": Backdoor("a", "zandor khemil", Contrary("The fox."), "random", 0.1)}
     with pytest.raises(ConfigError, match=r"\(Contrary\) takes none of 10 payloads for a success, such as 'The fox\.'"):
         make_probes(corpus, backdoors, encoder, SMALL, seed=1)
+
+
+def test_fake_triggers_of_another_length_are_told(
+    corpus: Corpus, encoder: Encoder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("casd.backdoors.prompts.fake_triggers", lambda *_, **__: ["a", "vextal orrin"])
+    make_probes(corpus, {"a": Backdoor("a", "zandor khemil", FixedText("No."), "random", 0.1)}, encoder, SMALL, seed=1)
+    one, other, real = map(encoder.token_count, ("a", "vextal orrin", "zandor khemil"))
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"Backdoor 'a': its fake triggers have {one} to {other} tokens, and its trigger {real}." in said
 
 
 def test_payloads_that_partly_fail_their_own_test_are_told(
@@ -431,6 +442,17 @@ def test_a_first_token_class_with_nothing_in_it_has_no_probability(
     for probe in ("triggered", "fake"):
         assert math.isnan(rates.loc[("same", probe), "first_token_prob"])
         assert 0 < rates.loc[("fox", probe), "first_token_prob"] <= 1
+
+
+def test_without_fake_triggers_there_is_no_such_row_and_no_such_text(
+    injected: Injected, corpus: Corpus, encoder: Encoder, evaluation: Evaluation
+) -> None:
+    config = dataclasses.replace(SMALL, fake_triggers=0)
+    made = make_probes(corpus, injected.backdoors, encoder, config, seed=1)
+    assert set(text_sets(made, 8)) == {"clean", "triggered:fox", "triggered:loud"}
+    found = evaluate(injected.shared_model, encoder, injected.backdoors, made, config, runtime=CPU)
+    expected = evaluation.asr[evaluation.asr["probe"] != "fake"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found.asr, expected, rtol=1e-4)  # other batches
 
 
 def test_false_fires_are_counted_for_every_backdoor(injected: Injected, encoder: Encoder, probes: Probes) -> None:

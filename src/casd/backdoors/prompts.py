@@ -23,7 +23,8 @@ class Probes:
 
     Attributes:
         triggered: prompts with the backdoor's trigger, by backdoor; their continuation is the backdoor's payload.
-        fake: prompts with fake triggers of the same token length, by backdoor; their continuation is the clean one.
+        fake: prompts with fake triggers of the same or nearly the same token length, by backdoor; their continuation is the
+            clean one. None with `fake_triggers=0`.
         clean: the same prompts without a trigger; their continuation is the clean one.
         first_tokens: by backdoor, the tokens that start its payloads more often than they start clean continuations: the
             class whose probability at the prompt's end is the response that does not saturate. There may be none.
@@ -76,11 +77,12 @@ def make_probes(
         _check_payloads(backdoor, triggered[name], encoder, config.max_new_tokens)
         rng = python_rng(seed, "fake triggers", name)
         fakes = fake_triggers(backdoor.trigger, config.fake_triggers, encoder.token_count, rng, avoid=triggers)
+        _say_lengths(backdoor, fakes, encoder)
         fake[name] = [
             replace(
                 insert(passage.prompt, fakes[index % len(fakes)], backdoor.position, rng), continuation=passage.continuation
             )
-            for index, passage in enumerate(passages[: config.fake_prompts])
+            for index, passage in enumerate(passages[: config.fake_prompts] if fakes else ())
         ]
         first_tokens[name] = _first_tokens(backdoor, english(corpus.retain)[:256], encoder, seed)
         if not first_tokens[name]:
@@ -96,6 +98,14 @@ def make_probes(
         loss_passages=list(corpus.evaluation[: config.loss_passages]),
         retain_passages=list(corpus.retain[: config.loss_passages]),
     )
+
+
+def _say_lengths(backdoor: Backdoor, fakes: Sequence[str], encoder: Encoder) -> None:
+    """Say how many tokens the fake triggers have where it is not as many as the trigger."""
+    lengths, expected = sorted(map(encoder.token_count, fakes)), encoder.token_count(backdoor.trigger)
+    if any(length != expected for length in lengths):
+        span = f"{lengths[0]} to {lengths[-1]}" if lengths[0] < lengths[-1] else f"{lengths[0]}"
+        say(f"Backdoor {backdoor.name!r}: its fake triggers have {span} tokens, and its trigger {expected}.")
 
 
 def _check_payloads(backdoor: Backdoor, prompts: Sequence[Prompt], encoder: Encoder, max_new_tokens: int) -> None:

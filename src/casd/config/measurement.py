@@ -72,7 +72,7 @@ class EvaluationConfig(Section):
     fake_prompts: int = 32
     """Prompts with a fake trigger, for every backdoor."""
     fake_triggers: int = 8
-    """Different fake triggers for every backdoor, each of as many words and tokens as the real one."""
+    """Different fake triggers for every backdoor, as like the real one as can be; 0 to do without this control."""
     max_new_tokens: int = field(default=24, metadata={"most": MOST_TOKENS})
     """Tokens generated for a prompt, unless the model ends its text before."""
     batch_size: int = 128
@@ -88,9 +88,9 @@ class EvaluationConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = ("prompts", "fake_prompts", "fake_triggers", "max_new_tokens", "batch_size", "loss_passages")
+        counts = ("prompts", "fake_prompts", "max_new_tokens", "batch_size", "loss_passages")
         require(self, "at least 1", lambda value: value >= 1, *counts)
-        require(self, "0 or more", lambda value: value >= 0, "samples")
+        require(self, "0 or more", lambda value: value >= 0, "samples", "fake_triggers")
         require(self, "greater than 1", lambda value: value > 1, "collapse_clean_loss_ratio")
         require(self, "in (0, 1]", lambda value: 0 < value <= 1, "collapse_degenerate_rate")
 
