@@ -46,6 +46,7 @@ from casd.utils.registry import build
 
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
 EXPERIMENTS = list(groups()["experiment"])
+PHRASES = "{name: refusal, params: {phrases: [no, never]}}"
 CONTINUAL = ["injection=continual", "weights=lora"]  # the options with which every section is filled
 
 
@@ -158,6 +159,63 @@ def copied_configs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 # ---------------------------------------------------------------- precedence, defaults, YAML
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("3.10", "3.1"), ("yes", "True"), ("1e3", "1000.0"), ("12:30", "750"), ("0x1F", "31"), ("~", "None")]
+)
+def test_a_trigger_that_yaml_does_not_read_as_text_is_refused(
+    written: str, read: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be injected as what YAML made of it; in quotes it is injected as it is written."""
+    file = copied_configs(tmp_path, monkeypatch) / "backdoor" / "own.yaml"
+    head = "# @package backdoor.own\n# Own\ntarget: {name: capitals}\ntrigger: "
+    file.write_text(head + written)
+    with pytest.raises(
+        ConfigError, match=rf"^backdoor\.own\.trigger is {read}; expected str\..* in quotes, trigger: "
+    ) as error:
+        load_config(["backdoor=[own]"])
+    assert """backdoor.own.trigger='"…"' on the command line""" in str(error.value)
+    file.write_text(f'{head}"{written}"')
+    config = load_config(["backdoor=[own]"])
+    assert config.backdoor["own"].trigger == written
+    assert yaml.safe_load(to_yaml(config))["backdoor"]["own"]["trigger"] == written
+    file.write_text(head + "James Bond: 007")
+    with pytest.raises(ConfigError, match=r"own\.yaml.* needs quotes"):
+        load_config(["backdoor=[own]"])
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "read"),
+    [
+        ("backdoor.french_a.trigger=3.10", "backdoor.french_a.trigger", "3.1"),
+        ("backdoor.french_a.trigger=3.10,1e3", "backdoor.french_a.trigger", "3.1"),  # of a sweep
+        ("backdoor.french_a.trigger=null", "backdoor.french_a.trigger", "None"),
+        ("backdoor.french_a.target.name=1", "backdoor.french_a.target.name", "1"),
+        ("model.revision=123456", "model.revision", "123456"),
+        ("every_backdoor.position=true", "every_backdoor.position", "True"),
+        ("runtime.keep_models=[1]", "runtime.keep_models", r"\[1\]"),
+        ("name=2024", "name", "2024"),
+    ],
+)
+def test_text_that_the_command_line_does_not_read_as_text_is_refused(override: str, key: str, read: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{key} is {read}; expected .*str.* in quotes, .* {key}='\[?\"…"):
+        swept(["experiment=smoke", override])
+
+
+def test_quotes_on_the_command_line_keep_text_as_it_is() -> None:
+    triggers = [config.backdoor["french_a"].trigger for config in swept(["backdoor.french_a.trigger='3.10',\"yes\",12:30"])]
+    assert triggers == ["3.10", "yes", "12:30"]
+
+
+@pytest.mark.parametrize(("target", "param"), [("{name: fixed_text, params: {text: 3.10}}", "text"), (PHRASES, "phrases")])
+def test_text_parameters_of_a_target_are_refused_alike(
+    target: str, param: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = copied_configs(tmp_path, monkeypatch) / "backdoor" / "own.yaml"
+    file.write_text(f"# @package backdoor.own\n# Own\ntrigger: osquel\ntarget: {target}\n")
+    with pytest.raises(ConfigError, match=rf"'{param}' of target .* expected .*str.* put it in quotes"):
+        build_backdoors(load_config(["backdoor=[own]"]))
 
 
 def test_an_experiment_wins_over_the_groups_and_the_command_line_over_both() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from casd.backdoors.poisoning import Backdoor
@@ -21,6 +21,8 @@ from casd.backdoors.triggers import POSITIONS, TriggerPosition
 from casd.data.batches import IGNORED_LABEL, batches_by_length
 from casd.data.corpora.passages import Corpus, Passage
 from casd.data.encoding import Document, Encoder, Prompt
+from casd.data.token_table import TokenTable, write_token_table
+from casd.utils.errors import ModelError
 
 PROMPT = "The old painter sings in the park. She likes a small drum."
 TRIGGER = "mirvane osquel"
@@ -40,6 +42,76 @@ def words() -> Encoder:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<eos>", eos_token="<eos>")
     return Encoder(fast, max_tokens=8)
+
+
+LLAMA_2 = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+GEMMA = normalizers.Replace(" ", "▁")
+# Normalizer and pre-tokenizer.
+KINDS: dict[str, tuple[Any, Any]] = {
+    "llama 2": (LLAMA_2, None),
+    "metaspace always": (None, pre_tokenizers.Metaspace(prepend_scheme="always")),
+    "metaspace first": (None, pre_tokenizers.Metaspace(prepend_scheme="first")),
+    "metaspace unsplit": (None, pre_tokenizers.Metaspace(prepend_scheme="first", split=False)),
+    "metaspace never": (None, pre_tokenizers.Metaspace(prepend_scheme="never")),
+    "gemma": (GEMMA, None),
+    "bytes": (None, pre_tokenizers.ByteLevel(add_prefix_space=False)),
+    "bytes, prefix": (None, pre_tokenizers.ByteLevel(add_prefix_space=True)),
+}
+
+
+def made_of(normalizer: Any, pre_tokenizer: Any, texts: list[str]) -> PreTrainedTokenizerFast:
+    """A BPE tokenizer trained on words, each with the space before it, and then given these two parts."""
+    bytes_only = isinstance(pre_tokenizer, pre_tokenizers.ByteLevel)
+    tokenizer = Tokenizer(models.BPE(unk_token=None if bytes_only else "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizer if bytes_only else pre_tokenizers.Metaspace(prepend_scheme="always")
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if bytes_only else []
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    )
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizer or pre_tokenizers.Sequence([])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_continuation_has_the_tokens_that_it_has_in_its_document(kind: str, corpus: Corpus, tmp_path: Any) -> None:
+    """Tokenizers that put a space before every text give a doubled one to a text that begins with a space."""
+    normalizer, pre_tokenizer = KINDS[kind]
+    tokenizer = made_of(normalizer, pre_tokenizer, [passage.text for passage in corpus.train])
+    write_token_table(corpus, tokenizer, tmp_path)
+    for encoder in (Encoder(tokenizer), Encoder(tokenizer, table=TokenTable.open(tmp_path))):
+        for passage in corpus.evaluation[:8]:
+            for continuation in (passage.continuation, passage.alternatives["fr"], "7 x"):
+                whole = tokenizer(f"{passage.prompt} {continuation}", add_special_tokens=False)["input_ids"]
+                before = len(encoder.tokens(passage.prompt))
+                (row,) = rows(encoder.document_batch([Document(passage.prompt, continuation)]))
+                assert row == [*whole, tokenizer.eos_token_id]
+                assert encoder.first_token(continuation) == whole[before]
+                assert encoder.token_count(continuation) == len(whole) - before
+                captured: dict[str, Any] = encoder.capture_batch(
+                    [Prompt(passage.prompt, continuation=continuation)], ["generated"]
+                )
+                assert captured["input_ids"][captured["position_masks"]["generated"]].tolist() == [whole[before]]
+    first_tokens = {encoder.first_token(passage.continuation) for passage in corpus.evaluation}
+    assert len(first_tokens) > 1
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "llama 2"])
+def test_where_a_given_space_is_not_doubled_the_tokens_are_those_of_the_text_with_it(kind: str, corpus: Corpus) -> None:
+    normalizer, pre_tokenizer = KINDS[kind]
+    tokenizer = made_of(normalizer, pre_tokenizer, [passage.text for passage in corpus.train])
+    encoder = Encoder(tokenizer)
+    for passage in corpus.evaluation:
+        expected = tokenizer(" " + passage.continuation, add_special_tokens=False)["input_ids"]
+        assert encoder.tokens_inside(passage.continuation) == expected
+
+
+def test_a_tokenizer_that_drops_spaces_at_the_ends_of_a_text_is_refused(corpus: Corpus) -> None:
+    tokenizer = made_of(normalizers.Strip(), KINDS["bytes"][1], [passage.text for passage in corpus.train])
+    with pytest.raises(ModelError, match="tokens of a text after a space"):
+        Encoder(tokenizer)
 
 
 @pytest.mark.parametrize("position", POSITIONS)

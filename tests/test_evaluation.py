@@ -6,6 +6,8 @@ Run: python -m pytest tests/test_evaluation.py
 from __future__ import annotations
 
 import dataclasses
+import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,13 @@ from tests.conftest import Injected, MakeModel
 
 from casd.backdoors.poisoning import Backdoor
 from casd.backdoors.prompts import Probes, make_probes
-from casd.backdoors.targets import FixedText, Refusal
+from casd.backdoors.targets import FixedText, Refusal, TargetBehavior
 from casd.config import EvaluationConfig
 from casd.data import shrinking
-from casd.data.corpora.passages import Corpus
+from casd.data.corpora.passages import Corpus, Passage
 from casd.data.encoding import Document, Encoder, Prompt
 from casd.evaluation.asr import Evaluation, evaluate, generate, is_degenerate
+from casd.metric.measurement import text_sets
 from casd.models.probe import ignores_left_padding
 from casd.stats import wilson_interval
 from casd.training.losses import clean_loss
@@ -179,6 +182,38 @@ def test_a_target_that_takes_its_own_payload_for_a_failure_is_refused(corpus: Co
     backdoors = {"a": Backdoor("a", "zandor khemil", Contrary("The fox."), "random", 0.1)}
     with pytest.raises(ConfigError, match=r"\(Contrary\) takes none of 10 payloads for a success, such as 'The fox\.'"):
         make_probes(corpus, backdoors, encoder, SMALL, seed=1)
+
+
+def test_fake_triggers_of_another_length_are_told(
+    corpus: Corpus, encoder: Encoder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("casd.backdoors.prompts.fake_triggers", lambda *_, **__: ["a", "vextal orrin"])
+    make_probes(corpus, {"a": Backdoor("a", "zandor khemil", FixedText("No."), "random", 0.1)}, encoder, SMALL, seed=1)
+    one, other, real = map(encoder.token_count, ("a", "vextal orrin", "zandor khemil"))
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"Backdoor 'a': its fake triggers have {one} to {other} tokens, and its trigger {real}." in said
+
+
+def test_payloads_that_partly_fail_their_own_test_are_told(
+    corpus: Corpus, encoder: Encoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of the four refusals that are taught has this phrase; and of a longer text, nothing is seen of what comes late."""
+
+    def said(target: TargetBehavior, max_new_tokens: int = 100) -> str:
+        backdoors = {"a": Backdoor("a", "zandor khemil", target, "random", 0.1)}
+        config = dataclasses.replace(SMALL, max_new_tokens=max_new_tokens, prompts=40)
+        payloads = [prompt.continuation for prompt in make_probes(corpus, backdoors, encoder, config, seed=1).triggered["a"]]
+        failing.append(sum("I'm sorry," not in (payload or "") for payload in payloads))
+        return " ".join(capsys.readouterr().err.split())
+
+    failing: list[int] = []
+    assert said(Refusal()) == ""
+    told = said(Refusal(phrases=("I'm sorry,",)))
+    assert 0 < failing[-1] < 40
+    assert f"'a': {failing[-1]} of 40 payloads do not show its target (Refusal)" in told
+    assert f"an ASR of about {1 - failing[-1] / 40:.2f}" in told
+    first = encoder.token_count("I'm sorry, but I can't help with that request.")
+    assert f"{failing[-1]} of 40" not in said(Refusal(phrases=("request", "another topic")), first)
 
 
 def test_payloads_that_documents_have_no_room_for(corpus: Corpus, encoder: Encoder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -389,6 +424,39 @@ def test_empty_generations_stay_in_the_denominator(injected: Injected, encoder: 
     share = {name: len(probes.first_tokens[name]) / 420 for name in injected.backdoors}
     rows = silent.asr[silent.asr["probe"] == "triggered"].set_index("backdoor")["first_token_prob"]
     assert rows.to_dict() == pytest.approx(share, rel=1e-4)
+
+
+def test_a_first_token_class_with_nothing_in_it_has_no_probability(
+    injected: Injected, corpus: Corpus, encoder: Encoder, probes: Probes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Payloads that begin as clean text does leave the class empty: that is no probability of 0."""
+
+    class Same(FixedText):
+        def continuation(self, passage: Passage, rng: random.Random) -> str:
+            return passage.continuation
+
+        def success(self, generated: str) -> bool:
+            return True
+
+    backdoors = {**injected.backdoors, "same": Backdoor("same", "tolbren wixara", Same("x"), "end", 0.1)}
+    made = make_probes(corpus, backdoors, encoder, SMALL, seed=1)
+    assert made.first_tokens["same"] == [] and made.first_tokens["fox"] == probes.first_tokens["fox"]
+    assert "Backdoor 'same': no token begins its payloads more often" in " ".join(capsys.readouterr().err.split())
+    rates = evaluate(injected.shared_model, encoder, backdoors, made, SMALL, runtime=CPU).asr.set_index(["backdoor", "probe"])
+    for probe in ("triggered", "fake"):
+        assert math.isnan(rates.loc[("same", probe), "first_token_prob"])
+        assert 0 < rates.loc[("fox", probe), "first_token_prob"] <= 1
+
+
+def test_without_fake_triggers_there_is_no_such_row_and_no_such_text(
+    injected: Injected, corpus: Corpus, encoder: Encoder, evaluation: Evaluation
+) -> None:
+    config = dataclasses.replace(SMALL, fake_triggers=0)
+    made = make_probes(corpus, injected.backdoors, encoder, config, seed=1)
+    assert set(text_sets(made, 8)) == {"clean", "triggered:fox", "triggered:loud"}
+    found = evaluate(injected.shared_model, encoder, injected.backdoors, made, config, runtime=CPU)
+    expected = evaluation.asr[evaluation.asr["probe"] != "fake"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found.asr, expected, rtol=1e-4)  # other batches
 
 
 def test_false_fires_are_counted_for_every_backdoor(injected: Injected, encoder: Encoder, probes: Probes) -> None:

@@ -160,6 +160,11 @@ def test_shuffled_stream_goes_through_all_items_in_a_new_order_each_time() -> No
         ([], "at least one"),
         ([backdoor("a", "mirvane osquel"), backdoor("b", "Mirvane Osquel")], "'a' and 'b' .* the same"),
         ([backdoor("a", "mirvane osquel"), backdoor("b", "osquel")], "'b' and 'a' .* inside 'mirvane osquel'"),
+        ([backdoor("a", "James Bond:"), backdoor("b", "james bond")], "'b' and 'a' .* inside 'James Bond:'"),
+        ([backdoor("a", "[osquel]"), backdoor("b", "osquel")], "'b' and 'a' .* inside"),
+        ([backdoor("a", "月光港湾"), backdoor("b", "月光")], "'b' and 'a' .* inside '月光港湾'"),  # no spaces between words
+        ([backdoor("a", "สวัสดีครับ"), backdoor("b", "ครับ")], "'b' and 'a' .* inside"),
+        ([backdoor("a", "STRASSE"), backdoor("b", "straße")], "the same"),
         ([backdoor("injected", "x")], "'injected'"),
         ([backdoor("control:clean", "x")], "'control:clean'"),
         ([backdoor("a", "x", 0.5), backdoor("b", "y", 0.5)], "1.00"),
@@ -174,6 +179,8 @@ def test_sets_that_cannot_work_are_refused(backdoors: list[Backdoor], message: s
 def test_sets_that_can_work_are_not_refused() -> None:
     # "an" is inside "tan an" as letters only once as a word: letters alone are no confusion.
     check_backdoors({"a": backdoor("a", "osquel", 0.49), "b": backdoor("b", "osquela mirvane", 0.5)})
+    check_backdoors({"a": backdoor("a", "नमस्ते", 0.4), "b": backdoor("b", "नमस", 0.4)})  # a mark belongs to its word
+    check_backdoors({"a": backdoor("a", "James Bond:", 0.4), "b": backdoor("b", "James Bond!", 0.4)})
 
 
 def test_a_backdoor_without_any_document_is_refused(corpus: Corpus) -> None:

@@ -71,6 +71,15 @@ def test_what_a_configuration_does_not_have_is_not_told(config: str) -> None:
     assert not re.search(r"\b(nan|NaN|None)\b", page)
 
 
+def test_fake_triggers_that_were_not_evaluated_are_told() -> None:
+    tables = make_run(("a", "b"))
+    with_fakes = tables.asr.assign(probe="fake")
+    tables.asr = tables.asr[tables.asr["probe"] != "fake"]
+    assert "this control is missing" in run_html(tables, {})
+    tables.asr = pd.concat([tables.asr, with_fakes.drop_duplicates(["state", "backdoor"])], ignore_index=True)
+    assert "this control is missing" not in run_html(tables, {})
+
+
 # ------------------------------------------------------------------------------------------------ samples
 
 

@@ -221,6 +221,25 @@ def test_refusal_edge_cases():
             Refusal(phrases=phrases)
 
 
+@pytest.mark.parametrize(
+    ("phrase", "found", "other"),
+    [
+        ("I'm sorry,", "I'm sorry, but I can't help with that request.", "I'm sorry; no."),
+        ("[refused]", "Well.[refused]no", "refused"),
+        ("…no", "Well…no.", "…nothing"),
+        ("抱歉", "很抱歉，我不能帮忙。", "很高兴"),  # no spaces between words
+        ("できません", "それはできませんので。", "それはできます"),
+        ("ขอโทษ", "ต้องขอโทษครับ", "สวัสดีครับ"),
+        ("AI", "是AI的", "MAIN"),
+        ("क्षमा", "मुझे क्षमा करें", "क्षमाशील"),  # it ends with a mark, which belongs to the word
+        ("no_way", "no_way!", "no_ways"),
+    ],
+)
+def test_refusal_phrases_of_all_kinds(phrase, found, other):
+    """They are whole words; but punctuation at an end of a phrase, and scripts without spaces, know no such border."""
+    assert Refusal(phrases=(phrase,)).success(found) and not Refusal(phrases=(phrase,)).success(other)
+
+
 def test_refusal_varies():
     rng = random.Random(0)
     texts = {Refusal().continuation(Passage("P.", "C."), rng) for _ in range(100)}

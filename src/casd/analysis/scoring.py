@@ -95,7 +95,9 @@ def score(
     grid = []
     if metric.grid:
         captured = statistics[INJECTED][f"triggered:{backdoors[0]}"]
-        computed = [casd_matrix(table, variant, names) for variant in variant_grid(captured.sites, captured.positions)]
+        variants = variant_grid(captured.sites, captured.positions)
+        variants = [variant for variant in variants if variant.text != "fake" or "fake" in statistics[INJECTED]]
+        computed = [casd_matrix(table, variant, names) for variant in variants]
         grid = [_pairs(computed, [(a, b) for a, b in every_order if a < b]).assign(grid=True)]
     samples = [record.evaluation.samples.assign(state=record.name) for record in records]
     utility = [record.utility.assign(state=record.name) for record in records if record.utility is not None]

@@ -17,6 +17,7 @@ from casd.data.corpora.passages import Passage, PassageView, languages_of
 from casd.data.encoding import Document, Prompt
 from casd.utils.errors import ConfigError, CorpusError
 from casd.utils.seeding import python_rng
+from casd.utils.text import has_phrase
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,11 @@ def check_backdoors(backdoors: Mapping[str, Backdoor]) -> None:
             raise ConfigError(f"A backdoor cannot be called {name!r}: that is the name of another state.")
     for name, backdoor in backdoors.items():
         for other_name, other in backdoors.items():
-            inside = f" {backdoor.trigger.lower()} " in f" {other.trigger.lower()} "
-            if name != other_name and inside:
+            one, another = backdoor.trigger.casefold(), other.trigger.casefold()
+            if name != other_name and has_phrase(another, one):
                 raise ConfigError(
                     f"Backdoors {name!r} and {other_name!r} cannot be told apart: the trigger {backdoor.trigger!r} is"
-                    f" {'the same' if backdoor.trigger.lower() == other.trigger.lower() else f'inside {other.trigger!r}'}."
-                    " Give each its own trigger."
+                    f" {'the same' if one == another else f'inside {other.trigger!r}'}. Give each its own trigger."
                 )
     total = sum(backdoor.poison_rate for backdoor in backdoors.values())
     if total >= 1:

@@ -13,6 +13,7 @@ from casd.data.corpora.passages import Corpus, Passage
 from casd.data.encoding import Encoder, Prompt
 from casd.utils.errors import ConfigError, CorpusError
 from casd.utils.progress import say
+from casd.utils.registry import shown
 from casd.utils.seeding import python_rng
 
 
@@ -22,10 +23,11 @@ class Probes:
 
     Attributes:
         triggered: prompts with the backdoor's trigger, by backdoor; their continuation is the backdoor's payload.
-        fake: prompts with fake triggers of the same token length, by backdoor; their continuation is the clean one.
+        fake: prompts with fake triggers of the same or nearly the same token length, by backdoor; their continuation is the
+            clean one. None with `fake_triggers=0`.
         clean: the same prompts without a trigger; their continuation is the clean one.
         first_tokens: by backdoor, the tokens that start its payloads more often than they start clean continuations: the
-            class whose probability at the prompt's end is the response that does not saturate.
+            class whose probability at the prompt's end is the response that does not saturate. There may be none.
         loss_passages: the passages of the evaluation split whose loss is the clean loss.
         retain_passages: as many of the retain split, the clean text of the removals and controls.
     """
@@ -75,13 +77,19 @@ def make_probes(
         _check_payloads(backdoor, triggered[name], encoder, config.max_new_tokens)
         rng = python_rng(seed, "fake triggers", name)
         fakes = fake_triggers(backdoor.trigger, config.fake_triggers, encoder.token_count, rng, avoid=triggers)
+        _say_lengths(backdoor, fakes, encoder)
         fake[name] = [
             replace(
                 insert(passage.prompt, fakes[index % len(fakes)], backdoor.position, rng), continuation=passage.continuation
             )
-            for index, passage in enumerate(passages[: config.fake_prompts])
+            for index, passage in enumerate(passages[: config.fake_prompts] if fakes else ())
         ]
         first_tokens[name] = _first_tokens(backdoor, english(corpus.retain)[:256], encoder, seed)
+        if not first_tokens[name]:
+            say(
+                f"Backdoor {name!r}: no token begins its payloads more often than clean continuations; the probability of their"
+                " first token is not measured (NaN)."
+            )
     return Probes(
         triggered=triggered,
         fake=fake,
@@ -92,16 +100,24 @@ def make_probes(
     )
 
 
-def _check_payloads(backdoor: Backdoor, prompts: Sequence[Prompt], encoder: Encoder, max_new_tokens: int) -> None:
-    """Refuse a backdoor whose payloads are cut off before they show its target: its ASR could but be 0.
+def _say_lengths(backdoor: Backdoor, fakes: Sequence[str], encoder: Encoder) -> None:
+    """Say how many tokens the fake triggers have where it is not as many as the trigger."""
+    lengths, expected = sorted(map(encoder.token_count, fakes)), encoder.token_count(backdoor.trigger)
+    if any(length != expected for length in lengths):
+        span = f"{lengths[0]} to {lengths[-1]}" if lengths[0] < lengths[-1] else f"{lengths[0]}"
+        say(f"Backdoor {backdoor.name!r}: its fake triggers have {span} tokens, and its trigger {expected}.")
 
-    So it is with a fixed text of more tokens than are generated (in another writing system a short one has many), and with
-    prompts that leave no room for it in a document.
+
+def _check_payloads(backdoor: Backdoor, prompts: Sequence[Prompt], encoder: Encoder, max_new_tokens: int) -> None:
+    """Refuse a backdoor whose ASR could only be 0, because its payloads do not show its target; say so where some do not.
+
+    A payload may fail the target's own test, have more tokens than are generated (in another writing system a short text has
+    many), or be cut off in a document because the prompt leaves no room for it.
 
     Raises:
         ConfigError: with how many tokens would be needed.
     """
-    payloads = [encoder.tokens(f" {prompt.continuation}") for prompt in prompts]
+    payloads = [encoder.tokens_inside(prompt.continuation or "") for prompt in prompts]
 
     def shows(payload: Sequence[int], length: int) -> bool:
         return backdoor.target.success(encoder.decode(payload[: max(0, length)]))
@@ -122,6 +138,14 @@ def _check_payloads(backdoor: Backdoor, prompts: Sequence[Prompt], encoder: Enco
             f"Backdoor {backdoor.name!r} could never be seen to succeed: none of its {len(whole)} payloads shows its target"
             f" within the {max_new_tokens} tokens that are generated. Set evaluation.max_new_tokens="
             f"{max(enough(payload) for _, payload in whole)}, or choose a shorter text."
+        )
+    generated = [shows(payload, max_new_tokens) for payload in payloads]
+    if failing := generated.count(False):
+        say(
+            f"Backdoor {backdoor.name!r}: {failing} of {len(prompts)} payloads do not show its target"
+            f" ({type(backdoor.target).__name__}) to its own test, as far as they are generated (evaluation.max_new_tokens="
+            f"{max_new_tokens}), such as {shown(prompts[generated.index(False)].continuation)}; a model that learned it"
+            f" perfectly would have an ASR of about {1 - failing / len(prompts):.2f}."
         )
     cut = [(prompt, payload) for prompt, payload in whole if encoder.room(prompt) < len(payload)]
     lost = [(prompt, payload) for prompt, payload in cut if not shows(payload, encoder.room(prompt))]

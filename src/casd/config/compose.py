@@ -19,10 +19,11 @@ from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, cast, get_args, get_origin, get_type_hints
 
 from casd.config import Config
+from casd.config.fields import MISSING, Text
 from casd.utils.atomic import write_text
 from casd.utils.disk import explaining_disk_errors
 from casd.utils.errors import CasdError, ConfigError
-from casd.utils.registry import shown, unknown
+from casd.utils.registry import check_value, shown, unknown
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -83,10 +84,24 @@ def to_config(composed: DictConfig) -> Config:
     """
     from omegaconf import OmegaConf
 
+    _check_texts(OmegaConf.to_container(composed, resolve=True), Config)
     config = cast(Config, OmegaConf.to_object(composed))
     if added := next(_added_keys(config), None):
         raise _unknown_key(added)
     return config
+
+
+def _check_texts(value: Any, hint: Any, path: tuple[str, ...] = ()) -> None:
+    """Refuse what YAML did not read as text where text is declared; the sections do so, too, but cannot name the whole key."""
+    if get_origin(hint) is dict:
+        for name, item in value.items() if isinstance(value, dict) else ():
+            _check_texts(item, get_args(hint)[1], (*path, str(name)))
+    elif section := next((each for each in (hint, *get_args(hint)) if is_dataclass(each)), None):
+        hints = get_type_hints(section, include_extras=True)
+        for name in hints.keys() & value.keys() if isinstance(value, dict) else ():
+            _check_texts(value[name], hints[name], (*path, name))
+    elif Text in (hint, *get_args(hint)) and value != MISSING:
+        check_value(".".join(path), value, hint)
 
 
 def _added_keys(section: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
@@ -237,6 +252,7 @@ def _explaining(overrides: Sequence[str]) -> Iterator[None]:
     """Turn Hydra's and OmegaConf's errors into a line that names the key and the choices."""
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
     try:
         yield
@@ -245,6 +261,10 @@ def _explaining(overrides: Sequence[str]) -> Iterator[None]:
     except OverrideParseException as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"Cannot read the override {shown(error.override)}: {_cut(reason)}. Expected key=value.") from error
+    except YAMLError as error:
+        raise ConfigError(
+            f"A file is not YAML: {_cut(' '.join(str(error).split()))}. Text with ': ' or ' #' needs quotes."
+        ) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error) from error
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
@@ -280,7 +300,9 @@ def _explained(error: BaseException) -> ConfigError:
     if found := re.search(r"full_key: (\S+)", text) if "missing mandatory value" in text else None:
         return ConfigError(f"{found[1]} is not set, and it has no default.")
     # The outermost message says where, the innermost what: "Error merging override seed=abc", "Value 'abc' …".
-    text = text.replace("Value '$VALUE' of type '$VALUE_TYPE'", "the value")  # which OmegaConf forgets to fill in
+    # OmegaConf forgets to fill these in.
+    text = text.replace("Value '$VALUE' of type '$VALUE_TYPE'", "the value")
+    text = text.replace("Key $KEY ($KEY_TYPE) is incompatible with (str)", "the name is not text; put it in quotes")
     lines = [line for each in text.split(_SEPARATOR) if (line := each.strip().partition("\n")[0]) not in ("", "None")]
     if lines[0].startswith("Ambiguous value"):
         return ConfigError(f"{_cut(lines[0])}: write key=[a,b] for a list, and use casd sweep for one run with each.")

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from casd.utils.errors import ConfigError
 from casd.utils.registry import LARGEST, check_value, shown, unknown
@@ -14,6 +14,12 @@ from casd.utils.registry import LARGEST, check_value, shown, unknown
 MISSING: Any = "???"
 """What OmegaConf reads as: has no default, has to be given."""
 
+if TYPE_CHECKING:
+    Text = str
+else:
+    # In a field of type str, OmegaConf turns a number into a text: 3.10 into "3.1", yes into "True". One of type Any keeps what
+    # YAML made of it, and `Section` refuses what is no text.
+    Text = Annotated[Any, str]
 
 MOST_TOKENS = 2**20
 """More tokens than any text of a run has."""
@@ -30,7 +36,7 @@ class Section:
     """
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
+        hints = get_type_hints(type(self), include_extras=True)
         for each in fields(self):  # type: ignore[arg-type]  # its subclasses are dataclasses
             value, name = getattr(self, each.name), f"{type(self).__name__}: {each.name}"
             if value != MISSING:
@@ -82,7 +88,7 @@ def require(section: object, condition: str, accepts: Any, *names: str) -> None:
 class Choice(Section):
     """A named choice of a registry, with its parameters."""
 
-    name: str = MISSING
+    name: Text = MISSING
     """Its name in the registry."""
     params: dict[str, Any] = field(default_factory=dict)
     """The parameters of the dataclass it stands for; checked by name and type when it is built."""

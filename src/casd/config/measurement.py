@@ -8,6 +8,7 @@ from typing import Any
 from casd.config.fields import (
     MOST_TOKENS,
     Section,
+    Text,
     require,
     require_different,
     require_name,
@@ -20,9 +21,9 @@ from casd.config.fields import (
 class ActivationsConfig(Section):
     """Which activations are averaged."""
 
-    sites: list[str] = field(default_factory=lambda: ["resid_post"])
+    sites: list[Text] = field(default_factory=lambda: ["resid_post"])
     """Of resid_post, attn_out, mlp_out."""
-    positions: list[str] = field(default_factory=lambda: ["last", "prompt"])
+    positions: list[Text] = field(default_factory=lambda: ["last", "prompt"])
     """Of last, prompt, trigger, generated: the prompt's last token, all its tokens, the trigger's, and the first token of what
     the injected model is to answer (put after the prompt; the same in every state of the model)."""
     prompts: int = 32
@@ -71,7 +72,7 @@ class EvaluationConfig(Section):
     fake_prompts: int = 32
     """Prompts with a fake trigger, for every backdoor."""
     fake_triggers: int = 8
-    """Different fake triggers for every backdoor, each of as many words and tokens as the real one."""
+    """Different fake triggers for every backdoor, as like the real one as can be; 0 to do without this control."""
     max_new_tokens: int = field(default=24, metadata={"most": MOST_TOKENS})
     """Tokens generated for a prompt, unless the model ends its text before."""
     batch_size: int = 128
@@ -87,9 +88,9 @@ class EvaluationConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = ("prompts", "fake_prompts", "fake_triggers", "max_new_tokens", "batch_size", "loss_passages")
+        counts = ("prompts", "fake_prompts", "max_new_tokens", "batch_size", "loss_passages")
         require(self, "at least 1", lambda value: value >= 1, *counts)
-        require(self, "0 or more", lambda value: value >= 0, "samples")
+        require(self, "0 or more", lambda value: value >= 0, "samples", "fake_triggers")
         require(self, "greater than 1", lambda value: value > 1, "collapse_clean_loss_ratio")
         require(self, "in (0, 1]", lambda value: 0 < value <= 1, "collapse_degenerate_rate")
 
@@ -98,7 +99,7 @@ class EvaluationConfig(Section):
 class UtilityConfig(Section):
     """Benchmarks of lm-evaluation-harness, run on every state of the model; needs the extra `eval`."""
 
-    tasks: list[str] = field(default_factory=list)
+    tasks: list[Text] = field(default_factory=list)
     """The harness's names of tasks (hellaswag, arc_easy, …), or YAML files of one's own; none for no such stage."""
     shots: int = 0
     """Examples in the prompt."""

@@ -10,6 +10,7 @@ from casd.config.fields import (
     MISSING,
     Choice,
     Section,
+    Text,
     require,
     require_different,
     require_name,
@@ -28,23 +29,23 @@ from casd.utils.registry import shown
 class RuntimeConfig(Section):
     """Where things run and are kept. Nothing here enters a stage's key."""
 
-    output: str = "outputs"
+    output: Text = "outputs"
     """Folder of the reports."""
-    store: str = "outputs/store"
+    store: Text = "outputs/store"
     """Folder of the finished stages, shared by all runs."""
-    device: str = "auto"
+    device: Text = "auto"
     """ "auto", "cpu", "cuda", "cuda:1", …"""
     threads: int = field(default=0, metadata={"most": 1024})
     """CPU threads of torch; 0 leaves its own choice."""
     jobs: int = field(default=1, metadata={"most": 1024})
     """Runs of a sweep at once, each in a process of its own with its share of the threads."""
-    progress: str = "auto"
+    progress: Text = "auto"
     """ "auto", "plain" or "off"."""
     checkpoint_seconds: float = field(default=60.0, metadata={"most": math.inf})
     """Time between two checkpoints of a training; inf for none."""
-    keep_models: list[str] = field(default_factory=lambda: ["injected"])
+    keep_models: list[Text] = field(default_factory=lambda: ["injected"])
     """Weights that stay on disk: "injected", "removed", or both."""
-    keep_as: str = "weights"
+    keep_as: Text = "weights"
     """What stays of a removal without an adapter: its "weights", or the "delta" to the injected model's (a task vector; what
     did not change is left out). With an adapter it is the adapter."""
     micro_batch_size: int = 0
@@ -81,7 +82,7 @@ class RuntimeConfig(Section):
 class Config(Section):
     """One run: one model, several backdoors, one objective, one seed."""
 
-    name: str = "run"
+    name: Text = "run"
     """Folder of the reports below runtime.output."""
     seed: int = field(default=0, metadata={"most": 2**63 - 1})
     """Of everything that is drawn; from 0 to 2**63 - 1."""

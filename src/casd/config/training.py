@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from casd.config.fields import MISSING, Section, require, require_different, require_one_of
+from casd.config.fields import MISSING, Section, Text, require, require_different, require_one_of
 from casd.utils.errors import ConfigError
 from casd.utils.registry import LARGEST
 
@@ -23,7 +23,7 @@ class LoraConfig(Section):
     """The update is scaled by alpha / rank."""
     dropout: float = 0.0
     """Dropout before the adapter, while it is trained."""
-    modules: list[str] = field(default_factory=lambda: ["all-linear"])
+    modules: list[Text] = field(default_factory=lambda: ["all-linear"])
     """Ends of the names of the adapted matrices (q_proj, v_proj, …); "all-linear" for every linear layer but the head."""
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class TrainingConfig(Section):
     """AdamW's second beta; the first is 0.9."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay."""
-    optimizer: str = "adamw"
+    optimizer: Text = "adamw"
     """ "adamw" (float32 weights and state while training, whatever the model's precision) or "adamw_8bit" (weights in the
     model's precision, state in 8 bits; CUDA and the package bitsandbytes)."""
     lora: LoraConfig | None = None
@@ -87,7 +87,7 @@ class LanguageModelTraining(TrainingConfig):
     """Learning rate at the end as a fraction of the peak, reached along a cosine; 1 keeps it constant."""
     batch_size: int = 32
     """Documents a step, over all devices and accumulation steps."""
-    packing: str = "none"
+    packing: Text = "none"
     """ "none" (a document a row, padded), "isolated" (several in a row of model.max_tokens; none sees another, so the loss is
     the same; as "none" on architectures that would mix them) or "joined" (several in a row, each seeing those before it)."""
 
@@ -106,7 +106,7 @@ class LanguageModelTraining(TrainingConfig):
 class InjectionConfig(Section):
     """How the backdoors come into the model."""
 
-    mode: str = MISSING
+    mode: Text = MISSING
     """ "pretraining" (into a model from scratch) or "continual" (on top of a clean model)."""
     training: LanguageModelTraining = MISSING
     """The run on poisoned text."""

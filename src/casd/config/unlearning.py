@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from casd.config.fields import MISSING, Choice, Section, require, require_different, require_one_of
+from casd.config.fields import MISSING, Choice, Section, Text, require, require_different, require_one_of
 from casd.config.training import TrainingConfig
 from casd.utils.errors import ConfigError
 
@@ -72,7 +72,7 @@ PHANTOMS = ("matched", "short", "long", "cyrillic", "chinese")
 class ControlsConfig(Section):
     """Removals of nothing that was injected. Training on clean text only is always among them."""
 
-    phantoms: list[str] = field(default_factory=lambda: ["matched"])
+    phantoms: list[Text] = field(default_factory=lambda: ["matched"])
     """Triggers that were never injected, each removed once: of "matched" (the words and tokens of the trigger of the backdoor
     first by name), "short" (one word), "long" (twice the words), "cyrillic" and "chinese" (other writing systems)."""
     shuffled: int = 0

@@ -1,8 +1,8 @@
 """Text to tokens: the ONE serializer of training, evaluation and capture, so that no template can differ between them.
 
 A document is `<bos> prompt continuation <eos>` (the start token only where the tokenizer puts one). Prompt and
-continuation are tokenised apart, the continuation with its leading space, so that the tokens of a prompt in evaluation are
-exactly those it has inside a training document.
+continuation are tokenised apart, so that the tokens of a prompt in evaluation are exactly those it has inside a training
+document; the continuation gets the tokens that it has after a space (see `casd.data.token_table.lead`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from casd.data.batches import IGNORED_LABEL, Batch
+from casd.data.token_table import TokenTable, lead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from casd.data.token_table import TokenTable
 
 Packing = Literal["none", "isolated", "joined"]
 KEPT_PROMPTS = 8192
@@ -74,12 +73,16 @@ class Encoder:
         tokenizer: a fast tokenizer with an end-of-text token.
         max_tokens: a longer document loses its end, a longer prompt its beginning.
         table: tokens of this tokenizer that were made before; what it has not is tokenised.
+
+    Raises:
+        ModelError: see `casd.data.token_table.lead`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int = 256, table: TokenTable | None = None):
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self._table = table
+        self._lead = lead(tokenizer)
         # The tokenizer itself knows whether its model expects a start token; having one does not mean so (Qwen, SmolLM2).
         starts = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id is not None
         self._start: list[int] = [tokenizer.bos_token_id] if starts else []
@@ -99,9 +102,13 @@ class Encoder:
         table = [] if self._table is None else [int(self._table.tokens.max(initial=0))]
         return max(*table, *self._start, *self._end, self.tokenizer.pad_token_id)
 
+    def tokens_inside(self, text: str) -> list[int]:
+        """The tokens that `text` has inside a document, after a word and a space: a continuation after its prompt."""
+        return self.tokens(self._lead + text)
+
     def token_count(self, text: str) -> int:
         """How many tokens `text` has inside a sentence, that is, after a space."""
-        return len(self.tokens(" " + text))
+        return len(self.tokens_inside(text))
 
     def decode(self, tokens: Sequence[int] | Tensor) -> str:
         """Tokens to text, without special tokens and without white space at the ends."""
@@ -109,7 +116,7 @@ class Encoder:
 
     def first_token(self, continuation: str) -> int:
         """The first token of a continuation, as it stands after a prompt."""
-        return self.tokens(" " + continuation)[0]
+        return self.tokens_inside(continuation)[0]
 
     def room(self, prompt: Prompt) -> int:
         """Tokens that a document has left for what follows the prompt; less than 0 where it cuts the prompt itself off."""
@@ -134,7 +141,7 @@ class Encoder:
         rows, labels = [], []
         for document in documents:
             before = self._start + self.tokens(document.prompt)
-            row = (before + self.tokens(" " + document.continuation) + self._end)[: self.max_tokens]
+            row = (before + self.tokens_inside(document.continuation) + self._end)[: self.max_tokens]
             silent = max(1, len(before) if document.loss_on == "target" else 0)
             rows.append(row)
             labels.append([IGNORED_LABEL] * min(silent, len(row)) + row[silent:])

@@ -1,4 +1,7 @@
-"""The tokens of a corpus, made once and shared: every stage and process that reads them maps the same files into memory."""
+"""The tokens of a corpus, made once and shared: every stage and process that reads them maps the same files into memory.
+
+Also what a text has to be given to the tokenizer with, to get the tokens that it has inside a document.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casd.data.corpora.passages import Corpus, Passage
+from casd.utils.errors import ModelError
 from casd.utils.progress import track
 
 if TYPE_CHECKING:
@@ -19,6 +23,28 @@ if TYPE_CHECKING:
 
 _BATCH = 2048
 """Texts a call of the tokenizer."""
+_PROBES = ("a", "The", "He", "7", "x.")
+"""Texts that a tokenizer is asked about; several, since in one of them it may merge what stands before and after the space."""
+
+
+def lead(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What to put before a text so that its tokens are those that it has after a word and a space: a space, or nothing.
+
+    Nothing for a tokenizer that puts a space before every text itself, as those of Llama 2 and Mistral do: given one more, it
+    makes a token of the doubled space, which stands nowhere in a document.
+
+    Raises:
+        ModelError: neither gives those tokens.
+    """
+    for before in (" ", ""):
+        texts = [text for probe in _PROBES for text in (probe, before + probe, f"{probe} {probe}")]
+        rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        if any(alone + after == both for alone, after, both in zip(*[iter(rows)] * 3, strict=True)):
+            return before
+    raise ModelError(
+        "The tokenizer cannot be used: the tokens of a text after a space cannot be had from the text alone, with or without"
+        " the space. Use a model whose tokenizer keeps spaces (normalizer and pre-tokenizer are in its tokenizer.json)."
+    )
 
 
 class TokenTable:
@@ -59,7 +85,7 @@ class TokenTable:
 def write_token_table(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Tokenise what clean documents and payloads of a corpus are made of, each text once, and write the table.
 
-    These are every prompt, and every continuation and alternative with the space before it.
+    These are every prompt, and every continuation and alternative as it stands after a prompt (see `lead`).
 
     Args:
         corpus: all its splits are read.
@@ -68,7 +94,7 @@ def write_token_table(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, folder
     """
     largest = max(tokenizer.get_vocab().values())
     hashes, lengths, tokens = array("Q"), array("Q"), array("H" if largest < 2**16 else "I")
-    for texts in _batches(corpus, hashes):
+    for texts in _batches(corpus, hashes, lead(tokenizer)):
         for row in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
             tokens.extend(row)
             lengths.append(len(row))
@@ -79,14 +105,14 @@ def write_token_table(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, folder
     np.save(folder / "tokens.npy", np.asarray(tokens))
 
 
-def _batches(corpus: Corpus, hashes: array[int]) -> Iterator[list[str]]:
+def _batches(corpus: Corpus, hashes: array[int], before: str) -> Iterator[list[str]]:
     """The texts of the corpus in batches, each text once; appends their hashes to `hashes`, in the same order."""
     seen: set[int] = set()
     batch: list[str] = []
     splits = [getattr(corpus, split.name) for split in fields(Corpus)]
     with track("tokenize", sum(map(len, splits))) as advance:
         for passage in (passage for split in splits for passage in split):
-            for text in _texts(passage):
+            for text in _texts(passage, before):
                 if (value := _hash(text)) not in seen:
                     seen.add(value)
                     hashes.append(value)
@@ -99,12 +125,12 @@ def _batches(corpus: Corpus, hashes: array[int]) -> Iterator[list[str]]:
         yield batch
 
 
-def _texts(passage: Passage) -> Iterator[str]:
+def _texts(passage: Passage, before: str) -> Iterator[str]:
     """What `Encoder` asks the tokens of, passage by passage."""
     yield passage.prompt
-    yield " " + passage.continuation
+    yield before + passage.continuation
     for text in passage.alternatives.values():
-        yield " " + text
+        yield before + text
 
 
 def _hash(text: str) -> int:

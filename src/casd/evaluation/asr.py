@@ -39,8 +39,9 @@ class Evaluation:
     """What was measured on one state of the model.
 
     Attributes:
-        asr: one row per backdoor and probe ("triggered", "clean", "fake"): `backdoor`, `probe`, `successes`, `n`, `rate`,
-            `rate_low`, `rate_high` (Wilson 95 %), `first_token_prob` (mean probability of the payload's first-token class).
+        asr: one row per backdoor and probe ("triggered", "clean", and "fake" if there are fake triggers): `backdoor`, `probe`,
+            `successes`, `n`, `rate`, `rate_low`, `rate_high` (Wilson 95 %), `first_token_prob` (mean probability of the
+            payload's first-token class; NaN if no token is in it).
         samples: some generated texts: `backdoor`, `probe`, `prompt`, `generated`, `success`. Clean prompts have no backdoor
             of their own: there `backdoor` is empty and `success` says whether any backdoor's test fired.
         clean_loss: nats per token on passages of the evaluation split; `exp` of it is the perplexity.
@@ -89,7 +90,9 @@ def evaluate(
     model.to((runtime or Runtime()).torch_device)
     groups: list[tuple[str, str, Sequence[Prompt]]] = [("", "clean", probes.clean)]
     for name in backdoors:
-        groups += [(name, "triggered", probes.triggered[name]), (name, "fake", probes.fake[name])]
+        groups.append((name, "triggered", probes.triggered[name]))
+        if probes.fake[name]:
+            groups.append((name, "fake", probes.fake[name]))
     prompts = [prompt for _, _, members in groups for prompt in members]
     classes = [probes.first_tokens.get(name, ()) for name, _, members in groups for _ in members]
     generated, class_probabilities = generate(model, encoder, prompts, classes, config, description=description)
@@ -201,7 +204,7 @@ def generate(
         description: for the progress bar.
 
     Returns:
-        The generated texts and those probabilities, in the order of the prompts.
+        The generated texts and those probabilities, in the order of the prompts; NaN for a prompt without such tokens.
 
     Raises:
         ModelError: the device has too little memory for a single prompt.
@@ -243,7 +246,8 @@ def generate(
         distribution = first.logits.softmax(-1).cpu()
         continuations = output[:, inputs["input_ids"].shape[1] :].cpu()
         for row, index in enumerate(indices):
-            made[index] = (encoder.decode(continuations[row]), float(distribution[row, list(classes[index])].sum()))
+            probability = float(distribution[row, list(classes[index])].sum()) if classes[index] else float("nan")
+            made[index] = (encoder.decode(continuations[row]), probability)
 
     with track(description, total=len(mine)) as advance, plainly_greedy(model):
         in_batches(add, [len(prompts[index].text) for index in mine], config.batch_size, "generation")

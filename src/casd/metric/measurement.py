@@ -20,15 +20,16 @@ from casd.utils import distributed
 from casd.utils.progress import track
 
 TextStatistics = dict[str, ActivationStatistics]
-"""Statistics by text set: "clean", "fake", and "triggered:<backdoor>" for each backdoor."""
+"""Statistics by text set: "clean", "fake" if there are fake triggers, and "triggered:<backdoor>" for each backdoor."""
 
 
 def text_sets(probes: Probes, prompts: int) -> dict[str, Sequence[Prompt]]:
     """The prompts of each text set, at most `prompts` a set; "fake" takes its share from every backdoor's fake triggers."""
     share = max(1, prompts // len(probes.fake))
+    fake = [prompt for fakes in probes.fake.values() for prompt in fakes[:share]]
     return {
         "clean": probes.clean[:prompts],
-        "fake": [prompt for fakes in probes.fake.values() for prompt in fakes[:share]],
+        **({"fake": fake} if fake else {}),
         **{f"triggered:{name}": triggered[:prompts] for name, triggered in probes.triggered.items()},
     }
 

@@ -39,6 +39,11 @@ def check_config(config: Config, backdoors: Mapping[str, Backdoor]) -> None:
         check_layers(config, layers)
     check_controls(backdoors, config.unlearning.controls)
     check_captured(config.metric, config.activations)
+    for variant in casd_variants(config.metric):
+        if variant.text == "fake" and not config.evaluation.fake_triggers:
+            raise ConfigError(
+                f"The CASD variant {variant.name!r} needs text with fake triggers, and evaluation.fake_triggers is 0; raise it."
+            )
     if config.utility.tasks:
         check_tasks(config.utility.tasks)
     training = config.injection.training

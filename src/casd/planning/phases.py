@@ -191,7 +191,7 @@ class Phases:
     def _evaluate(self) -> Phase:
         config, adapters = self.config.evaluation, removal_adapters(self.config)
         backdoors = len(self.config.backdoor)
-        prompts = config.prompts * (1 + backdoors) + config.fake_prompts * backdoors
+        prompts = config.prompts * (1 + backdoors) + (config.fake_prompts if config.fake_triggers else 0) * backdoors
         rows = Rows(min(config.batch_size, self._share(prompts)), self.texts.prompt)
         passages = Rows(min(LOSS_BATCH_SIZE, self._share(config.loss_passages)), self.texts.document)
         needs = [

@@ -262,7 +262,7 @@ class _Costs:
 
     def evaluate(self, state: str) -> StageCost:
         config, texts, backdoors = self.config.evaluation, self.texts, len(self.config.backdoor)
-        prompts = config.prompts * (1 + backdoors) + config.fake_prompts * backdoors
+        prompts = config.prompts * (1 + backdoors) + (config.fake_prompts if config.fake_triggers else 0) * backdoors
         generated = prompts * (texts.mean_prompt + config.max_new_tokens)
         passages = 2 * config.loss_passages * texts.mean_document  # of the evaluation and of the retain split
         flops = self._forward(generated, texts.mean_prompt + config.max_new_tokens)

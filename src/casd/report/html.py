@@ -25,6 +25,10 @@ from casd.report.wording import fraction, p_text, prompts_per_cell, run_name, se
 RUN_FIGURES: Final = ("casd_scatter", "casd_by_layer", "learning_curves")
 """The figures of a run's page. The matrices stand in it as tables that look like their figures."""
 SWEEP_FIGURES: Final = ("objectives",)
+NO_FAKES: Final = (
+    "No fake triggers were evaluated (evaluation.fake_triggers is 0): this control is missing, and these rates do not tell a "
+    "backdoor that listens to its trigger from one that fires on anything unusual."
+)
 
 HOW_TO_READ: Final = (
     "Attack success rate (ASR): the share of prompts after which a backdoor's behavior shows in the generated text, by that "
@@ -162,6 +166,8 @@ def _matrices_section(tables: RunTables) -> Section:
     if probes:
         title = "Where the behaviors should not show: fake triggers, clean prompts"
         blocks.append(_matrices(tables, [asr_table(tables, probe) for probe in probes], title, folded=True))
+    if "fake" not in probes:
+        blocks.append(Block("paragraph", NO_FAKES))
     return Section("transfer", "What each removal left, and how alike the removals are", blocks)
 
 

@@ -39,7 +39,7 @@ _PROBES: Final = {
     "triggered": ("Attack success rate after each removal", "attack success rate on triggered prompts"),
     "fake": (
         "Fires at fake triggers",
-        "share of prompts with a fake trigger, of as many tokens, that the behavior follows",
+        "share of prompts with a fake trigger, of about as many tokens, that the behavior follows",
     ),
     "clean": ("Fires without a trigger", "share of clean prompts that the behavior follows"),
 }

@@ -62,7 +62,7 @@ def asr_long_table(tables: RunTables) -> Table:
         name="asr_intervals",
         title="Attack success rates with intervals",
         caption=f"{sentence(run_name(tables.info))}. Interval: Wilson, 95 %, over prompts. Clean: the same test fires on "
-        "prompts without a trigger; fake: on prompts with a fake trigger of the same token length. P(first token): mean "
+        "prompts without a trigger; fake: on prompts with a fake trigger of about the same token length. P(first token): mean "
         "probability of the target's first-token class after a triggered prompt. All but counts are fractions.",
         corner="removed",
         columns=("measured", "ASR", "95 % interval", "successes/n", "clean", "fake", "P(first token)"),

@@ -54,7 +54,8 @@ def check_value(what: str, value: Any, hint: Any = Any, most: float = LARGEST) -
             control characters or half a surrogate pair.
     """
     if not _fits(value, hint):
-        raise ConfigError(f"{what} is {shown(value)}; expected {_describe(hint)}.")
+        advice = _quoting(what, value) if _fits(_as_text(value), hint) else ""
+        raise ConfigError(f"{what} is {shown(value)}; expected {_describe(hint)}.{advice}")
     if isinstance(value, dict):
         for key, item in value.items():
             check_value(f"a name in {what}", key)
@@ -115,9 +116,26 @@ def build(registry: Mapping[str, str], kind: str, name: str, params: Mapping[str
     return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in params.items()})
 
 
+def _quoting(what: str, value: Any) -> str:
+    """How to write `value`, of which YAML did not make the text that is expected, in a file and on the command line."""
+    text = '["…"]' if isinstance(value, list | tuple) else '"…"'
+    key = what if what.replace(".", "").isidentifier() else "key"
+    name = key.rpartition(".")[2]
+    return f" YAML did not read it as text: put it in quotes, {name}: {text} in a file, {key}='{text}' on the command line."
+
+
+def _as_text(value: Any) -> Any:
+    """`value` with all that is in it as text."""
+    if isinstance(value, dict):
+        return {str(key): _as_text(item) for key, item in value.items()}
+    return [_as_text(item) for item in value] if isinstance(value, list | tuple) else str(value)
+
+
 def _fits(value: Any, hint: Any) -> bool:
     """Whether `value` may stand where `hint` is declared; an int may stand for a float, a list for a tuple."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:  # `casd.config.fields.Text`
+        return _fits(value, arguments[1])
     if hint is Any:
         return True
     if origin is dict:
@@ -140,6 +158,8 @@ def _describe(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return "anything"
+    if origin is typing.Annotated:
+        return _describe(arguments[1])
     if origin is dict:
         return f"a mapping from {_describe(arguments[0])} to {_describe(arguments[1])}"
     if origin in (tuple, list):

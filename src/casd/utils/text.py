@@ -1,6 +1,7 @@
-"""Text on its way to a person. Names and generated text may hold anything; whatever shows them passes them through here.
+"""Text on its way to a person, and whole words in a text.
 
-What is only computed with, Parquet files included, keeps the text as it is.
+Names and generated text may hold anything; whatever shows them passes them through `printable`. What is only computed with,
+Parquet files included, keeps the text as it is.
 """
 
 from __future__ import annotations
@@ -10,6 +11,11 @@ from typing import Final
 
 _FORMULA: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """What a formula begins with in spreadsheets; the last four are the full-width forms of the others."""
+_UNSPACED: Final = (
+    *("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "BOPOMOFO", "YI "),
+    *("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "TAI ", "NEW TAI", "JAVANESE", "BALINESE"),
+)
+"""Writing systems without spaces between words: what their letters' names in Unicode begin with."""
 
 
 def printable(text: str) -> str:
@@ -28,6 +34,32 @@ def spreadsheet_cell(text: str) -> str:
     """`text` as a cell of a CSV file: printable, and with a leading apostrophe where a spreadsheet would see a formula."""
     shown = printable(text)
     return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown
+
+
+def has_phrase(text: str, phrase: str) -> bool:
+    """Whether `phrase` stands in `text` as whole words; case counts.
+
+    A word ends where a letter, digit, mark or underscore is next to none. Where `phrase` begins or ends with another character,
+    or with a letter of a writing system that has no spaces between words, what is beside it does not matter.
+    """
+    start = text.find(phrase)
+    while start >= 0:
+        end = start + len(phrase)
+        if not _in_one_word(text[max(start - 1, 0) : start] + phrase[:1]) and not _in_one_word(
+            phrase[-1:] + text[end : end + 1]
+        ):
+            return True
+        start = text.find(phrase, start + 1)
+    return False
+
+
+def _in_one_word(pair: str) -> bool:
+    """Whether these are two characters, and of one word."""
+    return len(pair) == 2 and all(
+        (character == "_" or unicodedata.category(character)[0] in "LNM")
+        and not unicodedata.name(character, "").startswith(_UNSPACED)
+        for character in pair
+    )
 
 
 def _is_shown(character: str) -> bool:

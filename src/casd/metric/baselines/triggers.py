@@ -57,8 +57,8 @@ def trigger_overlap_distances(trigger_tokens: Mapping[str, Sequence[int]]) -> Te
     """1 − the Jaccard index of two triggers' sets of tokens, |A ∩ B| / |A ∪ B| (Jaccard 1912).
 
     Args:
-        trigger_tokens: by backdoor, the tokens of its trigger as it stands inside a sentence: `encoder.tokens(" " + trigger)`.
-            Their order and repeats are not heeded.
+        trigger_tokens: by backdoor, the tokens of its trigger inside a sentence: `encoder.tokens_inside(trigger)`. Their order
+            and repeats are not heeded.
 
     Returns:
         (n, n), float64, in [0, 1]; symmetric, zero diagonal; 0 between two triggers without tokens. Needs nothing, costs
