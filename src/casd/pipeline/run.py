@@ -58,7 +58,7 @@ from casd.utils import distributed, ending
 from casd.utils.errors import ConfigError
 from casd.utils.progress import say, track
 from casd.utils.registry import build
-from casd.utils.runtime import Runtime
+from casd.utils.runtime import Runtime, own_numerics
 from casd.utils.sealed import entry_of, read_json, write_json
 from casd.utils.seeding import derive_seed
 
@@ -133,6 +133,7 @@ class Run:
             distributed.join(self.runtime.device)
 
     @distributed.explaining_lost_processes()
+    @own_numerics()
     def until(self, end: str) -> None:
         """Make everything up to `end` (one of UNTIL) that is not in the store yet.
 
