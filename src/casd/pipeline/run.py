@@ -244,6 +244,8 @@ class Run:
         lora = self.config.injection.training.lora
         if lora:
             weights.attach_lora(model, lora, "injection", seed=derive_seed(self.config.seed, "injection adapter"))
+            if not self.config.unlearning.training.lora:
+                weights.check_mergeable(model)  # before hours of training
         log = inject(
             model,
             self.encoder,
