@@ -99,9 +99,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
     """
 
     def refuse(error: OSError) -> None:
-        raise CorpusError(
-            f"{error.filename} cannot be read ({error.strerror}). Change its permissions, or move it out of the corpus's folder."
-        ) from error
+        raise CorpusError(f"{error.filename} cannot be read ({error.strerror}). Change its permissions.") from error
 
     seen: set[str] = set()
     roots = [folder]
