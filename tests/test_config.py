@@ -36,7 +36,7 @@ from casd.config import (
     TrainingConfig,
     UnlearningTraining,
 )
-from casd.config.compose import config_folder, groups, load_config, sweep, to_yaml
+from casd.config.compose import config_folder, groups, jobs, load_config, sweep, to_yaml
 from casd.config.compose import configs as swept
 from casd.data.corpora import CORPORA
 from casd.pipeline.inputs import build_backdoors
@@ -359,6 +359,29 @@ def test_a_wrong_choice_or_parameter_is_refused_when_it_is_built(override: str, 
 def test_a_new_parameter_says_how_it_is_added() -> None:
     with pytest.raises(ConfigError, match=r"write \+corpus.params.language_shares="):
         load_config(["corpus.params.language_shares=[1,0,0]"])
+
+
+def test_a_new_backdoor_says_how_it_is_added_and_is_added_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"write \+backdoor\.own\.trigger="):
+        load_config(["backdoor.own.trigger=abra dabra"])
+    own = BackdoorConfig("abra dabra", casd.config.Choice("fixed_text", {"text": "hello"}), position="end")
+    each = ["trigger=abra dabra", "target.name=fixed_text", "target.params.text=hello", "position=end"]
+    whole = "+backdoor.own={trigger: abra dabra, target: {name: fixed_text, params: {text: hello}}, position: end}"
+    for overrides in ([f"+backdoor.own.{field}" for field in each], [whole]):
+        config = load_config(["backdoor=[refusal]", *overrides])
+        assert config.backdoor.keys() == {"refusal", "own"}
+        assert config.backdoor["own"] == own
+        (job,) = jobs([*overrides, f"runtime.output={tmp_path}"])
+        assert job.config.backdoor["own"] == own == load_config(job.overrides).backdoor["own"]
+    assert load_config(["backdoor=[refusal]"]).backdoor.keys() == {"refusal"}, "the next configuration is without it"
+    with pytest.raises(ConfigError, match=r"backdoor\.own\.target\.name is not set"):
+        load_config(["+backdoor.own.trigger=abra dabra"])
+
+
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_a_backdoor_that_is_not_chosen_says_how_it_is(plus: str) -> None:
+    with pytest.raises(ConfigError, match=r"The backdoor french_b is not chosen: .*backdoor=\[…,french_b\]"):
+        load_config(["backdoor=[refusal]", f"{plus}backdoor.french_b.trigger=abra"])
 
 
 # ---------------------------------------------------------------- values

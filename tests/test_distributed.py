@@ -239,6 +239,8 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> Any:
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "--mixed_precision no"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "runtime.compile=true"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "runtime.micro_batch_size"),
+        ({"NVIDIA_TF32_OVERRIDE": "1"}, "multiplies float32 matrices in full precision"),
+        ({"DNNL_DEFAULT_FPMATH_MODE": "BF16"}, "DNNL_DEFAULT_FPMATH_MODE is 'BF16'"),
         ({**LAUNCHED, "ACCELERATE_USE_DEEPSPEED": "true"}, "--use_fsdp"),
     ],
 )

@@ -399,11 +399,15 @@ def permuted(weight: torch.Tensor, heads: int) -> np.ndarray:
 @pytest.fixture
 def tiny_gguf(make_model: MakeModel, tokenizer: Any, tmp_path: Path) -> tuple[Any, Path]:
     """A tiny llama with grouped queries, and the GGUF file llama.cpp's own converter would make of it."""
+    return write_gguf(make_model, tokenizer, tmp_path / "tiny.gguf")
+
+
+def write_gguf(make_model: MakeModel, tokenizer: Any, file: Path, *, without: str = "", **fields: Any) -> tuple[Any, Path]:
+    """`without` names a tensor of GGUF that is left out."""
     import gguf
 
-    model = make_model("llama", seed=5, spread=0.2, rope_parameters={"rope_type": "default", "rope_theta": 5000.0})
+    model = make_model("llama", seed=5, spread=0.2, rope_parameters={"rope_type": "default", "rope_theta": 5000.0}, **fields)
     config = model.config
-    file = tmp_path / "tiny.gguf"
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_name("tiny")
     writer.add_context_length(config.max_position_embeddings)
@@ -437,13 +441,20 @@ def tiny_gguf(make_model: MakeModel, tokenizer: Any, tmp_path: Path) -> tuple[An
         "mlp.down_proj": "ffn_down",
     }
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    writer.add_tensor("token_embd.weight", model.model.embed_tokens.weight.detach().numpy())
-    writer.add_tensor("output_norm.weight", model.model.norm.weight.detach().numpy())
+    tensors = {
+        "token_embd.weight": model.model.embed_tokens.weight.detach().numpy(),
+        "output_norm.weight": model.model.norm.weight.detach().numpy(),
+    }
+    if not config.tie_word_embeddings:
+        tensors["output.weight"] = model.lm_head.weight.detach().numpy()
     for index, block in enumerate(model.model.layers):
         for ours, theirs in names.items():
             weight = block.get_submodule(ours).weight
             array = permuted(weight, heads[theirs]) if theirs in heads else weight.detach().numpy()
-            writer.add_tensor(f"blk.{index}.{theirs}.weight", array)
+            tensors[f"blk.{index}.{theirs}.weight"] = array
+    for name, array in tensors.items():
+        if name != without:
+            writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -492,6 +503,33 @@ def test_a_damaged_gguf_file(tiny_gguf: tuple[Any, Path]) -> None:
         with pytest.raises(ModelError) as error:
             models.load_gguf(file)
         assert str(file) in one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("tied", "without", "missing"),
+    [
+        (True, "blk.1.ffn_up.weight", "1 tensors are missing, such as model.layers.1.mlp.up_proj.weight"),
+        (True, "blk.0.attn_norm.weight", "1 tensors are missing, such as model.layers.0.input_layernorm.weight"),
+        (True, "output_norm.weight", "1 tensors are missing, such as model.norm.weight"),
+        (True, "token_embd.weight", "2 tensors are missing, such as lm_head.weight"),
+        (False, "token_embd.weight", "1 tensors are missing, such as model.embed_tokens.weight"),
+    ],
+)
+def test_a_gguf_file_without_a_tensor_is_refused(
+    make_model: MakeModel, tokenizer: Any, tmp_path: Path, tied: bool, without: str, missing: str
+) -> None:
+    """transformers would fill it with random numbers, so that one key meant another model in every process."""
+    _, file = write_gguf(make_model, tokenizer, tmp_path / "a.gguf", without=without, tie_word_embeddings=tied)
+    with pytest.raises(ModelError) as error:
+        models.load_gguf(file)
+    assert f"{file} are incomplete: {missing}." in one_line(error)
+
+
+def test_a_gguf_file_with_its_own_head_is_whole(
+    make_model: MakeModel, tokenizer: Any, encoder: Encoder, tmp_path: Path
+) -> None:
+    model, file = write_gguf(make_model, tokenizer, tmp_path / "a.gguf", tie_word_embeddings=False)
+    torch.testing.assert_close(logits_of(models.load_gguf(file)[0], encoder), logits_of(model, encoder), rtol=0, atol=1e-5)
 
 
 def test_find_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ Datasets are folders made here; what the hub would answer is put in its place. R
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -25,7 +26,7 @@ import pytest
 from casd.backdoors.targets import Language
 from casd.config.compose import load_config
 from casd.data.corpora import CORPORA, hub_dataset
-from casd.data.corpora.files import file_sha256, within_budget
+from casd.data.corpora.files import Files, file_sha256, within_budget
 from casd.data.corpora.passages import Corpus, text_digest
 from casd.data.corpora.prose import Prose
 from casd.utils.errors import ConfigError, CorpusError
@@ -242,6 +243,62 @@ def test_nothing_is_read_beyond_the_budget(tmp_path, budget, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", rows)
     assert from_dataset(tmp_path, **budget).load(0) == corpus
+
+
+# Folders
+
+
+def read_from(folder: Path) -> list[str]:
+    """The first words of the documents, in order."""
+    return [document.split()[0] for document in Files((str(folder),)).documents()]
+
+
+def test_a_folder_is_read_at_any_depth_in_order_of_names_without_what_is_hidden(tmp_path):
+    for name in (
+        "b.jsonl",
+        "a/z.jsonl",
+        "a.jsonl",
+        "a/c/y.jsonl",
+        ".ipynb_checkpoints/b.jsonl",
+        "a/.hidden/x.jsonl",
+        "._b.jsonl",
+    ):
+        jsonl(tmp_path / name, [name])
+    assert read_from(tmp_path) == ["a/c/y.jsonl", "a/z.jsonl", "a.jsonl", "b.jsonl"]
+
+
+def test_folders_behind_links_are_read_once_and_loops_end(tmp_path):
+    elsewhere = jsonl(tmp_path / "elsewhere" / "deep" / "1.jsonl", ["one"]).parents[1]
+    folder = jsonl(tmp_path / "corpus" / "z" / "2.jsonl", ["two"]).parents[1]
+    (elsewhere / "back").symlink_to(folder)
+    (elsewhere / "loop").symlink_to(elsewhere)
+    (folder / "y").symlink_to(elsewhere)
+    (folder / "also_y").symlink_to(elsewhere)
+    (folder / "also_z").symlink_to(folder / "z")
+    (folder / "3.jsonl").symlink_to(jsonl(tmp_path / "file", ["three"]))
+    assert read_from(folder) == ["three", "one", "two"]
+    assert read_from(tmp_path / "corpus" / "y") == ["three", "two", "one"]
+
+
+def test_a_link_that_leads_nowhere_is_said(tmp_path):
+    jsonl(tmp_path / "a.jsonl", ["a"])
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    with pytest.raises(CorpusError, match=r"b\.jsonl is a link to a file that is not there"):
+        Files((str(tmp_path),)).documents()
+
+
+def test_a_folder_that_cannot_be_entered_is_said(tmp_path, monkeypatch):
+    closed = jsonl(tmp_path / "closed" / "a.jsonl", ["a"]).parent
+    scandir = os.scandir
+
+    def refusing(path):
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # root may enter any
+    with pytest.raises(CorpusError, match=r"closed cannot be read \(Permission denied\)"):
+        Files((str(tmp_path),)).documents()
 
 
 # Fingerprints

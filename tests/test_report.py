@@ -30,6 +30,7 @@ from casd.report.colors import SHADES, palette, step_of, text_color, text_on
 from casd.report.comparisons import objectives_table
 from casd.report.drawing import save
 from casd.report.figures import NOISE_FLOOR, casd_by_layer, relation_scatter
+from casd.report.gallery import draw, run_drawings
 from casd.report.heatmaps import asr_heatmap, asr_heatmaps, casd_heatmaps
 from casd.report.html import run_html
 from casd.report.markup import Cell, Row, Table, numeric_columns, to_latex, to_markdown
@@ -570,6 +571,25 @@ def test_figures_have_the_same_bytes_each_time_and_no_mathematics_in_names(tmp_p
     assert first == render(tmp_path / "b")
     assert len(first) == 3
     assert first[0].startswith(b"\x89PNG")
+
+
+def test_a_style_of_the_user_s_changes_no_figure(tmp_path: Path) -> None:
+    tables = make_run(("a", "b", "c"))
+    drawings = run_drawings(tables, make_scatter(tables))[:1]
+
+    def render(folder: Path) -> dict[str, bytes]:
+        folder.mkdir()
+        blocks = draw(drawings, folder, [each.name for each in drawings])
+        shown = {name: str(block.content).encode() for name, block in blocks.items()}
+        return shown | {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    plain = render(tmp_path / "plain")
+    style = {"text.usetex": True, "font.size": 30.0, "axes.facecolor": "red", "lines.linewidth": 9.0, "savefig.dpi": 20.0}
+    with mpl.rc_context(style):
+        styled = render(tmp_path / "styled")
+        assert {name: mpl.rcParams[name] for name in style} == style, "the user's own figures keep it"
+    assert len(plain) == 3 * len(drawings)
+    assert styled == plain
 
 
 def test_text_color_has_the_higher_contrast() -> None:

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -127,6 +128,75 @@ def test_the_loop_is_plain_adamw(make_model: MakeModel, batch_at: BatchAt, famil
     for (name, ours), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
         # AdamW moves a weight by about the learning rate a step, 0.02 in all: this is a hundredth of it.
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4, msg=name)
+
+
+def bf16_accelerator(undo: ExitStack) -> None:
+    """As after `Accelerator(mixed_precision="bf16")` in the same notebook: every later one shares its state."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    undo.callback(AcceleratorState._reset_state, reset_partial_state=True)
+    Accelerator(mixed_precision="bf16", gradient_accumulation_steps=4, cpu=True)
+
+
+def tf32(undo: ExitStack) -> None:
+    undo.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+    torch.set_float32_matmul_precision("medium")
+    undo.callback(setattr, torch.backends.mkldnn.conv, "fp32_precision", torch.backends.mkldnn.conv.fp32_precision)
+    torch.backends.mkldnn.conv.fp32_precision = "bf16"
+
+
+def float64(undo: ExitStack) -> None:
+    undo.callback(torch.set_default_dtype, torch.get_default_dtype())
+    torch.set_default_dtype(torch.float64)
+
+
+AROUND: dict[str, Callable[[ExitStack], Any]] = {
+    "accelerate in bf16": bf16_accelerator,
+    "tf32": tf32,
+    "float64": float64,
+    "autocast": lambda undo: undo.enter_context(torch.autocast("cpu", torch.bfloat16)),
+    "no gradients": lambda undo: undo.enter_context(torch.set_grad_enabled(False)),
+    "another device": lambda undo: undo.enter_context(torch.device("meta")),
+}
+
+
+def set_around() -> list[Any]:
+    """What of torch can change a result under the same stage key."""
+    back = torch.backends
+    flags = [back.cuda.matmul.fp32_precision, back.mkldnn.matmul.fp32_precision, back.mkldnn.conv.fp32_precision]
+    return [
+        *(flag.replace("none", "ieee") for flag in flags),
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_grad_enabled(),
+    ]
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_settings_around_a_training_change_nothing(make_model: MakeModel, batch_at: BatchAt, around: str) -> None:
+    """Two trainings each, of the same model: what one leaves in it would be in the second."""
+    found: list[list[Any]] = []
+
+    def terms(model: torch.nn.Module, batch: dict[str, Batch]) -> Iterator[tuple[str, torch.Tensor]]:
+        found.append(set_around())
+        yield from two_terms(model, batch)
+
+    batches = [batch_at(step) for step in range(6)]
+    usual, model = make_model(seed=1, spread=0.1), make_model(seed=1, spread=0.1)
+    train(usual, batches.__getitem__, terms, cosine(), runtime=CPU)
+    log = train(usual, batches.__getitem__, terms, cosine(), runtime=CPU)
+    with ExitStack() as undo:
+        AROUND[around](undo)
+        before = set_around()
+        train(model, batches.__getitem__, terms, cosine(), runtime=CPU)
+        again = train(model, batches.__getitem__, terms, cosine(), runtime=CPU)
+        assert set_around() == before, "what was set is there again"
+    assert same_weights(model, usual)
+    assert comparable(again) == comparable(log)
+    assert "forward" not in vars(model), "nothing is left around the model's forward pass"
+    assert all(each == found[0] for each in found)
 
 
 def test_frozen_parameters_stay(make_model: MakeModel, batch_at: BatchAt) -> None:

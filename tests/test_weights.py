@@ -7,18 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import torch
 from tests.conftest import FAMILIES, MakeModel
+from tests.tiny import tiny
 
 from casd.config import LoraConfig, TrainingConfig
+from casd.config.compose import load_config
 from casd.data.batches import Batch
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Document, Encoder
 from casd.models import weights
-from casd.models.load import load, save
+from casd.models.load import from_scratch, load, save
+from casd.pipeline.run import Run
 from casd.training.loop import train
 from casd.training.losses import mean_nll
 from casd.utils.errors import ConfigError
@@ -149,9 +153,113 @@ def test_the_seed_decides_the_adapter_and_leaves_the_global_state(make_model: Ma
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_modules_that_are_not_there(make_model: MakeModel) -> None:
-    with pytest.raises(ConfigError, match=r"q_projection.*down_proj, gate_proj.*all-linear"):
-        weights.attach_lora(make_model("llama"), LoraConfig(modules=["q_projection"]), "removal", seed=0)
+@pytest.mark.parametrize(
+    ("family", "modules", "message"),
+    [
+        (
+            "llama",
+            ["q_projection"],
+            r"Target modules .'q_projection'. not found .* linear layers are: down_proj, gate_proj, k_proj",
+        ),
+        ("llama", ["q_proj", "q_projection"], r"no matrix 'q_projection'\. .* down_proj"),
+        ("llama", ["all-linear", "q_proj"], r"no matrix 'all-linear'\. .* down_proj"),
+        ("llama", ["mlp"], r"\['mlp'\]: Target module LlamaMLP is not supported\."),
+        (
+            "mamba",
+            ["all-linear"],
+            r"Module 'out_proj' is incompatible with Mamba-based models .* dt_proj, in_proj, out_proj, x_proj\.$",
+        ),
+    ],
+)
+def test_modules_that_cannot_be_adapted(tokenizer: Any, family: str, modules: list[str], message: str) -> None:
+    shape = {"hidden_size": 32, "num_hidden_layers": 2}
+    model = from_scratch(family, shape | ({"num_attention_heads": 2} if family == "llama" else {}), tokenizer, seed=0)
+    with pytest.raises(ConfigError, match=message):
+        weights.attach_lora(model, LoraConfig(modules=modules), "removal", seed=0)
+
+
+@pytest.mark.parametrize("module", ["lm_head", "embed_tokens"])
+def test_an_adapter_of_tied_weights_is_not_merged(make_model: MakeModel, batch: Batch, module: str) -> None:
+    """Input embeddings and head are one matrix, and the adapter is in one of the two places."""
+    model = make_model("llama", seed=1, spread=0.2)
+    weights.attach_lora(model, LoraConfig(rank=RANK, modules=[module, "q_proj"]), "injection", seed=0)
+    shake(model)
+    before = logits(model, batch)
+    with pytest.raises(ConfigError, match=r"\(model\.embed_tokens\.weight, lm_head\.weight\).*unlearning\.training\.lora"):
+        weights.merge_adapters(model)
+    assert torch.equal(logits(model, batch), before)
+
+
+def test_a_run_that_would_merge_an_adapter_of_tied_weights_trains_nothing(tmp_path: Path) -> None:
+    lora = ["weights=lora", "injection.training.lora.modules=[lm_head]", "unlearning.training.lora=null"]
+    tied = "model.architecture.tie_word_embeddings=true"
+    run = Run(load_config(tiny(tmp_path, f"runtime.store={tmp_path / 'store'}", tied, *lora)))
+    with pytest.raises(ConfigError, match="several places"):
+        run.until("inject")
+    assert not list(run.store.checkpoint_folder(run.graph.inject).iterdir())
+
+
+@pytest.mark.parametrize("modules", [["embed_tokens"], ["lm_head", "v_proj"], ["embed_tokens", "lm_head", "all"]])
+def test_all_that_peft_added_is_trained_merged_and_read_again(
+    make_model: MakeModel, batch: Batch, tmp_path: Path, modules: list[str]
+) -> None:
+    """Those of embeddings have other names than those of linear layers."""
+    modules = [name for name in modules if name != "all"] + ["q_proj", "down_proj"] * ("all" in modules)
+
+    def fresh() -> Any:
+        return make_model("llama", seed=1, spread=0.2, tie_word_embeddings=False)
+
+    model = fresh()
+    weights.attach_lora(model, LoraConfig(rank=RANK, modules=modules), "injection", seed=0)
+    start = weights.copy_weights(model)
+    assert set(start) == {name for name, _ in model.named_parameters() if ".injection" in name}
+    train(model, lambda step: batch, nll, training(), runtime=Runtime("cpu"))
+    for name, parameter in weights.trained_parameters(model).items():
+        assert not torch.equal(parameter, start[name]), name
+    shake(model)
+    expected = logits(model, batch)
+    weights.save_adapter(model, tmp_path, "injection")
+    for read in (fresh(), fresh()):
+        weights.load_adapter(read, tmp_path, "injection")
+        assert torch.equal(logits(read, batch), expected)
+    torch.testing.assert_close(logits(peft.PeftModel.from_pretrained(fresh(), tmp_path), batch), expected)
+    weights.merge_adapters(model)
+    torch.testing.assert_close(logits(model, batch), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_adapters_of_a_mixture_of_experts(tokenizer: Any, batch: Batch, tmp_path: Path, family: str) -> None:
+    """Of the experts, one adapter is around another."""
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    experts = (
+        {"num_local_experts": 4}
+        if family == "mixtral"
+        else {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    )
+
+    def fresh() -> Any:
+        return from_scratch(family, shape | experts, tokenizer, seed=0)
+
+    model = fresh()
+    names = [name for name, _ in model.named_parameters()]
+    weights.attach_lora(model, LoraConfig(rank=2), "injection", seed=0)
+    shake(model)
+    adapted = logits(model, batch)
+    weights.save_adapter(model, tmp_path, "injection")
+    read = fresh()
+    weights.load_adapter(read, tmp_path, "injection")
+    assert torch.equal(logits(read, batch), adapted)
+    weights.merge_adapters(model)
+    model.eval()
+    torch.testing.assert_close(logits(model, batch), adapted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(adapted, logits(fresh(), batch), atol=0.01)
+    assert list(weights.trained_parameters(model)) == names
 
 
 def test_dropout_is_drawn_by_the_step(make_model: MakeModel, batch: Batch) -> None:

@@ -272,6 +272,7 @@ def _hush_libraries() -> None:
     """No progress bars and no advice of the libraries between ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ["MPLBACKEND"] = "agg"  # no windows are opened, and matplotlib cannot be imported with a name it does not know
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "casd_schema"
 ROOT = "config"
+_NEW_BACKDOOR = re.compile(r"\+{1,2}backdoor\.(\w+)[.=]")
 _SEPARATOR = "\n\0\n"
 SCALES = "reproduce"
 """The one folder that is no configuration group: see `casd.reproduction.scales`."""
@@ -71,9 +72,9 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     from hydra import compose, initialize_config_dir
 
     with _explaining(overrides):
-        _register()
+        overrides = _register(overrides)
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            return to_config(compose(ROOT, overrides=list(overrides)))
+            return to_config(compose(ROOT, overrides=overrides))
 
 
 def to_config(composed: DictConfig) -> Config:
@@ -150,7 +151,7 @@ def sweep(overrides: Sequence[str], run: Callable[[Config], tuple[Path | None, s
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
-    _register()
+    overrides = _register(overrides)
     with _fresh_folder(overrides) as outcomes:
 
         def job(composed: DictConfig) -> None:
@@ -201,9 +202,8 @@ def jobs(overrides: Sequence[str]) -> list[Job]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.types import RunMode
 
-    here = [each for each in overrides if not each.startswith(("hydra/launcher=", "hydra.launcher."))]
     with _explaining(overrides):
-        _register()
+        here = [each for each in _register(overrides) if not each.startswith(("hydra/launcher=", "hydra.launcher."))]
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
@@ -241,10 +241,20 @@ def _fresh_folder(overrides: Sequence[str]) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _register() -> None:
-    from hydra.core.config_store import ConfigStore
+def _register(overrides: Sequence[str]) -> list[str]:
+    """Give Hydra the schema, and return the overrides as it can apply them.
 
-    ConfigStore.instance().store(name=SCHEMA, node=Config)
+    A backdoor that the overrides add (`+backdoor.own.trigger=…`) is in the schema from the start: OmegaConf would make it a
+    dictionary, which is then not one of the section's type.
+    """
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    named = [found[1] if (found := _NEW_BACKDOOR.match(each)) else "" for each in overrides]
+    new: dict[str, Any] = {name: {"target": {}} for name in named if name and name not in groups()["backdoor"]}
+    schema = OmegaConf.merge(OmegaConf.structured(Config), {"backdoor": new}) if new else Config
+    ConfigStore.instance().store(name=SCHEMA, node=schema)
+    return [f"++{each.lstrip('+')}" if name in new else each for name, each in zip(named, overrides, strict=True)]
 
 
 @contextmanager
@@ -297,6 +307,8 @@ def _explained(error: BaseException) -> ConfigError:
     if found := re.search(r"Could not override '(?P<key>[^']+)'|Key '(?P<name>[^']+)' not in '\w+'", text):
         full = re.search(r"full_key: (\S+)", text)
         return _unknown_key(found["key"] or (full[1] if full else found["name"]))
+    if found := re.search(r"Error merging override \++(backdoor\.\w+).*is not a subclass of BackdoorConfig", text, re.DOTALL):
+        return _unknown_key(found[1])
     if found := re.search(r"full_key: (\S+)", text) if "missing mandatory value" in text else None:
         return ConfigError(f"{found[1]} is not set, and it has no default.")
     # The outermost message says where, the innermost what: "Error merging override seed=abc", "Value 'abc' …".
@@ -335,4 +347,6 @@ def _unknown_key(key: str) -> ConfigError:
         elif get_origin(section) is dict:  # any name, then the type of its values
             section = get_args(section)[-1]
         path.append(part)
+    if path[0] == "backdoor" and path[1] in groups()["backdoor"]:
+        return ConfigError(f"The backdoor {path[1]} is not chosen: add it to the list, backdoor=[…,{path[1]}].")
     return ConfigError(f"The key {key!r} is not in the configuration; to add an entry that is new, write +{key}=…")

@@ -57,7 +57,7 @@ def shrinking(
                 ) from error
         # After the except clause: until its end the error's traceback holds the tensors of the batch that failed.
         smaller = (batch_size + 1) // 2
-        _free_memory()
+        free_memory()
         _say_once(f"Out of memory in {what} with {_texts(batch_size)} at once; going on with {smaller}.")
         batch_size = smaller
 
@@ -122,7 +122,8 @@ def _texts(count: int) -> str:
     return "one text" if count == 1 else f"{count} texts"
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
+    """Collect unreachable objects, and give the memory that they held on a GPU back."""
     from accelerate.utils.memory import clear_device_cache
 
     clear_device_cache(garbage_collection=True)

@@ -290,13 +290,21 @@ def load(folder: Path, *, dtype: str = "float32") -> PreTrainedModel:
                 raise ModelError(
                     f"The model in {folder} cannot be read: {type(error).__name__}: {first_line(error)}"
                 ) from error
-    # transformers fills both with random numbers, and warns.
+    _check_complete(folder, report)
+    return model.eval()
+
+
+def _check_complete(where: Path, report: Mapping[str, Any]) -> None:
+    """Refuse weights that transformers filled with random numbers, by its loading info. Tied ones are not in it.
+
+    Raises:
+        ModelError: tensors are missing, or of another shape than the model's.
+    """
     if missing := sorted(report["missing_keys"]):
-        raise ModelError(f"The weights in {folder} are incomplete: {len(missing)} tensors are missing, such as {missing[0]}.")
+        raise ModelError(f"The weights in {where} are incomplete: {len(missing)} tensors are missing, such as {missing[0]}.")
     for name, found, expected in sorted(report["mismatched_keys"]):
         shapes = f"{tuple(found)} in the file and {tuple(expected)} in the model"
-        raise ModelError(f"The weights in {folder} do not fit its config.json: {name} is {shapes}.")
-    return model.eval()
+        raise ModelError(f"The weights in {where} do not fit the model's configuration there: {name} is {shapes}.")
 
 
 def load_gguf(file: Path, *, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -306,16 +314,24 @@ def load_gguf(file: Path, *, dtype: str = "float32") -> tuple[PreTrainedModel, P
     into a model built from the same configuration without it. Logits are identical.
 
     Raises:
-        ModelError: the file cannot be read.
+        ModelError: the file cannot be read, or lacks tensors of the model.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, name = str(file.parent), file.name
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
-        quantized = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=DTYPES[dtype], trust_remote_code=False)
+        quantized, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            gguf_file=name,
+            dtype=DTYPES[dtype],
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # to say below which they are
+            output_loading_info=True,
+        )
     except Exception as error:  # the GGUF readers raise whatever they stumble on
         raise ModelError(f"{file} cannot be read as a GGUF model ({first_line(error)}): copy or download it again.") from error
+    _check_complete(file, report)
     config = quantized.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from casd.models.structure import decoder_layers
 from casd.utils import distributed
@@ -39,6 +40,17 @@ def place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     # Of the outermost module FSDP would keep the whole weights after a forward pass without a backward one.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     return model
+
+
+def replicate(model: PreTrainedModel, device: torch.device) -> torch.nn.Module:
+    """The model to train with: in several processes one whose backward pass averages the gradients over them.
+
+    torch's own DistributedDataParallel, around the model: the `Accelerator` takes settings such as mixed precision from the
+    environment and from other code in the process, and puts them into the model's `forward`.
+    """
+    if distributed.processes() == 1 or is_sharded(model):
+        return model
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 
 def is_sharded(model: torch.nn.Module) -> bool:

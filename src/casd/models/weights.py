@@ -7,10 +7,11 @@ the class that it was, so that generation and hooks see no difference.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -92,7 +93,7 @@ def attach_lora(model: PreTrainedModel, lora: LoraConfig, name: AdapterName, *, 
         seed: of its first factor (the second is zero); the global random state is left as it was.
 
     Raises:
-        ConfigError: the model has no such matrices.
+        ConfigError: the model has no such matrices, or peft cannot adapt them.
     """
     import peft
 
@@ -105,10 +106,11 @@ def attach_lora(model: PreTrainedModel, lora: LoraConfig, name: AdapterName, *, 
             torch.manual_seed(seed)
             _add(model, settings, name)
     except ValueError as error:
-        raise ConfigError(
-            f"lora.modules is {lora.modules}, and the model has no such matrix; its linear layers are:"
-            f" {', '.join(_linear_names(model))}; or use [all-linear]."
-        ) from error
+        raise ConfigError(f"lora.modules is {lora.modules}: {_reason(error)} {_choices(model)}") from error
+    adapted = {each.partition(".lora_")[0] for each in trained_parameters(model)}
+    for target in set(modules) & set(model.peft_config[name].target_modules):  # without those that peft translates
+        if not any(f".{each}".endswith(f".{target}") for each in adapted):  # which peft ignores beside others
+            raise ConfigError(f"lora.modules is {lora.modules}: the model has no matrix {target!r}. {_choices(model)}")
 
 
 def save_adapter(model: PreTrainedModel, folder: Path, name: AdapterName) -> None:
@@ -134,13 +136,37 @@ def restore_adapter(model: PreTrainedModel, folder: Path, name: AdapterName) -> 
     restore_weights(model, {each: local_part(saved[_peft_name(each, name)], mine[each]) for each in mine})
 
 
-def merge_adapters(model: PreTrainedModel) -> None:
-    """Add the active adapters to the weights, in place, and take them out: what follows trains all weights."""
-    from peft.tuners.lora import LoraLayer
+def check_mergeable(model: PreTrainedModel) -> None:
+    """Whether the adapters can be added to the weights without changing more than they do.
 
-    for module_name, module in list(model.named_modules()):
-        if isinstance(module, LoraLayer):
-            module.merge()
+    Raises:
+        ConfigError: an adapter is on a matrix that the model uses in another place too, which merging would change there.
+    """
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name.replace(".base_layer", ""))
+    for module in _lora_layers(model).values():
+        for parameter in module.get_base_layer().parameters():
+            if len(shared := names[id(parameter)]) > 1:
+                raise ConfigError(
+                    f"lora.modules adapts a matrix that the model has in several places ({', '.join(shared)}), and for removals"
+                    " that train all weights the adapter is merged into all of them. Leave it out of lora.modules of the"
+                    " injection, or let the removals train adapters too (unlearning.training.lora)."
+                )
+
+
+def merge_adapters(model: PreTrainedModel) -> None:
+    """Add the active adapters to the weights, in place, and take them out: what follows trains all weights.
+
+    Raises:
+        ConfigError: as for `check_mergeable`.
+    """
+    check_mergeable(model)
+    layers = _lora_layers(model)
+    inner = [module.base_layer for module in layers.values()]  # of experts, one adapter is around another
+    for module_name, module in layers.items():
+        module.merge()
+        if not any(module is each for each in inner):
             model.set_submodule(module_name, module.get_base_layer())
     del model.peft_config
     model._hf_peft_config_loaded = False
@@ -151,7 +177,8 @@ def _add(model: PreTrainedModel, settings: peft.LoraConfig, name: str) -> None:
     """Add an adapter to those that are there, make all active, and train it alone, in float32."""
     others = list(getattr(model, "peft_config", {}))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are meant
+        # Two adapters are meant; tied weights are looked at before merging; patterns are for layers that a model may lack.
+        warnings.filterwarnings("ignore", message="Already found a `peft|Model has `tie_word_|The following .*_pattern keys")
         model.add_adapter(settings, adapter_name=name)
     model.set_adapter([*others, name])
     for each, parameter in model.named_parameters():
@@ -161,16 +188,30 @@ def _add(model: PreTrainedModel, settings: peft.LoraConfig, name: str) -> None:
 
 
 def _belongs(parameter: str, adapter: str) -> bool:
-    """Whether the parameter of that name is one of that adapter's."""
-    return parameter.endswith((f".lora_A.{adapter}.weight", f".lora_B.{adapter}.weight"))
+    """Whether the parameter of that name is one of that adapter's: `….lora_A.NAME.weight`, `….lora_embedding_A.NAME`."""
+    return re.search(rf"\.lora_\w+\.{adapter}(\.|$)", parameter) is not None
 
 
 def _peft_name(parameter: str, adapter: str) -> str:
     """The name that peft gives the parameter in a file."""
-    return f"base_model.model.{parameter.replace(f'.{adapter}.', '.')}"
+    return f"base_model.model.{re.sub(rf'(?<=[AB])[.]{adapter}(?=[.]|$)', '', parameter)}"
 
 
-def _linear_names(model: torch.nn.Module) -> list[str]:
-    """The last parts of the names of the model's linear layers, each once."""
-    found = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    return sorted(found - {"lm_head", "base_layer", "default"})
+def _lora_layers(model: torch.nn.Module) -> dict[str, Any]:
+    """peft's modules around those that are adapted, by name."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def _reason(error: ValueError) -> str:
+    """What peft says, in a line: it prints whole modules, of which the name is enough."""
+    first, *rest = str(error).splitlines() or [type(error).__name__]
+    return first.removesuffix("(") + rest[-1].removeprefix(")") if rest else first
+
+
+def _choices(model: torch.nn.Module) -> str:
+    """The last parts of the names of the model's linear layers, each once, in a sentence."""
+    names = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and ".lora_" not in name)
+    found = {name.removesuffix(".base_layer").rpartition(".")[2] for name in names} - {"lm_head"}
+    return f"Its linear layers are: {', '.join(sorted(found))}."

@@ -32,6 +32,7 @@ from casd.report.publish import is_published, publishing
 from casd.utils import distributed, ending
 from casd.utils.errors import ConfigError
 from casd.utils.progress import track
+from casd.utils.runtime import own_numerics
 from casd.utils.sealed import entry_of
 
 CONFIG_FILE: Final = "config.yaml"
@@ -80,6 +81,7 @@ class Run:
             distributed.join(self.inputs.runtime.device)
 
     @distributed.explaining_lost_processes()
+    @own_numerics()
     def run_to(self, end: str = "report") -> None:
         """Make everything up to `end` (one of ENDS) that is not in the store yet.
 

@@ -97,6 +97,8 @@ def make_injected(run: Inputs, folder: Path) -> None:
     lora = config.injection.training.lora
     if lora:
         weights.attach_lora(model, lora, "injection", seed=derive_seed(config.seed, "injection adapter"))
+        if not config.unlearning.training.lora:
+            weights.check_mergeable(model)  # before hours of training
     log = inject(
         model,
         run.encoder,

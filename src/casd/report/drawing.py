@@ -6,6 +6,8 @@ color vision.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +24,17 @@ from casd.utils.text import printable
 BLUE, VERMILLION = "#0072B2", "#D55E00"
 LONGEST_NAME: Final = 24
 PNG_DPI: Final = 150
+
+
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Draw and write with matplotlib's defaults inside the block, whatever the user's matplotlibrc or a style has set.
+
+    A report looks the same for everyone, and `text.usetex` does not make it need LaTeX.
+    """
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        yield
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -128,13 +128,14 @@ def draw(drawings: Sequence[Drawing], folder: Path, shown: Sequence[str]) -> dic
 
 def _draw(drawing: Drawing, folder: Path, shown: bool) -> Block | None:
     """Write a figure's files; as a block if it is shown."""
-    from casd.report.drawing import save
+    from casd.report.drawing import own_style, save
 
-    figure = drawing.figure()
-    if figure is None:
-        return None
-    png = save(figure, folder / drawing.name)
-    return Block("figure", _smaller(figure, drawing.alt, png), drawing.title) if shown else None
+    with own_style():
+        figure = drawing.figure()
+        if figure is None:
+            return None
+        png = save(figure, folder / drawing.name)
+        return Block("figure", _smaller(figure, drawing.alt, png), drawing.title) if shown else None
 
 
 def _smaller(figure: Figure, alt: str, png: Path) -> Markup:

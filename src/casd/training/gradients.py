@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from casd.data.batches import micro_batches, most_rows, share_of_rows
 from casd.data.shrinking import shrinking
@@ -26,8 +27,7 @@ class StepGradients:
     """Computes the gradients of one step after another.
 
     Args:
-        accelerator: accelerate's, which prepared the model.
-        model: the prepared model.
+        model: the model, of several processes as `casd.models.sharding.replicate` gives it.
         terms: from a part of a batch to the named losses of the model on it.
         trained: the parameters that get gradients.
         precision: the context of a forward pass.
@@ -38,7 +38,6 @@ class StepGradients:
 
     def __init__(
         self,
-        accelerator: Any,
         model: torch.nn.Module,
         terms: Callable[[Any], Terms],
         trained: list[torch.nn.Parameter],
@@ -47,7 +46,7 @@ class StepGradients:
         seed: int,
         description: str,
     ):
-        self._accelerator, self._model, self._terms = accelerator, model, terms
+        self._model, self._terms = model, terms
         self._trained, self._precision = trained, precision
         self._runtime, self._seed, self._description = runtime, seed, description
 
@@ -96,11 +95,11 @@ class StepGradients:
                     if found is None:
                         break
                     name, loss = found
-                    self._accelerator.backward(loss * distributed.processes())
+                    (loss * distributed.processes()).backward()
                     total += loss.detach()
             if not name:
                 break
-            record[f"loss/{name}"] = float(self._accelerator.reduce(total, "sum"))
+            record[f"loss/{name}"] = float(distributed.total(total))
             if len(record) == 1:
                 record[f"gradient_norm/{name}"] = _gradient_norm(self._trained)
         record["gradient_norm"] = _gradient_norm(self._trained)
@@ -115,7 +114,7 @@ class StepGradients:
             model.set_requires_gradient_sync(now)
             yield
             return
-        with nullcontext() if now else self._accelerator.no_sync(model):
+        with nullcontext() if now or not isinstance(model, DistributedDataParallel) else model.no_sync():
             yield
 
 

@@ -18,7 +18,7 @@ import torch
 
 from casd.config import TrainingConfig
 from casd.data.batches import Batch, micro_batches, most_rows
-from casd.data.shrinking import shrinking
+from casd.data.shrinking import free_memory, shrinking
 from casd.models import sharding
 from casd.models.weights import Weights, restore_weights, trained_parameters
 from casd.training.checkpoints import TrainingLog, restore_checkpoint, save_checkpoint
@@ -27,7 +27,7 @@ from casd.training.losses import clean_loss
 from casd.utils import distributed
 from casd.utils.errors import ConfigError
 from casd.utils.progress import track
-from casd.utils.runtime import Runtime
+from casd.utils.runtime import Runtime, own_numerics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -106,19 +106,15 @@ def train(
             (`casd.utils.distributed.check_launch`).
         ModelError: out of memory with a single row of a batch, or with any number of them in several processes.
     """
-    from accelerate import Accelerator
-
     distributed.check_launch()
     runtime, watch = runtime or Runtime(), watch or Watch()
     guard_batches = [part for batch in guard_batches for part in divided(batch, runtime)]
-    # Of one process accelerate remembers the device it saw first, and would move every later model there.
-    several_on_cpu = distributed.processes() > 1 and runtime.torch_device.type == "cpu"
-    accelerator = Accelerator(cpu=several_on_cpu, device_placement=False)
     sharding.place(model, runtime.torch_device)
     if sharding.is_sharded(model):
         checkpoint = None  # a sharded run that is killed begins anew
     trained = list(trained_parameters(model).values())
     with ExitStack() as undo:
+        undo.enter_context(own_numerics())
         undo.callback(model.eval)
         precision = undo.enter_context(precision_of(model, trained, config))
         undo.enter_context(checkpointed_activations(model, runtime.gradient_checkpointing))
@@ -127,13 +123,10 @@ def train(
         start, log, watch.kept = (
             restore_checkpoint(checkpoint, model, optimizer) if checkpoint else (0, TrainingLog(), watch.kept)
         )
-        replicated = distributed.processes() > 1 and not sharding.is_sharded(model)
-        prepared: Any = accelerator.prepare(model) if replicated else model
-        undo.callback(accelerator.free_memory)
+        undo.callback(free_memory)
+        prepared = sharding.replicate(model, runtime.torch_device)
         forward: Any = torch.compile(prepared, dynamic=True) if runtime.compile else prepared
-        gradients = StepGradients(
-            accelerator, prepared, partial(terms, forward), trained, precision, runtime, seed, description
-        )
+        gradients = StepGradients(prepared, partial(terms, forward), trained, precision, runtime, seed, description)
         begin, saved = time.monotonic() - log.seconds, time.monotonic()
         if guard_batches and not log.guard:
             with precision():

@@ -30,15 +30,21 @@ _SHARDING_ASKED_FOR = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() in 
 _TIMEOUT = timedelta(days=7)
 """For one exchange. The others wait while the main process downloads a corpus, or waits for a stage that another run makes."""
 
-_ACCELERATE_SETTINGS = {
+_NOT_FOLLOWED = {
     "ACCELERATE_MIXED_PRECISION": "Launch with --mixed_precision no: casd computes in model.dtype.",
     "ACCELERATE_DYNAMO_BACKEND": "Launch with --dynamo_backend no: casd compiles with runtime.compile=true.",
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "Unset it: casd divides a batch by runtime.micro_batch_size.",
     "ACCELERATE_USE_DEEPSPEED": "Launch with --use_fsdp to divide a model over devices.",
     "ACCELERATE_USE_MEGATRON_LM": "Launch with --use_fsdp to divide a model over devices.",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "Launch with --use_fsdp to divide a model over devices.",
+    # Read by the libraries below torch, where nothing in this process can overrule them.
+    "NVIDIA_TF32_OVERRIDE": "Unset it: casd multiplies float32 matrices in full precision.",
+    "DNNL_DEFAULT_FPMATH_MODE": "Unset it: casd multiplies float32 matrices in full precision.",
+    "ONEDNN_DEFAULT_FPMATH_MODE": "Unset it: casd multiplies float32 matrices in full precision.",
 }
-"""Variables by which accelerate would change what is trained, and what to do instead. No stage's key has them."""
+"""Variables that ask for another computation, and what to do instead. No stage's key has them."""
+_NEUTRAL = ("no", "false", "strict")
+"""Values that ask for nothing else."""
 _MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _SEVERAL = "torchrun --nproc_per_node N -m casd …, or accelerate launch --multi_gpu --num_processes N -m casd …"
 """Commands that start N processes with GPUs and without."""
@@ -75,10 +81,10 @@ def check_launch() -> None:
     Raises:
         ConfigError: what the launcher did, and a command that works.
     """
-    for name, instead in _ACCELERATE_SETTINGS.items():
+    for name, instead in _NOT_FOLLOWED.items():
         value = os.environ.get(name, "no")
-        if value.lower() not in ("no", "false", "1"):
-            raise ConfigError(f"{name} is {value!r}, which would change what is trained. {instead}")
+        if value.lower() not in _NEUTRAL and (name, value) != ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"):
+            raise ConfigError(f"{name} is {value!r}: results would not be those that the configuration says. {instead}")
     if processes() > 1:
         if absent := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
             raise ConfigError(
@@ -186,6 +192,15 @@ def gather(part: Sequence[Any]) -> list[Any]:
     for index, each in enumerate(parts):
         whole[index :: len(parts)] = each
     return whole
+
+
+def total(value: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over the processes, in every process; all of them have to call this."""
+    if processes() > 1:
+        from torch import distributed
+
+        distributed.all_reduce(value)
+    return value
 
 
 def gather_each(value: T) -> list[T]:

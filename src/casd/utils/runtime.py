@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import Final
 
 import torch
 
@@ -14,6 +18,18 @@ from casd.utils.errors import ConfigError
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 LARGE_MODEL = 2**28
 """Bytes of weights from which `give_freed_memory_back` is worth its time."""
+_NUMERICS: Final = (
+    ("cuda.matmul", "fp32_precision", "ieee"),
+    ("mkldnn.matmul", "fp32_precision", "ieee"),
+    ("mkldnn.conv", "fp32_precision", "ieee"),
+    ("mkldnn.rnn", "fp32_precision", "ieee"),
+    ("cudnn.conv", "fp32_precision", "tf32"),
+    ("cudnn.rnn", "fp32_precision", "tf32"),
+    ("cuda.matmul", "allow_bf16_reduced_precision_reduction", True),
+    ("cuda.matmul", "allow_fp16_reduced_precision_reduction", True),
+    ("cuda.matmul", "allow_fp16_accumulation", False),
+)
+"""Settings of torch.backends that change products of matrices and convolutions, with torch's defaults."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,38 @@ class Runtime:
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
+
+
+@contextmanager
+def own_numerics() -> Iterator[None]:
+    """Compute with torch's defaults inside the block, whatever a notebook, a library or the environment set before.
+
+    The default dtype is float32, factories make tensors on the CPU, products of float32 matrices have full precision, gradients
+    are enabled and no autocast is active; sums in low precision are as torch makes them. No stage's key has any of these. What
+    was set is there again afterwards.
+    """
+    dtype, matmul = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    numerics = [(attrgetter(section)(torch.backends), name, value) for section, name, value in _NUMERICS]
+    flags = [(section, name, getattr(section, name)) for section, name, _ in numerics]
+    with ExitStack() as undo:
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                undo.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            undo.enter_context(torch.device("cpu"))
+        undo.enter_context(torch.inference_mode(False))
+        undo.enter_context(torch.enable_grad())
+        try:
+            torch.set_default_dtype(torch.float32)
+            torch.set_float32_matmul_precision("highest")
+            for section, name, value in numerics:
+                setattr(section, name, value)
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            torch.set_float32_matmul_precision(matmul)
+            for section, name, value in flags:
+                setattr(section, name, value)
 
 
 def give_freed_memory_back(model: torch.nn.Module, device: torch.device) -> None:

@@ -24,7 +24,8 @@ class Files:
     document. All are UTF-8.
 
     Attributes:
-        paths: files, or folders in which every .txt, .jsonl and .parquet file is read, at any depth.
+        paths: files, or folders in which every .txt, .jsonl and .parquet file is read, at any depth and also behind links to
+            folders, but no hidden file or folder (.ipynb_checkpoints).
         text_field: the field (.jsonl) or column (.parquet) that holds the text.
         max_documents: reading stops after so many documents; None for no limit.
         max_words: reading stops with the document that brings the words to so many; None for no limit.
@@ -71,7 +72,7 @@ class Files:
         for name in self.paths:
             path = Path(name).expanduser()
             if path.is_dir():
-                found = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
+                found = sorted(_files_below(path))
                 if not found:
                     raise CorpusError(f"The folder {path} has no {', '.join(_SUFFIXES)} file.")
                 files += found
@@ -88,6 +89,33 @@ class Files:
                 f"{locked} cannot be read: permission denied. Change its permissions, or leave it out of corpus paths."
             )
         return list(dict.fromkeys(files))
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """The files that are read of a folder. What is there and also behind a link is read once, and loops of links end.
+
+    Raises:
+        CorpusError: a folder cannot be entered, or a link leads nowhere.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise CorpusError(f"{error.filename} cannot be read ({error.strerror}). Change its permissions.") from error
+
+    seen: set[str] = set()
+    roots = [folder]
+    for root in roots:  # links to folders are appended below, and so come after what is there itself
+        for current, folders, names in os.walk(root, onerror=refuse):
+            if (real := os.path.realpath(current)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            roots += [each for each in (Path(current, name) for name in folders) if each.is_symlink()]
+            for file in (Path(current, name) for name in names if not name.startswith(".")):
+                if file.suffix in _SUFFIXES and file.is_file():
+                    yield file
+                elif file.suffix in _SUFFIXES and not file.exists():
+                    raise CorpusError(f"{file} is a link to a file that is not there. Mend it, or remove it.")
 
 
 def check_budget(max_documents: int | None, max_words: int | None) -> None:
