@@ -137,3 +137,8 @@ def broken_injections(runs: Sequence[RunTables]) -> str:
 def sentence(text: str) -> str:
     """The text with a capital at its start."""
     return text[:1].upper() + text[1:]
+
+
+def percent_of(share: Any) -> str:
+    """A fraction in percent without a sign, "–" where it is missing."""
+    return MISSING if share is None else f"{100 * share:g}%"
