@@ -588,13 +588,14 @@ def test_report_is_one_page_in_which_generations_are_text(tmp_path: Path) -> Non
     assert RunTables.read(tmp_path / "run_1").info["run"] == "run_1"
 
 
-def test_report_of_little(tmp_path: Path) -> None:
+def test_report_of_little() -> None:
     """Three backdoors: too few for a relation; no layers, no samples, no points."""
     tables = make_run(("a", "b", "c"), relation=False)
     for name in ("casd_layers", "samples", "specificity", "curves"):
         setattr(tables, name, pd.DataFrame(columns=list(SCHEMAS[name])))
-    path = write_report(tables, tmp_path, pd.DataFrame(columns=["variant", "a", "b", "distance", "response_value"]))
-    page = Page(path.read_text(encoding="utf-8"))
+    points = pd.DataFrame(columns=["variant", "a", "b", "distance", "response_value"])
+    assert [drawing.name for drawing in run_drawings(tables, points)] == ["asr_heatmap", "casd_heatmap"]
+    page = Page(run_html(tables, {}))
     assert page.open == []
     assert not any(tag == "img" for tag, _ in page.tags)
     assert "No relation was computed" in page.text

@@ -23,9 +23,10 @@ from casd.analysis.transfer import relate
 from casd.cli.main import main
 from casd.config.compose import load_config
 from casd.reproduction.catalogue import EXHIBITS, RUN_SETS
-from casd.reproduction.claims import CLAIMS, Evidence, Verdict, above_zero, all_of, headline, negative
+from casd.reproduction.claims import CLAIMS
 from casd.reproduction.exhibits import SHOWN
 from casd.reproduction.scales import Scale, read_scale, scales
+from casd.reproduction.verdicts import Evidence, Verdict, above_zero, all_of, headline, negative
 from casd.stats import mean_interval
 from casd.utils.errors import ConfigError
 

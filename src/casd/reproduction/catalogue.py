@@ -11,10 +11,10 @@ RUN_SETS: Final = ("main", "learning_rate", "writing_system")
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A table or figure, or several that belong together.
+    """Tables and figures that belong together.
 
     Attributes:
-        title: what it shows.
+        title: a few words.
         run_set: of RUN_SETS.
         claims: names in `casd.reproduction.claims.CLAIMS`.
     """

@@ -18,7 +18,7 @@ from casd.report.markup import Table, table_of
 from casd.report.matrices import asr_table, casd_table, mean_asr_table
 from casd.report.tables import relation_table, specificity_table, summary_table, utility_table
 from casd.report.wording import fraction, perplexity, short_run_name
-from casd.reproduction.claims import Evidence
+from casd.reproduction.verdicts import Evidence
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,9 +22,10 @@ from casd.report.page import Block, Section, matrices_block, render, table_block
 from casd.report.publish import is_published, publishing
 from casd.report.wording import broken_injections, short_run_name
 from casd.reproduction.catalogue import EXHIBITS
-from casd.reproduction.claims import CLAIMS, Evidence, headline
+from casd.reproduction.claims import CLAIMS
 from casd.reproduction.exhibits import SHOWN
 from casd.reproduction.scales import Scale
+from casd.reproduction.verdicts import Evidence, headline
 from casd.utils.sealed import read_json
 
 PAGE: Final = "report.html"
@@ -130,7 +131,7 @@ def judge(names: Sequence[str], evidence: Mapping[str, Evidence]) -> pd.DataFram
 
 
 def verdicts_table(verdicts: pd.DataFrame) -> Table:
-    """Verdicts, as `judge` gives them, with each claim in words."""
+    """The verdicts of `judge` as a table, with each claim in words."""
     rows, groups = [], []
     for record in verdicts.to_dict("records"):
         claim = CLAIMS[str(record["claim"])]
@@ -149,14 +150,14 @@ def verdicts_table(verdicts: pd.DataFrame) -> Table:
 
 
 def _blocks(tables: Sequence[Table]) -> list[Block]:
-    """Matrices beside each other, and folded where they are many; other tables as they are."""
+    """Blocks of tables: matrices beside each other, folded if they are many."""
     matrices = [table for table in tables if table.detail is not None]
     blocks = [table_block(table) for table in tables if table not in matrices]
     return blocks + ([matrices_block(matrices, f"The {len(matrices)} matrices", folded=len(matrices) > 8)] if matrices else [])
 
 
 def _runs_section(scale: Scale, runs: Mapping[str, Sequence[RunTables]], folder: Path) -> Section:
-    """The commands that make the runs, and a link to each run's own report."""
+    """The commands that make the runs, and a link to the report of each."""
     section = Section("runs", "The runs")
     for run_set, members in runs.items():
         commands = "\n".join(f"casd sweep {shlex.join(sweep)}" for sweep in scale.sweeps[run_set])
