@@ -185,13 +185,14 @@ def _lines(
 ) -> pd.DataFrame:
     """The table as lines of escaped texts: labels are a column, and the name of a group is a line of its own."""
     lines: list[list[str]] = []
+    labels, texts = table.labels, table.frame.to_numpy()
     for group, rows in table.grouped():
         if group:
             lines.append([heading(escape(group), not lines), *[""] * table.frame.shape[1]])
         for row in rows:
-            cells = [escape(text) for text in table.frame.iloc[row]]
+            cells = [escape(text) for text in texts[row]]
             cells = [bold(text) if table.is_bold(row, column) else text for column, text in enumerate(cells)]
-            lines.append([escape(table.labels[row]), *cells])
+            lines.append([escape(labels[row]), *cells])
     return pd.DataFrame(lines, columns=[escape(heading) for heading in (table.corner, *table.columns)])
 
 

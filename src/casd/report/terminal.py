@@ -140,7 +140,7 @@ def print_pairs(console: Console, pairs: Mapping[str, str]) -> None:
 
 def _rich_table(table: Table, columns: Sequence[int], sections: Sequence[Sequence[int]], title: str) -> RichTable:
     """Some columns and rows of a table, with their labels."""
-    numeric = numeric_columns(table)
+    numeric, labels = numeric_columns(table), table.labels
     padding = (0, 0 if table.detail is not None else 1, 0, 0)  # in a matrix the place of the marks separates the columns
     rich = RichTable(box=SIMPLE_HEAD, padding=padding, pad_edge=False, header_style="bold", title_justify="left")
     rich.title, rich.title_style = shown(title, "bold") if title else None, ""
@@ -153,7 +153,7 @@ def _rich_table(table: Table, columns: Sequence[int], sections: Sequence[Sequenc
         rich.add_column(heading, justify=justify, overflow="fold", max_width=min(longest, TEXT))
     for rows in sections:
         for row in rows:
-            rich.add_row(shown(table.labels[row]), *(_cell(table, row, place) for place in columns))
+            rich.add_row(shown(labels[row]), *(_cell(table, row, place) for place in columns))
         rich.add_section()
     return rich
 
