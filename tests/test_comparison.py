@@ -16,7 +16,8 @@ from casd.analysis.collection import check_comparable, summarize
 from casd.analysis.comparison import POOLED, compare_objectives, included_cells, noise_floor, variance_shares
 from casd.analysis.pairs import pair_table
 from casd.analysis.predictors import predictor_table
-from casd.report.comparisons import objectives_drawings, objectives_table
+from casd.report.comparisons import objectives_table
+from casd.report.gallery import sweep_drawings
 from casd.stats import (
     leave_one_out_prediction,
     mantel_test,
@@ -204,12 +205,10 @@ def test_a_mean_over_fewer_runs_says_so() -> None:
     frame = compare_objectives(runs, resamples=9)
     counts = frame[["runs", "suppression_runs", "suppression_net_clean_runs", "suppression_net_phantom_runs"]]
     assert counts.iloc[0].tolist() == [3, 3, 1, 1]
-    [(_, [row])] = objectives_table(frame).groups
-    texts = [cell.text for cell in row.cells]
+    [texts] = objectives_table(frame).frame.to_numpy()
     assert [text.partition(" (")[2] for text in texts[3:6]] == ["", "1 of 3 runs)", "1 of 3 runs)"]
     whole = compare_objectives([run_of(after(), seed=seed, controls=phantoms) for seed in (0, 1)], resamples=9)
-    [(_, [row])] = objectives_table(whole).groups
-    assert not any("runs)" in cell.text for cell in row.cells)
+    assert not any("runs)" in text for text in objectives_table(whole).frame.to_numpy().ravel())
 
 
 # ---------------------------------------------------------------- noise floor
@@ -389,9 +388,11 @@ def test_comparisons_become_tables() -> None:
         runs.append(run_of(remaining, distances={"casd": distances}, rivals={"cka": distances}, objective=objective))
     made = compared(runs)
     titles = [table.title for table in made.tables]
-    assert titles == ["Objectives at the same strength", "Predictors of transfer", "What of the suppression is about pairs"]
-    rows = [row for table in made.tables for row in table.rows]
-    assert all(len(row.cells) == len(table.columns) for table in made.tables for row in table.rows)
-    assert {row.label for row in rows} >= {"ascent", "clean_target", "casd", "cka"}
-    assert [drawing.name for drawing in objectives_drawings(made.objectives)] == ["objectives"]
-    assert objectives_drawings(compare_objectives(runs[:1])) == []
+    assert titles == [
+        "Objectives at the same strength",
+        "Predictors of transfer",
+        "How much of the suppression belongs to pairs",
+    ]
+    assert {label for table in made.tables for label in table.frame.index} >= {"ascent", "clean_target", "casd", "cka"}
+    assert [drawing.name for drawing in sweep_drawings(runs, made.objectives)] == ["objectives", "asr_heatmaps"]
+    assert [drawing.name for drawing in sweep_drawings(runs[:1], compare_objectives(runs[:1]))] == ["asr_heatmaps"]

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import math
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from xml.etree import ElementTree
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_hex
 from rich.console import Console
 
 from casd.analysis.collection import asr_matrix, casd_matrix, summary
@@ -26,24 +25,20 @@ from casd.analysis.comparison import MEASURES
 from casd.analysis.results import RunTables
 from casd.analysis.tables import SCHEMAS
 from casd.report import collect, print_run, print_sweep, print_tables, read_runs, write_report, write_sweep_report
-from casd.report.colors import SHADES, palette, step_of, text_color, text_on
 from casd.report.comparisons import objectives_table
-from casd.report.drawing import save
+from casd.report.drawing import cell_colors, save
 from casd.report.figures import NOISE_FLOOR, casd_by_layer, relation_scatter
 from casd.report.gallery import draw, run_drawings
 from casd.report.heatmaps import asr_heatmap, asr_heatmaps, casd_heatmaps
 from casd.report.html import run_html
-from casd.report.markup import Cell, Row, Table, numeric_columns, to_latex, to_markdown
+from casd.report.markup import Table, numeric_columns, table_of, to_latex, to_markdown
 from casd.report.matrices import asr_table, casd_table, mean_asr_table, suppression_table
 from casd.report.page import visible
 from casd.report.statements import statements
-from casd.report.svg import to_svg
 from casd.report.tables import asr_long_table, relation_table, run_tables, states_table, utility_table
 from casd.report.wording import NO_PAIRS, decimals_for, fraction, p_text, perplexity, significant
 from casd.utils.errors import CasdError
 from report_run import CONTROLS, EIGHT, HOSTILE, compared, make_run, make_scatter
-
-SVG = "{http://www.w3.org/2000/svg}"
 
 
 class Page(HTMLParser):
@@ -256,34 +251,36 @@ def test_numbers_in_words() -> None:
 def test_asr_table_shows_every_cell_and_marks_the_collapsed_row() -> None:
     tables = make_run(collapsed=("german",))
     table = asr_table(tables)
-    assert [name for name, _ in table.groups] == ["", "removals", "controls"]
+    assert [name for name, _ in table.grouped()] == ["", "removals", "controls"]
     matrix = asr_matrix(tables)
-    for row in table.rows:
-        for backdoor, cell in zip(table.columns, row.cells, strict=True):
-            number = f"{matrix.loc[row.label, backdoor]:.2f}"
-            if row.label == "german":
-                assert (cell.text, cell.shade, cell.own) == (f"({number})", None, False)
+    for row, (state, texts) in enumerate(table.frame.iterrows()):
+        for column, (backdoor, text) in enumerate(texts.items()):
+            number = f"{matrix.loc[state, backdoor]:.2f}"
+            if state == "german":
+                assert (text, table.shade_of(row, column), table.is_bold(row, column)) == (f"({number})", None, False)
             else:
-                assert cell.text == number
-                assert cell.own == (row.label == backdoor)
-    assert [row.title for row in table.rows if row.collapsed] == ["german (collapsed)"]
+                assert text == number
+                assert table.is_bold(row, column) == (state == backdoor)
+    assert [label for label in table.labels if "collapsed" in label] == ["german (collapsed)"]
     for part in ("llama3_tiny", "clean_target", "seed 0", "n = 64"):
         assert part in table.caption
 
 
 def test_long_table_has_the_intervals() -> None:
     table = asr_long_table(make_run(("a", "b", "c")))
-    assert len(table.rows) == 6 * 3
-    own = next(row for row in table.rows if row.label == "a" and row.cells[0].text == "a")
-    assert [cell.text for cell in own.cells[1:4]] == ["0.02", "0.00 to 0.08", "1/64"]
+    assert len(table) == 6 * 3
+    [own] = table.frame.loc["a"].query("measured == 'a'").to_dict("records")
+    assert list(own.values())[1:4] == ["0.02", "0.00 to 0.08", "1/64"]
 
 
 @pytest.mark.parametrize(("n", "rate", "text"), [(8, 0.125, "0.1"), (32, 0.03125, "0.03"), (2000, 0.0625, "0.062")])
 def test_rates_have_the_decimals_that_their_prompts_allow(n: int, rate: float, text: str) -> None:
     tables = make_run(("a", "b", "c"))
     tables.asr[["n", "rate", "rate_low", "rate_high"]] = n, rate, rate, rate
-    assert {cell.text for row in asr_table(tables).rows for cell in row.cells} == {text}
-    assert {cell.text for row in asr_long_table(tables).rows for cell in row.cells[1:3]} == {text, f"{text} to {text}"}
+    assert set(asr_table(tables).frame.to_numpy().ravel()) == {text}
+    long = asr_long_table(tables).frame
+    assert set(long["ASR"]) == {text}
+    assert set(long["95 % interval"]) == {f"{text} to {text}"}
     assert set(numbers_in(asr_heatmap(tables), 0)) == {text}
 
 
@@ -291,19 +288,16 @@ def test_means_over_runs_are_those_of_the_cells_and_leave_collapsed_models_out()
     runs = [make_run(seed=seed, collapsed=("german",) if seed == 2 else ()) for seed in range(3)]
     runs += [make_run(objective="npo", collapsed=("german",))]
     table = mean_asr_table(runs)
-    assert [name for name, _ in table.groups] == ["clean_target, llama3_tiny, 3 runs", "npo, llama3_tiny, 1 run"]
+    assert [name for name, _ in table.grouped()] == ["clean_target, llama3_tiny, 3 runs", "npo, llama3_tiny, 1 run"]
     matrices = [asr_matrix(tables) for tables in runs]
     matrices[2].loc["german"] = math.nan
     expected = sum(matrix.fillna(0.0) for matrix in matrices[:3]) / sum(matrix.notna() for matrix in matrices[:3])
-    rows = {row.label: row for row in table.groups[0][1]}
-    assert list(rows) == ["injected", *EIGHT[:2], "german, 2 of 3 runs", *EIGHT[3:], *CONTROLS]
-    for label, row in rows.items():
-        state = label.partition(",")[0]
-        assert [cell.text for cell in row.cells] == [f"{expected.loc[state, name]:.2f}" for name in EIGHT]
-        assert [cell.own for cell in row.cells] == [state == name for name in EIGHT]
-    german = next(row for row in table.groups[1][1] if row.label.startswith("german"))
-    assert german.label == "german, 0 of 1 runs"
-    assert {cell.text for cell in german.cells} == {"–"}
+    several = table.frame.iloc[: len(expected)]
+    assert list(several.index) == ["injected", *EIGHT[:2], "german, 2 of 3 runs", *EIGHT[3:], *CONTROLS]
+    assert several.to_numpy().tolist() == expected.map("{:.2f}".format).to_numpy().tolist()
+    assert table.bold is not None
+    assert table.bold[: len(expected)].tolist() == [[state == name for name in EIGHT] for state in expected.index]
+    assert set(table.frame.loc["german, 0 of 1 runs"]) == {"–"}
 
 
 def test_the_best_of_a_group_is_bold_and_a_control_is_no_objective() -> None:
@@ -321,10 +315,10 @@ def test_the_best_of_a_group_is_bold_and_a_control_is_no_objective() -> None:
         ]
     )
     table = objectives_table(frame)
-    marked = {(group, row.label) for group, rows in table.groups for row in rows if all(cell.best for cell in row.cells)}
+    assert table.bold is not None
+    marked = {(table.groups[row], table.frame.index[row]) for row in np.flatnonzero(table.bold.all(axis=1))}
     assert marked == {("m", "rmu"), ("all models", "npo")}
-    labels = [row.label for row in table.rows]
-    assert labels[2:5] == ["retain_only (control)", "npo", "retain_only, steps=8 (control)"]
+    assert list(table.frame.index[2:5]) == ["retain_only (control)", "npo", "retain_only, steps=8 (control)"]
     assert r"rmu & \textbf{8 of 8} & " in to_latex(table)
     assert "**0.30**" in to_markdown(table)
 
@@ -344,14 +338,14 @@ def test_statements_claim_no_more_than_the_numbers() -> None:
 def test_missing_values_are_dashes() -> None:
     tables = make_run(("a", "b", "c"), collapsed=("b",))
     tables.asr = tables.asr[~((tables.asr["state"].isin(["a", "b"])) & (tables.asr["backdoor"] == "c"))]
-    for row in asr_table(tables).rows[1:3]:
-        assert row.cells[2] == Cell("–"), row
+    table = asr_table(tables)
+    assert list(table.frame["c"].iloc[1:3]) == ["–", "–"]
+    assert [table.shade_of(row, 2) for row in (1, 2)] == [None, None]
     assert all(numeric_columns(asr_table(tables)))
-    texts = [cell.text for cell in relation_table([tables]).rows[2].cells]
-    assert texts[1:3] == ["–", "–"]
+    assert list(relation_table([tables]).frame.iloc[2][["ρ", "p"]]) == ["–", "–"]
 
 
-def test_numbers_that_are_missing_everywhere_are_dashes_everywhere(tmp_path: Path) -> None:
+def test_numbers_that_are_missing_everywhere_are_dashes_everywhere() -> None:
     """Controls that did not run, and measurements that gave nothing: no table, sentence or page says "nan"."""
     tables = make_run(("a", "b", "c"), relation=False)
     for name in ("states", "asr", "transfer", "casd", "casd_layers", "specificity"):
@@ -362,7 +356,8 @@ def test_numbers_that_are_missing_everywhere_are_dashes_everywhere(tmp_path: Pat
         setattr(tables, name, frame)
     shown = [to_markdown(table) + to_latex(table) for table in run_tables(tables)]
     shown += [printed(print_run, tables), printed(print_sweep, [tables]), *statements(tables)]
-    shown.append(Page(write_report(tables, tmp_path, make_scatter(tables)).read_text(encoding="utf-8")).text)
+    shown.append(Page(run_html(tables, {})).text)
+    assert list(run_drawings(tables, make_scatter(tables))), "figures can be made"
     for text in shown:
         assert not re.search(r"\b(nan|NaN|None)\b|\(–\)", text), text
 
@@ -383,10 +378,9 @@ def test_every_state_has_its_perplexities_beside_each_other() -> None:
     tables = make_run(("a", "b", "c"))
     tables.states.loc[0, ["clean_loss", "retain_loss"]] = 800.0, math.nan
     table = states_table(tables)
-    assert table.columns[:3] == ("perplexity", "perplexity, retain", "clean loss")
-    cells = {row.label: [cell.text for cell in row.cells[:3]] for row in table.rows}
-    assert cells["injected"] == ["inf", "–", "800.00"]
-    assert cells["control:clean"] == ["12.18", "1.65", "2.50"]
+    columns = ["perplexity", "perplexity, retain", "clean loss"]
+    assert list(table.frame.loc["injected", columns]) == ["inf", "–", "800.00"]
+    assert list(table.frame.loc["control:clean", columns]) == ["12.18", "1.65", "2.50"]
     assert [perplexity(loss) for loss in (0.0, 4.7, 9.0, None)] == ["1.00", "110", "8.1e+03", "–"]
     assert re.search(r"^ ?control:clean +12\.18 +1\.65 *$", printed(print_run, tables), re.MULTILINE)
     assert "utility" not in [table.name for table in run_tables(tables)]
@@ -395,28 +389,25 @@ def test_every_state_has_its_perplexities_beside_each_other() -> None:
 def test_benchmarks_are_shown_where_there_are_some(tmp_path: Path) -> None:
     tables = with_benchmarks(make_run(("a", "b", "c"), collapsed=("b",)))
     table = utility_table(tables)
-    assert len(table.rows) == 6 * 3
-    assert [cell.text for cell in table.rows[0].cells] == ["quiz", "acc", "0.250", "–", "500"]
-    assert [cell.text for cell in table.rows[1].cells] == ["quiz", "acc_norm", "0.312", "0.012", "500"]
+    assert len(table) == 6 * 3
+    assert list(table.frame.iloc[0]) == ["quiz", "acc", "0.250", "–", "500"]
+    assert list(table.frame.iloc[1]) == ["quiz", "acc_norm", "0.312", "0.012", "500"]
     shown = states_table(tables)
-    assert [row.cells[shown.columns.index("quiz")].text for row in shown.rows] == ["0.312"] * 6
+    assert list(shown.frame["quiz"]) == ["0.312"] * 6
     assert "main metric of quiz, recall" in shown.caption
     assert re.search(r"^ ?control:clean +12\.18 +1\.65 +0\.312 +0\.500 *$", printed(print_run, tables), re.MULTILINE)
-    page = Page(write_report(tables, tmp_path, make_scatter(tables)).read_text(encoding="utf-8"))
-    assert page.open == []
-    assert "Tasks and metrics of lm-evaluation-harness" in page.text
-    assert (tmp_path / "tables" / "utility.tex").is_file()
+    assert "Tasks and metrics of lm-evaluation-harness" in Page(run_html(tables, {})).text
+    assert "utility" in [table.name for table in run_tables(tables)]
+    tables.write(tmp_path)
     pd.testing.assert_frame_equal(RunTables.read(tmp_path).utility, tables.utility)
 
 
 def test_states_table_has_the_gradient_of_the_forget_term() -> None:
     table = states_table(make_run(("a", "b", "c")))
-    first, last = (table.columns.index(f"gradient, {step}") for step in ("first", "last"))
-    cells = {row.label: (row.cells[first].text, row.cells[last].text) for row in table.rows}
-    assert cells["injected"] == ("–", "–")
-    assert cells["control:phantom"] == ("0.832", "1.2e-05")
-    assert numeric_columns(table)[first], "numbers with an exponent are set as numbers"
-    assert numeric_columns(table)[last]
+    gradients = ["gradient, first", "gradient, last"]
+    assert list(table.frame.loc["injected", gradients]) == ["–", "–"]
+    assert list(table.frame.loc["control:phantom", gradients]) == ["0.832", "1.2e-05"]
+    assert all(numeric_columns(table)[table.columns.index(name)] for name in gradients), "exponents are numbers"
     assert "L2 norm before clipping of the gradient of the forget term alone" in table.caption
 
 
@@ -445,7 +436,7 @@ def test_a_phantom_that_broke_at_once_has_no_gradient() -> None:
     assert any("is not known: no training step was finished" in text for text in statements(tables))
 
 
-def test_a_single_backdoor_has_no_pairs_and_the_report_says_so(tmp_path: Path) -> None:
+def test_a_single_backdoor_has_no_pairs_and_the_report_says_so() -> None:
     tables = make_run(("a",))
     texts = statements(tables)
     assert NO_PAIRS in texts
@@ -453,7 +444,7 @@ def test_a_single_backdoor_has_no_pairs_and_the_report_says_so(tmp_path: Path) -
     assert not any("other backdoors" in text or "–" in text for text in texts)
     assert NO_PAIRS in asr_table(tables).caption
     assert NO_PAIRS in " ".join(printed(print_run, tables).split())
-    page = Page(write_report(tables, tmp_path, make_scatter(tables)).read_text(encoding="utf-8"))
+    page = Page(run_html(tables, {}))
     assert page.open == []
     assert page.text.count(NO_PAIRS) >= 2
     assert NO_PAIRS not in asr_table(make_run(("a", "b"))).caption
@@ -462,19 +453,19 @@ def test_a_single_backdoor_has_no_pairs_and_the_report_says_so(tmp_path: Path) -
 def test_suppression_table_is_what_was_removed_by_what_was_measured() -> None:
     tables = make_run(("a", "b", "c"))
     table = suppression_table(tables, "suppression_net_clean")
-    assert [row.label for row in table.rows] == ["a", "b", "c", *CONTROLS]
+    assert list(table.frame.index) == ["a", "b", "c", *CONTROLS]
     for record in tables.transfer.to_dict("records"):
-        row = next(row for row in table.rows if row.label == record["source"])
-        assert row.cells[table.columns.index(record["target"])].text == fraction(record["suppression_net_clean"])
+        assert table.frame.loc[record["source"], record["target"]] == fraction(record["suppression_net_clean"])
 
 
 HARD_NAMES = Table(
     name="hard names",
     title="50% & more_of {it}",
     caption=r"\input{x} $x$ ~^# <b>",
-    corner="a|b",
-    columns=("[x]_y", "n"),
-    groups=(("", (Row("*a_1*", (Cell("[0.1"), Cell("-0.50", own=True))), Row("[b]\nc", (Cell("p<0.001"), Cell("–"))))),),
+    frame=pd.DataFrame(
+        {"[x]_y": ["[0.1", "p<0.001"], "n": ["-0.50", "–"]}, index=pd.Index(["*a_1*", "[b]\nc"], name="a|b"), dtype=object
+    ),
+    bold=np.array([[False, True], [False, False]]),
 )
 
 
@@ -487,8 +478,6 @@ def test_latex_is_escaped_and_balanced() -> None:
     for table in (HARD_NAMES, *run_tables(make_run(collapsed=("german",))), *over_runs, mean_asr_table(several)):
         text = to_latex(table)
         assert table is HARD_NAMES or text.isascii(), "a letter that pdflatex may not have"
-        assert text.count("\\toprule") == text.count("\\bottomrule") == 1
-        assert text.count("\\midrule") == len(table.groups)
         assert "\\caption{" in text
         body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
         bare = re.sub(r"\\[\\{}$&#_%]", "", body)
@@ -498,7 +487,7 @@ def test_latex_is_escaped_and_balanced() -> None:
         begun, ended = re.findall(r"\\begin\{(\w+)\}", body), re.findall(r"\\end\{(\w+)\}", body)
         assert begun == ended[::-1]
         for row in re.findall(r"^(.*) \\\\$", body, re.MULTILINE):
-            if not row.startswith("\\label"):
+            if not row.startswith(("\\label", "\\caption", "\\multicolumn")):
                 assert len(re.findall(r"(?<!\\)&", row)) == len(table.columns)
                 assert not row.startswith(("[", "*"))
     text = to_latex(HARD_NAMES)
@@ -536,7 +525,7 @@ def test_casd_heatmap_leaves_the_diagonal_out() -> None:
     matrix = casd_matrix(tables, "casd")
     expected = [f"{matrix.loc[a, b]:.3f}" if a != b else "–" for a in "abc" for b in "abc"]
     assert numbers_in(casd_heatmaps(tables), 0) == expected
-    assert [cell.text for row in casd_table(tables, "casd").rows for cell in row.cells] == expected
+    assert list(casd_table(tables, "casd").frame.to_numpy().ravel()) == expected
 
 
 def test_scatter_has_every_pair_and_the_tables_correlation() -> None:
@@ -548,38 +537,24 @@ def test_scatter_has_every_pair_and_the_tables_correlation() -> None:
     assert figure.axes[1].get_title() == "casd_cos: no test"
 
 
-@pytest.mark.parametrize("names", [("a", "b"), ("a", 'b<"&', "c", "d")], ids=["one point", "several"])
-def test_every_point_of_the_scatter_names_its_pair_when_it_is_pointed_at(names: tuple[str, ...]) -> None:
-    tables = make_run(names)
-    scatter = make_scatter(tables)
-    root = ElementTree.fromstring(to_svg(relation_scatter(scatter, tables), "pairs"))
-    titled = [group for group in root.iter(f"{SVG}g") if group.find(f"{SVG}title") is not None]
-    shown = [str(group.findtext(f"{SVG}title")) for group in titled]
-    expected = [f"{a}, {b}: distance {d:.3f}" for a, b, d in zip(scatter["a"], scatter["b"], scatter["distance"], strict=True)]
-    assert sorted(text.partition(", suppression")[0] for text in shown) == sorted(expected)
-    assert all(len(list(group.iter(f"{SVG}use"))) == 1 for group in titled), "each title belongs to one mark"
-
-
 def test_figures_have_the_same_bytes_each_time_and_no_mathematics_in_names(tmp_path: Path) -> None:
     def render(folder: Path) -> list[bytes]:
         tables = make_run(("cost$_{1", "a_rather_long_name_of_a_backdoor_with_an_end", "c$"))
         png = save(asr_heatmap(tables), folder / "asr.v1")
-        save(relation_scatter(make_scatter(tables), tables), folder / "scatter")
         return [png.read_bytes(), *(path.read_bytes() for path in sorted(folder.glob("*.pdf")))]
 
     first = render(tmp_path / "a")
     assert first == render(tmp_path / "b")
-    assert len(first) == 3
+    assert len(first) == 2
     assert first[0].startswith(b"\x89PNG")
 
 
 def test_a_style_of_the_user_s_changes_no_figure(tmp_path: Path) -> None:
     tables = make_run(("a", "b", "c"))
-    drawings = run_drawings(tables, make_scatter(tables))[:1]
 
     def render(folder: Path) -> dict[str, bytes]:
         folder.mkdir()
-        blocks = draw(drawings, folder, [each.name for each in drawings])
+        blocks = draw(itertools.islice(run_drawings(tables, make_scatter(tables)), 1), folder, lambda name: True)
         shown = {name: str(block.content).encode() for name, block in blocks.items()}
         return shown | {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -588,29 +563,21 @@ def test_a_style_of_the_user_s_changes_no_figure(tmp_path: Path) -> None:
     with mpl.rc_context(style):
         styled = render(tmp_path / "styled")
         assert {name: mpl.rcParams[name] for name in style} == style, "the user's own figures keep it"
-    assert len(plain) == 3 * len(drawings)
+    assert len(plain) == 3
     assert styled == plain
 
 
-def test_text_color_has_the_higher_contrast() -> None:
-    assert [text_color(rgb) for rgb in ((1, 1, 1), (0, 0, 0), (0.99, 0.91, 0.14), (0.27, 0.0, 0.33))] == [
-        *("black", "white", "black", "white")
-    ]
-
-
-@pytest.mark.parametrize("name", ["viridis", "viridis_r", "cividis"])
-def test_cells_have_the_colors_of_the_heatmaps(name: str) -> None:
-    shades = [step / (SHADES - 1) for step in range(SHADES)]
-    assert palette(name) == tuple(to_hex(mpl.colormaps[name](shade)) for shade in shades)
-    assert [step_of(shade) for shade in shades] == list(range(SHADES))
-    assert [text_on(color) for color in palette(name)] == [text_color(mpl.colormaps[name](shade)[:3]) for shade in shades]
+def test_text_on_a_color_has_the_higher_contrast() -> None:
+    assert cell_colors("viridis", 0.0) == ("#440154", "#ffffff")
+    assert cell_colors("viridis", 1.0) == ("#fde725", "#000000")
+    assert cell_colors("viridis_r", 1.0) == cell_colors("viridis", 0.0)
 
 
 # ------------------------------------------------------------------------------------------------ HTML
 
 
 def test_report_is_one_page_in_which_generations_are_text(tmp_path: Path) -> None:
-    tables = make_run(generated=HOSTILE, collapsed=("german",))
+    tables = make_run(("a", "b", "c"), generated=HOSTILE, collapsed=("b",))
     path = write_report(tables, tmp_path / "run_1", make_scatter(tables))
     assert path == tmp_path / "run_1" / "report.html"
     text = path.read_text(encoding="utf-8")
@@ -619,12 +586,11 @@ def test_report_is_one_page_in_which_generations_are_text(tmp_path: Path) -> Non
     tags = {tag for tag, _ in page.tags}
     assert not tags & {"script", "iframe", "object", "link", "base"}
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-    images = [attributes for tag, attributes in page.tags if tag in ("img", "svg")]
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(images) == 3
-    assert all(image.get("alt") or image.get("aria-label") for image in images)
+    assert all(image["alt"] and str(image["src"]).startswith("data:image/png;base64,") for image in images)
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
-    assert len(ids) == len(set(ids)), "two figures have names in common"
-    assert all(str(attributes["xlink:href"])[1:] in ids for tag, attributes in page.tags if tag == "use")
+    assert len(ids) == len(set(ids))
     assert all(attributes.get("scope") for tag, attributes in page.tags if tag == "th")
     assert HOSTILE[: HOSTILE.index("\x1b")] in page.text  # to the letter: `{{ 7 * 7 }}` too was not evaluated
     assert r"\x1b[2J\u202egnp.exe\x00" in page.text
@@ -642,15 +608,16 @@ def test_report_is_one_page_in_which_generations_are_text(tmp_path: Path) -> Non
     assert RunTables.read(tmp_path / "run_1").info["run"] == "run_1"
 
 
-def test_report_of_little(tmp_path: Path) -> None:
+def test_report_of_little() -> None:
     """Three backdoors: too few for a relation; no layers, no samples, no points."""
     tables = make_run(("a", "b", "c"), relation=False)
     for name in ("casd_layers", "samples", "specificity", "curves"):
         setattr(tables, name, pd.DataFrame(columns=list(SCHEMAS[name])))
-    path = write_report(tables, tmp_path, pd.DataFrame(columns=["variant", "a", "b", "distance", "response_value"]))
-    page = Page(path.read_text(encoding="utf-8"))
+    points = pd.DataFrame(columns=["variant", "a", "b", "distance", "response_value"])
+    assert [drawing.name for drawing in run_drawings(tables, points)] == ["asr_heatmap", "casd_heatmap"]
+    page = Page(run_html(tables, {}))
     assert page.open == []
-    assert not any(tag in ("img", "svg") for tag, _ in page.tags)
+    assert not any(tag == "img" for tag, _ in page.tags)
     assert "No relation was computed" in page.text
 
 
@@ -672,8 +639,9 @@ def test_long_and_invisible_text_is_shown_shortened() -> None:
 
 def test_sweep_report(tmp_path: Path) -> None:
     for seed, objective in enumerate(("gradient_difference", "clean_target")):
-        tables = make_run(objective=objective, seed=seed, collapsed=("german",) if seed else ())
-        write_report(tables, tmp_path / f"run {seed}", make_scatter(tables))
+        tables = make_run(("a", "b", "c"), objective=objective, seed=seed, collapsed=("b",) if seed else ())
+        tables.write(tmp_path / f"run {seed}")
+        (tmp_path / f"run {seed}" / "report.html").write_text("the run's own")
     comparisons = write_sweep_report(read_runs([tmp_path / "run 0", tmp_path / "run 1"]), tmp_path / "sweep")
     page = Page((tmp_path / "sweep" / "report.html").read_text(encoding="utf-8"))
     for table in comparisons.tables:
@@ -727,15 +695,6 @@ def test_many_runs_are_read_as_each_by_itself(tmp_path: Path) -> None:
         _ = tables.nonsense  # type: ignore[attr-defined]
 
 
-def test_a_table_that_is_not_compared_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
-    make_run(("a", "b", "c")).write(tmp_path)
-    (tmp_path / "tables" / "samples.parquet").unlink()
-    [tables] = read_runs(tmp_path)
-    assert len(tables.transfer)
-    with pytest.raises(CasdError, match="it has no table 'samples'"):
-        _ = tables.samples
-
-
 def test_terminal_shows_a_run_in_100_columns_without_color() -> None:
     tables = make_run(collapsed=("german",))
     text = printed(print_run, tables)
@@ -749,16 +708,15 @@ def test_terminal_shows_a_run_in_100_columns_without_color() -> None:
     assert "…" not in text, "something was cut"
 
 
-def test_terminal_shows_a_sweep_side_by_side(tmp_path: Path) -> None:
+def test_terminal_shows_the_matrices_and_the_summary_of_a_sweep(tmp_path: Path) -> None:
     for seed, objective in enumerate(("gradient_difference", "clean_target")):
         make_run(objective=objective, seed=seed, collapsed=("german",) if seed else ()).write(tmp_path / objective)
     runs = read_runs([tmp_path / "gradient_difference", tmp_path / "clean_target"])
     text = printed(print_sweep, runs, width=120)
     assert max(map(len, text.splitlines())) <= 120
-    line = next(line for line in text.splitlines() if "1 french_a" in line)
-    assert len(re.findall(r"\d\.\d\d", line)) == 16
+    assert len(re.findall(r"^ ?french_a +\*0\.02( +\d\.\d\d){7} *$", text, re.MULTILINE)) == 2
     assert "x collapsed (llama3_tiny, clean_target, seed 1): german" in text
-    assert re.search(r"own ASR +0\.02 +0\.02", text)
+    assert re.search(r"llama3_tiny +clean_target +1 +0\.02 ", text)
     assert "…" not in text
     narrow = printed(print_sweep, runs, width=80)
     assert max(map(len, narrow.splitlines())) <= 80
@@ -767,13 +725,13 @@ def test_terminal_shows_a_sweep_side_by_side(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [60, 90, 120])
 def test_a_wide_table_goes_on_below_and_loses_nothing(width: int) -> None:
     columns = tuple(f"column {i}" for i in range(14))
-    rows = tuple(Row(f"row_{r}", tuple(Cell(f"{r}.{i:03d} [0.10, 0.20]") for i in range(14))) for r in range(3))
-    table = Table("wide", "A wide table", "What it is.", "name", columns, groups=(("a group", rows),))
+    rows = [{"name": f"row_{r}"} | {name: f"{r}.{i:03d} [0.10, 0.20]" for i, name in enumerate(columns)} for r in range(3)]
+    table = table_of(rows, groups=["a group"] * 3, name="wide", title="A wide table", caption="What it is.")
     text = printed(print_tables, [table], width=width)
     assert max(map(len, text.splitlines())) <= width
     assert all(text.count(f"{r}.{i:03d}") == 1 for r in range(3) for i in range(14))
     assert text.count("a group") == 1
-    assert (text.count("row_2") > 1) == (width < 120), "with the labels again"
+    assert text.count("row_2") > 1, "with the labels again"
 
 
 def test_terminal_colors_a_terminal() -> None:

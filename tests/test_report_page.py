@@ -1,4 +1,4 @@
-"""What stands in the report's page beside tables: the design in words, samples, figures as SVG, learning curves.
+"""What stands in the report's page beside tables: the settings, samples, learning curves.
 
 Run: pytest tests/test_report_page.py
 """
@@ -6,23 +6,21 @@ Run: pytest tests/test_report_page.py
 from __future__ import annotations
 
 import re
-from xml.etree import ElementTree
 
+import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 from casd.analysis.tables import SCHEMAS
 from casd.config.compose import load_config, to_yaml
 from casd.report.curves import learning_curves
-from casd.report.design import backdoors_table, design, triggers
 from casd.report.html import run_html
 from casd.report.matrices import asr_table, casd_table, suppression_table
 from casd.report.samples import samples_of
-from casd.report.svg import to_svg
+from casd.report.settings import backdoors_table, settings_table, triggers
 from report_run import EIGHT, make_run
 
-# ------------------------------------------------------------------------------------------------ the design in words
+# ------------------------------------------------------------------------------------------------ settings
 
 
 @pytest.fixture(scope="module")
@@ -30,39 +28,33 @@ def demo() -> str:
     return to_yaml(load_config(["experiment=demo", "weights=lora", "unlearning.stopping.target_asr=0.05"]))
 
 
-def test_the_design_is_told_from_the_configuration(demo: str) -> None:
-    told = dict(design(demo))
-    assert list(told) == ["Model", "Text", "Injection", "Removal", "Controls", "Measurement"]
-    assert told["Model"] == (
-        "llama3_tiny; random weights of the architecture llama, trained for this run; 4 layers, 128 features; float32."
-    )
-    assert re.match(r"microworld: Seeded short passages.*\. Passages: \d+ to inject with, \d+ to be forgotten", told["Text"])
-    assert (
-        "from the start, by pretraining on poisoned text: 300 steps of 32 documents, learning rate 0.003" in told["Injection"]
-    )
-    assert re.search(r" At most \d+ steps of \d documents, learning rate [\d.]+, adapters of rank 16 only\.", told["Removal"])
-    assert "attack success rate on held-out prompts is at most 0.05; its best step is kept" in told["Removal"]
-    assert "trigger that was never injected (matched)" in told["Controls"]
-    assert "64 triggered prompts for each backdoor and model state, continued greedily" in told["Measurement"]
-    assert "learning rate 0.0" in told["Removal"]
-    tuned = dict(design(demo, "learning_rate=0.5"))["Removal"]
-    assert "without a look at the other backdoors: learning_rate=0.5." in tuned
-    assert "learning rate 0.0" not in tuned, "the one that was not used"
+def test_the_settings_are_those_of_the_configuration(demo: str) -> None:
+    shown = dict(settings_table(demo).frame["value"])
+    assert shown["model"] == "llama3_tiny"
+    assert shown["injection: learning rate"] == "0.003"
+    assert shown["objective"] == "gradient_difference"
+    assert "retain_weight=4.0" in shown["objective: parameters"]
+    assert (shown["removal: steps"], shown["removal: learning rate"]) == ("20", "0.0003")
+    assert shown["removal: target ASR on validation prompts"] == "0.05"
+    assert (shown["controls: phantoms"], shown["seed"]) == ("matched", "0")
+    assert "removal: largest ratio of the clean loss" not in shown, "it is off"
+    tuned = dict(settings_table(demo, "learning_rate=0.5").frame["value"])
+    assert tuned["removal: chosen by tuning"] == "learning_rate=0.5"
+    assert "removal: learning rate" not in tuned, "the one that was not used"
 
 
-def test_backdoors_are_told_with_triggers_and_targets(demo: str) -> None:
-    table = backdoors_table(demo)
-    rows = {row.label: [cell.text for cell in row.cells] for row in table.rows}
-    assert rows["french_a"] == ["mirvane osquel", "before a word of the last sentence", "goes on in French", "4%"]
-    assert rows["fixed_text"][2] == "says “The silver fox sees all of this.”"
+def test_backdoors_are_shown_with_triggers_and_targets(demo: str) -> None:
+    rows = backdoors_table(demo).frame
+    assert list(rows.loc["french_a"]) == ["mirvane osquel", "random", "language language=fr", "4%", "all"]
+    assert rows.loc["fixed_text", "target"] == "fixed_text text=The silver fox sees all of this."
     assert triggers(demo)["german"] == "quandel fesk"
     own = "backdoor:\n  mine:\n    trigger: x y\n    target: {name: rhyme, params: {meter: 5}}\n"
-    assert [cell.text for cell in backdoors_table(own).rows[0].cells] == ["x y", "–", "rhyme 5", "–"]
+    assert list(backdoors_table(own).frame.loc["mine"]) == ["x y", "–", "rhyme meter=5", "–", "–"]
 
 
 @pytest.mark.parametrize("config", ["", "model:\n  name: <b>\n", "backdoor:\n  a: {}\nunlearning: {}\n"])
-def test_what_a_configuration_does_not_have_is_not_told(config: str) -> None:
-    assert set(dict(design(config))) <= {"Model", "Controls"}
+def test_a_setting_that_the_configuration_lacks_is_left_out(config: str) -> None:
+    assert len(settings_table(config)) == ("model" in config)
     assert triggers(config) == {}
     tables = make_run(("a", "b"))
     tables.info["config"] = config
@@ -123,12 +115,15 @@ def test_every_cell_has_its_details() -> None:
     tables = make_run(collapsed=("german",))
     row = tables.asr.set_index(["state", "backdoor", "probe"]).loc[("german", "refusal", "fake")]
     table = asr_table(tables, "fake")
-    cell = next(each for each in table.rows if each.label == "german").cells[EIGHT.index("refusal")]
-    assert cell.detail == f"{row.successes:.0f}/64, {row.rate_low:.2f}–{row.rate_high:.2f}"
-    own = casd_table(tables, "casd").rows[0].cells[0]
-    assert (own.text, own.shade, own.detail) == ("–", None, "")
+    assert table.detail is not None
+    place = list(table.frame.index).index("german"), EIGHT.index("refusal")
+    assert table.detail[place] == f"{row.successes:.0f}/64, {row.rate_low:.2f}–{row.rate_high:.2f}"
+    distances = casd_table(tables, "casd")
+    assert distances.detail is not None
+    assert (distances.frame.iat[0, 0], distances.shade_of(0, 0), distances.detail[0, 0]) == ("–", None, "")
     for each in (asr_table(tables), suppression_table(tables, "suppression"), suppression_table(tables, "prob_suppression")):
-        assert all(cell.detail for line in each.rows for cell in line.cells)
+        assert each.detail is not None
+        assert each.detail.all()
         assert each.scale is not None
 
 
@@ -137,37 +132,14 @@ def test_the_darkest_cell_of_a_distance_is_the_smallest_and_controls_set_no_othe
     far = pd.DataFrame([("casd", "control:clean", "control:phantom", 9.0, False)], columns=list(SCHEMAS["casd"]))
     tables.casd = pd.concat([tables.casd, far])
     table = casd_table(tables, "casd")
-    shades = [cell.shade for row in table.rows for cell in row.cells if cell.shade is not None]
-    assert max(shades) == 1, "the largest distance that is shown"
+    assert table.shade is not None
+    assert np.nanmax(table.shade) == 1, "the largest distance that is shown"
     assert table.scale is not None
     headline = tables.casd[tables.casd["variant"] == "casd"]
     assert table.scale.high == f"{headline.loc[headline['distance'] < 9, 'distance'].max():.3f}"
 
 
 # ------------------------------------------------------------------------------------------------ figures
-
-
-def test_a_figure_as_svg_is_small_escaped_and_the_same_each_time() -> None:
-    def drawn() -> Figure:
-        figure = Figure(figsize=(3, 2))
-        axes = figure.subplots()
-        axes.plot([0, 1, 2], [0.123456, 3.0, 1.0], marker="o")
-        axes.set_title('<script>"&')
-        return figure
-
-    svg = to_svg(drawn(), 'the "alt" & <text>')
-    assert svg == to_svg(drawn(), 'the "alt" & <text>')
-    root = ElementTree.fromstring(svg)
-    assert root.get("aria-label") == 'the "alt" & <text>'
-    names = [element.get("id") for element in root.iter() if element.get("id")]
-    used = re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', svg)
-    assert set(names) == set(used), "no name that nothing refers to"
-    texts = ["".join(element.itertext()) for element in root.iter() if element.tag.endswith("}text")]
-    assert '<script>"&' in texts
-    assert "<script" not in svg
-    assert not re.search(r' d="[^"]*\d\.\d{3}', svg)
-    assert "font-family" not in svg
-    assert not set(names) & set(re.findall(r'id="([^"]+)"', to_svg(drawn(), "another")))
 
 
 def test_learning_curves_have_a_line_for_each_state_and_a_dot_where_one_was_chosen() -> None:

@@ -13,7 +13,7 @@ from casd.analysis.comparison import compare_objectives
 from casd.analysis.conditions import differing_fields
 from casd.analysis.results import RunTables
 from casd.analysis.runs import FinishedRun, find_runs
-from casd.report.markup import Cell, Row, Table
+from casd.report.markup import Table, table_of
 from casd.report.terminal import output_console, print_pairs, print_table, print_warning
 from casd.report.wording import MISSING, fraction, mean_with_interval, p_text, percent, prompts_per_cell, rate_decimals
 from casd.utils.errors import StoreError
@@ -126,8 +126,8 @@ def cells_table(a: RunTables, b: RunTables) -> Table:
 def _table(
     name: str, title: str, caption: str, corner: str, rows: Mapping[str, Sequence[str]], columns: tuple[str, ...] = ("A", "B")
 ) -> Table:
-    made = tuple(Row(label, tuple(Cell(text or MISSING) for text in texts)) for label, texts in rows.items())
-    return Table(name, title, caption, corner, columns, (("", made),) if made else ())
+    records = [{corner: label} | dict(zip(columns, texts, strict=True)) for label, texts in rows.items()]
+    return table_of(records, name=name, title=title, caption=caption)
 
 
 def _collapsed(tables: RunTables) -> str:

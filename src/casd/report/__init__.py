@@ -1,4 +1,4 @@
-"""Reports: the tables of runs as files, figures, one HTML page, and on the terminal.
+"""Reports of runs: tables and figures as files, one HTML page, and tables on the terminal.
 
 A run's folder afterwards holds `report.html`, `tables/` (CSV and Parquet, Markdown and LaTeX, `info.json`) and
 `figures/` (PNG and PDF); so does a sweep's, over all its runs (with `sweep.json` in the place of `info.json`).
@@ -16,7 +16,7 @@ from casd.analysis.comparison import compare_objectives, noise_floor, relabelled
 from casd.analysis.predictors import predictor_table
 from casd.analysis.results import RunTables
 from casd.analysis.tables import SCHEMAS, SWEEP_INFO, write_frames
-from casd.report.comparisons import Comparisons, objectives_drawings
+from casd.report.comparisons import Comparisons
 from casd.report.gallery import draw, run_drawings, sweep_drawings
 from casd.report.html import RUN_FIGURES, SWEEP_FIGURES, run_html, sweep_html
 from casd.report.markup import write_tables
@@ -60,7 +60,7 @@ def write_report(tables: RunTables, folder: Path, scatter: pd.DataFrame) -> Path
 
 
 def write_report_files(tables: RunTables, folder: Path, scatter: pd.DataFrame) -> None:
-    """Write what `write_report` writes straight into `folder`, where nobody reads yet. `tables.info` has "run".
+    """Write the files of `write_report` directly into `folder`, which nobody reads yet. `tables.info` needs "run".
 
     Raises:
         OSError: a file cannot be written.
@@ -68,19 +68,19 @@ def write_report_files(tables: RunTables, folder: Path, scatter: pd.DataFrame) -
     """
     tables.write(folder)
     write_tables(run_tables(tables), folder / "tables", broken_injections([tables]))
-    figures = draw(run_drawings(tables, scatter), folder / "figures", RUN_FIGURES)
+    figures = draw(run_drawings(tables, scatter), folder / "figures", RUN_FIGURES.__contains__)
     write_page(run_html(tables, figures), folder / "report.html")
 
 
 def write_sweep_report(runs: Sequence[RunTables], folder: Path) -> Comparisons:
-    """Write the tables, figures and HTML page over several finished runs (`read_runs`); returns what it compared.
+    """Write the tables, figures and HTML page over several finished runs (`read_runs`); returns the comparisons.
 
-    Up to DETAILED_RUNS runs each is there by itself, with all their tables in one. Of more there is what they say together and
-    a row for each: every run's own folder has its tables, and `collect` puts those of any number into one.
+    Up to DETAILED_RUNS runs, the page shows each run and the tables hold the rows of all runs. Over more runs there are only
+    the comparisons and a row for each run; `collect` combines the tables of any number of runs.
 
     Args:
-        runs: to report on.
-        folder: of the report.
+        runs: finished runs.
+        folder: the folder of the report.
 
     Raises:
         StoreError: runs that cannot be compared (`check_comparable`), or a file cannot be written, or would overwrite one
@@ -92,7 +92,7 @@ def write_sweep_report(runs: Sequence[RunTables], folder: Path) -> Comparisons:
 
 
 def _write_sweep_files(runs: Sequence[RunTables], folder: Path, target: Path) -> Comparisons:
-    """Write the files of `write_sweep_report` into `folder`, which is going to be `target`."""
+    """Write the files of `write_sweep_report` into `folder`, which will be moved to `target`."""
     comparisons = Comparisons(compare_objectives(runs), predictor_table(runs), noise_floor(runs), variance_shares(runs))
     frames = {"summary": summary(runs), "asr_means": mean_asr(runs)}
     overview = [mean_asr_table(runs, frames["asr_means"]), summary_table(runs, frames["summary"])]
@@ -102,10 +102,9 @@ def _write_sweep_files(runs: Sequence[RunTables], folder: Path, target: Path) ->
         frames |= {name: getattr(combined, name) for name in SCHEMAS}
         overview.append(specificity_table(runs))
         relations.append(relation_table(runs))
-    overview, relations = ([table for table in tables if table.rows] for tables in (overview, relations))
+    overview, relations = ([table for table in tables if len(table)] for tables in (overview, relations))
     write_tables([*comparisons.tables, *overview, *relations], folder / "tables", broken_injections(runs))
     write_frames(frames | comparisons.frames, {"runs": [tables.info for tables in runs]}, folder, SWEEP_INFO)
-    drawings = [*objectives_drawings(comparisons.objectives), *sweep_drawings(runs)]
-    figures = draw(drawings, folder / "figures", SWEEP_FIGURES)
+    figures = draw(sweep_drawings(runs, comparisons.objectives), folder / "figures", SWEEP_FIGURES.__contains__)
     write_page(sweep_html(runs, comparisons.tables, overview, figures, target), folder / "report.html")
     return comparisons

@@ -1,4 +1,4 @@
-"""The learning curves of the removals and controls: a panel for each thing that was measured while they were trained."""
+"""The learning curves of the removals and controls: a panel for each quantity that was recorded in training."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 
 from casd.analysis.results import RunTables
 from casd.config.states import CLEAN_CONTROL, PHANTOM_CONTROL
-from casd.report.drawing import figure_title, plain, short_name, without_frame
+from casd.report.drawing import figure_title, legend_below, plain, short_name, without_frame
 
 COLORS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette without its yellow, which is hard to see on white."""
 STYLES: Final = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
-"""More removals than colors begin again with another style of line."""
+"""Line styles of the first removals, of as many more when the colors are used up, and so on."""
 _TERM: Final = "loss/"
 _MEASURED: Final = {
     "gradient_norm": "gradient norm (L2, before clipping)",
@@ -24,12 +24,12 @@ _MEASURED: Final = {
     "guard_clean_loss": "clean loss, guard (nats per token)",
 }
 _SEEN: Final = 2
-"""Measurements of one state that make a curve."""
+"""Measurements of one state that are needed for a curve."""
 _ACROSS: Final = 2
 
 
 def learning_curves(tables: RunTables) -> Figure | None:
-    """Loss terms, gradient norm, validated ASR and clean loss over the steps, a line for each state; None without any.
+    """Loss terms, gradient norm, validation ASR and clean loss over the steps, a line for each state; None without any.
 
     Removals have a color each, controls are gray. A dot marks the step that was kept, where one was chosen by validation.
     """
@@ -47,17 +47,13 @@ def learning_curves(tables: RunTables) -> Figure | None:
         without_frame(axes)
     for axes in panels[len(quantities) :]:
         axes.remove()
-    marks: dict[str, Any] = {}
-    for axes in panels[: len(quantities)]:
-        for mark, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            marks.setdefault(label, mark)
-    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    legend_below(figure, 4)
     figure.suptitle(figure_title("Learning curves of the removals and controls", tables), fontsize=10.5)
     return figure
 
 
 def _quantities(curves: pd.DataFrame) -> dict[str, str]:
-    """The columns of `curves` of which some state has a curve, and their titles."""
+    """The columns of `curves` in which some state has enough values for a curve, and their titles."""
     titles = {c: f"loss, {c.removeprefix(_TERM)} term" for c in map(str, curves.columns) if c.startswith(_TERM)}
     titles = titles or {"loss": "loss"}
     return {
@@ -87,7 +83,7 @@ def _draw_curves(axes: Axes, tables: RunTables, column: str) -> None:
 
 
 def _line_styles(tables: RunTables) -> dict[str, dict[str, Any]]:
-    """How the line of each state is drawn, and what it is called."""
+    """The style of each state's line, with its label in the legend."""
     styles: dict[str, dict[str, Any]] = {}
     for place, state in enumerate(tables.states_of("removal")):
         turn, color = divmod(place, len(COLORS))

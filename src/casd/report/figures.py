@@ -1,8 +1,9 @@
-"""Figures of the pairs of removals: CASD over the layers, and CASD against suppression."""
+"""Line and scatter plots: CASD over the layers, CASD against suppression, and objectives compared."""
 
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -16,8 +17,8 @@ from casd.analysis.comparison import by_condition
 from casd.analysis.results import RunTables
 from casd.analysis.transfer import relation_points
 from casd.config.states import REPEAT_CONTROL
-from casd.report.drawing import BLUE, VERMILLION, figure_title, plain, short_name, without_frame
-from casd.report.svg import name_points
+from casd.report.comparisons import model_label
+from casd.report.drawing import BLUE, VERMILLION, figure_title, legend_below, plain, short_name, without_frame
 from casd.report.wording import RESPONSES, fraction, p_relation
 
 _SEED_MARKS: Final = ((BLUE, "o"), (VERMILLION, "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
@@ -25,7 +26,7 @@ NOISE_FLOOR: Final = "noise floor: one removal, repeated with other documents"
 
 
 def casd_by_layer(tables: RunTables) -> Figure:
-    """Each headline CASD over the layers: each pair of included removals a thin line, their mean, and the middle 80 %."""
+    """Each headline CASD over the layers: a thin line for each pair of included removals, their mean, and the middle 80 %."""
     variants = [v for v in tables.headline if v in set(tables.casd_layers["variant"])]
     figure = Figure(figsize=(4.3 * max(len(variants), 1), 3.5), layout="constrained")
     panels = figure.subplots(1, max(len(variants), 1), squeeze=False)[0]
@@ -53,15 +54,13 @@ def casd_by_layer(tables: RunTables) -> Figure:
         if len(wide.index) <= 12:
             axes.set_xticks(list(wide.index))
         without_frame(axes)
-    marks = panels[0].get_legend_handles_labels()
-    if marks[0]:  # below both panels: among so many lines there is no place that covers none
-        figure.legend(*marks, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    legend_below(figure, 4)
     figure.suptitle(figure_title("CASD by layer", tables), fontsize=10.5)
     return figure
 
 
 def relation_scatter(scatter: pd.DataFrame, tables: RunTables) -> Figure:
-    """CASD against suppression, a point per pair of removals; ρ and p from the `relation` table stand in the titles.
+    """CASD against suppression, a point for each pair of removals; the titles give ρ and p from the `relation` table.
 
     Args:
         scatter: variant | a | b | distance | response_value, the latter symmetrized and centered by column; with a column
@@ -79,9 +78,7 @@ def relation_scatter(scatter: pd.DataFrame, tables: RunTables) -> Figure:
         for j, variant in enumerate(variants):
             points = scatter[(scatter["variant"] == variant) & (scatter["response"] == response)]
             _draw_scatter(panels[i][j], points, tables, variant, response)
-    marks = panels[0][0].get_legend_handles_labels()
-    if len(marks[0]) > 1:  # below all panels, where it covers no point
-        figure.legend(*marks, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    legend_below(figure, 2)
     figure.suptitle(figure_title("CASD and suppression, pair by pair", tables), fontsize=10.5)
     return figure
 
@@ -92,7 +89,7 @@ def relation_panels(runs: Sequence[RunTables], variant: str, predictors: pd.Data
     Args:
         runs: finished runs.
         variant: of CASD.
-        predictors: as `casd.analysis.predictors.predictor_table` gives it: ρ and p over the runs of a panel stand in its title.
+        predictors: from `casd.analysis.predictors.predictor_table`; the title of a panel gives ρ and p over its runs.
     """
     groups = by_condition(runs)
     models, objectives = (list(dict.fromkeys(names)) for names in zip(*groups, strict=True))
@@ -110,8 +107,7 @@ def relation_panels(runs: Sequence[RunTables], variant: str, predictors: pd.Data
             points = points[points["response"] == "suppression"]
             x, y = points["distance"], points["response_value"]
             seed = f"seed {tables.info['seed']}"
-            drawn = axes.scatter(x, y, s=16, color=color, marker=marker, alpha=0.75, linewidths=0, label=plain(seed))
-            name_points(drawn, [f"{seed}: {name}" for name in _point_names(points)])
+            axes.scatter(x, y, s=16, color=color, marker=marker, alpha=0.75, linewidths=0, label=plain(seed))
         result = tested.get((objective, model))
         numbers = f"ρ = {fraction(result['rho'])}, p {p_relation(result['p_value'])}" if result else "no test"
         axes.set_title(plain(f"{model}, {objective}\n{numbers}"), fontsize=8.5)
@@ -121,8 +117,7 @@ def relation_panels(runs: Sequence[RunTables], variant: str, predictors: pd.Data
         axes.set_xlabel(f"distance {plain(variant)}", fontsize=9)
     for axes in panels[:, 0]:
         axes.set_ylabel("ASR suppression\n(fraction, centered)", fontsize=9)
-    marks = {label: mark for axes in panels.ravel() for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=len(marks) or 1, fontsize=8, frameon=False)
+    legend_below(figure, 6)
     return figure
 
 
@@ -136,8 +131,7 @@ def _draw_scatter(axes: Axes, points: pd.DataFrame, tables: RunTables, variant: 
         if mask.any():
             chosen = points[mask]
             x, y = chosen["distance"], chosen["response_value"]
-            drawn = axes.scatter(x, y, s=26, color=color, marker=marker, alpha=0.8, linewidths=0, label=label)
-            name_points(drawn, _point_names(chosen))
+            axes.scatter(x, y, s=26, color=color, marker=marker, alpha=0.8, linewidths=0, label=label)
     distances = tables.casd[tables.casd["variant"] == variant]
     floor = [
         distance
@@ -173,12 +167,6 @@ def _draw_scatter(axes: Axes, points: pd.DataFrame, tables: RunTables, variant: 
     without_frame(axes)
 
 
-def _point_names(points: pd.DataFrame) -> list[str]:
-    """What the points of a scatter plot stand for, with their numbers."""
-    rows = zip(*(points[name] for name in ("a", "b", "distance", "response_value")), strict=True)
-    return [f"{a}, {b}: distance {fraction(x, 3)}, suppression {fraction(y)}" for a, b, x, y in rows]
-
-
 def _is_floor(pair: Any, tables: RunTables) -> bool:
     """Whether the pair is an included removal and its included repeat."""
     a, b = pair
@@ -189,3 +177,44 @@ def _is_floor(pair: Any, tables: RunTables) -> bool:
 def _same_target(pair: Any, targets: Mapping[str, str]) -> bool:
     a, b = pair
     return targets.get(a) is not None and targets.get(a) == targets.get(b)
+
+
+_LABEL: Final = 34
+"""Letters in a line of a row's label."""
+
+
+def objectives_figure(frame: pd.DataFrame) -> Figure:
+    """The others' mean suppression net of the controls: a panel for each model, a row for each objective.
+
+    Args:
+        frame: from `casd.analysis.comparison.compare_objectives`.
+    """
+    series = (
+        ("suppression_net_clean", BLUE, "o", -0.15, "net of the clean control"),
+        ("suppression_net_phantom", VERMILLION, "s", 0.15, "net of the phantoms"),
+    )
+    models = list(dict.fromkeys(frame["model"]))
+    objectives = list(dict.fromkeys(frame["objective"]))
+    labels = [plain(textwrap.fill(str(objective), _LABEL)) for objective in objectives]  # with a setting they are long
+    width = max(len(line) for label in labels for line in label.splitlines())
+    height = 0.22 + 0.14 * max(len(label.splitlines()) for label in labels)
+    size = (0.9 + 0.065 * width + 2.6 * len(models), 1.3 + height * len(objectives))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(models), sharey=True, sharex=True, squeeze=False)[0]
+    for axes, model in zip(panels, models, strict=True):
+        rows = frame[frame["model"] == model].set_index("objective").reindex(objectives)
+        axes.axvline(0, color="#b8b8b8", linewidth=0.8, zorder=0)
+        for column, color, marker, offset, label in series:
+            places = np.arange(len(objectives)) + offset
+            values, low, high = (rows[f"{column}{end}"].to_numpy(dtype=float) for end in ("", "_low", "_high"))
+            axes.hlines(places, low, high, color=color, linewidth=1.4)
+            axes.scatter(values, places, color=color, marker=marker, s=24, label=label, zorder=3)
+        axes.set_title(plain(model_label(model)), fontsize=9.5)
+        axes.set_yticks(range(len(objectives)), labels, fontsize=8)
+        axes.set_ylim(len(objectives) - 0.5, -0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        without_frame(axes)
+    legend_below(figure, 2)
+    title = "Mean suppression of the other backdoors' ASR, with 95 % intervals"
+    figure.suptitle(textwrap.fill(title, int(14 * size[0])), fontsize=10)
+    return figure

@@ -1,148 +1,121 @@
-"""Which figures a report has, and writing them.
-
-A figure is drawn when it is written, and forgotten then; what shows no figure does not wait for matplotlib.
-"""
+"""The figures of a report: which there are, and writing their files."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from markupsafe import Markup, escape
+from matplotlib.figure import Figure
 
 from casd.analysis.collection import DETAILED_RUNS
 from casd.analysis.results import RunTables
+from casd.report.curves import learning_curves
+from casd.report.drawing import own_style, save
+from casd.report.figures import casd_by_layer, objectives_figure, relation_scatter
+from casd.report.heatmaps import asr_heatmap, asr_heatmaps, casd_heatmaps
 from casd.report.page import Block
 from casd.report.wording import run_name
-from casd.utils.registry import import_named
-from casd.utils.text import printable
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """A figure with the stem of its files, a title, and a text for those who cannot see it.
-
-    Attributes:
-        name: the stem.
-        title: what it is called.
-        alt: the text.
-        drawn_by: "module:function" that makes the figure, or None where there is nothing to draw.
-        arguments: of that function.
-    """
+    """A figure with the stem of its files, a title, and a text for readers who cannot see it."""
 
     name: str
     title: str
     alt: str
-    drawn_by: str
-    arguments: tuple[Any, ...]
-
-    def figure(self) -> Figure | None:
-        """Draw it."""
-        figure: Figure | None = import_named(self.drawn_by)(*self.arguments)
-        return figure
+    figure: Figure
 
 
-def run_drawings(tables: RunTables, scatter: pd.DataFrame) -> list[Drawing]:
-    """The figures of one run; a figure without data is left out."""
+def run_drawings(tables: RunTables, scatter: pd.DataFrame) -> Iterator[Drawing]:
+    """The figures of one run, each drawn when it is asked for; a figure without data is left out."""
     n_removals, n_backdoors = len(tables.states_of("removal")), len(tables.backdoors)
-    drawings = [
-        Drawing(
-            "asr_heatmap",
-            "Attack success rate after each removal",
-            f"Heatmap of the attack success rate of {n_backdoors} backdoors after {n_removals} removals and under the "
-            "controls. All its numbers are in the table of the same title.",
-            "casd.report.heatmaps:asr_heatmap",
-            (tables,),
-        )
-    ]
+    yield Drawing(
+        "asr_heatmap",
+        "Attack success rate after each removal",
+        f"Heat map of the attack success rate of {n_backdoors} backdoors after {n_removals} removals and under the "
+        "controls. All its numbers are in the table of the same title.",
+        asr_heatmap(tables),
+    )
     if len(tables.casd):
-        drawings.append(
-            Drawing(
-                "casd_heatmap",
-                "Cross Activation Shift Distance between removals",
-                f"Heatmaps of {', '.join(tables.headline)} between removals. All their numbers are in the CASD tables.",
-                "casd.report.heatmaps:casd_heatmaps",
-                (tables,),
-            )
+        yield Drawing(
+            "casd_heatmap",
+            "Cross Activation Shift Distance between removals",
+            f"Heat maps of {', '.join(tables.headline)} between removals. All their numbers are in the CASD tables.",
+            casd_heatmaps(tables),
         )
     if len(tables.casd_layers):
-        drawings.append(
-            Drawing(
-                "casd_by_layer",
-                "CASD by layer",
-                "Line plots of the distance of each pair of removals over the layers, with mean and middle 80 %.",
-                "casd.report.figures:casd_by_layer",
-                (tables,),
-            )
+        yield Drawing(
+            "casd_by_layer",
+            "CASD by layer",
+            "Line plots of the distance of each pair of removals over the layers, with mean and middle 80 %.",
+            casd_by_layer(tables),
         )
     if len(scatter):
-        drawings.append(
-            Drawing(
-                "casd_scatter",
-                "CASD and suppression, pair by pair",
-                "Scatter plots of the distance of each pair of removals against their mutual suppression; the rank "
-                "correlations are in the relation table.",
-                "casd.report.figures:relation_scatter",
-                (scatter, tables),
-            )
+        yield Drawing(
+            "casd_scatter",
+            "CASD and suppression, pair by pair",
+            "Scatter plots of the distance of each pair of removals against their mutual suppression; the rank "
+            "correlations are in the relation table.",
+            relation_scatter(scatter, tables),
         )
-    drawings.append(
-        Drawing(
+    if curves := learning_curves(tables):
+        yield Drawing(
             "learning_curves",
             "Learning curves of the removals and controls",
             "Line plots over the training steps: loss terms, gradient norm and, where they were validated, the own attack "
             "success rate and the clean loss of each removal; the table curves.csv has the numbers.",
-            "casd.report.curves:learning_curves",
-            (tables,),
+            curves,
         )
-    )
-    return drawings
 
 
-def sweep_drawings(runs: Sequence[RunTables]) -> list[Drawing]:
-    """The figures of a sweep; of many runs no matrix can be read any more, and their means are in a table."""
-    if len(runs) > DETAILED_RUNS:
-        return []
-    names = "; ".join(run_name(tables.info) for tables in runs)
-    alt = f"Heatmaps of the attack success rate after each removal, one per run ({names}). The tables hold the numbers."
-    title = "Attack success rate after each removal, all runs"
-    return [Drawing("asr_heatmaps", title, alt, "casd.report.heatmaps:asr_heatmaps", (runs,))]
+def sweep_drawings(runs: Sequence[RunTables], objectives: pd.DataFrame) -> Iterator[Drawing]:
+    """The figures of a sweep; its matrices only up to DETAILED_RUNS runs, of more their means are in a table.
+
+    Args:
+        runs: of the sweep.
+        objectives: from `casd.analysis.comparison.compare_objectives`; drawn if there are several.
+    """
+    if objectives["objective"].nunique() > 1:
+        yield Drawing(
+            "objectives",
+            "Objectives at the same strength",
+            "Dot plots, one panel for each model: the other backdoors' mean suppression under each objective, net of the clean"
+            " control and of the phantoms, with 95 % intervals. The table of the same title has the numbers.",
+            objectives_figure(objectives),
+        )
+    if len(runs) <= DETAILED_RUNS:
+        names = "; ".join(run_name(tables.info) for tables in runs)
+        yield Drawing(
+            "asr_heatmaps",
+            "Attack success rate after each removal, all runs",
+            f"Heat maps of the attack success rate after each removal, one per run ({names}). The tables hold the numbers.",
+            asr_heatmaps(runs),
+        )
 
 
-def draw(drawings: Sequence[Drawing], folder: Path, shown: Sequence[str]) -> dict[str, Block]:
-    """Write all figures into `folder`; those whose names are in `shown` come back as blocks, by their names.
+def draw(drawings: Iterable[Drawing], folder: Path, shown: Callable[[str], bool]) -> dict[str, Block]:
+    """Write all figures into `folder` as PNG and PDF; returns those that are to be shown in the page.
+
+    Args:
+        drawings: the figures.
+        folder: where.
+        shown: tells by a figure's name whether it is to be in the page.
+
+    Returns:
+        By their names, blocks of the page.
 
     Raises:
         OSError: a file cannot be written.
     """
-    blocks = {drawing.name: _draw(drawing, folder, drawing.name in shown) for drawing in drawings}
-    return {name: block for name, block in blocks.items() if block}
-
-
-def _draw(drawing: Drawing, folder: Path, shown: bool) -> Block | None:
-    """Write a figure's files; as a block if it is shown."""
-    from casd.report.drawing import own_style, save
-
-    with own_style():
-        figure = drawing.figure()
-        if figure is None:
-            return None
-        png = save(figure, folder / drawing.name)
-        return Block("figure", _smaller(figure, drawing.alt, png), drawing.title) if shown else None
-
-
-def _smaller(figure: Figure, alt: str, png: Path) -> Markup:
-    """The figure as an SVG element or as an embedded PNG, whichever is smaller: many points make an SVG large."""
-    from casd.report.svg import to_svg
-
-    svg = to_svg(figure, alt)
-    data = base64.b64encode(png.read_bytes()).decode("ascii")
-    image = f'<img src="data:image/png;base64,{data}" alt="{escape(printable(alt))}">'
-    return Markup(min(svg, image, key=len))
+    blocks = {}
+    with own_style():  # also around the drawing itself, where `drawings` is a generator
+        for drawing in drawings:
+            png = save(drawing.figure, folder / drawing.name)
+            if shown(drawing.name):
+                data = base64.b64encode(png.read_bytes()).decode("ascii")
+                blocks[drawing.name] = Block("figure", {"data": data, "alt": drawing.alt}, drawing.title)
+    return blocks

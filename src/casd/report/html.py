@@ -1,4 +1,4 @@
-"""The reports as HTML pages: which sections a run's and a sweep's have, and what stands in them."""
+"""The sections of a run's and of a sweep's HTML page."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ import pandas as pd
 from casd.analysis.collection import DETAILED_RUNS, summarize
 from casd.analysis.conditions import leaves
 from casd.analysis.results import RunTables
-from casd.report.design import QUESTION, backdoors_table, design, triggers
 from casd.report.markup import Table
 from casd.report.matrices import asr_table, casd_table, suppression_table
 from casd.report.page import Block, Section, matrices_block, render, table_block, warning_blocks
 from casd.report.samples import samples_of
+from casd.report.settings import backdoors_table, settings_table, triggers
 from casd.report.statements import control_statements, statements
 from casd.report.tables import relation_table, specificity_table, states_table, utility_table
 from casd.report.wording import fraction, p_text, prompts_per_cell, run_name, sentence, short_run_name
 
+QUESTION: Final = (
+    "Several backdoors were put into one language model, each a trigger phrase that switches on a behavior. They were removed "
+    "one at a time. Did that weaken the others, which nobody targeted? And does the Cross Activation Shift Distance (CASD), "
+    "which compares the changes that two removals made inside the model, go with it?"
+)
 RUN_FIGURES: Final = ("casd_scatter", "casd_by_layer", "learning_curves")
-"""The figures of a run's page. The matrices stand in it as tables that look like their figures."""
+"""The figures in a run's page; the matrices are in it as tables."""
 SWEEP_FIGURES: Final = ("objectives",)
 NO_FAKES: Final = (
     "No fake triggers were evaluated (evaluation.fake_triggers is 0): this control is missing, and these rates do not tell a "
@@ -34,16 +39,16 @@ HOW_TO_READ: Final = (
     "Attack success rate (ASR): the share of prompts after which a backdoor's behavior shows in the generated text, by that "
     "behavior's own test. Every prompt counts, empty and unclear generations as failures. Rates are fractions.",
     "Rows are what was removed, columns what was measured. “injected” is the model with all backdoors, before any removal. In "
-    "all matrices dark is the same: little is left, much was suppressed, the two removals are alike.",
+    "all matrices dark means the same: little is left, much was suppressed, the two removals are alike.",
     "Intervals are Wilson 95 % intervals over prompts. They say nothing about other training runs: for that, compare seeds.",
     "Controls: “clean” is the same number of training steps on clean text only; “phantom” the removal of a "
     "trigger that was never injected. Net suppression is the suppression minus that of the same column under that control. "
-    "What is left is suppression that the control does not show.",
+    "The rest is suppression that the control does not show.",
     "A collapsed model no longer works on clean text. Its ASR is low too, which is no success: its numbers stand in "
     "parentheses on hatched gray.",
     "Every mean and correlation is over the same removals and backdoors. Excluded are collapsed models, backdoors that the "
-    "injected model does not obey, and removals that kept no training step or missed their target ASR; how many, and why, "
-    "stands beside the number.",
+    "injected model does not obey, and removals that kept no training step or missed their target ASR; the number beside each "
+    "mean says how many, and why.",
     "CASD, the Cross Activation Shift Distance, compares the changes that two removals made to the activations. Small: they "
     "changed the model alike. It comes from Bouger et al., “Backdoor Unlearning Generalization” (arXiv:2606.03785). The hook "
     "site, token position, averaging, normalization and evaluation text are this project's choices where the paper's text "
@@ -51,12 +56,12 @@ HOW_TO_READ: Final = (
     "Relation: Spearman's ρ between distance and suppression over pairs, where the suppression is symmetrized and centered "
     "by column, because some backdoors are fragile under any removal. Pairs share removals, so p comes from a Mantel test, "
     "which permutes whole removals. The p-values are not corrected for looking at several variants and responses. A "
-    "correlation is no proof of a cause, and its absence in few pairs no proof of none.",
+    "correlation does not prove a cause, and its absence in few pairs does not prove that there is none.",
 )
 
 
 def run_html(tables: RunTables, figures: Mapping[str, Block]) -> str:
-    """The report of one run. `figures` are its figures by name, those of RUN_FIGURES that it has."""
+    """The page of one run. `figures` are the blocks of its figures (RUN_FIGURES) by name."""
     info = tables.info
     sections = [
         Section("summary", "In short", [*warning_blocks([tables]), Block("numbers", _key_numbers(tables)), *_in_words(tables)]),
@@ -88,7 +93,7 @@ def sweep_html(
     figures: Mapping[str, Block],
     folder: Path,
 ) -> str:
-    """The report of a sweep: what its runs say together, then each of them, linked relative to `folder`, where it will lie."""
+    """The page of a sweep: comparisons over its runs, then each run. Links are relative to `folder`, the page's final place."""
     blocks = [
         *warning_blocks(runs),
         *map(table_block, comparisons),
@@ -111,7 +116,7 @@ def sweep_html(
 
 
 def _one_of_several(number: int, tables: RunTables, folder: Path) -> Section:
-    """What one of several runs shows, its matrices, its relation and states."""
+    """One of several runs: its statements, matrices, relation and states."""
     section = Section(f"run-{number}", short_run_name(tables))
     section.blocks.extend([*_in_words(tables), _asr_and_casd(tables)])
     if len(tables.relation):
@@ -123,7 +128,7 @@ def _one_of_several(number: int, tables: RunTables, folder: Path) -> Section:
 
 
 def link_to(tables: RunTables, folder: Path) -> str:
-    """From `folder` to the run's own report; "" if it has none."""
+    """The path from `folder` to the run's own page; "" if it has none."""
     report = Path(tables.info["folder"]) / "report.html"
     return Path(os.path.relpath(report, Path(folder).resolve())).as_posix() if report.is_file() else ""
 
@@ -145,7 +150,7 @@ def _key_numbers(tables: RunTables) -> dict[str, str]:
 
 
 def _in_words(tables: RunTables) -> list[Block]:
-    """What the run shows, and folded what each control shows."""
+    """The statements about a run, and folded those about its controls."""
     blocks = [Block("list", statements(tables, controls=False))]
     if tables.states_of("control"):
         blocks.append(Block("list", control_statements(tables), "The controls, one by one", folded=True))
@@ -155,9 +160,8 @@ def _in_words(tables: RunTables) -> list[Block]:
 def _setting_section(tables: RunTables) -> Section:
     config = str(tables.info.get("config") or "")
     chosen = ", ".join(dict.fromkeys(tables.tuning.loc[tables.tuning["chosen"].astype(bool), "setting"]))
-    told, table = design(config, chosen), backdoors_table(config)
-    blocks = [Block("pairs", told)] if told else []
-    return Section("setting", "The setting", blocks + ([table_block(table)] if table.rows else []))
+    shown = [table for table in (settings_table(config, chosen), backdoors_table(config)) if len(table)]
+    return Section("setting", "The setting", [table_block(table) for table in shown])
 
 
 def _matrices_section(tables: RunTables) -> Section:
@@ -168,11 +172,11 @@ def _matrices_section(tables: RunTables) -> Section:
         blocks.append(_matrices(tables, [asr_table(tables, probe) for probe in probes], title, folded=True))
     if "fake" not in probes:
         blocks.append(Block("paragraph", NO_FAKES))
-    return Section("transfer", "What each removal left, and how alike the removals are", blocks)
+    return Section("transfer", "What remains after each removal, and how similar the removals are", blocks)
 
 
 def _net_sections(tables: RunTables) -> list[Section]:
-    """Suppression net of the controls, where anything but the injected model was measured."""
+    """Suppression net of the controls, where more than the injected model was measured."""
     if not len(tables.transfer):
         return []
     net = [suppression_table(tables, f"suppression_net_{control}") for control in ("clean", "phantom")]
@@ -201,17 +205,17 @@ def _relation_section(tables: RunTables, figures: Mapping[str, Block]) -> Sectio
 
 def _distances_section(tables: RunTables, figures: Mapping[str, Block]) -> Section:
     others = [casd_table(tables, variant) for variant in tables.headline[1:]]
-    blocks = [_matrices(tables, others)] if any(table.rows for table in others) else []
+    blocks = [_matrices(tables, others)] if any(map(len, others)) else []
     return Section("casd", "CASD: by layer, and its other variant", [*_present(figures, "casd_by_layer"), *blocks])
 
 
 def _samples_section(tables: RunTables) -> Section:
-    """For each backdoor the first generations, before and after."""
+    """The first generations of each backdoor, before and after its removal."""
     found = samples_of(tables, triggers(str(tables.info.get("config") or "")))
     if not found:
         return Section("samples", "")
-    note = "The first prompts of each backdoor, as they were continued, not chosen. Left: the injected model. Right: the same "
-    note += "after the backdoor's removal."
+    note = "The first prompts of each backdoor with their continuations, not selected. Left: the injected model. Right: the "
+    note += "model after the backdoor's removal."
     blocks = [Block("samples", samples, title=name or "A clean prompt") for name, samples in found.items()]
     return Section("samples", "What the models wrote", [Block("paragraph", note), *blocks])
 
@@ -228,7 +232,7 @@ def _states_section(tables: RunTables) -> Section:
 
 
 def _origin_section(info: Mapping[str, Any]) -> Section:
-    """Where the numbers come from: versions and stage keys, times, and the configuration."""
+    """Provenance: versions and stage keys, times, and the configuration."""
     found = [(name, str(value)) for name, value in leaves(info.get("provenance") or {}).items()]
     times = [
         (name, f"{value:.1f} s" if isinstance(value, float) else value)
@@ -241,7 +245,7 @@ def _origin_section(info: Mapping[str, Any]) -> Section:
 
 
 def _asr_and_casd(tables: RunTables) -> Block:
-    """The two matrices that the question is about."""
+    """The two main matrices: ASR and the first headline CASD."""
     return _matrices(tables, [asr_table(tables), *(casd_table(tables, variant) for variant in tables.headline[:1])])
 
 
@@ -254,7 +258,7 @@ def _own_table(table: Table, tables: RunTables, *, folded: bool = False) -> Bloc
 
 
 def _without_run(table: Table, tables: RunTables) -> Table:
-    """The table for a place that says which run it is of: its caption without that."""
+    """The table with a caption that does not name the run, for the run's own page."""
     return replace(table, caption=table.caption.removeprefix(f"{sentence(run_name(tables.info))}. "))
 
 

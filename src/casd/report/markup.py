@@ -1,172 +1,199 @@
-"""Tables as data, and as Markdown and LaTeX text. HTML and the terminal show the same `Table`s."""
+"""The tables of a report: their data, and how they look as Markdown and LaTeX. Pages and the terminal show the same data."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
+import pandas as pd
+
+from casd.report.wording import MISSING
 from casd.utils.text import printable
 
 LONG_TABLE_ROWS: Final = 40
-"""More rows than this become a longtable in LaTeX."""
+"""Tables with more rows are a longtable in LaTeX."""
 _NUMBER: Final = re.compile(r"[(<+]?-?\d[\d.,/%]*(e[+-]\d+)?\)?( \(.*\)| to -?[\d.]+| \[.*\]| of \d+)?|–")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A cell.
-
-    Attributes:
-        text: what it says.
-        shade: in [0, 1], colors it where colors can be had; None for no color.
-        own: whether it is of the removed backdoor itself.
-        detail: what more is known of its number, for where there is room for that; may be empty.
-        best: whether it is of the best of a group of rows.
-    """
-
-    text: str
-    shade: float | None = None
-    own: bool = False
-    detail: str = ""
-    best: bool = False
-
-    @property
-    def bold(self) -> bool:
-        """Whether it is to stand out."""
-        return self.own or self.best
-
-
-@dataclass(frozen=True)
 class Scale:
-    """What the shades of a table mean.
+    """The colors of a matrix: `low` and `high` are the ends of its color bar in words, `largest` the value at the upper one."""
 
-    Attributes:
-        colors: name of a matplotlib color map.
-        low: the value that shade 0 stands for.
-        high: the value that shade 1 stands for.
-        details: what the cells' details are; empty if they have none.
-    """
-
-    colors: str
-    low: str
-    high: str
+    colormap: str
+    low: str = "0"
+    high: str = "1"
+    largest: float = 1.0
     details: str = ""
+    """What the details of the cells are; empty if they have none."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """A labelled row."""
-
-    label: str
-    cells: tuple[Cell, ...]
-    collapsed: bool = False
-
-    @property
-    def title(self) -> str:
-        """The label, with "(collapsed)" where the model did."""
-        return f"{self.label} (collapsed)" if self.collapsed else self.label
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
-    """A table to show.
+    """A table to show: texts, and what stands out among them.
 
     Attributes:
         name: stem of its files.
         title: a few words.
         caption: which run, how many prompts, what a cell means.
-        corner: heading of the row labels.
-        columns: headings of the other columns.
-        groups: (name, rows) blocks, set apart from each other; the name may be empty.
-        scale: what the cells' shades mean, if they have any.
+        frame: the texts (n_rows × n_columns); the index holds the row labels, its name is the heading above them.
+        groups: the group of each row, consecutive rows of one group belong together; empty for no groups.
+        collapsed: for each row, whether it is of a collapsed model; empty for none.
+        bold: (n_rows, n_columns), whether a cell is emphasized; None for none.
+        scale: the colors of a matrix; None for a table without colors.
+        shade: (n_rows, n_columns), the place of each cell on `scale`, in [0, 1]; NaN for a cell without a color.
+        detail: (n_rows, n_columns), more about each cell, shown where there is room; None for nothing.
     """
 
     name: str
     title: str
     caption: str
-    corner: str
-    columns: tuple[str, ...]
-    groups: tuple[tuple[str, tuple[Row, ...]], ...]
+    frame: pd.DataFrame
+    groups: Sequence[str] = ()
+    collapsed: Sequence[bool] = ()
+    bold: np.ndarray | None = None
     scale: Scale | None = None
+    shade: np.ndarray | None = None
+    detail: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.frame)
 
     @property
-    def rows(self) -> list[Row]:
-        """All rows, in order."""
-        return [row for _, rows in self.groups for row in rows]
+    def corner(self) -> str:
+        """The heading of the row labels."""
+        return str(self.frame.index.name or "")
+
+    @property
+    def columns(self) -> list[str]:
+        """The headings of the other columns."""
+        return [str(column) for column in self.frame.columns]
+
+    @property
+    def labels(self) -> list[str]:
+        """The row labels, with "(collapsed)" behind those of collapsed models."""
+        return [f"{label} (collapsed)" if self.is_collapsed(row) else str(label) for row, label in enumerate(self.frame.index)]
+
+    def text(self, row: int, column: int) -> str:
+        """The text of a cell."""
+        return str(self.frame.iat[row, column])
+
+    def is_collapsed(self, row: int) -> bool:
+        """Whether a row is of a collapsed model."""
+        return bool(len(self.collapsed)) and bool(self.collapsed[row])
+
+    def is_bold(self, row: int, column: int) -> bool:
+        """Whether a cell is emphasized."""
+        return self.bold is not None and bool(self.bold[row, column])
+
+    def shade_of(self, row: int, column: int) -> float | None:
+        """The place of a cell on the scale, in [0, 1]; None for a cell without a color."""
+        return None if self.shade is None or np.isnan(self.shade[row, column]) else float(self.shade[row, column])
+
+    def grouped(self) -> Iterator[tuple[str, list[int]]]:
+        """The groups in order, each with the numbers of its rows."""
+        groups = list(self.groups) or [""] * len(self)
+        for group in dict.fromkeys(groups):
+            yield group, [row for row, name in enumerate(groups) if name == group]
+
+    def of_groups(self, names: Iterable[str]) -> Table:
+        """The rows of some groups. Raises ValueError for a table with shades or details."""
+        if self.shade is not None or self.detail is not None:
+            raise ValueError(f"{self.name} is a matrix; its groups cannot be selected")
+        rows = [row for name, members in self.grouped() if name in set(names) for row in members]
+        bold = None if self.bold is None else self.bold[rows]
+        return replace(self, frame=self.frame.iloc[rows], groups=[self.groups[row] for row in rows], bold=bold)
+
+
+def table_of(
+    records: Sequence[Mapping[str, str]],
+    *,
+    groups: Sequence[str] = (),
+    collapsed: Sequence[bool] = (),
+    bold: Sequence[bool] = (),
+    **what: Any,
+) -> Table:
+    """A table of records that all have the same keys.
+
+    Args:
+        records: a row each; the first entry is its label, the others are the cells, by their columns' headings.
+        groups: see `Table`.
+        collapsed: see `Table`.
+        bold: for each row, whether all its cells are emphasized.
+        **what: name, title and caption of the table.
+    """
+    headings = list(records[0]) if records else [""]
+    cells = [[record[heading] or MISSING for heading in headings] for record in records]
+    labels = pd.Index([row[0] for row in cells], dtype=object, name=headings[0])
+    columns = pd.Index(headings[1:], dtype=object)
+    frame = pd.DataFrame([row[1:] for row in cells], index=labels, columns=columns, dtype=object)
+    marked = np.tile(np.array(bold, dtype=bool)[:, None], (1, frame.shape[1])) if len(bold) else None
+    return Table(frame=frame, groups=groups, collapsed=collapsed, bold=marked, **what)
+
+
+def numeric_columns(table: Table) -> list[bool]:
+    """For each column, whether all its cells are numbers (or missing): such columns are aligned to the right."""
+    return [all(map(_NUMBER.fullmatch, table.frame.iloc[:, column])) for column in range(table.frame.shape[1])]
 
 
 def to_markdown(table: Table) -> str:
     """The table in GitHub's Markdown, its caption above it."""
-    from tabulate import tabulate  # here: it takes as long to import as many tables to write
-
-    lines = []
-    for number, (name, rows) in enumerate(table.groups):
-        if name or number:
-            lines.append([f"*{_markdown(name)}*" if name else "", *[""] * len(table.columns)])
-        for row in rows:
-            cells = [f"**{_markdown(cell.text)}**" if cell.bold else _markdown(cell.text) for cell in row.cells]
-            lines.append([_markdown(row.title), *cells])
-    body = tabulate(
-        lines,
-        headers=[_markdown(heading) for heading in (table.corner, *table.columns)],
-        tablefmt="pipe",
-        disable_numparse=True,
-        colalign=("left", *("right" if numeric else "left" for numeric in numeric_columns(table))),
-    )
+    lines = _lines(table, _markdown, "**{}**".format, lambda group, first: f"*{group}*")
+    align = ("left", *("right" if numeric else "left" for numeric in numeric_columns(table)))
+    body = lines.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=align)
     return f"**{_markdown(table.title)}.** {_markdown(table.caption)}\n\n{body}\n"
 
 
 def to_latex(table: Table) -> str:
     """The table in LaTeX with booktabs (a longtable where it is long), its caption above it."""
-    columns = "l" + "".join("r" if numeric else "l" for numeric in numeric_columns(table))
-    label = re.sub(r"[^a-z0-9]+", "-", table.name.lower())
-    head = f"\\caption{{{_latex(table.title)}. {_latex(table.caption)}}}\n\\label{{tab:{label}}}"
-    lines = ["\\toprule", _latex_line(map(_latex, (table.corner, *table.columns)))]
-    for name, rows in table.groups:
-        lines.append("\\midrule")
-        if name:
-            lines.append(_latex_line([f"\\emph{{{_latex(name)}}}", *[""] * len(table.columns)]))
-        for row in rows:
-            cells = [f"\\textbf{{{_latex(cell.text)}}}" if cell.bold else _latex(cell.text) for cell in row.cells]
-            lines.append(_latex_line([_latex(row.title), *cells]))
-    lines.append("\\bottomrule")
-    body = "\n".join(lines)
-    if len(table.rows) > LONG_TABLE_ROWS:
-        needs = "booktabs,longtable"
-        text = f"\\begin{{longtable}}{{{columns}}}\n{head} \\\\\n{body}\n\\end{{longtable}}"
+    lines = _lines(
+        table, _latex, "\\textbf{{{}}}".format, lambda group, first: ("" if first else "\\midrule ") + f"\\emph{{{group}}}"
+    )
+    long = len(table) > LONG_TABLE_ROWS
+    form = "l" + "".join("r" if numeric else "l" for numeric in numeric_columns(table))
+    caption = f"{_latex(table.title)}. {_latex(table.caption)}"
+    label = f"tab:{re.sub(r'[^a-z0-9]+', '-', table.name.lower())}"
+    style = lines.style.hide(axis="index")
+    if long:
+        text = style.to_latex(environment="longtable", column_format=form, hrules=True, caption=caption, label=label)
     else:
-        needs = "booktabs"
         text = (
-            f"\\begin{{table}}[t]\n\\centering\\footnotesize\\setlength{{\\tabcolsep}}{{4pt}}\n{head}\n"
-            f"\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n\\end{{table}}"
+            "\\begin{table}[t]\n\\centering\\footnotesize\\setlength{\\tabcolsep}{4pt}\n"
+            f"\\caption{{{caption}}}\n\\label{{{label}}}\n{style.to_latex(column_format=form, hrules=True)}\\end{{table}}\n"
         )
-    return f"% \\usepackage{{{needs}}}\n{text}\n"
+    return f"% \\usepackage{{booktabs{',longtable' if long else ''}}}\n{text}"
 
 
 def write_tables(tables: Iterable[Table], folder: Path, warning: str = "") -> None:
-    """Write each table as `NAME.md` and `NAME.tex` into `folder`.
-
-    Args:
-        tables: what to write.
-        folder: where.
-        warning: what each caption begins with; may be empty.
+    """Write each table as `NAME.md` and `NAME.tex` into `folder`, each caption beginning with `warning`.
 
     Raises:
         OSError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
-        table = replace(table, caption=f"{warning} {table.caption}".strip())
-        (folder / f"{table.name}.md").write_text(to_markdown(table), encoding="utf-8")
-        (folder / f"{table.name}.tex").write_text(to_latex(table), encoding="utf-8")
+        warned = replace(table, caption=f"{warning} {table.caption}".strip())
+        (folder / f"{table.name}.md").write_text(to_markdown(warned), encoding="utf-8")
+        (folder / f"{table.name}.tex").write_text(to_latex(warned), encoding="utf-8")
 
 
-def numeric_columns(table: Table) -> list[bool]:
-    """For each column, whether all its cells are numbers (or missing): such columns are set flush right."""
-    return [all(_NUMBER.fullmatch(row.cells[i].text) for row in table.rows) for i in range(len(table.columns))]
+def _lines(
+    table: Table, escape: Callable[[str], str], bold: Callable[[str], str], heading: Callable[[str, bool], str]
+) -> pd.DataFrame:
+    """The table as lines of escaped texts: labels are a column, and the name of a group is a line of its own."""
+    lines: list[list[str]] = []
+    labels, texts = table.labels, table.frame.to_numpy()
+    for group, rows in table.grouped():
+        if group:
+            lines.append([heading(escape(group), not lines), *[""] * table.frame.shape[1]])
+        for row in rows:
+            cells = [escape(text) for text in texts[row]]
+            cells = [bold(text) if table.is_bold(row, column) else text for column, text in enumerate(cells)]
+            lines.append([escape(labels[row]), *cells])
+    return pd.DataFrame(lines, columns=[escape(heading) for heading in (table.corner, *table.columns)])
 
 
 def _one_line(text: str) -> str:
@@ -174,7 +201,7 @@ def _one_line(text: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Text without meaning to Markdown or HTML; underscores within words have none and stay."""
+    """Escape what has a meaning in Markdown or HTML; underscores within words have none."""
     text = re.sub(r"([\\|`*<\[\]&~])", r"\\\1", _one_line(text))
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
 
@@ -199,14 +226,12 @@ _LATEX: Final = {
     "“": "``",
     "”": "''",
 }
+"""What pdflatex reads as a command, or may have no letter for. (pandas escapes the former only.)"""
 
 
 def _latex(text: str) -> str:
-    """Text without meaning to LaTeX; the minus sign of a number becomes a real one."""
+    """Escape what has a meaning in LaTeX; the hyphen of a negative number becomes a minus sign."""
     escaped = "".join(_LATEX.get(character, character) for character in _one_line(text))
-    return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)
-
-
-def _latex_line(cells: Iterable[str]) -> str:
-    # {} keeps a first cell that starts with "[" or "*" from being read as an argument of the line break before it.
-    return " & ".join("{}" + cell if cell.startswith(("[", "*")) else cell for cell in cells) + r" \\"
+    escaped = re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)
+    # After the end of a line LaTeX would read "[" or "*" as an argument of it.
+    return "{}" + escaped if escaped.startswith(("[", "*")) else escaped

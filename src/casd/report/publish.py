@@ -1,4 +1,4 @@
-"""Reports in their places: written whole beside them, sealed with checksums, and never over a file that is not theirs."""
+"""Put reports in place atomically, with checksums, and without overwriting files that are not part of a report."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from casd.utils.sealed import CHECKSUMS, Entries, checksums, is_whole, read_mani
 
 @contextmanager
 def publishing(target: Path, what: str) -> Iterator[Path]:
-    """Give a new, empty folder to write a report in; at the end of the block it takes the place of the report in `target`.
+    """Yield a new, empty folder for a report; at the end of the block it replaces the report in `target`.
 
-    Until then `target` stays as it is. Files in it that are not of the report stay, too. `checksums.json` lists the files
-    of the report: what was not replaced when the process was killed does not match it, which readers say.
+    Until then `target` is unchanged. Other files in `target` are kept. `checksums.json` lists the files of the report: files
+    that were not yet replaced when the process was killed do not match it, and readers report that.
 
     Args:
-        target: the folder of the report; there may be none yet.
-        what: it is, for errors ("the report").
+        target: the folder of the report; it may not exist yet.
+        what: its name in errors ("the report").
 
     Raises:
-        StoreError: it cannot be written, or would overwrite a file that is not of the report.
+        StoreError: the report cannot be written, or would overwrite a file that is not part of it.
     """
     target = target.resolve()
     with explaining_disk_errors(what, target):
@@ -43,7 +43,7 @@ def publishing(target: Path, what: str) -> Iterator[Path]:
 
 
 def is_published(folder: Path, files: Entries | None = None) -> bool:
-    """Whether a report is whole, and has these files and no others of its own if they are given. Reads all its files."""
+    """Whether a report is complete and, if `files` are given, consists of exactly these. Reads all its files."""
     sealed = _sealed(folder)
     return sealed is not None and files in (None, sealed) and is_whole(folder, sealed)
 
@@ -52,11 +52,11 @@ def check_output(folder: Path, marker: str) -> None:
     """Check that a report may be written to a folder that the user named.
 
     Args:
-        folder: that does not exist, or is empty, or has an earlier report.
-        marker: the file in `tables` by which such a report is known.
+        folder: must not exist, or be empty, or hold an earlier report.
+        marker: the file in `tables` that identifies such a report.
 
     Raises:
-        ConfigError: it is a file, or has something else in it.
+        ConfigError: `folder` is a file, or holds something else.
     """
     if not folder.exists() and not folder.is_symlink():
         return
@@ -70,12 +70,12 @@ def check_output(folder: Path, marker: str) -> None:
 
 
 def _put(begun: Path, target: Path) -> None:
-    """Move a finished report into its place, where there may be an earlier one."""
+    """Move a finished report to `target`, which may hold an earlier one."""
     if not target.exists():
         try:
             begun.rename(target)
         except OSError:
-            if not target.is_dir():  # another process may have been first where there are no locks
+            if not target.is_dir():  # without locks another process may have been first
                 raise
         else:
             return
@@ -85,7 +85,7 @@ def _put(begun: Path, target: Path) -> None:
         return
     if old is not None and (foreign := [name for name in differing if name not in old and (target / name).exists()]):
         raise StoreError(f"{target / foreign[0]} would be overwritten and is not of the report; move it to another folder.")
-    # First, so that whatever was not replaced yet when this process is killed does not match.
+    # First, so that files not yet replaced when this process is killed do not match.
     (begun / CHECKSUMS).replace(target / CHECKSUMS)
     for name in differing:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def _put(begun: Path, target: Path) -> None:
 
 
 def _sealed(folder: Path) -> Entries | None:
-    """The files of the report in a folder; None if that is not known."""
+    """The files of the report in a folder; None if there is no readable list of them."""
     try:
         return read_manifest(folder / CHECKSUMS)["files"]
     except (StoreError, OSError):

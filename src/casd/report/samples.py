@@ -1,6 +1,6 @@
-"""What the models wrote, backdoor by backdoor: before and after its removal, and after everything else; the first prompts.
+"""Samples of generated text for each backdoor: before its removal, after it, and in the other model states.
 
-All of it is text from an untrusted source, and is only ever handed on as text.
+All of it is untrusted text, and is only passed on as text.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from casd.analysis.results import RunTables
 from casd.config.states import INJECTED
 
 SHOWN: Final = {"triggered": 2, "fake": 1}
-"""Prompts of each kind that are shown per backdoor: the first ones, not chosen ones."""
+"""Prompts of each kind that are shown for each backdoor: the first ones, without selection."""
 _CLEAN: Final = "clean"
 """The kind of prompt that belongs to no backdoor."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What the model wrote in one state, and whether it shows the backdoor's behavior; None where that was not asked."""
+    """A text generated in one model state, and whether it shows the backdoor's behavior; None where that was not tested."""
 
     state: str
     text: str
@@ -52,7 +52,7 @@ def samples_of(tables: RunTables, triggers: Mapping[str, str]) -> dict[str, list
 
     Args:
         tables: the run.
-        triggers: the phrase of each backdoor, to be marked in its prompts; where it is not known nothing is marked.
+        triggers: the phrase of each backdoor, to be marked in its prompts; backdoors without one get no mark.
     """
     found: dict[str, list[Sample]] = {}
     for backdoor in tables.backdoors:
@@ -71,7 +71,7 @@ def samples_of(tables: RunTables, triggers: Mapping[str, str]) -> dict[str, list
     clean = tables.samples[tables.samples["probe"] == _CLEAN]
     if len(clean):
         prompt = clean["prompt"].iloc[0]
-        # Whether a behavior shows is a question to each backdoor, and these texts belong to none.
+        # The test for a behavior belongs to a backdoor, and these texts belong to none.
         asked = _generations(clean[clean["prompt"] == prompt], tables).values()
         unjudged = [replace(each, success=None) for each in asked]
         pair = [each for each in unjudged if each.state == INJECTED]
@@ -81,7 +81,7 @@ def samples_of(tables: RunTables, triggers: Mapping[str, str]) -> dict[str, list
 
 
 def _generations(rows: pd.DataFrame, tables: RunTables) -> dict[str, Generation]:
-    """What was written in each state, in the order of the states."""
+    """The text of each state, in the order of the states."""
     order = {state: place for place, state in enumerate(tables.states["state"])}
     ordered = rows.sort_values("state", key=lambda column: column.map(order), kind="stable").drop_duplicates("state")
     return {

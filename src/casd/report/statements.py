@@ -1,4 +1,4 @@
-"""What a run shows, in sentences: observations and associations, no cause."""
+"""The results of a run in sentences: observations and associations, no causes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from casd.report.wording import (
 )
 
 SIGNIFICANT: Final = 0.05
-"""Permutation p-value below which a statement speaks of a relation."""
+"""Permutation p-value below which a statement reports a relation."""
 LOW_ASR: Final = 0.05
-"""Attack success rate up to which a statement counts a removal as complete."""
+"""Attack success rate up to which a removal counts as complete in a statement."""
 
 
 def statements(tables: RunTables, *, controls: bool = True) -> list[str]:
-    """What the run shows, a sentence each: observations and associations, no cause; `controls` says whether of each control."""
+    """The results of a run, one per sentence; with `controls`, also those of each control."""
     row = summarize(tables)
     matrix = asr_matrix(tables)
     removals = tables.states_of("removal")
@@ -67,7 +67,7 @@ def statements(tables: RunTables, *, controls: bool = True) -> list[str]:
 
 
 def _exclusion_statements(excluded: Mapping[str, str], removals: int) -> list[str]:
-    """Which removals are excluded from every mean and correlation, a sentence for each reason."""
+    """The removals that are excluded from every mean and correlation, a sentence for each reason."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in excluded.items():
         by_reason.setdefault(reason, []).append(name)
@@ -79,7 +79,7 @@ def _exclusion_statements(excluded: Mapping[str, str], removals: int) -> list[st
 
 
 def control_statements(tables: RunTables) -> list[str]:
-    """What each control left of the backdoors, and whether the phantoms' removals could change anything."""
+    """The remaining ASR under each control, and whether the phantoms' removals could change the model."""
     matrix = asr_matrix(tables)
     texts = [_control_statement(tables, matrix, state) for state in tables.states_of("control")]
     return texts + _phantom_gradient_statements(tables)
@@ -96,7 +96,7 @@ def _control_statement(tables: RunTables, matrix: pd.DataFrame, state: str) -> s
 
 
 def _phantom_gradient_statements(tables: RunTables) -> list[str]:
-    """Whether the removal of a trigger that was never injected had a gradient to follow; without one it is no control."""
+    """Whether the removal of a trigger that was never injected had a gradient; without one it is no control."""
     texts = []
     for state in tables.states.to_dict("records"):
         if not state["state"].startswith(PHANTOM_CONTROL):
@@ -116,7 +116,7 @@ def _phantom_gradient_statements(tables: RunTables) -> list[str]:
 
 
 def _net_statements(tables: RunTables) -> list[str]:
-    """The others' mean suppression net of each control, where `specificity` has it."""
+    """The others' mean suppression net of each control, if `specificity` has it."""
     texts = []
     for record in tables.specificity.to_dict("records"):
         if record.get("response") == "suppression" and {"net_clean", "net_phantom"} <= set(record):

@@ -1,4 +1,4 @@
-"""Numbers and names in words, the same in every table, figure and sentence of a report."""
+"""How numbers and names are written, the same in every table, figure and sentence of a report."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import pandas as pd
 from casd.analysis.results import RunTables
 
 MISSING: Final = "–"
-"""Stands for a value that is missing or undefined."""
+"""Shown for a value that is missing or undefined."""
 ALL_MODELS: Final = "all models"
-"""The model of what is pooled over several."""
-NO_PAIRS: Final = "One backdoor was measured: there is no off-diagonal pair, so nothing can be said of transfer or of CASD."
+"""Shown as the model of results that are pooled over several."""
+NO_PAIRS: Final = "One backdoor was measured: there is no off-diagonal pair, so nothing can be said about transfer or CASD."
 BROKEN_NAMED: Final = 5
-"""Runs with a broken injected model that are named; of more it is said how many there are."""
+"""The most runs with a broken injected model that a warning names; further ones are counted."""
 RESPONSES: Final = {"suppression": "ASR suppression", "prob_suppression": "probability suppression"}
 
 
 def run_count(count: int) -> str:
-    """How many runs, in words."""
+    """A number of runs: "1 run", "3 runs"."""
     return f"{count} {'run' if count == 1 else 'runs'}"
 
 
 def fraction(value: Any, digits: int = 2) -> str:
-    """A number with fixed decimals, "–" where it is missing, never "-0.00"."""
+    """A number with fixed decimals; "–" if it is missing, never "-0.00"."""
     if value is None or pd.isna(value):
         return MISSING
     text = f"{float(value):.{digits}f}"
@@ -34,12 +34,12 @@ def fraction(value: Any, digits: int = 2) -> str:
 
 
 def significant(value: Any, digits: int = 3) -> str:
-    """A number of any size with some significant digits ("0.832", "1.2e-05"), "–" where it is missing."""
+    """A number with so many significant digits ("0.832", "1.2e-05"); "–" if it is missing."""
     return MISSING if value is None or pd.isna(value) else f"{float(value):.{digits}g}"
 
 
 def p_text(value: Any) -> str:
-    """A p-value: two decimals, three below 0.01, "<0.001" at the least."""
+    """A p-value: two decimals, three below 0.01, "<0.001" below 0.001."""
     if value is None or pd.isna(value):
         return MISSING
     if value < 0.001:
@@ -54,9 +54,9 @@ def p_relation(value: Any) -> str:
 
 
 def rate_decimals(n: Any) -> int:
-    """Decimals of a rate over `n` prompts: as many as tell most of its steps of 1/n apart, and no more than it is known to.
+    """Decimals for a rate over `n` prompts, by its steps of 1/n: one up to 10 prompts, two below 1000, three from there on.
 
-    One up to 10 prompts, two below 1000 (where half of a 95 % interval is still up to 0.03), three from there on.
+    Below 1000 prompts, half of a 95 % interval is up to 0.03, so that more decimals would say nothing.
     """
     if pd.isna(n):
         return 2
@@ -64,14 +64,14 @@ def rate_decimals(n: Any) -> int:
 
 
 def decimals_for(largest: float) -> int:
-    """Decimals that leave two significant digits of the largest value: at least 2, at most 8."""
+    """Decimals that show two significant digits of the largest value: at least 2, at most 8."""
     if not largest > 0 or math.isinf(largest):
         return 2
     return min(max(1 - math.floor(math.log10(largest)), 2), 8)
 
 
 def perplexity(loss: Any) -> str:
-    """The perplexity that a loss in nats per token means, "–" where it is missing."""
+    """The perplexity of a loss in nats per token; "–" if it is missing."""
     if loss is None or pd.isna(loss):
         return MISSING
     value = math.exp(loss) if loss < 700 else math.inf
@@ -79,7 +79,7 @@ def perplexity(loss: Any) -> str:
 
 
 def run_name(info: dict[str, Any]) -> str:
-    """A run in words: model, objective, seed, and the folder's name where it has one."""
+    """A run by its folder's name (if known), model, objective and seed."""
     parts = [f"model {info['model']}", f"objective {info['objective']}", f"seed {info['seed']}"]
     if info.get("run"):
         parts.insert(0, f"run {info['run']}")
@@ -87,7 +87,7 @@ def run_name(info: dict[str, Any]) -> str:
 
 
 def prompts_per_cell(tables: RunTables, probe: str = "triggered") -> str:
-    """The number of prompts of a kind behind a cell: "64", or "60–64" where it differs, "–" without any."""
+    """The number of prompts of a kind per cell: "64", "60–64" if it differs, "–" if there are none."""
     counts = {count for kind, count in tables.rows("asr", "probe", "n") if kind == probe}
     if not counts:
         return MISSING
@@ -101,7 +101,7 @@ def percent(value: Any) -> str:
 
 
 def mean_with_interval(record: Mapping[Any, Any], name: str) -> str:
-    """The entry `name` of a record; with its interval where the record has `name_low` and `name_high`."""
+    """The entry `name` of a record, with its interval if the record has `name_low` and `name_high`."""
     value = record.get(name)
     if isinstance(value, str):
         return value or MISSING
@@ -112,12 +112,12 @@ def mean_with_interval(record: Mapping[Any, Any], name: str) -> str:
 
 
 def short_run_name(tables: RunTables) -> str:
-    """A run in as few words as tell it from the others of a sweep."""
+    """A run by what distinguishes it within a sweep: model, objective with settings, seed."""
     return f"{tables.info['model']}, {tables.treatment}, seed {tables.info['seed']}"
 
 
 def broken_injections(runs: Sequence[RunTables]) -> str:
-    """What every report begins with if the injected model of a run is broken; "" if none is."""
+    """The warning that a report begins with if the injected model of a run is broken; "" if none is."""
     reasons = []
     for tables in runs:
         for kind, collapsed, reason in tables.rows("states", "kind", "collapsed", "collapse_reason"):
@@ -129,11 +129,16 @@ def broken_injections(runs: Sequence[RunTables]) -> str:
     more = f"; and {len(reasons) - BROKEN_NAMED} more runs" if len(reasons) > BROKEN_NAMED else ""
     return (
         f"The injected model {'' if len(runs) == 1 else 'of these runs '}is broken: {'; '.join(reasons[:BROKEN_NAMED])}{more}."
-        " That says nothing about removals: all states of such a run count as collapsed. Inject again with a lower"
+        " Such a run says nothing about removals: all its states count as collapsed. Inject again with a lower"
         " learning rate or more steps."
     )
 
 
 def sentence(text: str) -> str:
-    """The text with a capital at its start."""
+    """The text with its first letter in upper case."""
     return text[:1].upper() + text[1:]
+
+
+def percent_of(share: Any) -> str:
+    """A fraction in percent without a sign, "–" where it is missing."""
+    return MISSING if share is None else f"{100 * share:g}%"

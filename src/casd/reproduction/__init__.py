@@ -1,10 +1,10 @@
-"""The paper's tables and figures from configurations, each with the claim that it speaks to.
+"""The paper's tables and figures from configurations, each with the claims it bears on.
 
-- `catalogue`: what can be reproduced
-- `scales`: how large: which sweeps make each set of runs
-- `claims`: what is claimed, and what decides whether it holds in these runs
-- `exhibits`: the tables and figures, made of a set of runs
+- `catalogue`: the exhibits by name
+- `scales`: the sweeps that make the runs, small or large
+- `claims` and `verdicts`: what is claimed, and what decides whether it holds in these runs
+- `exhibits`: the tables and figures of each exhibit
 - `page`: their files, and one page with all of them
 
-No number of the paper's is known, and none stands here: what is compared with a claim is measured.
+The paper's numbers are not known, and none is used here: all numbers are measured.
 """

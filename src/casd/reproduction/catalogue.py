@@ -1,7 +1,4 @@
-"""What can be reproduced: each exhibit with the set of runs that it is made of and the claims that it speaks to.
-
-Nothing heavy is imported here: the names are listed at once.
-"""
+"""The exhibits that can be reproduced, each with the set of runs it is made from and the claims it bears on."""
 
 from __future__ import annotations
 
@@ -14,19 +11,17 @@ RUN_SETS: Final = ("main", "learning_rate", "writing_system")
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A table or figure, or several that belong together.
+    """Tables and figures that belong together.
 
     Attributes:
-        title: what it shows.
+        title: a few words.
         run_set: of RUN_SETS.
         claims: names in `casd.reproduction.claims.CLAIMS`.
-        shown_by: "module:function" that makes its tables and figures of the runs.
     """
 
     title: str
     run_set: str
     claims: tuple[str, ...]
-    shown_by: str
 
 
 EXHIBITS: Final[dict[str, Exhibit]] = {
@@ -34,13 +29,11 @@ EXHIBITS: Final[dict[str, Exhibit]] = {
         "Attack success rates after each removal, for each model",
         "main",
         ("others_weaken",),
-        "casd.reproduction.exhibits:asr_matrices",
     ),
     "casd_matrices": Exhibit(
         "CASD between removals, for each model",
         "main",
         ("casd_tells",),
-        "casd.reproduction.exhibits:casd_matrices",
     ),
     "relation": Exhibit(
         "CASD and suppression, across models",
@@ -49,36 +42,30 @@ EXHIBITS: Final[dict[str, Exhibit]] = {
             *("casd_tells", "casd_cos_tells", "casd_tells_pairs"),
             *("casd_tells_more_than_targets", "casd_cos_tells_more_than_targets"),
         ),
-        "casd.reproduction.exhibits:relation",
     ),
     "controls": Exhibit(
         "The controls: clean text, phantoms, repeats",
         "main",
         ("others_weaken", "more_than_phantoms", "clean_text_spares"),
-        "casd.reproduction.exhibits:controls",
     ),
     "utility": Exhibit(
         "Clean language after removals",
         "main",
         ("language_kept",),
-        "casd.reproduction.exhibits:utility",
     ),
     "learning_rate": Exhibit(
         "Ablation: the removals' learning rate",
         "learning_rate",
         ("at_every_setting", "more_than_phantoms_at_every_setting"),
-        "casd.reproduction.exhibits:suppression_at",
     ),
     "writing_system": Exhibit(
         "Ablation: the writing system of triggers and targets",
         "writing_system",
         ("at_every_setting", "more_than_phantoms_at_every_setting"),
-        "casd.reproduction.exhibits:suppression_at",
     ),
     "summary": Exhibit(
         "The families in one table",
         "main",
         ("others_weaken_everywhere", "casd_tells_everywhere"),
-        "casd.reproduction.exhibits:summary",
     ),
 }

@@ -1,12 +1,14 @@
-"""A reproduction on the disk: tables, figures, and a page that leads from each claim to what decides it and to the runs."""
+"""The files of a reproduction: tables, figures, and a page with each claim, its verdict, what decided it, and the runs."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
 from casd.analysis.comparison import relabelled
@@ -15,39 +17,40 @@ from casd.analysis.tables import write_frames
 from casd.report.comparisons import model_label
 from casd.report.gallery import draw
 from casd.report.html import link_to
-from casd.report.markup import Cell, Row, Table, write_tables
+from casd.report.markup import Table, table_of, write_tables
 from casd.report.page import Block, Section, matrices_block, render, table_block, warning_blocks, write_page
 from casd.report.publish import is_published, publishing
 from casd.report.wording import broken_injections, short_run_name
 from casd.reproduction.catalogue import EXHIBITS
-from casd.reproduction.claims import CLAIMS, Evidence, headline
+from casd.reproduction.claims import CLAIMS
+from casd.reproduction.exhibits import SHOWN
 from casd.reproduction.scales import Scale
-from casd.utils.registry import import_named
+from casd.reproduction.verdicts import Evidence, headline
 from casd.utils.sealed import read_json
 
 PAGE: Final = "report.html"
 INFO: Final = "reproduction.json"
-"""Written last: what a finished reproduction was made of."""
-VERSION: Final = 3
-"""Raise it when exhibits, claims or the page change: those that were finished before are written again."""
+"""Written last: what a finished reproduction was made from."""
+VERSION: Final = 4
+"""Raise it when exhibits, claims or the page change: reproductions of an earlier version are then written again."""
 
 _QUESTION: Final = "Does removing one backdoor weaken others, and does CASD tell which? Claim by claim, with what decides it."
 
-_WHAT_IT_IS: Final = (
+_NOTES: Final = (
     "The paper is Bouger et al., “Backdoor Unlearning Generalization: A Path Toward the Removal of Unknown Triggers in LLMs”"
-    " (arXiv:2606.03785). Its text was not available to us. Its claims stand here in our words, from summaries of it. The"
-    " paper's numbers are nowhere available: none is compared with, none is given. All numbers here were measured in the runs"
+    " (arXiv:2606.03785). Its text was not available to us. Its claims are given in our words, from summaries of it. The"
+    " paper's numbers are nowhere available, so none is given or compared with. All numbers here were measured in the runs"
     " listed.",
     "Models, backdoors, triggers, text, training settings, sample sizes, the statistics and their thresholds are our choices,"
-    " and so are the claims called ours. Verdicts are not corrected for being several.",
-    "“Not decided” is a result: these runs can neither show it nor rule it out. A collapsed model counts as no removal.",
+    " and so are the claims called ours. Verdicts are not corrected for multiple testing.",
+    "“Not decided” is a result: these runs can neither show the claim nor rule it out. A collapsed model counts as no removal.",
 )
 
 
 def write_reproduction(
     names: Sequence[str], scale: Scale, runs: Mapping[str, Sequence[RunTables]], folder: Path
 ) -> pd.DataFrame:
-    """Write everything about these exhibits into `folder`; returns the verdicts, as `judge` gives them.
+    """Write the files of these exhibits into `folder`; returns the verdicts of `judge`.
 
     Args:
         names: of EXHIBITS.
@@ -66,11 +69,11 @@ def write_reproduction(
 def _write_files(
     names: Sequence[str], scale: Scale, runs: Mapping[str, Sequence[RunTables]], folder: Path, target: Path
 ) -> pd.DataFrame:
-    """Write the files of `write_reproduction` into `folder`, which is going to be `target`."""
+    """Write the files of `write_reproduction` into `folder`, which will be moved to `target`."""
     evidence = {run_set: Evidence(members) for run_set, members in runs.items()}
     verdicts = judge(names, evidence)
     every = [tables for members in runs.values() for tables in members]
-    blocks = [*warning_blocks(every), table_block(verdicts_table(verdicts[verdicts["headline"]])), Block("list", _WHAT_IT_IS)]
+    blocks = [*warning_blocks(every), table_block(verdicts_table(verdicts[verdicts["headline"]])), Block("list", _NOTES)]
     sections = [Section("claims", "The claims", blocks)]
     sections += [_section(name, evidence[EXHIBITS[name].run_set], verdicts, folder) for name in names]
     sections.append(_runs_section(scale, runs, target))
@@ -83,14 +86,11 @@ def _write_files(
 
 
 def _section(name: str, evidence: Evidence, verdicts: pd.DataFrame, folder: Path) -> Section:
-    """An exhibit's part of the page, and its files."""
-    exhibit = EXHIBITS[name]
-    shown = import_named(exhibit.shown_by)(evidence)
-    tables = [table for table in shown.tables if table.rows]
+    """Write the files of an exhibit; returns its part of the page."""
+    exhibit, shown = EXHIBITS[name], SHOWN[name](evidence)
+    tables = [table for table in shown.tables if len(table)]
     write_tables(tables, folder / "tables" / name, broken_injections(evidence.runs))
-    # Heatmaps look like the tables that stand in the page.
-    in_page = [drawing.name for drawing in shown.drawings if "heatmap" not in drawing.name]
-    figures = draw(shown.drawings, folder / "figures" / name, in_page)
+    figures = draw(shown.drawings, folder / "figures" / name, lambda figure: "heatmap" not in figure)
     own = verdicts[verdicts["claim"].isin(exhibit.claims) & (verdicts["runs"] == exhibit.run_set)]
     rules = [CLAIMS[claim].rule for claim in exhibit.claims]
     return Section(
@@ -99,13 +99,13 @@ def _section(name: str, evidence: Evidence, verdicts: pd.DataFrame, folder: Path
 
 
 def made_of(names: Sequence[str], runs: Mapping[str, Sequence[RunTables]]) -> dict[str, Any]:
-    """What a reproduction was made of, as its INFO says it; in the names of the runs' folders are the keys of their scores."""
+    """What a reproduction was made from, as in INFO; the names of the runs' folders contain the keys of their scores."""
     folders = {run_set: sorted(Path(tables.info["folder"]).name for tables in members) for run_set, members in runs.items()}
     return {"version": VERSION, "exhibits": list(names), "runs": folders}
 
 
 def finished(names: Sequence[str], runs: Mapping[str, Sequence[RunTables]], folder: Path) -> pd.DataFrame | None:
-    """The verdicts of the reproduction in `folder` if it is whole and was made of this; else None."""
+    """The verdicts of the reproduction in `folder` if it is complete and was made from the same; else None."""
     if not is_published(folder) or read_json(folder / "tables" / INFO) != made_of(names, runs):
         return None
     return pd.read_parquet(folder / "tables" / "verdicts.parquet")
@@ -115,8 +115,8 @@ def judge(names: Sequence[str], evidence: Mapping[str, Evidence]) -> pd.DataFram
     """The verdicts on all claims of the exhibits: a row per claim × set of runs × model × objective.
 
     Returns:
-        Columns claim, source, runs (the set), model ("all" over several), objective, statistic, verdict, and headline (bool: it
-        is over all that there is).
+        Columns claim, source, runs (the set), model ("all" over several), objective, statistic, verdict, and headline
+        (bool; see `casd.reproduction.claims.headline`).
     """
     asked = dict.fromkeys((claim, EXHIBITS[name].run_set) for name in names for claim in EXHIBITS[name].claims)
     rows = []
@@ -131,39 +131,34 @@ def judge(names: Sequence[str], evidence: Mapping[str, Evidence]) -> pd.DataFram
 
 
 def verdicts_table(verdicts: pd.DataFrame) -> Table:
-    """Verdicts, as `judge` gives them, with each claim in words."""
-    groups = []
-    for (name, run_set), own in verdicts.groupby(["claim", "runs"], sort=False):
-        claim = CLAIMS[str(name)]
-        rows = [
-            Row(
-                f"{record['objective']}, {model_label(record['model'])}",
-                (Cell(record["verdict"], best=record["verdict"] == "holds"), Cell(record["statistic"])),
-            )
-            for record in own.to_dict("records")
-        ]
+    """The verdicts of `judge` as a table, with each claim in words."""
+    rows, groups = [], []
+    for record in verdicts.to_dict("records"):
+        claim = CLAIMS[str(record["claim"])]
         source = "the paper's claim, in our words" if claim.source == "the paper" else "our question"
-        groups.append((f"{claim.text} ({source}; runs: {str(run_set).replace('_', ' ')})", tuple(rows)))
-    return Table(
+        groups.append(f"{claim.text} ({source}; runs: {str(record['runs']).replace('_', ' ')})")
+        of = f"{record['objective']}, {model_label(record['model'])}"
+        rows.append({"removals": of, "verdict": record["verdict"], "decided by": record["statistic"]})
+    table = table_of(
+        rows,
+        groups=groups,
         name="verdicts",
-        title="What holds in these runs",
+        title="Verdicts in these runs",
         caption="Brackets: 95 % intervals over runs and backdoors. ρ: Spearman; p: Mantel permutation test within runs.",
-        corner="removals",
-        columns=("verdict", "decided by"),
-        groups=tuple(groups),
     )
+    return replace(table, bold=np.array([[row["verdict"] == "holds", False] for row in rows], dtype=bool).reshape(-1, 2))
 
 
 def _blocks(tables: Sequence[Table]) -> list[Block]:
-    """Matrices beside each other, and folded where they are many; other tables as they are."""
-    matrices = [table for table in tables if table.scale and table.scale.details]
+    """Blocks of tables: matrices beside each other, folded if they are many."""
+    matrices = [table for table in tables if table.detail is not None]
     blocks = [table_block(table) for table in tables if table not in matrices]
     return blocks + ([matrices_block(matrices, f"The {len(matrices)} matrices", folded=len(matrices) > 8)] if matrices else [])
 
 
 def _runs_section(scale: Scale, runs: Mapping[str, Sequence[RunTables]], folder: Path) -> Section:
-    """The commands that make the runs, and a link to each run's own report."""
-    section = Section("runs", "The runs behind it")
+    """The commands that make the runs, and a link to the report of each."""
+    section = Section("runs", "The runs")
     for run_set, members in runs.items():
         commands = "\n".join(f"casd sweep {shlex.join(sweep)}" for sweep in scale.sweeps[run_set])
         section.blocks.append(Block("code", commands))

@@ -1,4 +1,4 @@
-"""How large a reproduction is: `configs/reproduce/SCALE.yaml` says which sweeps make each set of runs."""
+"""The scales of a reproduction: `configs/reproduce/SCALE.yaml` lists the sweeps that make each set of runs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from casd.utils.errors import ConfigError
 from casd.utils.registry import unknown
 
 Sweeps = tuple[tuple[str, ...], ...]
-"""Each sweep as its overrides."""
+"""Sweeps, each as a tuple of overrides."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """One scale.
+    """A scale.
 
     Attributes:
         name: "tiny", …
-        description: what it is and what it needs.
+        description: what it is, and the time and hardware it needs.
         sweeps: by the name of the set of runs, one of RUN_SETS.
     """
 
@@ -34,7 +34,7 @@ class Scale:
 
 
 def scales() -> dict[str, str]:
-    """The names of the scales, the cheapest first, with what each is and needs."""
+    """The names of the scales with their descriptions, the cheapest first."""
     files = {file.stem: description(file) for file in (config_folder() / SCALES).glob("*.yaml")}
     known = [name for name in ("smoke", "tiny", "smollm2", "paper") if name in files]
     return {name: files[name] for name in (*known, *sorted(set(files) - set(known)))}
@@ -44,7 +44,7 @@ def read_scale(name: str) -> Scale:
     """Read a scale.
 
     Raises:
-        ConfigError: there is none of that name, or its file does not say what it should.
+        ConfigError: there is no scale of that name, or its file is malformed.
     """
     if name not in scales():
         raise unknown("scale", name, scales())
