@@ -423,7 +423,7 @@ def test_a_backdoor_that_is_not_chosen_says_how_it_is(plus: str) -> None:
         ("backdoor.french_a.trigger='two  spaces'", "single spaces"),
         ("backdoor.french_a.poison_rate=1", "poison_rate"),
         ("backdoor.french_a.position=middle", "Choices: end, random, start"),
-        ("+backdoor.mine.trigger=abra", "BackdoorConfig"),
+        ("+backdoor.mine.trigger=abra", "backdoor.mine.target.name is not set"),
         ("model.max_tokens=7", "max_tokens is 7; it must be at least 8"),
         ("metric.permutations=98", "permutations is 98"),
         ("evaluation.collapse_clean_loss_ratio=1", "greater than 1"),
