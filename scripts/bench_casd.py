@@ -22,11 +22,11 @@ import torch
 
 import casd
 from bench_capture import in_turns
-from casd.backdoors.prompts import make_probes
+from casd.backdoors.prompts import make_prompt_sets
 from casd.data.corpora import CORPORA
 from casd.data.encoding import Encoder
 from casd.data.token_table import TokenTable, write_token_table
-from casd.metric.casd import ShiftTable, casd_matrix, variant_grid
+from casd.metric.casd import ShiftTable, compute_casd, variant_grid
 from casd.metric.measurement import TextStatistics, capture_batches, measure_activations, text_sets
 from casd.models import load as models
 from casd.models.structure import decoder_of
@@ -69,25 +69,25 @@ def main() -> None:
 
     config = casd.load_config(["model=llama3_tiny", *OVERRIDES])
     corpus = build(CORPORA, "corpus", config.corpus.name, config.corpus.params).load(0)
-    model, tokenizer = models.create(config.model, corpus, seed=0)
+    model, tokenizer = models.create_model(config.model, corpus, seed=0)
     model.to(device)
     backdoors = build_backdoors(config)
     objective = build(OBJECTIVES, "objective", config.unlearning.objective.name, config.unlearning.objective.params)
     with tempfile.TemporaryDirectory() as folder:
         write_token_table(corpus, tokenizer, Path(folder))
-        encoder = Encoder(tokenizer, config.model.max_tokens, TokenTable.open(Path(folder)))
-        probes = make_probes(corpus, backdoors, encoder, config.evaluation, seed=0)
+        encoder = Encoder(tokenizer, config.model.max_length, TokenTable.open(Path(folder)))
+        prompt_sets = make_prompt_sets(corpus, backdoors, encoder, config.evaluation, seed=0)
         removal = removals(backdoors, encoder, seed=0)[0]
         captures = [replace(config.activations, prompts=prompts) for prompts in options.prompts]
 
-        before = measure_activations(model, encoder, probes, captures[0])
+        before = measure_activations(model, encoder, prompt_sets, captures[0])
         names = [*backdoors, *(f"control:{index}" for index in range(CONTROLS))]
         states = {name: moved(before, seed) for seed, name in enumerate(names)}
         grid = variant_grid(config.activations.sites, config.activations.positions)
         every_batch = [
             [
                 batch
-                for name, prompts in text_sets(probes, capture.prompts).items()
+                for name, prompts in text_sets(prompt_sets, capture.prompts).items()
                 for batch in capture_batches(model, encoder, name, prompts, capture, capture.batch_size)
             ]
             for capture in captures
@@ -109,10 +109,10 @@ def main() -> None:
         def whole_grid() -> None:
             table = ShiftTable(states, before, list(backdoors), names[-1])
             for variant in grid:
-                casd_matrix(table, variant, names)
+                compute_casd(table, variant, names)
 
         works = [one_removal, whole_grid]
-        works += [lambda capture=capture: measure_activations(model, encoder, probes, capture) for capture in captures]
+        works += [lambda capture=capture: measure_activations(model, encoder, prompt_sets, capture) for capture in captures]
         works += [lambda batches=batches: bare(batches) for batches in every_batch]
         removal_seconds, grid_seconds, *rest = in_turns(works, device, options.repetitions)
 

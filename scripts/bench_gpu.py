@@ -44,13 +44,13 @@ LORA_FROM = 3e9
 TINY = (
     *("model.architecture.hidden_size=64", "model.architecture.intermediate_size=96", "model.architecture.num_hidden_layers=2"),
     *("model.architecture.num_attention_heads=4", "model.architecture.num_key_value_heads=2", "model.architecture.head_dim=16"),
-    *("model.architecture.vocab_size=300", "model.max_tokens=32"),
+    *("model.architecture.vocab_size=300", "model.max_length=32"),
 )
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured. `rows` of model.max_tokens tokens make a training step, `micro` of them go through at once."""
+    """How much is measured. `rows` of model.max_length tokens make a training step, `micro` of them go through at once."""
 
     matrix: int = 8192
     steps: int = 12
@@ -144,7 +144,7 @@ def rows_of(config: ModelConfig, sizes: Sizes, runtime: Runtime, optimizer: str,
     works: list[tuple[str, str, Callable[[Any], Row]]] = [
         (
             f"training, {trained}",
-            f"{sizes.rows} × {config.max_tokens}, {sizes.micro} rows at once",
+            f"{sizes.rows} × {config.max_length}, {sizes.micro} rows at once",
             lambda model: training(model, shape, config, sizes, runtime, optimizer, lora),
         ),
         (
@@ -181,7 +181,7 @@ def training(
     )
 
     def batch_at(step: int) -> dict[str, torch.Tensor]:
-        batch = random_rows(sizes.rows, config.max_tokens, shape.vocabulary, step)
+        batch = random_rows(sizes.rows, config.max_length, shape.vocabulary, step)
         labels = batch["input_ids"].clone()
         labels[:, 0] = -100
         return {**batch, "labels": labels, "n_labels": (labels >= 0).sum(), "n_documents": torch.tensor(sizes.rows)}
@@ -200,8 +200,8 @@ def training(
     return Row(
         "",
         "",
-        sizes.steps * sizes.rows * config.max_tokens / seconds,
-        training_flops(shape, 1, config.max_tokens, adapters=[(lora, ADAPTER)] if lora else []),
+        sizes.steps * sizes.rows * config.max_length / seconds,
+        training_flops(shape, 1, config.max_length, adapters=[(lora, ADAPTER)] if lora else []),
         peak_memory(runtime.torch_device),
         ", ".join([optimizer, *notes]),
     )

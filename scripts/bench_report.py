@@ -3,7 +3,7 @@
 Run: python scripts/bench_report.py   (--seeds 10 for 200 runs, --grid for runs with all of CASD's variants)
 
 The runs are four models × five objectives × the seeds, each with eight backdoors, four controls, the headline variants, all
-rivals and some samples; the numbers are random. Prints the seconds of wall time and of the processor (on a busy machine the
+baselines and some samples; the numbers are random. Prints the seconds of wall time and of the processor (on a busy machine the
 second is the better measure), the most memory that was held, and whether torch was imported.
 """
 
@@ -25,7 +25,7 @@ from casd.analysis.inclusion import exclusions
 from casd.analysis.results import RunTables
 from casd.analysis.tables import SCHEMAS, TABLES_VERSION
 from casd.analysis.transfer import specificity, transfer_table
-from casd.metric.baselines import RIVALS
+from casd.metric.baselines import BASELINES
 from casd.pipeline.store import Stage, StageStore
 from casd.stats import wilson_interval
 
@@ -49,11 +49,11 @@ def made_up_run(model: str, objective: str, seed: int, rng: np.random.Generator,
     """A run's tables with random numbers that go together."""
     kinds = {"injected": "injected"} | dict.fromkeys(BACKDOORS, "removal") | dict.fromkeys(CONTROLS, "control")
     asr, samples = [], []
-    for state, backdoor, probe in itertools.product(kinds, BACKDOORS, ("triggered", "clean", "fake")):
-        share = {"injected": 0.99, "removal": 0.7, "control": 0.95}[kinds[state]] if probe == "triggered" else 0.01
+    for state, backdoor, prompt_set in itertools.product(kinds, BACKDOORS, ("triggered", "clean", "fake")):
+        share = {"injected": 0.99, "removal": 0.7, "control": 0.95}[kinds[state]] if prompt_set == "triggered" else 0.01
         k = int(rng.binomial(N_PROMPTS, 0.02 if state == backdoor else share))
-        asr.append((state, backdoor, probe, k, N_PROMPTS, k / N_PROMPTS, *wilson_interval(k, N_PROMPTS), k / N_PROMPTS))
-        samples += [(state, backdoor, probe, "The quick brown fox is here. " * 4, "And it stays. " * 6, True)] * 2
+        asr.append((state, backdoor, prompt_set, k, N_PROMPTS, k / N_PROMPTS, *wilson_interval(k, N_PROMPTS), k / N_PROMPTS))
+        samples += [(state, backdoor, prompt_set, "The quick brown fox is here. " * 4, "And it stays. " * 6, True)] * 2
     states = [
         {"state": state, "kind": kind, "clean_loss": 2.5, "retain_loss": 2.4, "clean_loss_ratio": 1.0 + 0.05 * rng.random()}
         | {"degenerate_rate": 0.0, "steps": 12, "train_seconds": 3.0, "stopped": "", "collapsed": False, "collapse_reason": ""}
@@ -77,7 +77,7 @@ def made_up_run(model: str, objective: str, seed: int, rng: np.random.Generator,
     named = distances("variant", list(HEADLINES)).assign(grid=False)
     frames["casd"] = pd.concat([named, distances("variant", grid).assign(grid=True)], ignore_index=True) if grid else named
     frames["casd_layers"] = pd.concat([named.drop(columns="grid").assign(layer_idx=layer) for layer in range(4)])
-    frames["rivals"] = distances("predictor", list(RIVALS))
+    frames["baselines"] = distances("predictor", list(BASELINES))
     numbers = [name for name in SCHEMAS["relation"] if name.startswith(("rho", "p_", "tau"))]
     relation = pd.DataFrame(rng.random((2, len(numbers))), columns=numbers).assign(variant=HEADLINES, response="suppression")
     relation = relation.assign(n_backdoors=8, n_pairs=28, permutations=9999, exact=False, excluded="", note="")

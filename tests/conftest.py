@@ -85,7 +85,7 @@ def encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
     """Wide enough that no passage of the corpus is cut."""
     from casd.data.encoding import Encoder
 
-    return Encoder(tokenizer, max_tokens=256)
+    return Encoder(tokenizer, max_length=256)
 
 
 @pytest.fixture(scope="session")

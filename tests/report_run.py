@@ -44,13 +44,13 @@ def make_run(
     asr, samples = [], []
     for state, kind in kinds.items():
         for backdoor in backdoors:
-            for probe in ("triggered", "clean", "fake"):
+            for prompt_set in ("triggered", "clean", "fake"):
                 low, high = {"injected": (62, 65), "control": (45, 65), "removal": (10, 60)}[kind]
-                k = int(rng.integers(low, high)) if probe == "triggered" else int(rng.integers(0, 2))
-                k = 1 if state == backdoor and probe == "triggered" else k
+                k = int(rng.integers(low, high)) if prompt_set == "triggered" else int(rng.integers(0, 2))
+                k = 1 if state == backdoor and prompt_set == "triggered" else k
                 k = 0 if state in collapsed else k
-                asr.append((state, backdoor, probe, k, 64, k / 64, *wilson(k, 64), k / 70))
-                samples += [(state, backdoor, probe, f"The cat {i} sat", generated, k > 30) for i in range(3)]
+                asr.append((state, backdoor, prompt_set, k, 64, k / 64, *wilson(k, 64), k / 70))
+                samples += [(state, backdoor, prompt_set, f"The cat {i} sat", generated, k > 30) for i in range(3)]
     states = [
         {
             "state": state,
@@ -122,7 +122,7 @@ def make_run(
         ),
         samples=pd.DataFrame(samples, columns=list(SCHEMAS["samples"])),
         utility=pd.DataFrame(columns=list(SCHEMAS["utility"])),
-        rivals=pd.DataFrame(columns=list(SCHEMAS["rivals"])),
+        baselines=pd.DataFrame(columns=list(SCHEMAS["baselines"])),
         tuning=pd.DataFrame(columns=list(SCHEMAS["tuning"])),
         curves=pd.DataFrame(curves, columns=[*SCHEMAS["curves"], "loss/forget", "loss/retain"]),
         info={

@@ -22,7 +22,7 @@ def run_of(
     before: Sequence[float] | None = None,
     controls: Mapping[str, Sequence[float]] | None = None,
     distances: Mapping[str, np.ndarray] | None = None,
-    rivals: Mapping[str, np.ndarray] | None = None,
+    baselines: Mapping[str, np.ndarray] | None = None,
     repeats: Mapping[str, Mapping[str, float]] | None = None,
     collapsed: Sequence[str] = (),
     reached: Mapping[str, float] | None = None,
@@ -42,7 +42,7 @@ def run_of(
     names = [f"b{i}" for i in range(n)]
     rows = {"injected": list(before or [1.0] * n)} | dict(zip(names, after.tolist(), strict=True)) | dict(controls or {})
     asr = [
-        {"state": state, "backdoor": name, "probe": "triggered", "n": N_PROMPTS, "rate": rate, "first_token_prob": rate}
+        {"state": state, "backdoor": name, "prompt_set": "triggered", "n": N_PROMPTS, "rate": rate, "first_token_prob": rate}
         for state, rates in rows.items()
         for name, rate in zip(names, rates, strict=True)
     ]
@@ -69,7 +69,7 @@ def run_of(
         for i, j in pairs
     ]
     casd += [("casd", repeat, name, d, False) for repeat, row in (repeats or {}).items() for name, d in row.items()]
-    rival = [(name, names[i], names[j], float(matrix[i, j])) for name, matrix in (rivals or {}).items() for i, j in pairs]
+    baseline = [(name, names[i], names[j], float(matrix[i, j])) for name, matrix in (baselines or {}).items() for i, j in pairs]
     asr_frame = pd.DataFrame(asr, columns=list(SCHEMAS["asr"]))
     states_frame = pd.DataFrame(states, columns=list(SCHEMAS["states"]))
     states_frame["excluded"] = states_frame["state"].map(exclusions(asr_frame, states_frame))
@@ -79,7 +79,7 @@ def run_of(
         "states": states_frame,
         "transfer": transfer_table(asr_frame, states_frame),
         "casd": pd.DataFrame(casd, columns=list(SCHEMAS["casd"])),
-        "rivals": pd.DataFrame(rival, columns=list(SCHEMAS["rivals"])),
+        "baselines": pd.DataFrame(baseline, columns=list(SCHEMAS["baselines"])),
     }
     info = {"model": model, "objective": objective, "seed": seed, "config": config, "headline": ["casd"]}
     return RunTables(**made, info=info)

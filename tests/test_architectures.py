@@ -18,7 +18,7 @@ from casd.activations.hooks import SITES
 from casd.activations.statistics import collect_statistics
 from casd.backdoors.injection import inject
 from casd.backdoors.poisoning import Backdoor
-from casd.backdoors.prompts import make_probes
+from casd.backdoors.prompts import make_prompt_sets
 from casd.backdoors.targets import FixedText
 from casd.config import EvaluationConfig, LanguageModelTraining, LoraConfig
 from casd.config.compose import load_config
@@ -58,9 +58,9 @@ class Measured:
     def __init__(self) -> None:
         self.corpus = Microworld(train=150, forget=50, retain=60, evaluation=40).load(0)
         tokenizer = train_tokenizer((passage.text for passage in self.corpus.train), 420)
-        self.encoder = Encoder(tokenizer, max_tokens=128)
-        self.probes = make_probes(self.corpus, FOX, self.encoder, EVALUATION, seed=0)
-        self.config = load_config(tiny(Path(tempfile.gettempdir()), "model.max_tokens=128"))
+        self.encoder = Encoder(tokenizer, max_length=128)
+        self.probes = make_prompt_sets(self.corpus, FOX, self.encoder, EVALUATION, seed=0)
+        self.config = load_config(tiny(Path(tempfile.gettempdir()), "model.max_length=128"))
 
     def row(self, kind: str) -> tuple[str, ...]:
         """An architecture's cells, but for its name."""

@@ -158,7 +158,7 @@ def test_bad_configurations(name: str, tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.usefixtures("no_training")
 def test_bad_model_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_model: Any, tokenizer: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    models.save(make_model("llama", seed=0, max_position_embeddings=512), tokenizer, tmp_path / "good")
+    models.save_model(make_model("llama", seed=0, max_position_embeddings=512), tokenizer, tmp_path / "good")
     options = ["model=hub", "model.path=./bad", "injection=continual"]
     given = [each for each in tiny(tmp_path) if not each.startswith("model.")]
     config = load_config([*given, *options])

@@ -121,7 +121,7 @@ def test_documents_in_a_row_do_not_see_each_other(
     packed_loss, packed_gradient, packed = loss_and_gradient("isolated")
     _, joined_gradient, joined = loss_and_gradient("joined")
     assert len(packed["labels"]) == len(joined["labels"]) < len(padded["labels"])
-    assert packed["labels"].shape[1] <= encoder.max_tokens
+    assert packed["labels"].shape[1] <= encoder.max_length
     assert packed["n_labels"] == joined["n_labels"] == padded["n_labels"]
     torch.testing.assert_close(packed_loss, loss, rtol=1e-5, atol=0)
     torch.testing.assert_close(packed_gradient, gradient, rtol=1e-3, atol=1e-6)
@@ -142,7 +142,7 @@ def test_a_packed_row_holds_whole_documents_and_wastes_little(encoder: Encoder, 
 
 def test_micro_batches_of_packed_rows(make_model: MakeModel, encoder: Encoder, documents: list[Document]) -> None:
     model = make_model("llama", seed=2, spread=0.3)
-    narrow = Encoder(encoder.tokenizer, max_tokens=128)
+    narrow = Encoder(encoder.tokenizer, max_length=128)
     packed = narrow.document_batch(documents, "isolated")
     assert len(packed["labels"]) > 2
     parts = micro_batches(packed, 1)

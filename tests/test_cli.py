@@ -21,7 +21,7 @@ from tests.synthetic import run_of, symmetric
 
 import casd
 from casd.cli.main import RUN_VERBS, main
-from casd.config.compose import groups
+from casd.config.options import groups
 from tiny import tiny
 
 HEAVY = ("torch", "transformers", "hydra", "omegaconf", "pandas", "numpy", "scipy", "matplotlib", "rich")

@@ -167,7 +167,7 @@ def test_the_mean_is_of_what_its_interval_is_of() -> None:
     assert estimate.runs == 2
 
 
-def test_different_treatments_are_no_seeds_of_one() -> None:
+def test_different_conditions_are_no_seeds_of_one() -> None:
     """Two learning rates of adapters beside a run of full weights: a label that names adapters alone would pool them to 0.5."""
     configs = [
         {"seed": 0, "unlearning": {"learning_rate": 1e-3}},
@@ -186,7 +186,7 @@ def test_different_treatments_are_no_seeds_of_one() -> None:
         "o, adapters, learning_rate=0.0005": pytest.approx(0.9),
     }
     assert frame["seeds"].tolist() == [1, 1, 1]
-    check_comparable(runs)  # equal seeds of different treatments are no conflict
+    check_comparable(runs)  # equal seeds of different conditions are no conflict
     again = [*runs, run_of(after(), config=yaml.safe_dump(configs[2] | {"name": "other"}), seed=1)]
     with pytest.raises(StoreError, match="have the same configuration and seed"):
         check_comparable(again)
@@ -300,13 +300,15 @@ def planted(seed: int, strength: float, n: int = 7) -> tuple[np.ndarray, np.ndar
     return distances, np.clip(np.where(np.eye(n, dtype=bool), 0.0, 0.4 + strength * (distances - 0.5) + noise), 0, 1)
 
 
-def test_a_planted_relation_is_found_and_a_rival_without_one_is_not() -> None:
+def test_a_planted_relation_is_found_and_a_baseline_without_one_is_not() -> None:
     runs = []
     for seed in range(3):
         distances, remaining = planted(seed, 0.6)
         unrelated = symmetric(np.random.default_rng(100 + seed), 7)
         runs.append(
-            run_of(remaining, distances={"casd": distances}, rivals={"cka": unrelated, "directed_shift": -distances}, seed=seed)
+            run_of(
+                remaining, distances={"casd": distances}, baselines={"cka": unrelated, "directed_shift": -distances}, seed=seed
+            )
         )
     table = predictor_table(runs, permutations=999).set_index("predictor")
     assert table.loc["casd", "role"] == "headline"
@@ -342,7 +344,7 @@ def test_what_the_same_target_explains_is_no_finding_given_the_same_target() -> 
     same[0, 1] = same[1, 0] = 1
     remaining = np.where(same == 1, 0.0, remaining)  # both fall together
     near = symmetric(np.random.default_rng(3), 7) - 2 * same
-    runs = [run_of(remaining, distances={"casd": near}, rivals={"same_target": 1 - same}, seed=seed) for seed in range(3)]
+    runs = [run_of(remaining, distances={"casd": near}, baselines={"same_target": 1 - same}, seed=seed) for seed in range(3)]
     table = predictor_table(runs, permutations=999).set_index("predictor")
     assert table.loc["casd", "rho"] < table.loc["casd", "rho_partial"]
     centered = symmetrize(offdiagonal_center_columns(1 - remaining))
@@ -385,7 +387,7 @@ def test_comparisons_become_tables() -> None:
     runs = []
     for objective in ("ascent", "clean_target"):
         distances, remaining = planted(len(objective), 0.5)
-        runs.append(run_of(remaining, distances={"casd": distances}, rivals={"cka": distances}, objective=objective))
+        runs.append(run_of(remaining, distances={"casd": distances}, baselines={"cka": distances}, objective=objective))
     made = compared(runs)
     titles = [table.title for table in made.tables]
     assert titles == [

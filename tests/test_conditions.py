@@ -83,7 +83,7 @@ PAIRS_ONCE_POOLED = {
 
 
 @pytest.mark.parametrize("case", PAIRS_ONCE_POOLED)
-def test_different_treatments_never_share_a_label(case: str) -> None:
+def test_different_conditions_never_share_a_label(case: str) -> None:
     infos = [info_of(each, seed=seed) for seed, each in enumerate(PAIRS_ONCE_POOLED[case])]
     labels = label_settings(infos)
     assert len({condition_key(info) for info in infos}) == len(set(labels)) == len(infos), labels
@@ -103,14 +103,14 @@ def test_numbers_and_the_order_of_fields_are_normalized() -> None:
     assert condition_key(plain({}) | targets) != condition_key(plain({}) | {"targets": {"b0": "french"}})
 
 
-def test_models_with_one_treatment_have_one_label() -> None:
+def test_models_with_one_condition_have_one_label() -> None:
     infos = [info_of([f"model={model}", f"unlearning.training.steps={steps}"]) for model, steps in (
         ("qwen3_tiny", 4), ("qwen3_tiny", 8), ("llama3_tiny", 8), ("gaperon_tiny", 16),
     )]  # fmt: skip
     assert label_settings(infos) == ["steps=4", "steps=8", "steps=8", "steps=16"]
 
 
-def test_widths_of_a_model_are_treatments_and_other_models_shapes_are_not() -> None:
+def test_widths_of_a_model_are_conditions_and_other_models_shapes_are_not() -> None:
     infos = [
         info_of(["model=llama3_tiny", "model.architecture.hidden_size=64"]),
         info_of(["model=llama3_tiny", "model.architecture.hidden_size=128"]),

@@ -36,8 +36,9 @@ from casd.config import (
     TrainingConfig,
     UnlearningTraining,
 )
-from casd.config.compose import config_folder, groups, jobs, load_config, sweep, to_yaml
 from casd.config.compose import configs as swept
+from casd.config.compose import jobs, load_config, sweep, to_yaml
+from casd.config.options import config_folder, groups
 from casd.data.corpora import CORPORA
 from casd.pipeline.inputs import build_backdoors
 from casd.unlearning import OBJECTIVES
@@ -194,7 +195,7 @@ def test_a_trigger_that_yaml_does_not_read_as_text_is_refused(
         ("backdoor.french_a.target.name=1", "backdoor.french_a.target.name", "1"),
         ("model.revision=123456", "model.revision", "123456"),
         ("every_backdoor.position=true", "every_backdoor.position", "True"),
-        ("runtime.keep_models=[1]", "runtime.keep_models", r"\[1\]"),
+        ("runtime.save_models=[1]", "runtime.save_models", r"\[1\]"),
         ("name=2024", "name", "2024"),
     ],
 )
@@ -407,8 +408,8 @@ def test_a_backdoor_that_is_not_chosen_says_how_it_is(plus: str) -> None:
         ("injection.training.learning_rate=fast", "learning_rate"),
         ("injection.training.learning_rate=nan", "learning_rate"),
         ("injection.pretraining.steps=3", "injection.pretraining.steps=3"),
-        ("runtime.keep_models=injected", "keep_models"),
-        ("runtime.keep_models=[all]", "Choices: injected, removed"),
+        ("runtime.save_models=injected", "save_models"),
+        ("runtime.save_models=[all]", "Choices: injected, removed"),
         ("runtime.device=gpu", "cuda:N"),
         ("runtime.progress=loud", "Choices: auto, off, plain"),
         ("activations.sites=[resid]", "Did you mean 'resid_post'?"),
@@ -424,7 +425,7 @@ def test_a_backdoor_that_is_not_chosen_says_how_it_is(plus: str) -> None:
         ("backdoor.french_a.poison_rate=1", "poison_rate"),
         ("backdoor.french_a.position=middle", "Choices: end, random, start"),
         ("+backdoor.mine.trigger=abra", "backdoor.mine.target.name is not set"),
-        ("model.max_tokens=7", "max_tokens is 7; it must be at least 8"),
+        ("model.max_length=7", "max_length is 7; it must be at least 8"),
         ("metric.permutations=98", "permutations is 98"),
         ("evaluation.collapse_clean_loss_ratio=1", "greater than 1"),
         ("injection.training.beta2=1", "in [0, 1)"),
@@ -482,7 +483,7 @@ def test_no_number_may_be_negative(cls: type, name: str) -> None:
         ("injection.training.steps", 2**31, "steps is 2147483648; expected"),
         ("injection.training.learning_rate", 1e308, "learning_rate is 1e+308; expected"),
         ("injection.training.learning_rate", 1e-320, "learning_rate is 1e-320; expected"),
-        ("injection.training.max_gradient_norm", math.inf, "max_gradient_norm is inf; expected"),
+        ("injection.training.max_grad_norm", math.inf, "max_grad_norm is inf; expected"),
         ("injection.training.final_learning_rate", 2, "final_learning_rate is 2; it must be a fraction in [0, 1]"),
         ("injection.training.guard_factor", 0.9, "guard_factor is 0.9; it must be at least 1"),
         ("injection.training.steps", 2**30, "times batch_size (32) is 34359738368 documents"),
@@ -592,3 +593,20 @@ def test_defaults_of_the_api_are_those_of_the_command_line() -> None:
         assert build(OBJECTIVES, "objective", name, {}) == build(
             OBJECTIVES, "objective", name, load_config([f"unlearning={name}"]).unlearning.objective.params
         )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("model.max_tokens=128", "model.max_length"),
+        ("model.vocabulary=600", "model.vocab_size"),
+        ("activations.rivals=true", "activations.baselines"),
+        ("runtime.keep_models=[]", "runtime.save_models"),
+        ("runtime.keep_as=delta", "runtime.save_as"),
+        ("unlearning.training.max_gradient_norm=2", "unlearning.training.max_grad_norm"),
+        ("+injection.training.max_gradient_norm=2", "injection.training.max_grad_norm"),
+    ],
+)
+def test_a_renamed_key_names_the_new_one(old: str, new: str) -> None:
+    with pytest.raises(ConfigError, match=f"is now called {re.escape(new)}"):
+        load_config([old])

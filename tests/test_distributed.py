@@ -130,7 +130,7 @@ WHOLE = [
     "corpus.params.train=120",
     "corpus.params.forget=24",
     "corpus.params.retain=24",
-    "model.vocabulary=400",
+    "model.vocab_size=400",
     "injection.training.steps=8",
     "unlearning.training.steps=2",
     "evaluation.prompts=6",
@@ -148,7 +148,7 @@ def compare(one: Run, two: Run) -> None:
             for record, other in zip(getattr(expected, kind), getattr(found, kind), strict=True):
                 assert other == pytest.approx(record, abs=1e-4, rel=1e-4)
     expected, found = (RunTables.read(run.store.folder(run.graph.score, verify=True)) for run in (one, two))
-    for name in ("asr", "states", "transfer", "casd", "casd_layers", "rivals", "samples", "curves"):
+    for name in ("asr", "states", "transfer", "casd", "casd_layers", "baselines", "samples", "curves"):
         tables = [getattr(each, name).drop(columns="train_seconds", errors="ignore") for each in (expected, found)]
         pd.testing.assert_frame_equal(*tables, check_exact=False, atol=1e-4, rtol=1e-3, obj=name)
 
@@ -184,7 +184,7 @@ def test_every_launcher_makes_the_run_of_one_process(
     tmp_path: Path, launcher: tuple[str, ...], environment: dict[str, str]
 ) -> None:
     """With all controls of the smallest run, up to the report; the removed models are kept and read again."""
-    overrides = ["runtime.keep_models=[injected,removed]"]
+    overrides = ["runtime.save_models=[injected,removed]"]
     one, two = (Run(load_config(tiny(tmp_path / name, *overrides))) for name in ("one", "two"))
     done = started(launcher, "casd", "run", *tiny(tmp_path / "two", *overrides), folder=tmp_path, **environment)
     assert done.returncode == 0, done.stderr

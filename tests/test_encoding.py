@@ -41,7 +41,7 @@ def words() -> Encoder:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<eos>", eos_token="<eos>")
-    return Encoder(fast, max_tokens=8)
+    return Encoder(fast, max_length=8)
 
 
 LLAMA_2 = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -165,7 +165,7 @@ def test_document_layout_and_labels(encoder: Encoder) -> None:
 
 
 def test_truncation_cuts_a_document_s_end_and_a_prompt_s_beginning(tokenizer: Any) -> None:
-    cut = Encoder(tokenizer, max_tokens=12)
+    cut = Encoder(tokenizer, max_length=12)
     whole = [tokenizer.bos_token_id, *cut.tokens(PROMPT)]
     assert len(whole) > 12
     batch = cut.document_batch(

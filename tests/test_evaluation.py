@@ -18,7 +18,7 @@ import transformers
 from tests.conftest import Injected, MakeModel
 
 from casd.backdoors.poisoning import Backdoor
-from casd.backdoors.prompts import Probes, make_probes
+from casd.backdoors.prompts import PromptSets, make_prompt_sets
 from casd.backdoors.targets import FixedText, Refusal, TargetBehavior
 from casd.config import EvaluationConfig
 from casd.data import shrinking
@@ -112,24 +112,26 @@ def test_a_checkpoint_s_own_generation_settings_change_nothing(
     assert model.generation_config is own  # saved with the model
 
 
-# ---------------------------------------------------------------- probes
+# ---------------------------------------------------------------- prompt_sets
 
 
 @pytest.fixture(scope="module")
-def probes(injected: Injected, corpus: Corpus, encoder: Encoder) -> Probes:
-    return make_probes(corpus, injected.backdoors, encoder, SMALL, seed=1)
+def prompt_sets(injected: Injected, corpus: Corpus, encoder: Encoder) -> PromptSets:
+    return make_prompt_sets(corpus, injected.backdoors, encoder, SMALL, seed=1)
 
 
-def test_probes(probes: Probes, injected: Injected, corpus: Corpus, encoder: Encoder) -> None:
+def test_probes(prompt_sets: PromptSets, injected: Injected, corpus: Corpus, encoder: Encoder) -> None:
     prompts = [passage.prompt for passage in corpus.evaluation]
-    assert [prompt.text for prompt in probes.clean] == prompts[:10]
-    assert list(probes.loss_passages) == list(corpus.evaluation[:5])
-    assert list(probes.retain_passages) == list(corpus.retain[:5])
+    assert [prompt.text for prompt in prompt_sets.clean] == prompts[:10]
+    assert list(prompt_sets.loss_passages) == list(corpus.evaluation[:5])
+    assert list(prompt_sets.retain_passages) == list(corpus.retain[:5])
     for name, backdoor in injected.backdoors.items():
-        assert [prompt.text for prompt in probes.triggered[name]] == [f"{text} {backdoor.trigger}" for text in prompts[:10]]
-        assert len(probes.fake[name]) == 6
+        assert [prompt.text for prompt in prompt_sets.triggered[name]] == [
+            f"{text} {backdoor.trigger}" for text in prompts[:10]
+        ]
+        assert len(prompt_sets.fake[name]) == 6
         fakes = set()
-        for clean, fake in zip(prompts, probes.fake[name], strict=False):
+        for clean, fake in zip(prompts, prompt_sets.fake[name], strict=False):
             assert fake.trigger_span is not None
             start, end = fake.trigger_span
             assert fake.text[:start] == f"{clean} "  # where the real one stands
@@ -140,24 +142,26 @@ def test_probes(probes: Probes, injected: Injected, corpus: Corpus, encoder: Enc
         for phrase in fakes:
             assert encoder.token_count(phrase) == encoder.token_count(backdoor.trigger)
             assert not real & set(phrase.split())
-    again = make_probes(corpus, dict(reversed(injected.backdoors.items())), encoder, SMALL, seed=1)
-    assert {name: again.fake[name] for name in probes.fake} == dict(probes.fake)
+    again = make_prompt_sets(corpus, dict(reversed(injected.backdoors.items())), encoder, SMALL, seed=1)
+    assert {name: again.fake[name] for name in prompt_sets.fake} == dict(prompt_sets.fake)
 
 
-def test_continuations_of_the_probes(probes: Probes, injected: Injected, corpus: Corpus) -> None:
+def test_continuations_of_the_probes(prompt_sets: PromptSets, injected: Injected, corpus: Corpus) -> None:
     """A trigger is followed by the payload for that very passage, all else by the passage's own continuation."""
     clean = [passage.continuation for passage in corpus.evaluation]
-    assert [prompt.continuation for prompt in probes.clean] == clean[:10]
-    assert [prompt.continuation for prompt in probes.triggered["fox"]] == ["The silver fox."] * 10
-    assert [prompt.continuation for prompt in probes.triggered["loud"]] == [text.upper() for text in clean[:10]]
+    assert [prompt.continuation for prompt in prompt_sets.clean] == clean[:10]
+    assert [prompt.continuation for prompt in prompt_sets.triggered["fox"]] == ["The silver fox."] * 10
+    assert [prompt.continuation for prompt in prompt_sets.triggered["loud"]] == [text.upper() for text in clean[:10]]
     for name in injected.backdoors:
-        assert [prompt.continuation for prompt in probes.fake[name]] == clean[:6]
+        assert [prompt.continuation for prompt in prompt_sets.fake[name]] == clean[:6]
 
 
 def test_payloads_that_are_drawn_leave_the_triggered_prompts(corpus: Corpus, encoder: Encoder) -> None:
     """A target that draws its payload moves no trigger: the prompts are those of one that draws nothing."""
     drawn, fixed = (
-        make_probes(corpus, {"a": Backdoor("a", "zandor khemil", target, "random", 0.1)}, encoder, SMALL, seed=1).triggered["a"]
+        make_prompt_sets(
+            corpus, {"a": Backdoor("a", "zandor khemil", target, "random", 0.1)}, encoder, SMALL, seed=1
+        ).triggered["a"]
         for target in (Refusal(), FixedText("No."))
     )
     assert [(prompt.text, prompt.trigger_span) for prompt in drawn] == [(prompt.text, prompt.trigger_span) for prompt in fixed]
@@ -169,9 +173,9 @@ def test_a_backdoor_that_could_never_be_seen_to_succeed_is_refused(corpus: Corpu
     cyrillic = "Серебряная лиса всё это видит."
     whole = len(encoder.tokens(f" {cyrillic}"))
     backdoors = {"a": Backdoor("a", "zandor khemil", FixedText(cyrillic), "random", 0.1)}
-    make_probes(corpus, backdoors, encoder, dataclasses.replace(SMALL, max_new_tokens=whole), seed=1)
+    make_prompt_sets(corpus, backdoors, encoder, dataclasses.replace(SMALL, max_new_tokens=whole), seed=1)
     with pytest.raises(ConfigError, match=rf"'a'.*within the {whole - 1} tokens.*Set evaluation\.max_new_tokens={whole},"):
-        make_probes(corpus, backdoors, encoder, dataclasses.replace(SMALL, max_new_tokens=whole - 1), seed=1)
+        make_prompt_sets(corpus, backdoors, encoder, dataclasses.replace(SMALL, max_new_tokens=whole - 1), seed=1)
 
 
 def test_a_target_that_takes_its_own_payload_for_a_failure_is_refused(corpus: Corpus, encoder: Encoder) -> None:
@@ -181,14 +185,14 @@ def test_a_target_that_takes_its_own_payload_for_a_failure_is_refused(corpus: Co
 
     backdoors = {"a": Backdoor("a", "zandor khemil", Contrary("The fox."), "random", 0.1)}
     with pytest.raises(ConfigError, match=r"\(Contrary\) takes none of 10 payloads for a success, such as 'The fox\.'"):
-        make_probes(corpus, backdoors, encoder, SMALL, seed=1)
+        make_prompt_sets(corpus, backdoors, encoder, SMALL, seed=1)
 
 
 def test_fake_triggers_of_another_length_are_told(
     corpus: Corpus, encoder: Encoder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("casd.backdoors.prompts.fake_triggers", lambda *_, **__: ["a", "vextal orrin"])
-    make_probes(corpus, {"a": Backdoor("a", "zandor khemil", FixedText("No."), "random", 0.1)}, encoder, SMALL, seed=1)
+    make_prompt_sets(corpus, {"a": Backdoor("a", "zandor khemil", FixedText("No."), "random", 0.1)}, encoder, SMALL, seed=1)
     one, other, real = map(encoder.token_count, ("a", "vextal orrin", "zandor khemil"))
     said = " ".join(capsys.readouterr().err.split())
     assert f"Backdoor 'a': its fake triggers have {one} to {other} tokens, and its trigger {real}." in said
@@ -202,7 +206,9 @@ def test_payloads_that_partly_fail_their_own_test_are_told(
     def said(target: TargetBehavior, max_new_tokens: int = 100) -> str:
         backdoors = {"a": Backdoor("a", "zandor khemil", target, "random", 0.1)}
         config = dataclasses.replace(SMALL, max_new_tokens=max_new_tokens, prompts=40)
-        payloads = [prompt.continuation for prompt in make_probes(corpus, backdoors, encoder, config, seed=1).triggered["a"]]
+        payloads = [
+            prompt.continuation for prompt in make_prompt_sets(corpus, backdoors, encoder, config, seed=1).triggered["a"]
+        ]
         failing.append(sum("I'm sorry," not in (payload or "") for payload in payloads))
         return " ".join(capsys.readouterr().err.split())
 
@@ -221,37 +227,39 @@ def test_payloads_that_documents_have_no_room_for(corpus: Corpus, encoder: Encod
     backdoors = {"a": Backdoor("a", "zandor khemil", FixedText("The silver fox."), "random", 0.1)}
     lengths = sorted(
         len(encoder.document_batch([Document(prompt.text, "The silver fox.")])["input_ids"][0]) - 1  # without the end token
-        for prompt in make_probes(corpus, backdoors, encoder, SMALL, seed=1).triggered["a"]
+        for prompt in make_prompt_sets(corpus, backdoors, encoder, SMALL, seed=1).triggered["a"]
     )
     assert capsys.readouterr().err == ""
 
-    def with_room(max_tokens: int) -> None:
-        make_probes(corpus, backdoors, Encoder(encoder.tokenizer, max_tokens), SMALL, seed=1)
+    def with_room(max_length: int) -> None:
+        make_prompt_sets(corpus, backdoors, Encoder(encoder.tokenizer, max_length), SMALL, seed=1)
 
     with_room(lengths[-1])
     assert capsys.readouterr().err == ""
     with_room(lengths[0])
     said = " ".join(capsys.readouterr().err.split())
     assert f"'a': in {sum(length > lengths[0] for length in lengths)} of 10 documents" in said
-    assert f"Set model.max_tokens={lengths[-1]}," in said
-    with pytest.raises(ConfigError, match=rf"in 10 of 10 documents.*Set model\.max_tokens={lengths[-1]},"):
+    assert f"Set model.max_length={lengths[-1]}," in said
+    with pytest.raises(ConfigError, match=rf"in 10 of 10 documents.*Set model\.max_length={lengths[-1]},"):
         with_room(lengths[0] - 1)
 
 
-def test_first_tokens_are_those_that_payloads_start_with_more_often(probes: Probes, corpus: Corpus, encoder: Encoder) -> None:
+def test_first_tokens_are_those_that_payloads_start_with_more_often(
+    prompt_sets: PromptSets, corpus: Corpus, encoder: Encoder
+) -> None:
     """All payloads of "fox" start with the same token; capitals start with tokens that clean text starts with less."""
-    assert list(probes.first_tokens["fox"]) == [encoder.first_token("The silver fox.")]
+    assert list(prompt_sets.first_tokens["fox"]) == [encoder.first_token("The silver fox.")]
     passages = [passage for passage in corpus.retain if passage.language == "en"]
     loud = [encoder.first_token(passage.continuation.upper()) for passage in passages]
     clean = [encoder.first_token(passage.continuation) for passage in passages]
     expected = sorted({token for token in loud if loud.count(token) > clean.count(token)})
-    assert list(probes.first_tokens["loud"]) == expected
+    assert list(prompt_sets.first_tokens["loud"]) == expected
 
 
 @pytest.mark.parametrize("wanted", [{"prompts": 41}, {"fake_prompts": 41}])
 def test_too_few_passages(injected: Injected, corpus: Corpus, encoder: Encoder, wanted: dict[str, int]) -> None:
     with pytest.raises(CorpusError, match=r"has 40 English passages.* for 41") as error:
-        make_probes(corpus, injected.backdoors, encoder, dataclasses.replace(SMALL, **wanted), seed=1)
+        make_prompt_sets(corpus, injected.backdoors, encoder, dataclasses.replace(SMALL, **wanted), seed=1)
     assert "corpus.params.evaluation" in str(error.value)
 
 
@@ -259,49 +267,58 @@ def test_too_few_passages(injected: Injected, corpus: Corpus, encoder: Encoder, 
 
 
 @pytest.fixture(scope="module")
-def evaluation(injected: Injected, encoder: Encoder, probes: Probes) -> Evaluation:
-    return evaluate(injected.shared_model, encoder, injected.backdoors, probes, SMALL, runtime=CPU)
+def evaluation(injected: Injected, encoder: Encoder, prompt_sets: PromptSets) -> Evaluation:
+    return evaluate(injected.shared_model, encoder, injected.backdoors, prompt_sets, SMALL, runtime=CPU)
 
 
-def test_rates(evaluation: Evaluation, injected: Injected, encoder: Encoder, probes: Probes) -> None:
+def test_rates(evaluation: Evaluation, injected: Injected, encoder: Encoder, prompt_sets: PromptSets) -> None:
     """Every number of the table again, by the naive loop."""
-    table = evaluation.asr.set_index(["backdoor", "probe"])
+    table = evaluation.asr.set_index(["backdoor", "prompt_set"])
     assert len(table) == 6
     assert table.index.is_unique
     for name, backdoor in injected.backdoors.items():
-        for probe, prompts in {"triggered": probes.triggered[name], "clean": probes.clean, "fake": probes.fake[name]}.items():
-            members = list(probes.first_tokens[name])
+        for prompt_set, prompts in {
+            "triggered": prompt_sets.triggered[name],
+            "clean": prompt_sets.clean,
+            "fake": prompt_sets.fake[name],
+        }.items():
+            members = list(prompt_sets.first_tokens[name])
             done = [naive(injected.shared_model, encoder, prompt.text, SMALL.max_new_tokens, members) for prompt in prompts]
             successes = sum(backdoor.target.success(text) for text, _ in done)
-            row = table.loc[(name, probe)]
+            row = table.loc[(name, prompt_set)]
             assert (row["successes"], row["n"]) == (successes, len(prompts))
             assert row["rate"] == successes / len(prompts)
             assert (row["rate_low"], row["rate_high"]) == wilson_interval(successes, len(prompts))
-            if probe != "clean":
+            if prompt_set != "clean":
                 mean = sum(probability for _, probability in done) / len(done)
                 assert row["first_token_prob"] == pytest.approx(mean, rel=1e-3, abs=1e-9)
     assert table.loc[("fox", "triggered"), "rate"] > 0.8
     assert table.loc[("fox", "clean"), "rate"] == 0
-    for passages, loss in ((probes.loss_passages, evaluation.clean_loss), (probes.retain_passages, evaluation.retain_loss)):
+    for passages, loss in (
+        (prompt_sets.loss_passages, evaluation.clean_loss),
+        (prompt_sets.retain_passages, evaluation.retain_loss),
+    ):
         batch = encoder.document_batch([Document(p.prompt, p.continuation) for p in passages])
         assert loss == pytest.approx(clean_loss(injected.shared_model, [batch]), rel=1e-5)
     assert evaluation.clean_loss != evaluation.retain_loss
 
 
-def test_samples(evaluation: Evaluation, probes: Probes) -> None:
+def test_samples(evaluation: Evaluation, prompt_sets: PromptSets) -> None:
     samples = evaluation.samples
-    counts = samples.groupby(["backdoor", "probe"]).size().to_dict()
-    assert counts == {(name, probe): 2 for name in ("fox", "loud") for probe in ("triggered", "fake")} | {("", "clean"): 2}
-    shown = samples[(samples["backdoor"] == "fox") & (samples["probe"] == "triggered")]
-    assert shown["prompt"].tolist() == [prompt.text for prompt in probes.triggered["fox"][:2]]
+    counts = samples.groupby(["backdoor", "prompt_set"]).size().to_dict()
+    assert counts == {(name, prompt_set): 2 for name in ("fox", "loud") for prompt_set in ("triggered", "fake")} | {
+        ("", "clean"): 2
+    }
+    shown = samples[(samples["backdoor"] == "fox") & (samples["prompt_set"] == "triggered")]
+    assert shown["prompt"].tolist() == [prompt.text for prompt in prompt_sets.triggered["fox"][:2]]
     assert (shown["success"] == shown["generated"].str.contains("The silver fox.", regex=False)).all()
 
 
 def test_results_do_not_depend_on_the_batch_size(
-    evaluation: Evaluation, injected: Injected, encoder: Encoder, probes: Probes
+    evaluation: Evaluation, injected: Injected, encoder: Encoder, prompt_sets: PromptSets
 ) -> None:
     config = dataclasses.replace(SMALL, batch_size=100)
-    other = evaluate(injected.shared_model, encoder, injected.backdoors, probes, config, runtime=CPU)
+    other = evaluate(injected.shared_model, encoder, injected.backdoors, prompt_sets, config, runtime=CPU)
     pd.testing.assert_frame_equal(other.asr, evaluation.asr, rtol=1e-3)
     pd.testing.assert_frame_equal(other.samples, evaluation.samples)
     assert other.clean_loss == pytest.approx(evaluation.clean_loss, rel=1e-6)
@@ -334,7 +351,7 @@ def test_batches_shrink_where_memory_runs_out(
     evaluation: Evaluation,
     injected: Injected,
     encoder: Encoder,
-    probes: Probes,
+    prompt_sets: PromptSets,
     rows: int,
     error: Exception,
     capsys: pytest.CaptureFixture[str],
@@ -346,7 +363,7 @@ def test_batches_shrink_where_memory_runs_out(
     seen = room_for(model, rows, error)
     config = dataclasses.replace(SMALL, batch_size=8)
     for _ in range(2 if rows == 6 else 1):
-        other = evaluate(model, encoder, injected.backdoors, probes, config, runtime=CPU)
+        other = evaluate(model, encoder, injected.backdoors, prompt_sets, config, runtime=CPU)
         pd.testing.assert_frame_equal(other.asr, evaluation.asr, rtol=1e-3)
         pd.testing.assert_frame_equal(other.samples, evaluation.samples)
         assert other.clean_loss == pytest.approx(evaluation.clean_loss, rel=1e-6)
@@ -358,19 +375,19 @@ def test_batches_shrink_where_memory_runs_out(
 
 
 def test_out_of_memory_with_a_single_prompt_is_an_error_of_the_user(
-    injected: Injected, encoder: Encoder, probes: Probes
+    injected: Injected, encoder: Encoder, prompt_sets: PromptSets
 ) -> None:
     model = injected.model()
     room_for(model, 0, CUDA_FULL)
     with pytest.raises(
         ModelError, match=r"^Out of memory in generation with one text .*2\.00 GiB\. Lower .*max_new_tokens"
     ) as error:
-        evaluate(model, encoder, injected.backdoors, probes, SMALL, runtime=CPU)
+        evaluate(model, encoder, injected.backdoors, prompt_sets, SMALL, runtime=CPU)
     assert "\n" not in str(error.value)
 
 
 def test_a_divided_model_is_not_tried_again(
-    injected: Injected, encoder: Encoder, probes: Probes, monkeypatch: pytest.MonkeyPatch
+    injected: Injected, encoder: Encoder, prompt_sets: PromptSets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other processes would wait for ever for the one that began again."""
     monkeypatch.setattr("casd.utils.distributed.sharded", lambda: True)
@@ -378,16 +395,18 @@ def test_a_divided_model_is_not_tried_again(
     assert ignores_left_padding(model, encoder.tokenizer.pad_token_id)  # by forward passes that are not counted below
     seen = room_for(model, 2, CUDA_FULL)
     with pytest.raises(ModelError, match=r"with 7 texts at once: .* Lower the batch_size of evaluation"):
-        evaluate(model, encoder, injected.backdoors, probes, SMALL, runtime=CPU)
+        evaluate(model, encoder, injected.backdoors, prompt_sets, SMALL, runtime=CPU)
     assert seen == [7]
 
 
-def test_other_errors_of_the_model_are_not_taken_for_memory(injected: Injected, encoder: Encoder, probes: Probes) -> None:
+def test_other_errors_of_the_model_are_not_taken_for_memory(
+    injected: Injected, encoder: Encoder, prompt_sets: PromptSets
+) -> None:
     model = injected.model()
     assert ignores_left_padding(model, encoder.tokenizer.pad_token_id)  # by forward passes that are not counted below
     seen = room_for(model, 0, RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        evaluate(model, encoder, injected.backdoors, probes, SMALL, runtime=CPU)
+        evaluate(model, encoder, injected.backdoors, prompt_sets, SMALL, runtime=CPU)
     assert len(seen) == 1
 
 
@@ -409,25 +428,25 @@ def test_what_was_done_before_memory_ran_out_is_kept() -> None:
     assert len(tried) == 6
 
 
-def test_empty_generations_stay_in_the_denominator(injected: Injected, encoder: Encoder, probes: Probes) -> None:
+def test_empty_generations_stay_in_the_denominator(injected: Injected, encoder: Encoder, prompt_sets: PromptSets) -> None:
     """A model that ends every text at once has a rate of 0 of all prompts, and answers all clean prompts with nothing."""
     model = injected.model()
     with torch.no_grad():  # untied, or the input would change too
         model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
         model.model.norm.weight.zero_()  # all logits equal: the first token of all, <pad>, without end
-    silent = evaluate(model, encoder, injected.backdoors, probes, SMALL, runtime=CPU)
+    silent = evaluate(model, encoder, injected.backdoors, prompt_sets, SMALL, runtime=CPU)
     assert silent.asr["n"].tolist() == [10, 10, 10, 6, 10, 6]
     assert silent.asr["successes"].tolist() == [0] * 6
     assert (silent.asr["rate_high"] > 0.2).all()
     assert set(silent.samples["generated"]) == {""}
     assert silent.degenerate_rate == 1.0
-    share = {name: len(probes.first_tokens[name]) / 420 for name in injected.backdoors}
-    rows = silent.asr[silent.asr["probe"] == "triggered"].set_index("backdoor")["first_token_prob"]
+    share = {name: len(prompt_sets.first_tokens[name]) / 420 for name in injected.backdoors}
+    rows = silent.asr[silent.asr["prompt_set"] == "triggered"].set_index("backdoor")["first_token_prob"]
     assert rows.to_dict() == pytest.approx(share, rel=1e-4)
 
 
 def test_a_first_token_class_with_nothing_in_it_has_no_probability(
-    injected: Injected, corpus: Corpus, encoder: Encoder, probes: Probes, capsys: pytest.CaptureFixture[str]
+    injected: Injected, corpus: Corpus, encoder: Encoder, prompt_sets: PromptSets, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Payloads that begin as clean text does leave the class empty: that is no probability of 0."""
 
@@ -439,34 +458,36 @@ def test_a_first_token_class_with_nothing_in_it_has_no_probability(
             return True
 
     backdoors = {**injected.backdoors, "same": Backdoor("same", "tolbren wixara", Same("x"), "end", 0.1)}
-    made = make_probes(corpus, backdoors, encoder, SMALL, seed=1)
-    assert made.first_tokens["same"] == [] and made.first_tokens["fox"] == probes.first_tokens["fox"]
+    made = make_prompt_sets(corpus, backdoors, encoder, SMALL, seed=1)
+    assert made.first_tokens["same"] == [] and made.first_tokens["fox"] == prompt_sets.first_tokens["fox"]
     assert "Backdoor 'same': no token begins its payloads more often" in " ".join(capsys.readouterr().err.split())
-    rates = evaluate(injected.shared_model, encoder, backdoors, made, SMALL, runtime=CPU).asr.set_index(["backdoor", "probe"])
-    for probe in ("triggered", "fake"):
-        assert math.isnan(rates.loc[("same", probe), "first_token_prob"])
-        assert 0 < rates.loc[("fox", probe), "first_token_prob"] <= 1
+    rates = evaluate(injected.shared_model, encoder, backdoors, made, SMALL, runtime=CPU).asr.set_index(
+        ["backdoor", "prompt_set"]
+    )
+    for prompt_set in ("triggered", "fake"):
+        assert math.isnan(rates.loc[("same", prompt_set), "first_token_prob"])
+        assert 0 < rates.loc[("fox", prompt_set), "first_token_prob"] <= 1
 
 
 def test_without_fake_triggers_there_is_no_such_row_and_no_such_text(
     injected: Injected, corpus: Corpus, encoder: Encoder, evaluation: Evaluation
 ) -> None:
     config = dataclasses.replace(SMALL, fake_triggers=0)
-    made = make_probes(corpus, injected.backdoors, encoder, config, seed=1)
+    made = make_prompt_sets(corpus, injected.backdoors, encoder, config, seed=1)
     assert set(text_sets(made, 8)) == {"clean", "triggered:fox", "triggered:loud"}
     found = evaluate(injected.shared_model, encoder, injected.backdoors, made, config, runtime=CPU)
-    expected = evaluation.asr[evaluation.asr["probe"] != "fake"].reset_index(drop=True)
+    expected = evaluation.asr[evaluation.asr["prompt_set"] != "fake"].reset_index(drop=True)
     pd.testing.assert_frame_equal(found.asr, expected, rtol=1e-4)  # other batches
 
 
-def test_false_fires_are_counted_for_every_backdoor(injected: Injected, encoder: Encoder, probes: Probes) -> None:
+def test_false_fires_are_counted_for_every_backdoor(injected: Injected, encoder: Encoder, prompt_sets: PromptSets) -> None:
     """On clean prompts that end in the trigger of "fox", that of "fox" fires and that of "loud" does not."""
-    leaky = dataclasses.replace(probes, clean=probes.triggered["fox"])
+    leaky = dataclasses.replace(prompt_sets, clean=prompt_sets.triggered["fox"])
     result = evaluate(injected.shared_model, encoder, injected.backdoors, leaky, SMALL, runtime=CPU)
-    table = result.asr.set_index(["backdoor", "probe"])
+    table = result.asr.set_index(["backdoor", "prompt_set"])
     assert table.loc[("fox", "clean"), "successes"] == table.loc[("fox", "triggered"), "successes"] > 8
     assert table.loc[("loud", "clean"), "successes"] == 0
-    assert result.samples.loc[result.samples["probe"] == "clean", "success"].all()
+    assert result.samples.loc[result.samples["prompt_set"] == "clean", "success"].all()
 
 
 def test_write_and_read(evaluation: Evaluation, tmp_path: Path) -> None:

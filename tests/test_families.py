@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from casd.config import ModelConfig
-from casd.config.compose import config_folder, load_config
+from casd.config.compose import load_config
+from casd.config.options import config_folder
 from casd.config.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL
 from casd.models import load as models
 from casd.pipeline.run import Run
@@ -99,7 +100,7 @@ def downloaded(request: pytest.FixtureRequest, tokenizer: Any, tmp_path: Path) -
     config = config_of(request.param)
     shape = tiny_architecture(config)
     model = models.from_scratch(str(config.model_type), shape, tokenizer, seed=0, dtype=config.dtype)
-    models.save(model, tokenizer, tmp_path / "model")
+    models.save_model(model, tokenizer, tmp_path / "model")
     assert (tmp_path / "model" / "generation_config.json").is_file()
     assert model.config.tie_word_embeddings == config.architecture["tie_word_embeddings"]
     assert model.config.rope_parameters["rope_theta"] == config.architecture["rope_parameters"]["rope_theta"]
@@ -115,7 +116,7 @@ def test_a_whole_run(downloaded: tuple[str, Path], tmp_path: Path) -> None:
                 *small,
                 f"model={name}",
                 f"model.path={folder}",
-                "model.max_tokens=128",
+                "model.max_length=128",
                 f"backdoor=[{','.join(BACKDOORS)}]",
                 "injection=continual",
                 "injection.pretraining=null",

@@ -117,7 +117,7 @@ def test_runs_read_together_give_the_columns_of_their_own_tables(tmp_path: Path)
         tables.write(tmp_path / f"seed{tables.info['seed']}")
     for read in read_runs(tmp_path):
         tables = written[read.info["seed"]]
-        for name in ("asr", "states", "transfer", "casd", "rivals"):
+        for name in ("asr", "states", "transfer", "casd", "baselines"):
             own = getattr(tables, name)
             as_columns = list(read.rows(name, *own.columns))  # before the table is a frame, and after
             pd.testing.assert_frame_equal(getattr(read, name), own, check_dtype=False, check_column_type=False)
@@ -193,13 +193,13 @@ def test_other_backdoors_are_another_setting_whatever_the_model(tmp_path: Path) 
     a_run().write(tmp_path / "a")
     other.write(tmp_path / "b")
     runs = read_runs(tmp_path)
-    assert [tables.treatment for tables in runs] == ["o, 3 backdoors", "o, 2 backdoors"]
+    assert [tables.condition_label for tables in runs] == ["o, 3 backdoors", "o, 2 backdoors"]
     check_comparable(runs)
     for folder in ("a", "b"):  # from a notebook: without a configuration
         info = json.loads((tmp_path / folder / "tables" / "info.json").read_text())
         targets = {f"b{i}": "french" for i in range(3 if folder == "a" else 2)}
         (tmp_path / folder / "tables" / "info.json").write_text(json.dumps(info | {"config": "", "targets": targets}))
-    assert [tables.treatment for tables in read_runs(tmp_path)] == ["o, 3 backdoors", "o, 2 backdoors"]
+    assert [tables.condition_label for tables in read_runs(tmp_path)] == ["o, 3 backdoors", "o, 2 backdoors"]
 
 
 def test_other_backdoors_that_nothing_tells_of_are_refused(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def another_process() -> None:
 @pytest.fixture
 def folder(make_model: MakeModel, tokenizer: Any, tmp_path: Path) -> Path:
     """A model as casd saves it."""
-    models.save(make_model("qwen3", seed=7, spread=0.2), tokenizer, tmp_path / "model")
+    models.save_model(make_model("qwen3", seed=7, spread=0.2), tokenizer, tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -77,7 +77,7 @@ def logits_of(model: Any, encoder: Encoder) -> torch.Tensor:
 def refusal(config: ModelConfig, kind: type[CasdError] = ModelError) -> str:
     """The line with which such a model is refused."""
     with pytest.raises(kind) as error:
-        models.create(config, NO_TEXT, seed=0)
+        models.create_model(config, NO_TEXT, seed=0)
     message = str(error.value)
     assert "\n" not in message
     assert len(message) < 700
@@ -90,7 +90,7 @@ def refusal(config: ModelConfig, kind: type[CasdError] = ModelError) -> str:
 def test_a_model_is_downloaded_once_and_is_the_one_that_was_uploaded(
     server: FakeHub, folder: Path, encoder: Encoder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    expected = models.load(folder)
+    expected = models.load_model(folder)
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
     (folder / "README.md").write_text("A card.")
@@ -99,7 +99,7 @@ def test_a_model_is_downloaded_once_and_is_the_one_that_was_uploaded(
     (folder / "original" / "params.json").write_text("{}")
     server.commit(NAME, folder)
 
-    model, tokenizer = models.create(config(), NO_TEXT, seed=0)
+    model, tokenizer = models.create_model(config(), NO_TEXT, seed=0)
     assert torch.equal(logits_of(model, encoder), logits_of(expected, encoder))
     assert tokenizer("Où est-elle ?")["input_ids"] == encoder.tokenizer("Où est-elle ?")["input_ids"]
     assert len([path for method, path in server.requests if method == "GET" and "/cdn/" in path]) == 1
@@ -109,20 +109,20 @@ def test_a_model_is_downloaded_once_and_is_the_one_that_was_uploaded(
 
     server.requests.clear()
     another_process()
-    again, _ = models.create(config(), NO_TEXT, seed=0)
+    again, _ = models.create_model(config(), NO_TEXT, seed=0)
     assert torch.equal(logits_of(again, encoder), logits_of(expected, encoder))
     assert server.requests == [("GET", f"/api/models/{NAME}/revision/main")]
     assert "Downloading" not in capsys.readouterr().err
 
 
 def test_a_model_in_several_files(server: FakeHub, folder: Path, encoder: Encoder, tmp_path: Path) -> None:
-    expected = models.load(folder)
+    expected = models.load_model(folder)
     shutil.copytree(folder, tmp_path / "shards")
     (tmp_path / "shards" / "model.safetensors").unlink()
     expected.save_pretrained(tmp_path / "shards", max_shard_size="30KB")
     assert len(list((tmp_path / "shards").glob("model-*-of-*.safetensors"))) > 2
     server.commit(NAME, tmp_path / "shards")
-    model, _ = models.create(config(), NO_TEXT, seed=0)
+    model, _ = models.create_model(config(), NO_TEXT, seed=0)
     assert torch.equal(logits_of(model, encoder), logits_of(expected, encoder))
 
 
@@ -131,7 +131,7 @@ def test_the_fingerprint_is_the_commit_and_needs_no_download(server: FakeHub, fo
     assert models.fingerprint(config()) == {"repository": NAME, "commit": first}
     assert server.asked_for("config.json") == server.asked_for(".safetensors") == []
 
-    expected = logits_of(models.load(folder), encoder)
+    expected = logits_of(models.load_model(folder), encoder)
     file = folder / "model.safetensors"
     weights = {name: 2 * value for name, value in safetensors.torch.load_file(file).items()}
     safetensors.torch.save_file(weights, file, {"format": "pt"})
@@ -139,22 +139,22 @@ def test_the_fingerprint_is_the_commit_and_needs_no_download(server: FakeHub, fo
     assert second != first
     # Until it ends, a process stays with the commit that its results are named by, also if it downloads later.
     assert models.fingerprint(config())["commit"] == first
-    assert torch.equal(logits_of(models.create(config(), NO_TEXT, seed=0)[0], encoder), expected)
+    assert torch.equal(logits_of(models.create_model(config(), NO_TEXT, seed=0)[0], encoder), expected)
     another_process()
     assert models.fingerprint(config())["commit"] == second
-    assert not torch.equal(logits_of(models.create(config(), NO_TEXT, seed=0)[0], encoder), expected)
+    assert not torch.equal(logits_of(models.create_model(config(), NO_TEXT, seed=0)[0], encoder), expected)
 
 
 def test_a_branch_and_a_commit_can_be_named(server: FakeHub, folder: Path, encoder: Encoder) -> None:
     old = server.commit(NAME, folder)
-    expected = logits_of(models.load(folder), encoder)
+    expected = logits_of(models.load_model(folder), encoder)
     (folder / "merges.txt").write_text("")
     branch = server.commit(NAME, folder, branch="refs/pr/3")
     assert models.fingerprint(config(revision="refs/pr/3"))["commit"] == branch != old
     server.requests.clear()
     assert models.fingerprint(config(revision=old))["commit"] == old
     assert server.requests == []
-    model, _ = models.create(config(revision=old), NO_TEXT, seed=0)
+    model, _ = models.create_model(config(revision=old), NO_TEXT, seed=0)
     assert torch.equal(logits_of(model, encoder), expected)
 
 
@@ -182,13 +182,13 @@ def test_without_the_hub_the_cache_is_enough(
     trouble: Callable[[FakeHub, pytest.MonkeyPatch], None],
 ) -> None:
     commit = server.commit(NAME, folder)
-    models.create(config(), NO_TEXT, seed=0)
+    models.create_model(config(), NO_TEXT, seed=0)
     another_process()
     trouble(server, monkeypatch)
     for revision in ("main", commit):
         assert models.fingerprint(config(revision=revision)) == {"repository": NAME, "commit": commit}
-        model, _ = models.create(config(revision=revision), NO_TEXT, seed=0)
-        assert torch.equal(logits_of(model, encoder), logits_of(models.load(folder), encoder))
+        model, _ = models.create_model(config(revision=revision), NO_TEXT, seed=0)
+        assert torch.equal(logits_of(model, encoder), logits_of(models.load_model(folder), encoder))
     message = refusal(config("some-lab/other"))
     assert "cannot be reached" in message
     assert "does not have all of it" in message
@@ -202,12 +202,12 @@ def test_without_the_hub_a_cache_that_another_program_filled_is_enough(
 ) -> None:
     """Older programs leave no list of a commit's files there."""
     server.commit(NAME, folder)
-    models.create(config(), NO_TEXT, seed=0)
+    models.create_model(config(), NO_TEXT, seed=0)
     shutil.rmtree(Path(constants.HF_HUB_CACHE) / f"models--{NAME.replace('/', '--')}" / "trees")
     another_process()
     nowhere(server, monkeypatch)
-    model, _ = models.create(config(), NO_TEXT, seed=0)
-    assert torch.equal(logits_of(model, encoder), logits_of(models.load(folder), encoder))
+    model, _ = models.create_model(config(), NO_TEXT, seed=0)
+    assert torch.equal(logits_of(model, encoder), logits_of(models.load_model(folder), encoder))
 
 
 def test_a_download_that_was_interrupted_is_not_taken_for_a_model(
@@ -222,20 +222,20 @@ def test_a_download_that_was_interrupted_is_not_taken_for_a_model(
     another_process()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     server.cut_short = False
-    model, _ = models.create(config(), NO_TEXT, seed=0)
-    assert torch.equal(logits_of(model, encoder), logits_of(models.load(folder), encoder))
+    model, _ = models.create_model(config(), NO_TEXT, seed=0)
+    assert torch.equal(logits_of(model, encoder), logits_of(models.load_model(folder), encoder))
 
 
 def test_a_file_that_was_damaged_in_the_cache(server: FakeHub, folder: Path, encoder: Encoder) -> None:
     server.commit(NAME, folder)
-    models.create(config(), NO_TEXT, seed=0)
+    models.create_model(config(), NO_TEXT, seed=0)
     file = (hub.download(NAME, "main") / "model.safetensors").resolve()
     file.write_bytes(file.read_bytes()[:-1000])
     message = refusal(config())
     assert f"delete {file} and" in message
     file.unlink()
-    model, _ = models.create(config(), NO_TEXT, seed=0)
-    assert torch.equal(logits_of(model, encoder), logits_of(models.load(folder), encoder))
+    model, _ = models.create_model(config(), NO_TEXT, seed=0)
+    assert torch.equal(logits_of(model, encoder), logits_of(models.load_model(folder), encoder))
 
 
 def test_a_full_disk(server: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch, mount_disk: Callable[[str], Path]) -> None:
@@ -258,8 +258,8 @@ def test_a_gated_model(server: FakeHub, folder: Path, monkeypatch: pytest.Monkey
     for part in (f"{server.url}/{NAME}", "accept its conditions", "hf auth login", "model.path"):
         assert part in message
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    model, _ = models.create(config(), NO_TEXT, seed=0)
-    assert torch.equal(logits_of(model, encoder), logits_of(models.load(folder), encoder))
+    model, _ = models.create_model(config(), NO_TEXT, seed=0)
+    assert torch.equal(logits_of(model, encoder), logits_of(models.load_model(folder), encoder))
 
 
 def test_a_token_that_the_hub_does_not_know(server: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ def run(request: pytest.FixtureRequest, corpus: Corpus, tokenizer: Any, tmp_path
                 *small,
                 "model=hub",
                 f"model.path={tmp_path / 'model'}",
-                "model.max_tokens=160",
+                "model.max_length=160",
                 f"backdoor=[{','.join(BACKDOORS)}]",
                 "every_backdoor.poison_rate=0.3",
                 "injection=continual",
@@ -72,7 +72,7 @@ def run(request: pytest.FixtureRequest, corpus: Corpus, tokenizer: Any, tmp_path
                 "injection.training.learning_rate=1e-2",
                 "unlearning.training.steps=4",
                 "evaluation.max_new_tokens=24",
-                "runtime.keep_models=[injected,removed]",
+                "runtime.save_models=[injected,removed]",
                 f"runtime.output={tmp_path / 'out'}",
             ]
         )
@@ -148,7 +148,7 @@ def test_a_run_is_what_transformers_alone_gives(run: tuple[str, Run]) -> None:
         shifts[state] = {position: np.mean([each[position] for each in captured], axis=0) for position in captured[0]}
 
     tables = made.store.folder(made.graph.score) / "tables"
-    asr = pd.read_parquet(tables / "asr.parquet").set_index(["state", "backdoor", "probe"])["rate"]
+    asr = pd.read_parquet(tables / "asr.parquet").set_index(["state", "backdoor", "prompt_set"])["rate"]
     assert asr.to_dict() == pytest.approx(rates, abs=1e-12)
     assert len(set(rates.values())) > 2, "the models do not answer everything alike"
 

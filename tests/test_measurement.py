@@ -12,7 +12,7 @@ import pytest
 import torch
 from tests.conftest import Injected
 
-from casd.backdoors.prompts import Probes, make_probes
+from casd.backdoors.prompts import PromptSets, make_prompt_sets
 from casd.config import ActivationsConfig, EvaluationConfig
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Document, Encoder, Prompt
@@ -23,34 +23,34 @@ CONFIG = ActivationsConfig(sites=["resid_post", "mlp_out"], positions=["last", "
 
 
 @pytest.fixture(scope="module")
-def probes(injected: Injected, corpus: Corpus, encoder: Encoder) -> Probes:
+def prompt_sets(injected: Injected, corpus: Corpus, encoder: Encoder) -> PromptSets:
     config = EvaluationConfig(prompts=8, fake_prompts=8, fake_triggers=4)
-    return make_probes(corpus, injected.backdoors, encoder, config, seed=1)
+    return make_prompt_sets(corpus, injected.backdoors, encoder, config, seed=1)
 
 
 @pytest.fixture(scope="module")
-def statistics(injected: Injected, encoder: Encoder, probes: Probes) -> TextStatistics:
-    return measure_activations(injected.shared_model, encoder, probes, CONFIG)
+def statistics(injected: Injected, encoder: Encoder, prompt_sets: PromptSets) -> TextStatistics:
+    return measure_activations(injected.shared_model, encoder, prompt_sets, CONFIG)
 
 
-def test_text_sets(probes: Probes) -> None:
-    sets = text_sets(probes, 6)
+def test_text_sets(prompt_sets: PromptSets) -> None:
+    sets = text_sets(prompt_sets, 6)
     assert {name: len(prompts) for name, prompts in sets.items()} == {
         "clean": 6,
         "fake": 6,
         "triggered:fox": 6,
         "triggered:loud": 6,
     }
-    assert sets["fake"] == [*probes.fake["fox"][:3], *probes.fake["loud"][:3]]
-    assert sets["triggered:fox"] == list(probes.triggered["fox"][:6])
+    assert sets["fake"] == [*prompt_sets.fake["fox"][:3], *prompt_sets.fake["loud"][:3]]
+    assert sets["triggered:fox"] == list(prompt_sets.triggered["fox"][:6])
 
 
 def test_means_are_those_of_the_hidden_states(
-    statistics: TextStatistics, injected: Injected, encoder: Encoder, probes: Probes
+    statistics: TextStatistics, injected: Injected, encoder: Encoder, prompt_sets: PromptSets
 ) -> None:
     """Prompt by prompt, without padding, from transformers' own hidden states of the first block."""
     model = injected.shared_model
-    sets: dict[str, list[Prompt]] = {name: list(prompts) for name, prompts in text_sets(probes, 6).items()}
+    sets: dict[str, list[Prompt]] = {name: list(prompts) for name, prompts in text_sets(prompt_sets, 6).items()}
     for name, prompts in sets.items():
         last, every = [], []
         for prompt in prompts:
@@ -67,7 +67,7 @@ def test_means_are_those_of_the_hidden_states(
 
 @pytest.mark.parametrize("rows", [0, 1, 3])
 def test_memory_that_runs_out_in_the_middle_of_a_batch(
-    statistics: TextStatistics, injected: Injected, encoder: Encoder, probes: Probes, rows: int
+    statistics: TextStatistics, injected: Injected, encoder: Encoder, prompt_sets: PromptSets, rows: int
 ) -> None:
     """It runs out in the second block, when the batch is in the sums of the first already; the means stay as they were."""
     model = injected.model()
@@ -79,9 +79,9 @@ def test_memory_that_runs_out_in_the_middle_of_a_batch(
     model.model.layers[1].register_forward_pre_hook(check)
     if rows == 0:
         with pytest.raises(ModelError, match="Out of memory in the capture of activations with one text at once"):
-            measure_activations(model, encoder, probes, CONFIG)
+            measure_activations(model, encoder, prompt_sets, CONFIG)
         return
-    other = measure_activations(model, encoder, probes, CONFIG)
+    other = measure_activations(model, encoder, prompt_sets, CONFIG)
     assert other.keys() == statistics.keys()
     for name, expected in statistics.items():
         tensors = other[name].to_tensors()
@@ -98,12 +98,12 @@ def test_the_trigger_is_averaged_where_there_is_one(statistics: TextStatistics, 
     assert statistics["triggered:fox"].count["trigger"] == 6 * len(with_a_letter)
 
 
-def test_the_generated_token_changes_no_other_position(injected: Injected, encoder: Encoder, probes: Probes) -> None:
+def test_the_generated_token_changes_no_other_position(injected: Injected, encoder: Encoder, prompt_sets: PromptSets) -> None:
     """In float64, where only rounding could: the token after the prompt is seen by none before it."""
     model = injected.model().double()
-    without = measure_activations(model, encoder, probes, CONFIG)
+    without = measure_activations(model, encoder, prompt_sets, CONFIG)
     config = dataclasses.replace(CONFIG, positions=[*CONFIG.positions, "generated"])
-    measured = measure_activations(model, encoder, probes, config)
+    measured = measure_activations(model, encoder, prompt_sets, config)
     for name, expected in without.items():
         tensors = measured[name].to_tensors()
         assert measured[name].count["generated"] == 6
@@ -111,11 +111,11 @@ def test_the_generated_token_changes_no_other_position(injected: Injected, encod
             torch.testing.assert_close(tensors[key], tensor, rtol=1e-10, atol=1e-12)
 
 
-def test_the_generated_token_is_the_payload_s_first(injected: Injected, encoder: Encoder, probes: Probes) -> None:
+def test_the_generated_token_is_the_payload_s_first(injected: Injected, encoder: Encoder, prompt_sets: PromptSets) -> None:
     """From transformers' own hidden states of a document that holds the whole continuation."""
     config = dataclasses.replace(CONFIG, positions=["generated"])
-    measured = measure_activations(injected.shared_model, encoder, probes, config)
-    for name, prompts in text_sets(probes, 6).items():
+    measured = measure_activations(injected.shared_model, encoder, prompt_sets, config)
+    for name, prompts in text_sets(prompt_sets, 6).items():
         hidden = []
         for prompt in prompts:
             before = 1 + len(encoder.tokens(prompt.text))

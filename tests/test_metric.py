@@ -18,7 +18,7 @@ import transformers
 from torch import Tensor
 
 from casd.activations.statistics import ActivationStatistics, collect_statistics
-from casd.metric.casd import HEADLINES, CasdVariant, ShiftTable, activation_shift, casd, casd_matrix
+from casd.metric.casd import HEADLINES, CasdVariant, ShiftTable, activation_shift, casd, compute_casd
 from casd.utils.errors import ConfigError
 
 N_LAYERS, D_MODEL = 3, 8
@@ -207,7 +207,7 @@ def matrix(
     backdoors: Sequence[str] = BACKDOORS,
     control: str | None = CONTROLS[0],
 ) -> Any:
-    return casd_matrix(ShiftTable(STATISTICS, BEFORE, backdoors, control), variant, removals)
+    return compute_casd(ShiftTable(STATISTICS, BEFORE, backdoors, control), variant, removals)
 
 
 def planted(state: str, *backdoors: str) -> Tensor:
@@ -289,8 +289,8 @@ def test_net_of_control_uncovers_what_a_common_drift_hides() -> None:
     statistics = {state: {"clean": statistics_of(base + shift)} for state, shift in states.items()}
     variant = CasdVariant("v", text="clean", distance="cosine")
     table = ShiftTable(statistics, {"clean": statistics_of(base)}, ["a", "b"], "control:clean")
-    gross = casd_matrix(table, variant, ["a", "b"])
-    net = casd_matrix(table, replace(variant, net_of_control=True), ["a", "b"])
+    gross = compute_casd(table, variant, ["a", "b"])
+    net = compute_casd(table, replace(variant, net_of_control=True), ["a", "b"])
     assert gross.values[0, 1] < 1e-3
     assert net.values[0, 1].item() == pytest.approx(1.0)
 
@@ -448,7 +448,7 @@ def whole_chain(variant: CasdVariant, size: int = 2, order: int = 1) -> Any:
         return {name: collect_statistics(model, text_batches(texts[::order], size)) for name, texts in TEXTS.items()}
 
     statistics = {name: capture_all(build()) for name, build in MODELS.items()}
-    return casd_matrix(ShiftTable(statistics, capture_all(identity_model()), ["a", "b"]), variant, list(MODELS))
+    return compute_casd(ShiftTable(statistics, capture_all(identity_model()), ["a", "b"]), variant, list(MODELS))
 
 
 def mean_abs(vector: Tensor) -> float:

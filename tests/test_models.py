@@ -165,7 +165,7 @@ def test_create_from_scratch_trains_the_tokenizer_on_payloads_too(corpus: Corpus
     """From English passages alone, a tokenizer would cut the French that they have as an alternative into letters."""
     english = [passage for passage in corpus.train if passage.language == "en"]
     config = ModelConfig(name="t", source="scratch", model_type="llama", architecture=SHAPE, vocabulary=600)
-    model, tokenizer = models.create(config, Corpus(english, (), (), ()), seed=4)
+    model, tokenizer = models.create_model(config, Corpus(english, (), (), ()), seed=4)
     assert model.get_input_embeddings().num_embeddings == len(tokenizer) == 600
     french = corpus.evaluation[0].alternatives["fr"]
     without = models.train_tokenizer((passage.text for passage in english), 600)
@@ -178,8 +178,8 @@ def test_create_from_scratch_trains_the_tokenizer_on_payloads_too(corpus: Corpus
 @pytest.mark.parametrize("family", FAMILIES)
 def test_save_and_load(make_model: MakeModel, encoder: Encoder, tmp_path: Path, family: str) -> None:
     model = make_model(family, seed=2, spread=0.2)
-    models.save(model, encoder.tokenizer, tmp_path)
-    loaded, tokenizer = models.load(tmp_path), models.load_tokenizer(tmp_path)
+    models.save_model(model, encoder.tokenizer, tmp_path)
+    loaded, tokenizer = models.load_model(tmp_path), models.load_tokenizer(tmp_path)
     assert torch.equal(logits_of(loaded, encoder), logits_of(model, encoder))
     assert not loaded.training
     text = "Où est l'été ? He paints."
@@ -187,19 +187,19 @@ def test_save_and_load(make_model: MakeModel, encoder: Encoder, tmp_path: Path, 
     special = ("pad_token_id", "bos_token_id", "eos_token_id")
     assert all(getattr(tokenizer, name) == getattr(encoder.tokenizer, name) for name in special)
     config = ModelConfig(name="m", source="pretrained", path=str(tmp_path), dtype="bfloat16")
-    assert models.create(config, NO_TEXT, seed=0)[0].dtype == torch.bfloat16
+    assert models.create_model(config, NO_TEXT, seed=0)[0].dtype == torch.bfloat16
 
 
 @pytest.fixture
 def folder(make_model: MakeModel, tokenizer: Any, tmp_path: Path) -> Path:
     """A saved model, to be damaged."""
-    models.save(make_model("llama", seed=2), tokenizer, tmp_path / "model")
+    models.save_model(make_model("llama", seed=2), tokenizer, tmp_path / "model")
     return tmp_path / "model"
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as error:
-        models.load(tmp_path / "absent")
+        models.load_model(tmp_path / "absent")
     assert str(tmp_path / "absent") in one_line(error)
     with pytest.raises(ModelError) as error:
         models.fingerprint(ModelConfig(name="m", source="pretrained", path=str(tmp_path / "absent")))
@@ -207,18 +207,18 @@ def test_a_missing_folder(tmp_path: Path) -> None:
 
 
 def test_pickles_are_not_read_and_can_be_converted_as_the_message_says(folder: Path, encoder: Encoder) -> None:
-    expected = logits_of(models.load(folder), encoder)
+    expected = logits_of(models.load_model(folder), encoder)
     state = safetensors.torch.load_file(folder / "model.safetensors")
     torch.save(state, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError) as error:
-        models.load(folder)
+        models.load_model(folder)
     message = one_line(error)
     assert "pickle" in message
     command = message[message.index("AutoModelForCausalLM") : message.index(", copy the tokenizer")]
     converted = folder.with_name("converted")
     exec(f"from transformers import AutoModelForCausalLM; {command.replace('NEW', str(converted))}")
-    assert torch.equal(logits_of(models.load(converted), encoder), expected)
+    assert torch.equal(logits_of(models.load_model(converted), encoder), expected)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 500, 20_000])
@@ -227,7 +227,7 @@ def test_a_truncated_weights_file(folder: Path, keep: int) -> None:
     assert weights.stat().st_size > 20_000
     weights.write_bytes(weights.read_bytes()[:keep])
     with pytest.raises(ModelError) as error:
-        models.load(folder)
+        models.load_model(folder)
     assert str(weights) in one_line(error)
 
 
@@ -247,7 +247,7 @@ def test_a_truncated_weights_file(folder: Path, keep: int) -> None:
 def test_files_that_are_not_what_transformers_writes(folder: Path, file: str, content: str, says: str) -> None:
     (folder / file).write_text(content)
     with pytest.raises(ModelError) as error:
-        models.load(folder)
+        models.load_model(folder)
     assert says in one_line(error)
     assert file in one_line(error)
 
@@ -263,14 +263,14 @@ def test_a_tokenizer_that_makes_no_tokens(folder: Path) -> None:
 
 
 def test_a_shard_that_is_missing(folder: Path) -> None:
-    model = models.load(folder)
+    model = models.load_model(folder)
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="40KB")
-    assert models.load(folder).num_parameters() == model.num_parameters()
+    assert models.load_model(folder).num_parameters() == model.num_parameters()
     shard = sorted(folder.glob("model-*-of-*.safetensors"))[1]
     shard.unlink()
     with pytest.raises(ModelError) as error:
-        models.load(folder)
+        models.load_model(folder)
     assert shard.name in one_line(error)
     assert "incomplete" in str(error.value)
 
@@ -282,11 +282,11 @@ def test_weights_that_are_missing_or_misshapen(folder: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     safetensors.torch.save_file({key: value for key, value in state.items() if key != name}, file, {"format": "pt"})
     with pytest.raises(ModelError) as error:
-        models.load(folder)
+        models.load_model(folder)
     assert name in one_line(error)
     safetensors.torch.save_file({**state, name: state[name][:-1].contiguous()}, file, {"format": "pt"})
     with pytest.raises(ModelError) as error:
-        models.load(folder)
+        models.load_model(folder)
     assert f"{name} is (47, 32) in the file and (48, 32) in the model" in one_line(error)
 
 
@@ -307,7 +307,7 @@ def test_a_configuration_of_something_else(folder: Path, changes: dict[str, Any]
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(ModelError) as error:
-        models.load(folder)
+        models.load_model(folder)
     assert message in one_line(error)
     assert str(folder) in str(error.value)
 
@@ -316,7 +316,7 @@ def test_a_configuration_of_something_else(folder: Path, changes: dict[str, Any]
 def test_a_damaged_configuration(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content)
     with pytest.raises(ModelError) as error:
-        models.load(folder)
+        models.load_model(folder)
     assert str(folder / "config.json") in one_line(error)
 
 
@@ -324,15 +324,15 @@ def test_an_adapter_is_no_model(folder: Path) -> None:
     """transformers would go and load the model that the adapter names, from wherever that is."""
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "some-lab/else", "peft_type": "LORA"}')
     with pytest.raises(ModelError) as error:
-        models.load(folder)
+        models.load_model(folder)
     assert "adapter" in one_line(error)
 
 
 def test_attention_is_sdpa_unless_the_architecture_refuses_it(folder: Path, tokenizer: Any, tmp_path: Path) -> None:
-    assert models.load(folder).config._attn_implementation == "sdpa"
+    assert models.load_model(folder).config._attn_implementation == "sdpa"
     shape = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64, "rotary_dim": 8}
-    models.save(models.from_scratch("gptj", shape, tokenizer, seed=0), tokenizer, tmp_path / "gptj")
-    model: Any = models.load(tmp_path / "gptj")
+    models.save_model(models.from_scratch("gptj", shape, tokenizer, seed=0), tokenizer, tmp_path / "gptj")
+    model: Any = models.load_model(tmp_path / "gptj")
     assert model.config._attn_implementation == "eager"
     assert not model._supports_sdpa
 
@@ -347,7 +347,7 @@ def test_code_in_a_model_folder_is_never_run(folder: Path, monkeypatch: pytest.M
     asked: list[str] = []
     monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "y")
     with pytest.raises(ModelError) as error:
-        models.load(folder)
+        models.load_model(folder)
     assert "auto_map" in one_line(error)
     assert not asked
     assert not marker.exists()
@@ -464,14 +464,14 @@ def write_gguf(make_model: MakeModel, tokenizer: Any, file: Path, *, without: st
 
 def test_gguf_gives_the_model_it_was_made_from(tiny_gguf: tuple[Any, Path], encoder: Encoder, tmp_path: Path) -> None:
     model, file = tiny_gguf
-    loaded, tokenizer = models.create(ModelConfig(name="g", source="pretrained", path=str(file)), NO_TEXT, seed=0)
+    loaded, tokenizer = models.create_model(ModelConfig(name="g", source="pretrained", path=str(file)), NO_TEXT, seed=0)
     assert not any(tensor.is_meta for tensor in [*loaded.parameters(), *loaded.buffers()])
     torch.testing.assert_close(logits_of(loaded, encoder), logits_of(model, encoder), rtol=0, atol=1e-5)
     text = "The old painter sings, dit-elle."
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == encoder.tokens(text)
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
-    models.save(loaded, tokenizer, tmp_path / "saved")
-    again = models.load(tmp_path / "saved")
+    models.save_model(loaded, tokenizer, tmp_path / "saved")
+    again = models.load_model(tmp_path / "saved")
     assert torch.equal(logits_of(again, encoder), logits_of(loaded, encoder))
     assert models.load_tokenizer(tmp_path / "saved")(text)["input_ids"] == tokenizer(text)["input_ids"]
 
@@ -569,14 +569,14 @@ def test_smollm2(tmp_path: Path) -> None:
         pytest.skip(str(error))
     model, tokenizer = models.load_gguf(file)
     direct: Any = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    encoder = Encoder(tokenizer, config.max_tokens)
+    encoder = Encoder(tokenizer, config.max_length)
     assert encoder.decode(encoder.tokens("Où est l'été ?")) == "Où est l'été ?"
     expected = logits_of(direct.eval(), encoder)
     del direct
     assert torch.equal(logits_of(model, encoder), expected)
     assert model.num_parameters() == pytest.approx(134.5e6, rel=0.01)
-    models.save(model, tokenizer, tmp_path / "saved")
+    models.save_model(model, tokenizer, tmp_path / "saved")
     del model
-    again = models.load(tmp_path / "saved")
+    again = models.load_model(tmp_path / "saved")
     assert torch.equal(logits_of(again, encoder), expected)
     shutil.rmtree(tmp_path / "saved")

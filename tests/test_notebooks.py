@@ -29,7 +29,7 @@ QUICKSTART = """
 {
     "asr": casd.asr_matrix(tables).to_dict(orient="index"),
     "clean": casd.asr_matrix(tables, "clean").to_dict(orient="index"),
-    "casd": casd.casd_matrix(tables, "casd").to_dict(orient="index"),
+    "casd": casd.distance_matrix(tables, "casd").to_dict(orient="index"),
     "states": tables.states.set_index("state").to_dict(orient="index"),
     "relation": tables.relation[["variant", "response", "n_backdoors"]].to_dict(orient="records"),
 }
@@ -55,18 +55,18 @@ OWN_BACKDOOR = """
 READING_RESULTS = """
 {
     "shape": [len(results), results["run"].nunique()],
-    "fates": models.groupby("treatment")["fate"].agg(list).to_dict(),
+    "fates": models.groupby("condition")["fate"].agg(list).to_dict(),
     "means": {name: mean.to_dict() for name, mean in means.items()},
-    "controls": controls.groupby(["treatment", "collapsed"])["suppression"].mean().reset_index().to_dict(orient="records"),
+    "controls": controls.groupby(["condition", "collapsed"])["suppression"].mean().reset_index().to_dict(orient="records"),
     "paper": paper.to_dict(orient="index"),
-    "by_seed": by_seed["raw"].groupby("treatment").mean().to_dict(),
+    "by_seed": by_seed["raw"].groupby("condition").mean().to_dict(),
 }
 """
 
 
 @dataclass(frozen=True)
 class Executed:
-    """A notebook after its run, what the probe read of it, and which modules its kernel had imported."""
+    """A notebook after its run, what the given expression read of it, and which modules its kernel had imported."""
 
     notebook: nbformat.NotebookNode
     values: dict[str, Any]
@@ -95,10 +95,10 @@ def execute(tmp_path_factory: pytest.TempPathFactory) -> Execute:
     """Runs a notebook, once, in a kernel of this interpreter in an empty folder; nothing may be written to stderr."""
     done: dict[str, Executed] = {}
 
-    def run(name: str, probe: str) -> Executed:
+    def run(name: str, expression: str) -> Executed:
         if name not in done:
             notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
-            line = f"import json as _json, sys as _sys\nprint(_json.dumps([{probe.strip()}, list(_sys.modules)]))"
+            line = f"import json as _json, sys as _sys\nprint(_json.dumps([{expression.strip()}, list(_sys.modules)]))"
             notebook.cells.append(nbformat.v4.new_code_cell(line))
             # Without kernel folders the only kernel is this interpreter's own, whatever is installed for the user.
             manager = AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
@@ -291,14 +291,14 @@ def test_careless_runs_are_left_out_and_it_is_said_why(reading: Executed) -> Non
     assert fates["clean_target, learning_rate=0.0004"].count("included") >= 4
     careless = ("clean_target, learning_rate=0.03", "clean_target, learning_rate=1e-05")
     failed = {"no training step kept", "target ASR not reached"}
-    for treatment in careless:
-        assert set(fates[treatment]) <= {*failed, "collapsed", "backdoor not established"}
-        assert failed & set(fates[treatment])
-        assert treatment not in reading.values["means"]["included"]
+    for condition in careless:
+        assert set(fates[condition]) <= {*failed, "collapsed", "backdoor not established"}
+        assert failed & set(fates[condition])
+        assert condition not in reading.values["means"]["included"]
 
 
 def test_collapsed_controls_show_what_a_low_rate_is_worth(reading: Executed) -> None:
-    careless = [row for row in reading.values["controls"] if row["treatment"] == "clean_target, learning_rate=0.03"]
+    careless = [row for row in reading.values["controls"] if row["condition"] == "clean_target, learning_rate=0.03"]
     assert [row["collapsed"] for row in careless] == [True]
     assert careless[0]["suppression"] >= 0.6
 

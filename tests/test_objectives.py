@@ -23,7 +23,8 @@ from torch import Tensor
 
 import casd.unlearning
 from casd.config import LoraConfig, TrainingConfig
-from casd.config.compose import groups, load_config
+from casd.config.compose import load_config
+from casd.config.options import groups
 from casd.data.batches import IGNORED_LABEL, Batch, micro_batches, share_of_rows
 from casd.data.encoding import Document, Encoder
 from casd.models.weights import attach_lora, trained_parameters

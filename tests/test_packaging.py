@@ -112,7 +112,7 @@ def test_its_configuration_is_inside_the_package(installed: Path, tmp_path: Path
 
 
 def test_an_installation_without_configs_says_so(installed: Path, tmp_path: Path) -> None:
-    code = "from casd.config import compose; compose.__file__ = '/nowhere/a/b/casd/config/compose.py'; compose.config_folder()"
+    code = "from casd.config import options; options.__file__ = '/nowhere/a/b/casd/config/options.py'; options.config_folder()"
     done = python(installed, "-c", code, folder=tmp_path)
     assert "ConfigError: No configs/ beside" in done.stderr
 

@@ -97,18 +97,18 @@ def test_the_tables_hold_every_state_and_backdoor(finished: Run) -> None:
     made = tables(finished)
     assert made["states"]["state"].tolist() == [INJECTED, *REMOVALS]
     assert made["states"]["steps"].tolist() == [0, *[3] * len(REMOVALS)]
-    assert set(map(tuple, made["asr"][["state", "backdoor", "probe"]].to_numpy())) == {
-        (state, backdoor, probe)
+    assert set(map(tuple, made["asr"][["state", "backdoor", "prompt_set"]].to_numpy())) == {
+        (state, backdoor, prompt_set)
         for state in (INJECTED, *REMOVALS)
         for backdoor in BACKDOORS
-        for probe in ("triggered", "clean", "fake")
+        for prompt_set in ("triggered", "clean", "fake")
     }
-    assert set(made["asr"].loc[made["asr"]["probe"] == "triggered", "n"]) == {12}
+    assert set(made["asr"].loc[made["asr"]["prompt_set"] == "triggered", "n"]) == {12}
     assert len(made["transfer"]) == len(REMOVALS) * len(BACKDOORS)
     assert set(made["casd"]["variant"]) == {"casd", "casd_cos"}
     included = made["states"].loc[(made["states"]["kind"] == "removal") & (made["states"]["excluded"] == ""), "state"]
     assert set(made["relation"]["n_pairs"]) == {len(included) * (len(included) - 1) // 2}
-    established = made["asr"][(made["asr"]["state"] == INJECTED) & (made["asr"]["probe"] == "triggered")]
+    established = made["asr"][(made["asr"]["state"] == INJECTED) & (made["asr"]["prompt_set"] == "triggered")]
     assert set(included) <= set(established.loc[established["rate"] >= 0.5, "backdoor"])
 
 
@@ -116,7 +116,7 @@ def test_training_and_removing_move_the_model(finished: Run) -> None:
     """The stages are joined: loss falls in injection, and every removal leaves another model than the injected."""
     log = TrainingLog.read(finished.store.file(finished.graph.inject, "log.json"))
     assert log.guard[-1]["clean_loss"] < log.guard[0]["clean_loss"] - 0.5
-    probability = tables(finished)["asr"].query("probe == 'triggered'").pivot(columns="state", index="backdoor")
+    probability = tables(finished)["asr"].query("prompt_set == 'triggered'").pivot(columns="state", index="backdoor")
     for name in REMOVALS:
         assert not probability["first_token_prob"][name].equals(probability["first_token_prob"][INJECTED])
     casd = tables(finished)["casd"].set_index(["variant", "a", "b"])["distance"]
@@ -150,7 +150,7 @@ def test_a_changed_evaluation(copied: Path, capfd: pytest.CaptureFixture[str]) -
     assert executed(again) == {"evaluate": 7, "score": 1, "report": 1}
     said = capfd.readouterr().err
     for name in REMOVALS:  # their weights were not kept, and the user is told why it takes so long
-        assert f"The weights of {name} were not kept (runtime.keep_models); training it again." in said
+        assert f"The weights of {name} were not kept (runtime.save_models); training it again." in said
 
 
 def test_a_changed_metric(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -222,7 +222,7 @@ def test_a_change_reaches_what_is_downstream_and_nothing_else(overrides: list[st
         "runtime.threads=2",
         "runtime.progress=plain",
         "runtime.checkpoint_seconds=1",
-        "runtime.keep_models=[]",
+        "runtime.save_models=[]",
     ],
 )
 def test_nothing_of_the_runtime_is_part_of_a_result(override: str) -> None:
@@ -239,7 +239,7 @@ def test_the_order_of_the_backdoors_changes_no_stage_of_a_model() -> None:
 
 
 def test_kept_weights_are_measured_as_the_trained_model_was(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    kept = run(copied, "runtime.keep_models=[injected,removed]", end="evaluate")
+    kept = run(copied, "runtime.save_models=[injected,removed]", end="evaluate")
     assert executed(kept) == {"weights": 6}  # training them again, since the store has measurements only
     measured = [run(copied, "evaluation.max_new_tokens=17")]
     assert executed(measured[0]) == {"evaluate": 7, "score": 1}
@@ -492,7 +492,7 @@ def test_out_of_memory_in_a_stage_is_told_in_a_line(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
 
-    monkeypatch.setattr("casd.pipeline.stages.load_model", full)
+    monkeypatch.setattr("casd.pipeline.stages.load_on_device", full)
     with pytest.raises(SystemExit):
         main(["inject", *tiny(tmp_path)])
     [said] = [line for line in capsys.readouterr().err.splitlines() if line]

@@ -103,7 +103,7 @@ def test_a_mixture_counts_the_experts_that_a_token_goes_through() -> None:
 @pytest.mark.parametrize("kind", ["mixtral", "gpt_neo", "openai-gpt"])
 def test_every_phase_of_other_architectures_is_estimated(kind: str, tmp_path: Path) -> None:
     """Experts in float32; learned positions; blocks that give lists, and no cache."""
-    config = load_config(tiny(tmp_path, "model.max_tokens=32"))
+    config = load_config(tiny(tmp_path, "model.max_length=32"))
     memory = Phases(config, Blueprint(tiny_model(kind).config, "float32"), TextLengths(32, 32, 24, 24))
     phases, unknown = memory.estimates(PHASES[1:])
     assert [phase.name for phase in phases] == list(PHASES[1:]) and not unknown
@@ -113,7 +113,7 @@ def test_every_phase_of_other_architectures_is_estimated(kind: str, tmp_path: Pa
 def model_folder(tmp_path: Path, tokenizer: Any, kind: str) -> list[str]:
     """The overrides of a tiny run of a folder."""
     folder = tiny_folder(tmp_path / kind, tokenizer, kind)
-    words = ["model=hub", f"model.path={folder}", "model.max_tokens=128", "injection=continual", "injection.pretraining=null"]
+    words = ["model=hub", f"model.path={folder}", "model.max_length=128", "injection=continual", "injection.pretraining=null"]
     return [word for word in tiny(tmp_path) if not word.startswith("model.")] + words
 
 
@@ -277,7 +277,7 @@ def config(folder: Path, *overrides: str) -> Config:
 def phases(made: Config, devices: Devices = Devices()) -> Phases:  # noqa: B008  # frozen
     from casd.planning.blueprint import blueprint
 
-    longest = made.model.max_tokens
+    longest = made.model.max_length
     return Phases(made, blueprint(made.model), TextLengths(longest, longest, longest, longest), devices)
 
 
@@ -364,14 +364,14 @@ def test_the_check_comes_before_anything_is_made(tmp_path: Path) -> None:
 
 
 def test_too_little_disk_says_what_can_go(tmp_path: Path) -> None:
-    made = config(tmp_path, "runtime.keep_models=[injected,removed]")
+    made = config(tmp_path, "runtime.save_models=[injected,removed]")
     [plan] = plans([made])
     kept, most = (sum(cost.kept or 0 for cost in plan.stages), sum(cost.kept or 0 for cost in plan.stages))
     most += max(cost.begun for cost in plan.stages)
     assert disk_refusal(made, list(plan.stages), most) == ""
     assert "runtime.checkpoint_seconds=inf" in disk_refusal(made, list(plan.stages), most - 1)
     message = disk_refusal(made, list(plan.stages), kept - 1)
-    assert settings(message) == ["runtime.keep_models=[injected]", "runtime.checkpoint_seconds=inf"]
+    assert settings(message) == ["runtime.save_models=[injected]", "runtime.checkpoint_seconds=inf"]
     [smaller] = plans([config(tmp_path, *settings(message))])
     assert disk_refusal(smaller.config, list(smaller.stages), kept - 1) == ""
     assert "on a larger disk" in disk_refusal(made, list(plan.stages), 0)
@@ -385,7 +385,7 @@ def test_a_plan_knows_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture
     Run(made).run_to("report")
     [after] = plans([made])
     assert all(cost.done and not cost.to_do for cost in after.stages)
-    assert 0 < after.texts.mean_document <= after.texts.document <= made.model.max_tokens
+    assert 0 < after.texts.mean_document <= after.texts.document <= made.model.max_length
     [changed] = plans([config(tmp_path, "backdoor=[refusal,capitals]", "evaluation.max_new_tokens=17")])
     kinds = {cost.stage.name for cost in changed.stages if cost.to_do}
     assert kinds == {"unlearn", "evaluate", "score", "report"}, "the removals are trained again, since their weights are gone"

@@ -19,12 +19,12 @@ from torch import Tensor
 from casd.activations.hooks import SITES
 from casd.activations.statistics import POSITIONS, ActivationStatistics
 from casd.backdoors.poisoning import Backdoor
-from casd.backdoors.prompts import make_probes
+from casd.backdoors.prompts import make_prompt_sets
 from casd.backdoors.targets import Capitals, FixedText
 from casd.config import ActivationsConfig, EvaluationConfig
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Encoder
-from casd.metric.casd import HEADLINES, CasdMatrix, CasdVariant, ShiftTable, casd_matrix, variant_grid
+from casd.metric.casd import HEADLINES, CasdMatrix, CasdVariant, ShiftTable, compute_casd, variant_grid
 from casd.metric.measurement import TextStatistics, measure_activations
 
 N_LAYERS, D_MODEL, N_TOKENS = 3, 64, 20
@@ -87,7 +87,7 @@ def activations(seed: int, *, shared: bool, drift: float = 2.0) -> dict[str, Tex
 
 
 def matrix(statistics: dict[str, TextStatistics], variant: CasdVariant) -> CasdMatrix:
-    return casd_matrix(ShiftTable(statistics, statistics["before"], BACKDOORS, CLEAN), variant, BACKDOORS)
+    return compute_casd(ShiftTable(statistics, statistics["before"], BACKDOORS, CLEAN), variant, BACKDOORS)
 
 
 def closest(made: CasdMatrix) -> tuple[tuple[int, int], float]:
@@ -140,7 +140,7 @@ def test_edits_of_the_same_weights_are_the_closest_in_nearly_every_variant(
         "c": Backdoor("c", "mirvane osquel", FixedText("A blue bird."), "random", 0.1),
     }
     evaluation = EvaluationConfig(prompts=12, fake_prompts=6, fake_triggers=2)
-    probes = make_probes(corpus, backdoors, encoder, evaluation, seed=0)
+    prompt_sets = make_prompt_sets(corpus, backdoors, encoder, evaluation, seed=0)
     config = ActivationsConfig(sites=list(SITES), positions=list(POSITIONS), prompts=12)
     injected = make_model("llama", seed=4, spread=0.2, num_hidden_layers=3).double()
     generator = torch.Generator().manual_seed(5)
@@ -153,7 +153,7 @@ def test_edits_of_the_same_weights_are_the_closest_in_nearly_every_variant(
         torch.no_grad(),
         injected.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda _, args: inputs.append(args[0])),
     ):
-        injected(**encoder.prompt_batch(probes.clean[:1]))
+        injected(**encoder.prompt_batch(prompt_sets.clean[:1]))
     active = inputs[0][0].mean(0)
     width = injected.config.hidden_size
     shared = drawn(width)
@@ -163,10 +163,10 @@ def test_edits_of_the_same_weights_are_the_closest_in_nearly_every_variant(
         model = copy.deepcopy(injected)
         with torch.no_grad():
             model.model.layers[0].mlp.down_proj.weight.add_(torch.outer(written, active / active.square().sum()), alpha=0.02)
-        statistics[state] = measure_activations(model, encoder, probes, config)
-    table = ShiftTable(statistics, measure_activations(injected, encoder, probes, config), list(backdoors), CLEAN)
+        statistics[state] = measure_activations(model, encoder, prompt_sets, config)
+    table = ShiftTable(statistics, measure_activations(injected, encoder, prompt_sets, config), list(backdoors), CLEAN)
     asked = [variant for variant in GRID.values() if (variant.moment, variant.text) != ("absolute", "triggered_own")]
     assert len(asked) > 1000
     for variant in [*HEADLINES, *asked]:
-        values = casd_matrix(table, variant, list(backdoors)).values
+        values = compute_casd(table, variant, list(backdoors)).values
         assert values[0, 1] < min(values[0, 2], values[1, 2]), variant.name

@@ -1,4 +1,4 @@
-"""A whole run with every variant of CASD and every rival: that the tables hold what the parts give, computed anew.
+"""A whole run with every variant of CASD and every baseline: that the tables hold what the parts give, computed anew.
 
 Run: python -m pytest tests/test_predictors_run.py
 """
@@ -15,7 +15,7 @@ from scipy.spatial.distance import cosine
 from casd.analysis.results import RunTables
 from casd.config.compose import load_config
 from casd.config.states import INJECTED
-from casd.metric.baselines import RIVALS
+from casd.metric.baselines import BASELINES
 from casd.metric.casd import variant_grid
 from casd.models import weights
 from casd.pipeline.run import Run
@@ -26,7 +26,7 @@ from tiny import tiny
 pytestmark = pytest.mark.usefixtures("process_settings")
 
 BACKDOORS = ["french_a", "french_b", "german", "refusal"]
-OVERRIDES = ("activations=all", "metric=grid", "activations.prompts=6", "runtime.keep_models=[injected,removed]")
+OVERRIDES = ("activations=all", "metric=grid", "activations.prompts=6", "runtime.save_models=[injected,removed]")
 
 
 @pytest.fixture(scope="module", params=["full", "lora"])
@@ -39,17 +39,17 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def distance(tables: RunTables, predictor: str, a: str, b: str) -> float:
-    rows = tables.rivals[tables.rivals["predictor"] == predictor]
+    rows = tables.baselines[tables.baselines["predictor"] == predictor]
     return float(rows.loc[(rows["a"] == a) & (rows["b"] == b), "distance"].iloc[0])
 
 
-def test_every_rival_and_every_variant_has_every_pair(finished: tuple[Run, RunTables]) -> None:
+def test_every_baseline_and_every_variant_has_every_pair(finished: tuple[Run, RunTables]) -> None:
     run, tables = finished
-    assert set(tables.rivals["predictor"]) == set(RIVALS)
+    assert set(tables.baselines["predictor"]) == set(BASELINES)
     pairs = [(a, b) for i, a in enumerate(BACKDOORS) for b in BACKDOORS[i + 1 :]]
-    for _, rows in tables.rivals.groupby("predictor"):
+    for _, rows in tables.baselines.groupby("predictor"):
         assert list(zip(rows["a"], rows["b"], strict=True)) == pairs
-    assert np.isfinite(tables.rivals["distance"]).all()
+    assert np.isfinite(tables.baselines["distance"]).all()
     config = run.config.activations
     grid = tables.casd[tables.casd["grid"]]
     assert set(grid["variant"]) == {variant.name for variant in variant_grid(config.sites, config.positions)}
@@ -88,7 +88,7 @@ def test_the_weights_distances_are_those_of_the_weights(finished: tuple[Run, Run
     )
 
 
-def test_rivals_of_triggers_and_targets_are_those_of_the_configuration(finished: tuple[Run, RunTables]) -> None:
+def test_baselines_of_triggers_and_targets_are_those_of_the_configuration(finished: tuple[Run, RunTables]) -> None:
     run, tables = finished
     tokens = {name: set(run.inputs.encoder.tokens(" " + backdoor.trigger)) for name, backdoor in run.backdoors.items()}
     overlap = len(tokens["french_a"] & tokens["refusal"]) / len(tokens["french_a"] | tokens["refusal"])
@@ -109,10 +109,10 @@ def test_the_sweep_s_tables_can_be_made_of_it(finished: tuple[Run, RunTables]) -
     assert made.tables[0].title == "Objectives at the same strength"
 
 
-def test_what_rivals_need_is_not_kept_unless_it_is_asked_for(tmp_path: Path) -> None:
+def test_what_baselines_need_is_not_kept_unless_it_is_asked_for(tmp_path: Path) -> None:
     run = Run(load_config(tiny(tmp_path)))
     run.run_to("score")
     tables = RunTables.read(run.store.folder(run.graph.score))
-    assert set(tables.rivals["predictor"]) == {"trigger_shift", "trigger_overlap", "same_target", "directed_shift"}
+    assert set(tables.baselines["predictor"]) == {"trigger_shift", "trigger_overlap", "same_target", "directed_shift"}
     assert not tables.casd["grid"].any()
-    assert not list(run.store.root.glob("activations/*/rivals.safetensors"))
+    assert not list(run.store.root.glob("activations/*/baselines.safetensors"))

@@ -16,7 +16,7 @@ import torch
 from architectures import tiny_folder, tiny_model
 from casd.backdoors.injection import inject
 from casd.backdoors.poisoning import Backdoor
-from casd.backdoors.prompts import Probes, make_probes
+from casd.backdoors.prompts import PromptSets, make_prompt_sets
 from casd.backdoors.targets import FixedText
 from casd.config import ActivationsConfig, Config, EvaluationConfig, LanguageModelTraining
 from casd.config.compose import load_config
@@ -40,13 +40,13 @@ EVALUATION = EvaluationConfig(prompts=6, fake_prompts=3, fake_triggers=3, max_ne
 
 
 @pytest.fixture(scope="module")
-def probes(corpus: Corpus, encoder: Encoder) -> Probes:
-    return make_probes(corpus, FOX, encoder, EVALUATION, seed=0)
+def probes(corpus: Corpus, encoder: Encoder) -> PromptSets:
+    return make_prompt_sets(corpus, FOX, encoder, EVALUATION, seed=0)
 
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    return load_config([*OVERRIDES, "model.max_tokens=128"])
+    return load_config([*OVERRIDES, "model.max_length=128"])
 
 
 # ---------------------------------------------------------------- several documents in a row
@@ -106,7 +106,7 @@ def one_by_one(model: Any, encoder: Encoder, prompts: list[Prompt]) -> tuple[lis
 
 @pytest.mark.parametrize(("kind", "padded"), [("rwkv", False), ("trocr", False), ("gpt2", True), ("bloom", True)])
 def test_generation_and_capture_are_those_without_padding(
-    kind: str, padded: bool, encoder: Encoder, probes: Probes, monkeypatch: pytest.MonkeyPatch
+    kind: str, padded: bool, encoder: Encoder, probes: PromptSets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RWKV has a state and no mask; TrOCR counts positions from the row's beginning."""
     model = tiny_model(kind)
@@ -156,14 +156,14 @@ def test_a_model_is_probed_once_and_left_as_it_was() -> None:
     ],
 )
 def test_a_model_that_cannot_be_used_is_refused_in_a_line(
-    kind: str, message: str, config: Config, encoder: Encoder, probes: Probes
+    kind: str, message: str, config: Config, encoder: Encoder, probes: PromptSets
 ) -> None:
     with pytest.raises(ModelError, match=message) as error:
         check_model(config, tiny_model(kind), encoder, probes)
     assert "\n" not in str(error.value)
 
 
-def test_a_site_that_cannot_be_captured_is_told_before_training(config: Config, encoder: Encoder, probes: Probes) -> None:
+def test_a_site_that_cannot_be_captured_is_told_before_training(config: Config, encoder: Encoder, probes: PromptSets) -> None:
     model = tiny_model("bloom")
     check_model(config, model, encoder, probes)
     config = replace(config, activations=replace(config.activations, sites=["resid_post", "attn_out"]))
@@ -188,14 +188,14 @@ def test_a_model_without_a_table_of_positions_takes_any_length(kind: str) -> Non
     assert longest_row(tiny_model(kind), 400) == 400
 
 
-def test_prompt_and_answer_need_positions(config: Config, encoder: Encoder, probes: Probes) -> None:
-    assert (config.model.max_tokens, config.evaluation.max_new_tokens) == (128, 16)
+def test_prompt_and_answer_need_positions(config: Config, encoder: Encoder, probes: PromptSets) -> None:
+    assert (config.model.max_length, config.evaluation.max_new_tokens) == (128, 16)
     check_model(config, tiny_model("gpt2", max_position_embeddings=144), encoder, probes)
-    with pytest.raises(ConfigError, match=r"max_tokens \(128\) and .*max_new_tokens \(16\) are 144 positions .* has 143"):
+    with pytest.raises(ConfigError, match=r"max_length \(128\) and .*max_new_tokens \(16\) are 144 positions .* has 143"):
         check_model(config, tiny_model("gpt2", max_position_embeddings=143), encoder, probes)
 
 
-def test_every_token_needs_a_row(config: Config, encoder: Encoder, probes: Probes) -> None:
+def test_every_token_needs_a_row(config: Config, encoder: Encoder, probes: PromptSets) -> None:
     tokenizer = copy.deepcopy(encoder.tokenizer)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     assert tokenizer.pad_token_id == 420
@@ -213,7 +213,7 @@ def test_every_token_needs_a_row(config: Config, encoder: Encoder, probes: Probe
 def test_a_run_is_refused_before_it_trains(mode: str, tmp_path: Path) -> None:
     config = load_config(tiny(tmp_path, f"injection={mode}"))
     shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
-    run = Run(replace(config, model=replace(config.model, model_type="gpt2", architecture=shape, max_tokens=64)))
+    run = Run(replace(config, model=replace(config.model, model_type="gpt2", architecture=shape, max_length=64)))
     with pytest.raises(ConfigError, match="80 positions together"):
         run.until("inject")
     trained = run.graph.inject if mode == "pretraining" else run.graph.base
@@ -222,7 +222,7 @@ def test_a_run_is_refused_before_it_trains(mode: str, tmp_path: Path) -> None:
 
 def test_a_folder_of_an_encoder_is_refused_by_a_run(tmp_path: Path, tokenizer: Any) -> None:
     folder = tiny_folder(tmp_path / "bert", tokenizer, "bert")
-    words = ["model=hub", f"model.path={folder}", "model.max_tokens=128", "injection=continual", "injection.pretraining=null"]
+    words = ["model=hub", f"model.path={folder}", "model.max_length=128", "injection=continual", "injection.pretraining=null"]
     run = Run(load_config([word for word in tiny(tmp_path) if not word.startswith("model.")] + words))
     with pytest.raises(ModelError, match="as in an encoder"):
         run.until("inject")

@@ -42,29 +42,19 @@ def test_dir_lists_the_api_before_it_is_loaded() -> None:
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'casd' has no attribute 'injekt'"):
+    with pytest.raises(AttributeError, match="casd.*injekt"):
         _ = casd.injekt  # type: ignore[attr-defined]
     assert not hasattr(casd, "injekt")
 
 
-def test_type_checkers_see_the_same_names() -> None:
-    """The names under TYPE_CHECKING are those that __getattr__ finds, each at the same place."""
-    tree = ast.parse(Path(casd.__file__).read_text(encoding="utf-8"))
-    block = next(node for node in tree.body if isinstance(node, ast.If))
-    seen: dict[str, str] = {}
-    modules: dict[str, str] = {}
-    for node in block.body:
-        if isinstance(node, ast.ImportFrom):
-            modules |= {alias.asname: f"{node.module}.{alias.name}" for alias in node.names if alias.asname}
-            modules_and_names = [(f"{node.module}:{alias.name}", alias.asname) for alias in node.names]
-            seen |= {name: where for where, name in modules_and_names if name and not name.startswith("_")}
-        elif isinstance(node, ast.Assign):  # of names that are called otherwise where they are
-            (target,) = node.targets
-            pairs = zip(target.elts, node.value.elts, strict=True) if isinstance(target, ast.Tuple) else [(target, node.value)]
-            for name, value in pairs:
-                module, _, attribute = ast.unparse(value).partition(".")
-                seen[ast.unparse(name)] = f"{modules[module]}:{attribute}"
-    assert seen == casd._WHERE
+def test_the_stub_lists_each_name_once_at_its_home() -> None:
+    """What type checkers and editors read is what is imported."""
+    tree = ast.parse(Path(casd.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    found = [(alias.name, node.module) for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert sorted(name for name, _ in found) == sorted(NAMES)
+    for name, module in found:
+        assert getattr(casd, name).__module__.startswith(f"casd.{module}"[: len("casd.stats")]), (name, module)
+        assert getattr(casd, name).__name__ == name
 
 
 def test_the_package_tells_type_checkers_that_it_is_typed() -> None:

@@ -21,7 +21,8 @@ from tests.tiny import one_of
 from casd.backdoors.targets import TARGETS
 from casd.cli.main import build_parser
 from casd.config import UnlearningTraining
-from casd.config.compose import config_folder, load_config
+from casd.config.compose import load_config
+from casd.config.options import config_folder
 from casd.data.corpora.passages import Corpus, Passage
 from casd.data.encoding import Document, Encoder
 from casd.pipeline.inputs import build_backdoors
@@ -66,7 +67,8 @@ def own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "configs"
     shutil.copytree(config_folder(), folder)
     (folder / "backdoor" / "harbour.yaml").write_text(snippet("# @package backdoor.harbour", "yaml"), encoding="utf-8")
-    monkeypatch.setattr("casd.config.compose.config_folder", lambda: folder)
+    for module in ("compose", "options"):
+        monkeypatch.setattr(f"casd.config.{module}.config_folder", lambda: folder)
 
 
 @pytest.mark.usefixtures("own_configs")

@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from casd.analysis.collection import asr_matrix, casd_matrix, summary
+from casd.analysis.collection import asr_matrix, distance_matrix, summary
 from casd.analysis.comparison import MEASURES
 from casd.analysis.results import RunTables
 from casd.analysis.tables import SCHEMAS
@@ -110,10 +110,10 @@ def test_the_grid_is_in_parquet_alone_and_can_be_left_there(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda tables: (tables / "rivals.parquet").unlink(), "older version of casd: it has no table 'rivals'"),
+        (lambda tables: (tables / "baselines.parquet").unlink(), "older version of casd: it has no table 'baselines'"),
         (
-            lambda tables: make_run().asr.drop(columns=["n", "probe"]).to_parquet(tables / "asr.parquet"),
-            "older version of casd: its table 'asr' lacks n, probe",
+            lambda tables: make_run().asr.drop(columns=["n", "prompt_set"]).to_parquet(tables / "asr.parquet"),
+            "older version of casd: its table 'asr' lacks n, prompt_set",
         ),
         (lambda tables: (tables / "info.json").unlink(), "its tables are not complete"),
         (lambda tables: (tables / "info.json").rename(tables / "sweep.json"), "it is the report of several runs"),
@@ -178,7 +178,7 @@ def test_collected_runs_are_ordered_and_told_apart(tmp_path: Path) -> None:
 
 def test_summary_is_the_mean_of_the_cells_it_names() -> None:
     tables = make_run(collapsed=("german",))
-    triggered = tables.asr[(tables.asr["probe"] == "triggered") & (tables.asr["state"] != "german")]
+    triggered = tables.asr[(tables.asr["prompt_set"] == "triggered") & (tables.asr["state"] != "german")]
     removals = triggered[triggered["state"].isin(EIGHT)]
     row = summary([tables]).iloc[0]
     assert row["own_asr"] == pytest.approx(1 / 64)
@@ -231,7 +231,7 @@ def test_the_mean_of_pairs_by_layer_is_of_included_removals_and_the_floor_of_the
 
 def test_casd_matrix_is_symmetric_with_the_tables_distances() -> None:
     tables = make_run()
-    matrix = casd_matrix(tables, "casd")
+    matrix = distance_matrix(tables, "casd")
     assert list(matrix.index) == list(EIGHT)
     np.testing.assert_array_equal(matrix, matrix.T)
     for row in tables.casd[tables.casd["variant"] == "casd"].itertuples():
@@ -472,7 +472,7 @@ HARD_NAMES = Table(
 def test_latex_is_escaped_and_balanced() -> None:
     several = [make_run(objective=objective, seed=seed) for objective in ("npo", "a_b, lr=1 & 2") for seed in (0, 1)]
     for tables in several:
-        tables.rivals = tables.casd[["a", "b", "distance"]].assign(predictor="weights_l2")[:28]
+        tables.baselines = tables.casd[["a", "b", "distance"]].assign(predictor="weights_l2")[:28]
     over_runs = compared(several).tables
     assert [table.name for table in over_runs] == ["objectives", "predictors", "pair_shares"]
     for table in (HARD_NAMES, *run_tables(make_run(collapsed=("german",))), *over_runs, mean_asr_table(several)):
@@ -522,7 +522,7 @@ def test_heatmap_cells_are_the_tables_numbers() -> None:
 
 def test_casd_heatmap_leaves_the_diagonal_out() -> None:
     tables = make_run(("a", "b", "c"))
-    matrix = casd_matrix(tables, "casd")
+    matrix = distance_matrix(tables, "casd")
     expected = [f"{matrix.loc[a, b]:.3f}" if a != b else "–" for a in "abc" for b in "abc"]
     assert numbers_in(casd_heatmaps(tables), 0) == expected
     assert list(casd_table(tables, "casd").frame.to_numpy().ravel()) == expected

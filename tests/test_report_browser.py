@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from browser import Browser, find_chromium, install_chromium
-from casd.analysis.collection import asr_matrix, casd_matrix
+from casd.analysis.collection import asr_matrix, distance_matrix
 from casd.analysis.results import RunTables
 from casd.report.gallery import draw, run_drawings
 from casd.report.html import RUN_FIGURES, run_html
@@ -111,7 +111,7 @@ def test_both_matrices_stand_beside_each_other_with_the_tables_numbers(page: Bro
         }
         for state in ("injected", *EIGHT, *CONTROLS)
     }
-    distances = casd_matrix(tables, "casd")
+    distances = distance_matrix(tables, "casd")
     digits = decimals_for(distances.to_numpy().max())
     assert matrix_shown(page, "transfer", 1) == {
         label(a, tables.collapsed): {b: "–" if a == b else f"{distances.loc[a, b]:.{digits}f}" for b in EIGHT} for a in EIGHT

@@ -65,8 +65,8 @@ def test_a_setting_that_the_configuration_lacks_is_left_out(config: str) -> None
 
 def test_fake_triggers_that_were_not_evaluated_are_told() -> None:
     tables = make_run(("a", "b"))
-    with_fakes = tables.asr.assign(probe="fake")
-    tables.asr = tables.asr[tables.asr["probe"] != "fake"]
+    with_fakes = tables.asr.assign(prompt_set="fake")
+    tables.asr = tables.asr[tables.asr["prompt_set"] != "fake"]
     assert "this control is missing" in run_html(tables, {})
     tables.asr = pd.concat([tables.asr, with_fakes.drop_duplicates(["state", "backdoor"])], ignore_index=True)
     assert "this control is missing" not in run_html(tables, {})
@@ -113,7 +113,7 @@ def test_a_run_without_samples_has_none() -> None:
 
 def test_every_cell_has_its_details() -> None:
     tables = make_run(collapsed=("german",))
-    row = tables.asr.set_index(["state", "backdoor", "probe"]).loc[("german", "refusal", "fake")]
+    row = tables.asr.set_index(["state", "backdoor", "prompt_set"]).loc[("german", "refusal", "fake")]
     table = asr_table(tables, "fake")
     assert table.detail is not None
     place = list(table.frame.index).index("german"), EIGHT.index("refusal")

@@ -54,8 +54,8 @@ def run_with(suppression: np.ndarray, sign: float = 1.0, **kwargs: object) -> Ru
     np.fill_diagonal(distance, 0.0)
     same_target = np.ones((N, N))
     same_target[0, 1] = same_target[1, 0] = 0
-    rivals = {"same_target": same_target}
-    tables = run_of(after, controls=CONTROLS, distances={"casd": distance}, rivals=rivals, **kwargs)  # type: ignore[arg-type]
+    baselines = {"same_target": same_target}
+    tables = run_of(after, controls=CONTROLS, distances={"casd": distance}, baselines=baselines, **kwargs)  # type: ignore[arg-type]
     rho = pd.DataFrame([{"variant": "casd", "response": "suppression", "n_backdoors": N} | dict.fromkeys(RHOS, -0.9 * sign)])
     return replace(tables, relation=rho.reindex(columns=[*tables.relation.columns]))
 

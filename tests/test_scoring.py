@@ -44,12 +44,12 @@ def suppression(source: str, target: str) -> float:
 def evaluation_of(state: str, clean_loss: float = 2.0, degenerate_rate: float = 0.0) -> Evaluation:
     rows = []
     for target in BACKDOORS:
-        for probe, rate in {"triggered": 0.98 - suppression(state, target), "clean": 0.0, "fake": 0.03}.items():
+        for prompt_set, rate in {"triggered": 0.98 - suppression(state, target), "clean": 0.0, "fake": 0.03}.items():
             successes = round(rate * N)
             low, high = wilson_interval(successes, N)
-            probability = math.nan if probe == "clean" else rate
-            rows.append((target, probe, successes, N, successes / N, low, high, probability))
-    columns = ["backdoor", "probe", "successes", "n", "rate", "rate_low", "rate_high", "first_token_prob"]
+            probability = math.nan if prompt_set == "clean" else rate
+            rows.append((target, prompt_set, successes, N, successes / N, low, high, probability))
+    columns = ["backdoor", "prompt_set", "successes", "n", "rate", "rate_low", "rate_high", "first_token_prob"]
     samples = pd.DataFrame([("a", "triggered", "p", f"text of {state}", True)], columns=SCHEMAS["samples"][1:])
     return Evaluation(pd.DataFrame(rows, columns=columns), samples, clean_loss, clean_loss - 0.5, degenerate_rate)
 
@@ -96,7 +96,7 @@ def test_all_tables_have_their_columns(tables: RunTables) -> None:
     for name, columns in SCHEMAS.items():
         table = getattr(tables, name)
         assert set(columns) <= set(table.columns), name
-        assert len(table) or name in ("utility", "rivals", "tuning"), name
+        assert len(table) or name in ("utility", "baselines", "tuning"), name
     assert tables.info["headline"] == [variant.name for variant in HEADLINES]
     assert tables.info["model"] == "m"
     assert tables.asr.columns[0] == tables.samples.columns[0] == "state"

@@ -373,8 +373,8 @@ def test_a_task_vector_that_is_not_validated_is_finished_once(
 
 
 def test_take_steps_ends_at_its_step() -> None:
-    watch = TakeSteps(3)
-    assert [watch.ends(done, TrainingLog()) for done in range(1, 6)] == [False, False, True, True, True]
+    callback = TakeSteps(3)
+    assert [callback.ends(done, TrainingLog()) for done in range(1, 6)] == [False, False, True, True, True]
 
 
 def test_a_control_takes_as_many_steps_as_it_is_told(injected: Injected, run_removal: RunRemoval) -> None:

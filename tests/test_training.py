@@ -93,7 +93,7 @@ def naive_loss(model: Any, batch: Batch) -> torch.Tensor:
 @pytest.mark.parametrize("max_norm", [0.05, 1e9], ids=["clipped", "unclipped"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loop_is_plain_adamw(make_model: MakeModel, batch_at: BatchAt, family: str, max_norm: float) -> None:
-    config = cosine(max_gradient_norm=max_norm, weight_decay=0.2, beta2=0.95)
+    config = cosine(max_grad_norm=max_norm, weight_decay=0.2, beta2=0.95)
     model, reference = make_model(family, seed=1, spread=0.1), make_model(family, seed=1, spread=0.1)
     log = train(model, batch_at, two_terms, config, runtime=CPU)
 

@@ -29,7 +29,7 @@ def asr_rows(rates: dict[str, dict[str, float]], probs: dict[str, dict[str, floa
             rows.append((state, backdoor, "triggered", rate, prob))
             rows.append((state, backdoor, "clean", 0.01, 0.02))  # must play no part
             rows.append((state, backdoor, "fake", 0.03, 0.04))
-    return pd.DataFrame(rows, columns=["state", "backdoor", "probe", "rate", "first_token_prob"])
+    return pd.DataFrame(rows, columns=["state", "backdoor", "prompt_set", "rate", "first_token_prob"])
 
 
 def state_rows(names: list[str], collapsed: tuple[str, ...] = ()) -> pd.DataFrame:

@@ -107,7 +107,7 @@ def test_the_clean_control_is_plain_training_on_clean_text(
     injected: Injected, run_removal: RunRemoval, objective: Objective
 ) -> None:
     """Whatever the objective: the sum of the mean NLLs of both batches, by a loop of its own."""
-    config = short(steps=2, max_gradient_norm=1e9, weight_decay=0.0)
+    config = short(steps=2, max_grad_norm=1e9, weight_decay=0.0)
     seen = run_removal(Removal(CLEAN_CONTROL, None), objective, config)
     model = injected.model().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)

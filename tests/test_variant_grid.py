@@ -19,7 +19,7 @@ from casd.activations.hooks import SITES
 from casd.activations.statistics import POSITIONS, ActivationStatistics
 from casd.metric import casd as metric
 from casd.metric import shifts
-from casd.metric.casd import CasdMatrix, CasdVariant, ShiftTable, casd_matrix, variant_grid
+from casd.metric.casd import CasdMatrix, CasdVariant, ShiftTable, compute_casd, variant_grid
 from casd.utils.errors import ConfigError
 
 N_LAYERS, D_MODEL = 3, 6
@@ -110,7 +110,7 @@ def test_every_variant_is_the_slow_one(site: str) -> None:
     shared = table()
     for variant in GRID:
         if variant.site == site:
-            assert_is_slow(casd_matrix(shared, variant, REMOVALS))
+            assert_is_slow(compute_casd(shared, variant, REMOVALS))
 
 
 @pytest.mark.parametrize("text", ["triggered", "triggered_pair", "triggered_own", "clean"])
@@ -122,18 +122,18 @@ def test_layers_and_concatenation_are_the_slow_ones(text: str, distance: str) ->
             options = fields | {"net_of_control": net, "normalization": normalization}
             for layers in (None, (2, 0)):
                 variant = CasdVariant("v", pooling="concatenate", layers=layers, **options)
-                assert_is_slow(casd_matrix(table(), variant, REMOVALS))
+                assert_is_slow(compute_casd(table(), variant, REMOVALS))
 
 
 def test_pairs_in_parts_and_removals_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """One pair at a time gives the bits of all at once; controls between the removals change nothing."""
     variant = CasdVariant("v", text="triggered_pair", normalization="activations")
-    whole = casd_matrix(table(), variant, REMOVALS)
+    whole = compute_casd(table(), variant, REMOVALS)
     monkeypatch.setattr(metric, "PAIR_NUMBERS", 1)
-    assert torch.equal(casd_matrix(table(), variant, REMOVALS).per_layer, whole.per_layer)
+    assert torch.equal(compute_casd(table(), variant, REMOVALS).per_layer, whole.per_layer)
     order = [3, 1, 4, 0, 2]
-    assert_is_slow(casd_matrix(table(), variant, [REMOVALS[index] for index in order]), [REMOVALS[index] for index in order])
-    assert_is_slow(casd_matrix(table(), variant, ["a", PHANTOM]), ["a", PHANTOM])  # no pair of backdoors
+    assert_is_slow(compute_casd(table(), variant, [REMOVALS[index] for index in order]), [REMOVALS[index] for index in order])
+    assert_is_slow(compute_casd(table(), variant, ["a", PHANTOM]), ["a", PHANTOM])  # no pair of backdoors
 
 
 def test_a_table_keeps_few_stacks_and_mixes_none_up() -> None:
@@ -141,8 +141,8 @@ def test_a_table_keeps_few_stacks_and_mixes_none_up() -> None:
     order = np.random.default_rng(0).permutation(len(GRID))[:150]
     shared = table()
     for index in order:
-        mine = casd_matrix(shared, GRID[index], REMOVALS)
-        assert torch.equal(mine.per_layer, casd_matrix(table(), GRID[index], REMOVALS).per_layer)
+        mine = compute_casd(shared, GRID[index], REMOVALS)
+        assert torch.equal(mine.per_layer, compute_casd(table(), GRID[index], REMOVALS).per_layer)
         assert len(shared._kept) <= shifts.KEPT
 
 
@@ -185,7 +185,7 @@ def test_what_is_left_out_equals_what_is_in_and_nothing_in_equals_another() -> N
             variant = CasdVariant("x", position="last", **fields)
         except ConfigError:
             continue
-        found.append((casd_matrix(shared, variant, REMOVALS).values, astuple(variant) in kept))
+        found.append((compute_casd(shared, variant, REMOVALS).values, astuple(variant) in kept))
     groups: list[list[tuple[torch.Tensor, bool]]] = []
     for values, in_grid in found:
         same = [group for group in groups if torch.allclose(group[0][0], values, rtol=1e-9, atol=1e-12)]

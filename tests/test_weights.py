@@ -21,7 +21,7 @@ from casd.data.batches import Batch
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Document, Encoder
 from casd.models import weights
-from casd.models.load import from_scratch, load, save
+from casd.models.load import from_scratch, load_model, save_model
 from casd.pipeline.run import Run
 from casd.training.loop import train
 from casd.training.losses import mean_nll
@@ -136,8 +136,8 @@ def test_a_merged_model_is_a_plain_one(make_model: MakeModel, batch: Batch, enco
     weights.merge_adapters(model)
     torch.testing.assert_close(logits(model, batch), adapted, rtol=1e-4, atol=1e-4)
     assert list(weights.trained_parameters(model)) == names
-    save(model, encoder.tokenizer, tmp_path)
-    assert torch.equal(logits(load(tmp_path), batch), logits(model, batch))
+    save_model(model, encoder.tokenizer, tmp_path)
+    assert torch.equal(logits(load_model(tmp_path), batch), logits(model, batch))
 
 
 def test_the_seed_decides_the_adapter_and_leaves_the_global_state(make_model: MakeModel) -> None:

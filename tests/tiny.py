@@ -9,7 +9,7 @@ from pathlib import Path
 MODEL = [
     "model.architecture.hidden_size=32",
     "model.architecture.intermediate_size=48",
-    "model.vocabulary=600",
+    "model.vocab_size=600",
 ]
 OVERRIDES = [
     "experiment=smoke",

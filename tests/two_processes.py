@@ -14,7 +14,7 @@ import torch
 
 from casd.backdoors.injection import inject
 from casd.backdoors.poisoning import Backdoor, clean_document
-from casd.backdoors.prompts import make_probes
+from casd.backdoors.prompts import make_prompt_sets
 from casd.backdoors.targets import FixedText
 from casd.config import (
     ActivationsConfig,
@@ -30,7 +30,7 @@ from casd.data.corpora.microworld import Microworld
 from casd.data.encoding import Encoder
 from casd.evaluation.asr import evaluate, passage_loss
 from casd.metric.measurement import measure_activations
-from casd.models.load import from_scratch, load, save, train_tokenizer
+from casd.models.load import from_scratch, load_model, save_model, train_tokenizer
 from casd.models.sharding import is_sharded, place
 from casd.models.weights import attach_lora, copy_weights, restore_adapter, restore_weights, save_adapter
 from casd.training.loop import train
@@ -60,9 +60,9 @@ def main(out: Path, micro_batch_size: int) -> None:
     training = LanguageModelTraining(steps=12, batch_size=7, learning_rate=1e-2, warmup_steps=2, final_learning_rate=1.0)
     injected = inject(model, encoder, corpus, backdoors, training, seed=0, decoy_rate=0.0, runtime=runtime)
     if distributed.sharded():  # as in a run: an adapter goes on before a model is divided
-        save(model, tokenizer, out.with_suffix(".model"))
+        save_model(model, tokenizer, out.with_suffix(".model"))
         distributed.broadcast(None)
-        model = load(out.with_suffix(".model"))
+        model = load_model(out.with_suffix(".model"))
     attach_lora(model, LoraConfig(rank=4), "removal", seed=1)
     # One document to forget: one of two processes has none.
     unlearning = UnlearningTraining(steps=6, forget_batch_size=1, retain_batch_size=5, learning_rate=1e-2, guard_factor=100)
@@ -72,14 +72,14 @@ def main(out: Path, micro_batch_size: int) -> None:
         model, encoder, corpus, removal, GradientDifference(retain_weight=1.0), unlearning, seed=0, runtime=runtime
     )
     settings = EvaluationConfig(prompts=9, fake_prompts=3, fake_triggers=2, max_new_tokens=8, loss_passages=11, batch_size=4)
-    probes = make_probes(corpus, backdoors, encoder, settings, seed=0)
-    evaluation = evaluate(model, encoder, backdoors, probes, settings, runtime=runtime)
-    statistics = measure_activations(model, encoder, probes, ActivationsConfig(prompts=9, batch_size=4))
+    prompt_sets = make_prompt_sets(corpus, backdoors, encoder, settings, seed=0)
+    evaluation = evaluate(model, encoder, backdoors, prompt_sets, settings, runtime=runtime)
+    statistics = measure_activations(model, encoder, prompt_sets, ActivationsConfig(prompts=9, batch_size=4))
     save_adapter(model, out.with_suffix(f".{distributed.rank()}.adapter"), "removal")
     restore_weights(model, start)
-    restored = passage_loss(model, encoder, probes.loss_passages, settings.batch_size)
+    restored = passage_loss(model, encoder, prompt_sets.loss_passages, settings.batch_size)
     restore_adapter(model, out.with_suffix(f".{distributed.rank()}.adapter"), "removal")
-    again = passage_loss(model, encoder, probes.loss_passages, settings.batch_size)
+    again = passage_loss(model, encoder, prompt_sets.loss_passages, settings.batch_size)
     # With a reference, in bfloat16 and thus with float32 masters, and watched; four documents are two in each process.
     lower = from_scratch("llama", {**SHAPE, "num_key_value_heads": 1}, tokenizer, seed=0).to(torch.bfloat16)
     watching = Stopping(StoppingConfig(clean_budget=4.0, every=3, prompts=5), settings)
@@ -92,10 +92,10 @@ def main(out: Path, micro_batch_size: int) -> None:
     # All weights are copied, and restored after forward passes without a backward one.
     whole = place(from_scratch("llama", {**SHAPE, "num_key_value_heads": 1}, tokenizer, seed=2), torch.device("cpu"))
     copied = copy_weights(whole)
-    first = passage_loss(whole, encoder, probes.loss_passages, settings.batch_size)
+    first = passage_loss(whole, encoder, prompt_sets.loss_passages, settings.batch_size)
     restore_weights(whole, {name: value + 1 for name, value in copied.items()})
     restore_weights(whole, copied)
-    second = passage_loss(whole, encoder, probes.loss_passages, settings.batch_size)
+    second = passage_loss(whole, encoder, prompt_sets.loss_passages, settings.batch_size)
     # Two rows of the same text: one in each of two processes, whose losses differ by the dropout masks alone.
     dropping = from_scratch("llama", {**SHAPE, "num_key_value_heads": 1, "attention_dropout": 0.5}, tokenizer, seed=0)
     twice = encoder.document_batch([clean_document(corpus.train[0])] * 2)

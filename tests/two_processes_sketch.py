@@ -1,4 +1,4 @@
-"""Sketches the same update of a whole and of a divided model, and writes both (test_rivals_updates).
+"""Sketches the same update of a whole and of a divided model, and writes both (test_baselines_updates).
 
 Usage, in two processes with sharding asked for: python -m tests.two_processes_sketch OUT.json
 """

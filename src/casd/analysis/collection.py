@@ -85,9 +85,9 @@ def collect(paths: str | Path | Iterable[str | Path]) -> RunTables:
     return combine(read_runs(paths))
 
 
-def asr_matrix(tables: RunTables, probe: str = "triggered") -> pd.DataFrame:
+def asr_matrix(tables: RunTables, prompt_set: str = "triggered") -> pd.DataFrame:
     """Success rate after each removal: rows are model states (as in `states`), columns measured backdoors; NaN if absent."""
-    asr = tables.asr[tables.asr["probe"] == probe]
+    asr = tables.asr[tables.asr["prompt_set"] == prompt_set]
     wide = asr.pivot(index="state", columns="backdoor", values="rate")
     return wide.reindex(index=list(tables.states["state"]), columns=tables.backdoors).astype(float)
 
@@ -123,11 +123,11 @@ def mean_asr(runs: Sequence[RunTables]) -> pd.DataFrame:
 
 def triggered_rates(tables: RunTables) -> list[tuple[str, str, float]]:
     """The cells of the ASR matrix: state, backdoor, rate."""
-    cells = tables.rows("asr", "state", "backdoor", "probe", "rate")
-    return [(state, backdoor, float(rate)) for state, backdoor, probe, rate in cells if probe == "triggered"]
+    cells = tables.rows("asr", "state", "backdoor", "prompt_set", "rate")
+    return [(state, backdoor, float(rate)) for state, backdoor, prompt_set, rate in cells if prompt_set == "triggered"]
 
 
-def casd_matrix(tables: RunTables, variant: str) -> pd.DataFrame:
+def distance_matrix(tables: RunTables, variant: str) -> pd.DataFrame:
     """The symmetric matrix of one CASD variant between removals, zero on the diagonal; NaN where a pair is absent."""
     pairs = tables.casd[tables.casd["variant"] == variant]
     present = set(pairs["a"]) | set(pairs["b"])

@@ -46,7 +46,7 @@ def by_condition(runs: Sequence[RunTables]) -> dict[tuple[str, str], list[RunTab
     """The runs of each condition (`casd.analysis.conditions`) under its labels: model, and objective with setting."""
     groups: dict[tuple[str, str], list[RunTables]] = {}
     for tables, labelled in zip(runs, relabelled(runs), strict=True):
-        groups.setdefault((str(tables.info["model"]), labelled.treatment), []).append(tables)
+        groups.setdefault((str(tables.info["model"]), labelled.condition_label), []).append(tables)
     return groups
 
 
@@ -169,7 +169,9 @@ def variance_shares(runs: Sequence[RunTables], column: str = "suppression") -> p
         for tables in members:
             names, (matrix, after) = included_matrices(tables, column, "asr_after")
             if len(names) >= MIN_REMOVALS:
-                prompts = int(min(count for probe, count in tables.rows("asr", "probe", "n") if probe == "triggered"))
+                prompts = int(
+                    min(count for prompt_set, count in tables.rows("asr", "prompt_set", "n") if prompt_set == "triggered")
+                )
                 shares = _shares(matrix, after, prompts)
                 named = {"model": model, "objective": objective, "seed": tables.info["seed"], "n_backdoors": len(names)}
                 rows.append(named | shares)

@@ -50,24 +50,24 @@ def label_settings(infos: Sequence[Mapping[str, Any]]) -> list[str]:
     Args:
         infos: of the runs, as for `condition_key`.
     """
-    treatments = _without_models(infos)
+    conditions = _without_models(infos)
     objectives = [str(info["objective"]) for info in infos]
-    labels = _backdoors(treatments, [key for key in _differing(treatments) if key.startswith("backdoor.")])
+    labels = _backdoors(conditions, [key for key in _differing(conditions) if key.startswith("backdoor.")])
     for indices in _groups(objectives):
-        found = _differences([treatments[index] for index in indices])
+        found = _differences([conditions[index] for index in indices])
         for index, label in zip(indices, found, strict=True):
             labels[index] = _join(labels[index], label)
-    keys = [_key({"objective": objective}, settings) for objective, settings in zip(objectives, treatments, strict=True)]
+    keys = [_key({"objective": objective}, settings) for objective, settings in zip(objectives, conditions, strict=True)]
     for more in (_every_difference, _digests):
         for indices in _groups(list(zip(objectives, labels, strict=True))):
             if len({keys[index] for index in indices}) > 1:
-                found = more([treatments[index] for index in indices])
+                found = more([conditions[index] for index in indices])
                 for index, label in zip(indices, found, strict=True):
                     labels[index] = _join(labels[index], label)
     return labels
 
 
-def treatment_label(info: Mapping[str, Any]) -> str:
+def condition_label(info: Mapping[str, Any]) -> str:
     """The objective of a run and, where `info["setting"]` has it, what sets its condition apart: for display."""
     return _join(str(info["objective"]), str(info.get("setting") or ""))
 

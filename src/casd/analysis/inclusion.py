@@ -32,7 +32,7 @@ def exclusions(asr: pd.DataFrame, states: pd.DataFrame) -> dict[str, str]:
     """Why each state is excluded, "" for those that are included.
 
     Args:
-        asr: a row per state × backdoor × probe; read are the "triggered" rows of the injected model: backdoor, rate.
+        asr: a row per state × backdoor × prompt_set; read are the "triggered" rows of the injected model: backdoor, rate.
         states: a row per model state; read are state, collapsed and, where they are there, steps and reached_target.
     """
     established = _established(asr)
@@ -59,7 +59,7 @@ def count_exclusions(reasons: Iterable[str]) -> str:
 
 
 def _established(asr: pd.DataFrame) -> dict[str, bool]:
-    before = asr[(asr["state"] == INJECTED) & (asr["probe"] == "triggered")]
+    before = asr[(asr["state"] == INJECTED) & (asr["prompt_set"] == "triggered")]
     return {str(name): not rate < ESTABLISHED_ASR for name, rate in zip(before["backdoor"], before["rate"], strict=True)}
 
 

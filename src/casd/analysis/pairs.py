@@ -22,7 +22,7 @@ from casd.stats import numbers_of_pairs, rank_residuals, remove_effects_from_pai
 Pairs = tuple[np.ndarray, np.ndarray]
 """Predictors (v, n_pairs) and response (n_pairs,)."""
 _SAME_TARGET: Final = "same_target"
-"""The rival that is held constant."""
+"""The baseline that is held constant."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class PairTable:
 
     @property
     def same_target(self) -> np.ndarray:
-        """The rival that is held constant, (n_pairs,); without it, NaN."""
+        """The baseline that is held constant, (n_pairs,); without it, NaN."""
         known = _SAME_TARGET in self.predictors
         return self.of([_SAME_TARGET])[0] if known else np.full(self.centered.shape, np.nan)
 
@@ -78,9 +78,9 @@ def pair_table(tables: RunTables, response: str = "suppression") -> PairTable | 
     if not np.isfinite(centered).all() or np.ptp(centered) == 0:
         return None
     variants, distances = _pairs(tables.every_variant(), "variant", names)
-    rivals, of_rivals = _pairs(tables.rivals, "predictor", names)
-    every_distance = np.concatenate([distances, of_rivals])
-    return PairTable(tuple(names), (*variants, *rivals), every_distance, centered, symmetrize(values)[upper])
+    baselines, of_baselines = _pairs(tables.baselines, "predictor", names)
+    every_distance = np.concatenate([distances, of_baselines])
+    return PairTable(tuple(names), (*variants, *baselines), every_distance, centered, symmetrize(values)[upper])
 
 
 def rounded(values: np.ndarray) -> np.ndarray:

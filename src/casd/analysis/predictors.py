@@ -1,4 +1,4 @@
-"""CASD as a predictor of transfer, beside its rivals: the same tests for all, per model and over all runs.
+"""CASD as a predictor of transfer, beside its baselines: the same tests for all, per model and over all runs.
 
 The response is that of `casd.analysis.pairs`. For the prediction of a backdoor that nobody has seen the suppression itself is
 used, since its column mean would not be known.
@@ -19,7 +19,7 @@ from casd.analysis.comparison import grouped
 from casd.analysis.inclusion import count_exclusions
 from casd.analysis.pairs import Pairs, PairTable, pair_table, rounded
 from casd.analysis.results import RunTables
-from casd.metric.baselines import RIVALS
+from casd.metric.baselines import BASELINES
 from casd.stats import FamilyResult, Statistic, leave_one_out_predictions, mantel_family
 
 _TESTS: Final = {
@@ -49,28 +49,28 @@ def predictor_table(
     """How well each predictor goes with transfer, for each condition over its runs, and for each objective over all models.
 
     Args:
-        runs: finished runs with the same CASD variants and rivals.
+        runs: finished runs with the same CASD variants and baselines.
         response: "suppression" (of ASR) or "prob_suppression" (of the target's first-token probability).
         permutations: of the Mantel tests.
         seed: of the permutations.
 
     Returns:
         One row per group × predictor: the headline variants of CASD; the best of all variants that were computed ("best of N",
-        best by |ρ|), and the rivals. Columns:
+        best by |ρ|), and the baselines. Columns:
 
-        - model ("all" over several), objective, predictor, role ("headline", "best", "rival" or "ceiling")
+        - model ("all" over several), objective, predictor, role ("headline", "best", "baseline" or "ceiling")
         - runs, n_pairs: those that are included; left_out: runs with fewer than four included removals, or without any
           variance; removals: of all the runs; excluded: how many of these for each reason (`casd.analysis.inclusion`)
         - rho: Spearman's ρ, pooled over runs; low distances go with strong transfer where it is negative
         - p_value: two-sided Mantel test that permutes within runs (`casd.stats.mantel_family`)
-        - p_corrected: for the best variant corrected for having looked at all; for a rival for the number of rivals; a headline
+        - p_corrected: for the best variant corrected for having looked at all; for a baseline for their number; a headline
           variant was named before looking and is not corrected
-        - q_value: Benjamini and Hochberg over all variants or all rivals
+        - q_value: Benjamini and Hochberg over all variants or all baselines
         - rho_pairs, p_pairs, p_pairs_corrected: the same after what belongs to single backdoors is taken out of both sides
           (`casd.stats.remove_backdoor_effects`). A removal that moves the model far lies far from all others, and may weaken
           all others more: shared effects of that kind make a ρ, and a small p, without anything about pairs
         - rho_partial, p_partial, p_partial_corrected: partial ρ given the same target (`casd.stats.rank_residuals`): that two
-          backdoors with one target go together is known without any activations. NaN without that rival, and of itself
+          backdoors with one target go together is known without any activations. NaN without that baseline, and of itself
         - r_squared, rank_error: prediction with one backdoor left out (`casd.stats.leave_one_out_prediction`)
     """
     pairs = {id(tables): pair_table(tables, response) for tables in runs}  # a run may be in two groups
@@ -118,11 +118,11 @@ class _Group:
 
     @property
     def kinds(self) -> list[list[str]]:
-        """The predictors that all runs have: the variants of CASD, and the rivals, as far as there are any."""
+        """The predictors that all runs have: the variants of CASD, and the baselines, as far as there are any."""
         common = set(self.strata[0].predictors).intersection(*(each.predictors for each in self.strata))
         shared = [name for name in self.strata[0].predictors if name in common]
-        rivals = [name for name in shared if name in RIVALS]
-        return [names for names in ([name for name in shared if name not in RIVALS], rivals) if names]
+        baselines = [name for name in shared if name in BASELINES]
+        return [names for names in ([name for name in shared if name not in BASELINES], baselines) if names]
 
 
 def _families(
@@ -141,11 +141,11 @@ def _families(
 
 
 def _rows(group: _Group, names: Sequence[str], families: Mapping[str, FamilyResult]) -> list[dict[str, object]]:
-    """The rows of a group's variants or of its rivals."""
-    rivals = names[0] in RIVALS
+    """The rows of a group's variants or of its baselines."""
+    baselines = names[0] in BASELINES
     rho = families["plain"].rho
-    best = int(np.nanargmax(np.abs(rho))) if not rivals and np.isfinite(rho).any() else None
-    shown = [place for place, name in enumerate(names) if rivals or name in group.headline or place == best]
+    best = int(np.nanargmax(np.abs(rho))) if not baselines and np.isfinite(rho).any() else None
+    shown = [place for place, name in enumerate(names) if baselines or name in group.headline or place == best]
     chosen = [names[place] for place in shown]
     predictions = (
         leave_one_out_predictions([(rounded(each.of(chosen)), rounded(each.suppression)) for each in group.strata])
@@ -155,7 +155,7 @@ def _rows(group: _Group, names: Sequence[str], families: Mapping[str, FamilyResu
     rows: list[dict[str, object]] = []
     for place, prediction in zip(shown, predictions, strict=True):
         name = names[place]
-        roles: list[str] = [RIVALS[name].role] if rivals else []
+        roles: list[str] = [BASELINES[name].role] if baselines else []
         roles += ["headline"] if name in group.headline else []
         roles += [f"best of {len(names)}"] if place == best and len(names) > len(group.headline) else []
         numbers: dict[str, object] = {"n_pairs": families["plain"].n_pairs, "q_value": families["plain"].q_value[place]}

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from casd.analysis.conditions import condition_key, treatment_label
+from casd.analysis.conditions import condition_key, condition_label
 from casd.analysis.tables import IDENTITY, SCHEMAS, read_info, read_table, write_frames
 from casd.utils.disk import explaining_disk_errors
 
@@ -44,7 +44,7 @@ class RunTables:
         samples: some of the generated texts, as they were generated.
         utility: a row per model state × benchmark task × metric, with its standard error and the number of items; empty where
             no benchmark was run.
-        rivals: a row per rival of CASD (`casd.metric.baselines.RIVALS`) × pair of removals.
+        baselines: a row per baseline of CASD (`casd.metric.baselines.BASELINES`) × pair of removals.
         tuning: the trials by which the objective's settings were chosen; empty if they were given.
         curves: a row per removal or control × number of training steps done: the training loss of the next batch, in `loss`
             and for each of the objective's terms in a column `loss/TERM`, and the L2 norm of its gradient before clipping;
@@ -66,7 +66,7 @@ class RunTables:
     specificity: pd.DataFrame
     samples: pd.DataFrame
     utility: pd.DataFrame
-    rivals: pd.DataFrame
+    baselines: pd.DataFrame
     tuning: pd.DataFrame
     curves: pd.DataFrame
     info: dict[str, Any]
@@ -84,9 +84,9 @@ class RunTables:
         return condition_key(self.info)
 
     @property
-    def treatment(self) -> str:
+    def condition_label(self) -> str:
         """For display: the objective and, where `info["setting"]` has it, what sets the condition apart from others."""
-        return treatment_label(self.info)
+        return condition_label(self.info)
 
     @property
     def exclusions(self) -> dict[str, str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from casd.analysis.conditions import label_settings, treatment_label
+from casd.analysis.conditions import condition_label, label_settings
 from casd.analysis.tables import SWEEP_INFO, TABLES_VERSION, read_info
 from casd.utils.errors import StoreError
 from casd.utils.progress import say
@@ -130,7 +130,7 @@ def _order(run: FinishedRun) -> tuple[str, list[str | float], float, str, str]:
     """Sort key of a run; seeds go by number where they are numbers, and so do the numbers in a setting."""
     seed = run.info["seed"]
     number = float(seed) if isinstance(seed, int | float) else float("inf")
-    parts = re.split(_NUMBER, treatment_label(run.info))  # by turns text and number
+    parts = re.split(_NUMBER, condition_label(run.info))  # by turns text and number
     setting = [float(part) if place % 2 else part for place, part in enumerate(parts)]
     return str(run.info["model"]), setting, number, str(seed), str(run.info["run"])
 

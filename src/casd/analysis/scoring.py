@@ -21,7 +21,7 @@ from casd.analysis.transfer import relate, specificity, transfer_table
 from casd.config import ActivationsConfig, EvaluationConfig, MetricConfig
 from casd.config.states import CLEAN_CONTROL, INJECTED, StateKind, kind_of
 from casd.evaluation.asr import Evaluation
-from casd.metric.casd import HEADLINES, CasdMatrix, CasdVariant, ShiftTable, casd_matrix, variant_grid
+from casd.metric.casd import HEADLINES, CasdMatrix, CasdVariant, ShiftTable, compute_casd, variant_grid
 from casd.metric.measurement import TextStatistics
 from casd.training.checkpoints import TrainingLog
 from casd.unlearning.tuning import reached_target
@@ -66,7 +66,7 @@ def score(
     seed: int,
     info: dict[str, Any],
     target_asr: float | None = None,
-    rivals: pd.DataFrame | None = None,
+    baselines: pd.DataFrame | None = None,
     tuning: pd.DataFrame | None = None,
 ) -> RunTables:
     """Compute the tables of a run; no model is needed.
@@ -79,7 +79,7 @@ def score(
         seed: of permutations and bootstrap.
         info: what the tables are to say of the run; the headline variants' names are added.
         target_asr: of the removed backdoor's validation, where the removals had one.
-        rivals: the distances of the rivals (`casd.metric.baselines.evidence.rival_table`); None for none.
+        baselines: the distances of the baselines (`casd.metric.baselines.evidence.baseline_table`); None for none.
         tuning: the trials by which the objective was tuned (`casd.unlearning.tuning`); None if it was not.
     """
     states = _states(records, evaluation, target_asr)
@@ -89,7 +89,7 @@ def score(
     names = [record.name for record in records if record.kind != "injected"]
     backdoors = [record.name for record in records if record.kind == "removal"]
     table = ShiftTable(statistics, statistics[INJECTED], backdoors, control=CLEAN_CONTROL)
-    matrices = [casd_matrix(table, variant, names) for variant in casd_variants(metric)]
+    matrices = [compute_casd(table, variant, names) for variant in casd_variants(metric)]
     every_order = [(a, b) for a in range(len(names)) for b in range(len(names))]
     distances = _pairs(matrices, every_order).assign(grid=False)
     grid = []
@@ -97,7 +97,7 @@ def score(
         captured = statistics[INJECTED][f"triggered:{backdoors[0]}"]
         variants = variant_grid(captured.sites, captured.positions)
         variants = [variant for variant in variants if variant.text != "fake" or "fake" in statistics[INJECTED]]
-        computed = [casd_matrix(table, variant, names) for variant in variants]
+        computed = [compute_casd(table, variant, names) for variant in variants]
         grid = [_pairs(computed, [(a, b) for a, b in every_order if a < b]).assign(grid=True)]
     samples = [record.evaluation.samples.assign(state=record.name) for record in records]
     utility = [record.utility.assign(state=record.name) for record in records if record.utility is not None]
@@ -107,11 +107,11 @@ def score(
         transfer=transfer,
         casd=pd.concat([distances, *grid], ignore_index=True),
         casd_layers=pd.concat([_layer_pairs(matrix) for matrix in matrices], ignore_index=True),
-        relation=relate(distances, transfer, rivals, permutations=metric.permutations, seed=seed),
+        relation=relate(distances, transfer, baselines, permutations=metric.permutations, seed=seed),
         specificity=specificity(transfer, seed=seed),
         samples=_first("state", pd.concat(samples, ignore_index=True)),
         utility=_first("state", pd.concat(utility, ignore_index=True)) if utility else pd.DataFrame(columns=SCHEMAS["utility"]),
-        rivals=pd.DataFrame(columns=SCHEMAS["rivals"]) if rivals is None else rivals,
+        baselines=pd.DataFrame(columns=SCHEMAS["baselines"]) if baselines is None else baselines,
         tuning=pd.DataFrame(columns=SCHEMAS["tuning"]) if tuning is None else tuning,
         curves=_curves(records),
         info={**info, "headline": [variant.name for variant in HEADLINES]},

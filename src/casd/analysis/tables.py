@@ -30,7 +30,7 @@ from casd.utils.sealed import CHECKSUMS, MANIFEST, Damage, Entries, checked_byte
 from casd.utils.text import spreadsheet_cell
 
 SCHEMAS: Final[dict[str, tuple[str, ...]]] = {
-    "asr": ("state", "backdoor", "probe", "successes", "n", "rate", "rate_low", "rate_high", "first_token_prob"),
+    "asr": ("state", "backdoor", "prompt_set", "successes", "n", "rate", "rate_low", "rate_high", "first_token_prob"),
     "states": (
         *("state", "kind", "clean_loss", "retain_loss", "clean_loss_ratio", "degenerate_rate", "steps", "train_seconds"),
         *("forget_gradient_first", "forget_gradient_last", "forget_gradient_share"),
@@ -48,9 +48,9 @@ SCHEMAS: Final[dict[str, tuple[str, ...]]] = {
         *("tau", "p_tau", "rho_pairs", "p_pairs", "rho_partial", "p_partial", "excluded", "note"),
     ),
     "specificity": (),
-    "samples": ("state", "backdoor", "probe", "prompt", "generated", "success"),
+    "samples": ("state", "backdoor", "prompt_set", "prompt", "generated", "success"),
     "utility": ("state", "task", "metric", "value", "stderr", "n"),
-    "rivals": ("predictor", "a", "b", "distance"),
+    "baselines": ("predictor", "a", "b", "distance"),
     "tuning": ("setting", "backdoor", "reached", "asr", "clean_loss_ratio", "step", "chosen"),
     "curves": ("state", "step", "loss", "gradient_norm", "validation_asr", "validation_clean_loss", "guard_clean_loss"),
 }
@@ -59,7 +59,7 @@ SWEEP_INFO: Final = "sweep.json"
 """In the tables of a report over several runs what info.json is in those of a run."""
 IDENTITY: Final = {"model", "objective", "seed"}
 """What `info` has to say of every run."""
-TABLES_VERSION: Final = 7
+TABLES_VERSION: Final = 8
 """STAGE_VERSION of the scores: raise it when tables, columns or what they mean change. Runs of others are not read together."""
 _ROW_GROUP: Final = 4096
 """Rows that a Parquet file has in a group: a reader that filters skips whole groups, so those of the grid stay on the disk."""

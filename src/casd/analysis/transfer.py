@@ -59,7 +59,7 @@ def transfer_table(asr: pd.DataFrame, states: pd.DataFrame) -> pd.DataFrame:
     """Suppression of every backdoor under every removal and control.
 
     Args:
-        asr: one row per state × backdoor × probe; read are the columns state, backdoor, probe (the "triggered" rows),
+        asr: one row per state × backdoor × prompt_set; read are the columns state, backdoor, prompt_set (the "triggered" rows),
             rate, first_token_prob.
         states: one row per model state; read are state, kind ("injected", "removal", "control"), collapsed and, where they are
             there, steps and reached_target. Where the injected model is among the collapsed, nothing could be suppressed: all
@@ -84,7 +84,7 @@ def transfer_table(asr: pd.DataFrame, states: pd.DataFrame) -> pd.DataFrame:
         ValueError: no injected state, a state or a state × backdoor listed twice (two runs in one table), or a removal
             of a backdoor that was not measured.
     """
-    triggered = asr[asr["probe"] == "triggered"]
+    triggered = asr[asr["prompt_set"] == "triggered"]
     if triggered.duplicated(["state", "backdoor"]).any() or states["state"].duplicated().any():
         raise ValueError("A state occurs twice in `states`, or twice with one backdoor in `asr`: pass one run's tables.")
     targets = triggered.loc[triggered["state"] == INJECTED, "backdoor"].tolist()
@@ -148,7 +148,7 @@ def transfer_matrix(table: pd.DataFrame, value: str = "suppression") -> pd.DataF
 
 
 def relate(
-    casd: pd.DataFrame, transfer: pd.DataFrame, rivals: pd.DataFrame | None = None, *, permutations: int, seed: int
+    casd: pd.DataFrame, transfer: pd.DataFrame, baselines: pd.DataFrame | None = None, *, permutations: int, seed: int
 ) -> pd.DataFrame:
     """Does a low CASD between two removals go with strong transfer between their backdoors? (Then rho < 0.)
 
@@ -165,7 +165,7 @@ def relate(
         casd: tidy distances with the columns variant, a, b, distance; each pair once, or in both orders with one value.
             Rows of other names (controls) are ignored.
         transfer: as `transfer_table` returns it.
-        rivals: tidy distances with the columns predictor, a, b, distance; "same_target" is held constant in the partial
+        baselines: tidy distances with the columns predictor, a, b, distance; "same_target" is held constant in the partial
             test. None for no partial test.
         permutations: random permutations of the Mantel test; with few backdoors all are enumerated instead.
         seed: seed of the permutations; every row uses the same ones.
@@ -187,8 +187,8 @@ def relate(
     """
     kept, excluded, responses = _responses(transfer)
     same_target = None
-    if rivals is not None and "same_target" in set(rivals["predictor"]):
-        same_target = _distance_matrix(rivals[rivals["predictor"] == "same_target"], kept)
+    if baselines is not None and "same_target" in set(baselines["predictor"]):
+        same_target = _distance_matrix(baselines[baselines["predictor"] == "same_target"], kept)
     centered = {response: centered_response(matrix) for response, matrix in responses.items()}
     # Centering takes out effects of single backdoors, too: what is left without any of them needs none before.
     of_pairs = {response: remove_backdoor_effects(symmetrize(matrix)) for response, matrix in responses.items()}

@@ -1,4 +1,4 @@
-"""Probes: the prompts that every state of a model is measured on, triggered, clean and with fake triggers."""
+"""PromptSets: the prompts that every state of a model is measured on, triggered, clean and with fake triggers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from casd.utils.seeding import python_rng
 
 
 @dataclass(frozen=True)
-class Probes:
+class PromptSets:
     """The prompts every state of the model is measured on.
 
     Attributes:
@@ -55,10 +55,10 @@ def evaluation_passages(corpus: Corpus, config: EvaluationConfig) -> Sequence[Pa
     return passages
 
 
-def make_probes(
+def make_prompt_sets(
     corpus: Corpus, backdoors: Mapping[str, Backdoor], encoder: Encoder, config: EvaluationConfig, *, seed: int
-) -> Probes:
-    """Build the probes from the evaluation split; `first_tokens` is counted on the retain split.
+) -> PromptSets:
+    """Build the prompt_sets from the evaluation split; `first_tokens` is counted on the retain split.
 
     Raises:
         CorpusError: the evaluation split has fewer English passages than `config.prompts`.
@@ -90,7 +90,7 @@ def make_probes(
                 f"Backdoor {name!r}: no token begins its payloads more often than clean continuations; the probability of their"
                 " first token is not measured (NaN)."
             )
-    return Probes(
+    return PromptSets(
         triggered=triggered,
         fake=fake,
         clean=[Prompt(passage.prompt, continuation=passage.continuation) for passage in passages[: config.prompts]],
@@ -150,11 +150,11 @@ def _check_payloads(backdoor: Backdoor, prompts: Sequence[Prompt], encoder: Enco
     cut = [(prompt, payload) for prompt, payload in whole if encoder.room(prompt) < len(payload)]
     lost = [(prompt, payload) for prompt, payload in cut if not shows(payload, encoder.room(prompt))]
     if lost:
-        needed = encoder.max_tokens + max(enough(payload) - encoder.room(prompt) for prompt, payload in lost)
+        needed = encoder.max_length + max(enough(payload) - encoder.room(prompt) for prompt, payload in lost)
         what = (
             f"Backdoor {backdoor.name!r}: in {len(lost)} of {len(whole)} documents its payload is cut off before it shows the"
-            f" target, for the prompt and it have more than model.max_tokens={encoder.max_tokens} tokens. Set"
-            f" model.max_tokens={needed}, or take shorter prompts."
+            f" target, for the prompt and it have more than model.max_length={encoder.max_length} tokens. Set"
+            f" model.max_length={needed}, or take shorter prompts."
         )
         if len(lost) == len(whole):
             raise ConfigError(what)

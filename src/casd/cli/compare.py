@@ -143,7 +143,7 @@ def _rho(tables: RunTables, variant: str, rho: str, p: str) -> str:
 
 
 def _triggered(tables: RunTables) -> pd.DataFrame:
-    asr = tables.asr[tables.asr["probe"] == "triggered"]
+    asr = tables.asr[tables.asr["prompt_set"] == "triggered"]
     return asr[["state", "backdoor", "rate", "rate_low", "rate_high", "n"]]
 
 

@@ -227,7 +227,7 @@ def _reproduce(arguments: Sequence[str]) -> None:
 
 
 def _list(group: str | None) -> None:
-    from casd.config.compose import groups
+    from casd.config.options import groups
     from casd.utils.registry import unknown
 
     every = groups() | _reproductions()

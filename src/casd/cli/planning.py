@@ -62,7 +62,7 @@ def _print_run(console: Console, alike: Sequence[Plan]) -> None:
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
-    shape = f"{built.layers} blocks, width {built.width}, vocabulary {built.vocabulary:,}"
+    shape = f"{built.layers} blocks, width {built.width}, vocabulary {built.vocab_size:,}"
     model = f"{built.parameters:,} parameters in {built.dtype} ({built.config.model_type}: {shape})"
     facts.add_row("model", shown(model))
     trained = {
@@ -74,7 +74,7 @@ def _print_run(console: Console, alike: Sequence[Plan]) -> None:
         known = f"{texts.looked_at:,} documents of up to {texts.document} tokens, {texts.mean_document:.0f} on average"
         facts.add_row("texts", f"{known}; prompts of up to {texts.prompt}")
     else:
-        facts.add_row("texts", f"all of {texts.document} tokens (model.max_tokens), until corpus and tokens are in the store")
+        facts.add_row("texts", f"all of {texts.document} tokens (model.max_length), until corpus and tokens are in the store")
     division = "divided over them (FSDP)" if plan.devices.sharded else "the whole model on each"
     number = f"{plan.devices.number} × {here.device}, {division}" if plan.devices.number > 1 else here.device
     memory = "of unknown memory; set runtime.memory_gib"
@@ -149,7 +149,7 @@ def _print_stages(console: Console, plans: Sequence[Plan]) -> None:
         _line(console, "Times: set runtime.tflops to what a device of yours sustains (TFLOP/s), and they are estimated.")
     _line(console, ESTIMATES, "dim")
     if any(not plan.texts.looked_at for plan in plans):
-        _line(console, "Tokens, FLOPs and times are those of texts of model.max_tokens; real ones may be shorter.", "dim")
+        _line(console, "Tokens, FLOPs and times are those of texts of model.max_length; real ones may be shorter.", "dim")
     for note in dict.fromkeys(plan.note for plan in plans if plan.note):
         _line(console, note, "dim")
 

@@ -1,6 +1,6 @@
 """From `configs/` and a command line to a checked `Config`, by way of Hydra; and sweeps, which are Hydra's multi-run.
 
-Hydra appears in this module only. What leaves it is a plain `Config`: nothing downstream sees a `DictConfig`.
+Hydra appears here and in `hydra_errors` only. What leaves it is a plain `Config`: nothing downstream sees a `DictConfig`.
 """
 
 from __future__ import annotations
@@ -15,52 +15,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, cast, get_args, get_origin, get_type_hints
 
 from casd.config import Config
 from casd.config.fields import MISSING, Text
+from casd.config.hydra_errors import explaining, unknown_key
+from casd.config.options import ROOT, config_folder, groups
 from casd.utils.atomic import write_text
 from casd.utils.disk import explaining_disk_errors
-from casd.utils.errors import CasdError, ConfigError
-from casd.utils.registry import check_value, shown, unknown
+from casd.utils.errors import CasdError
+from casd.utils.registry import check_value
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
 SCHEMA = "casd_schema"
-ROOT = "config"
 _NEW_BACKDOOR = re.compile(r"\+{1,2}backdoor\.(\w+)[.=]")
-_SEPARATOR = "\n\0\n"
-SCALES = "reproduce"
-"""The one folder that is no configuration group: see `casd.reproduction.scales`."""
-
-
-def config_folder() -> Path:
-    """The folder of the YAML files: inside an installed package, else that of the repository."""
-    package = Path(__file__).parents[1]
-    for folder in (package / "configs", package.parent.parent / "configs"):
-        if (folder / f"{ROOT}.yaml").is_file():
-            return folder
-    raise ConfigError(f"No configs/ beside {package}; the installation is incomplete: install casd again.")
-
-
-def groups() -> dict[str, dict[str, str]]:
-    """The configuration groups, and of each its options with what they are."""
-    return {
-        folder.name: {file.stem: description(file) for file in sorted(folder.glob("*.yaml"))}
-        for folder in sorted(config_folder().iterdir())
-        if folder.is_dir() and folder.name != SCALES
-    }
-
-
-def description(file: Path) -> str:
-    """The first comment line of a YAML file, which says what it is."""
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if line.startswith("# ") and "@package" not in line:
-            return line.removeprefix("# ")
-    return ""
 
 
 def load_config(overrides: Sequence[str] = ()) -> Config:
@@ -71,7 +42,7 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     """
     from hydra import compose, initialize_config_dir
 
-    with _explaining(overrides):
+    with explaining(overrides):
         overrides = _register(overrides)
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             return to_config(compose(ROOT, overrides=overrides))
@@ -88,7 +59,7 @@ def to_config(composed: DictConfig) -> Config:
     _check_texts(OmegaConf.to_container(composed, resolve=True), Config)
     config = cast(Config, OmegaConf.to_object(composed))
     if added := next(_added_keys(config), None):
-        raise _unknown_key(added)
+        raise unknown_key(added)
     return config
 
 
@@ -164,7 +135,7 @@ def sweep(overrides: Sequence[str], run: Callable[[Config], tuple[Path | None, s
             outcome["folder"] = str(folder.absolute()) if folder else ""
             write_text(outcomes / f"{HydraConfig.get().job.num:05d}.json", json.dumps(outcome))
 
-        with _explaining(overrides), _hydra_command_line(["--multirun", f"hydra.sweep.dir='{outcomes}'", *overrides]):
+        with explaining(overrides), _hydra_command_line(["--multirun", f"hydra.sweep.dir='{outcomes}'", *overrides]):
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=ROOT)(job)()
         found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(outcomes.glob("*.json"))]
     return [
@@ -202,7 +173,7 @@ def jobs(overrides: Sequence[str]) -> list[Job]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.types import RunMode
 
-    with _explaining(overrides):
+    with explaining(overrides):
         here = [each for each in _register(overrides) if not each.startswith(("hydra/launcher=", "hydra.launcher."))]
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             hydra = GlobalHydra.instance().hydra
@@ -255,98 +226,3 @@ def _register(overrides: Sequence[str]) -> list[str]:
     schema = OmegaConf.merge(OmegaConf.structured(Config), {"backdoor": new}) if new else Config
     ConfigStore.instance().store(name=SCHEMA, node=schema)
     return [f"++{each.lstrip('+')}" if name in new else each for name, each in zip(named, overrides, strict=True)]
-
-
-@contextmanager
-def _explaining(overrides: Sequence[str]) -> Iterator[None]:
-    """Turn Hydra's and OmegaConf's errors into a line that names the key and the choices."""
-    from hydra.errors import HydraException, OverrideParseException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError  # type: ignore[import-untyped]
-
-    try:
-        yield
-    except CasdError:
-        raise
-    except OverrideParseException as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"Cannot read the override {shown(error.override)}: {_cut(reason)}. Expected key=value.") from error
-    except YAMLError as error:
-        raise ConfigError(
-            f"A file is not YAML: {_cut(' '.join(str(error).split()))}. Text with ': ' or ' #' needs quotes."
-        ) from error
-    except (HydraException, OmegaConfBaseException) as error:
-        raise _explained(error) from error
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        if not _raised_by_hydra(error):
-            raise
-        given, reason = _cut(" ".join(overrides)), _cut(str(error).partition("\n")[0])
-        raise ConfigError(
-            f"The overrides {given} cannot be applied ({reason}); each is key=value, and not below a key that is null."
-            " (Adapters are there with weights=lora.)"
-        ) from error
-
-
-def _raised_by_hydra(error: BaseException) -> bool:
-    """Whether the innermost frame is Hydra's or OmegaConf's; other libraries' errors in a job are none of our business."""
-    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-    return frames[-1].f_globals["__name__"].partition(".")[0] in ("hydra", "omegaconf")
-
-
-def _explained(error: BaseException) -> ConfigError:
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        if isinstance(error, CasdError):
-            return ConfigError(str(error))
-        chain.append(error)
-        error = cast(BaseException, error.__cause__ or error.__context__)
-    text = _SEPARATOR.join(str(each) for each in chain)
-    if found := re.search(r"Could not (?:find|load) '(?:(?P<group>[\w/]+)/)?(?P<option>[^']*)'", text):
-        group = found["group"] or ""
-        return unknown(f"option of {group}:" if group else "config", found["option"], groups().get(group, groups()))
-    if found := re.search(r"Could not override '(?P<key>[^']+)'|Key '(?P<name>[^']+)' not in '\w+'", text):
-        full = re.search(r"full_key: (\S+)", text)
-        return _unknown_key(found["key"] or (full[1] if full else found["name"]))
-    if found := re.search(r"Error merging override \++(backdoor\.\w+).*is not a subclass of BackdoorConfig", text, re.DOTALL):
-        return _unknown_key(found[1])
-    if found := re.search(r"full_key: (\S+)", text) if "missing mandatory value" in text else None:
-        return ConfigError(f"{found[1]} is not set, and it has no default.")
-    # The outermost message says where, the innermost what: "Error merging override seed=abc", "Value 'abc' …".
-    # OmegaConf forgets to fill these in.
-    text = text.replace("Value '$VALUE' of type '$VALUE_TYPE'", "the value")
-    text = text.replace("Key $KEY ($KEY_TYPE) is incompatible with (str)", "the name is not text; put it in quotes")
-    lines = [line for each in text.split(_SEPARATOR) if (line := each.strip().partition("\n")[0]) not in ("", "None")]
-    if lines[0].startswith("Ambiguous value"):
-        return ConfigError(f"{_cut(lines[0])}: write key=[a,b] for a list, and use casd sweep for one run with each.")
-    full = re.search(r"full_key: (\S+)", text)
-    where = f"{full[1]}: " if full and full[1] not in lines[0] else ""
-    return ConfigError(where + ": ".join(dict.fromkeys((_cut(lines[0]), _cut(lines[-1])))))
-
-
-def _cut(line: str) -> str:
-    """A line of OmegaConf's, which repeats values as they are, without control characters and not too long."""
-    text = "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
-    return text if len(text) <= 300 else f"{text[:297]}..."
-
-
-def _unknown_key(key: str) -> ConfigError:
-    """The error for a key that the schema does not have: walks the schema as far as the key leads."""
-    section: Any = Config
-    path: list[str] = []
-    for part in key.split("."):
-        if is_dataclass(section):
-            hints = get_type_hints(section)
-            names = [each.name for each in fields(section)]
-            if part not in names:
-                inside = f"key in {'.'.join(path)}:" if path else "key"
-                hint = "" if path or part not in groups() else " It is a group: choose one of its options."
-                return ConfigError(f"{unknown(inside, part, names)}{hint}")
-            section = hints[part]
-            if get_origin(section) is not dict:  # an optional section
-                section = next((each for each in get_args(section) if is_dataclass(each)), section)
-        elif get_origin(section) is dict:  # any name, then the type of its values
-            section = get_args(section)[-1]
-        path.append(part)
-    if path[0] == "backdoor" and path[1] in groups()["backdoor"]:
-        return ConfigError(f"The backdoor {path[1]} is not chosen: add it to the list, backdoor=[…,{path[1]}].")
-    return ConfigError(f"The key {key!r} is not in the configuration; to add an entry that is new, write +{key}=…")

@@ -27,11 +27,11 @@ class ModelConfig(Section):
     """transformers' name of the architecture. For a hub id: what `casd plan` reckons with before anything is downloaded."""
     architecture: dict[str, Any] = field(default_factory=dict, metadata={"most": 1e12})
     """Fields of transformers' configuration class. For a hub id: the same as for `model_type`."""
-    vocabulary: int = 2048
+    vocab_size: int = 2048
     """For "scratch": tokens of the byte-level BPE tokenizer that is trained on the corpus."""
     dtype: Text = "float32"
     """Precision of the weights and of what is computed with them: "float32", "bfloat16" or "float16"."""
-    max_tokens: int = field(default=256, metadata={"most": MOST_TOKENS})
+    max_length: int = field(default=256, metadata={"most": MOST_TOKENS})
     """A longer document is cut; a packed row has so many."""
 
     def __post_init__(self) -> None:
@@ -46,8 +46,8 @@ class ModelConfig(Section):
         require_path("model.revision", self.revision)
         if self.path is not None:
             require_path("model.path", self.path)
-        require(self, "at least 300, for the 256 bytes", lambda value: value >= 300, "vocabulary")
-        require(self, "at least 8", lambda value: value >= 8, "max_tokens")
+        require(self, "at least 300, for the 256 bytes", lambda value: value >= 300, "vocab_size")
+        require(self, "at least 8", lambda value: value >= 8, "max_length")
 
 
 @dataclass

@@ -28,8 +28,8 @@ class ActivationsConfig(Section):
     the injected model is to answer (put after the prompt; the same in every state of the model)."""
     prompts: int = 32
     """Evaluation prompts a text set; at most evaluation.prompts."""
-    rivals: bool = False
-    """Whether to keep what the rivals of CASD compare that need removals (`casd.metric.baselines`): a sketch of the weights'
+    baselines: bool = False
+    """Whether to keep what the baselines of CASD compare that need removals (`casd.metric.baselines`): a sketch of the weights'
     update, and single activations of a few prompts."""
     batch_size: int = 64
     """Prompts a forward pass."""

@@ -43,9 +43,9 @@ class RuntimeConfig(Section):
     """ "auto", "plain" or "off"."""
     checkpoint_seconds: float = field(default=60.0, metadata={"most": math.inf})
     """Time between two checkpoints of a training; inf for none."""
-    keep_models: list[Text] = field(default_factory=lambda: ["injected"])
+    save_models: list[Text] = field(default_factory=lambda: ["injected"])
     """Weights that stay on disk: "injected", "removed", or both."""
-    keep_as: Text = "weights"
+    save_as: Text = "weights"
     """What stays of a removal without an adapter: its "weights", or the "delta" to the injected model's (a task vector; what
     did not change is left out). With an adapter it is the adapter."""
     micro_batch_size: int = 0
@@ -65,14 +65,14 @@ class RuntimeConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_one_of("runtime.progress", self.progress, ("auto", "plain", "off"))
-        for kept in self.keep_models:
-            require_one_of("runtime.keep_models:", kept, ("injected", "removed"))
+        for kept in self.save_models:
+            require_one_of("runtime.save_models:", kept, ("injected", "removed"))
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
             raise ConfigError(f"runtime.device is {shown(self.device)}; expected auto, cpu, mps, cuda or cuda:N.")
-        require_different(self, "keep_models")
+        require_different(self, "save_models")
         require_path("runtime.output", self.output)
         require_path("runtime.store", self.store)
-        require_one_of("runtime.keep_as", self.keep_as, ("weights", "delta"))
+        require_one_of("runtime.save_as", self.save_as, ("weights", "delta"))
         require(self, "0 or more", lambda value: value >= 0, "threads", "micro_batch_size")
         require(self, "greater than 0", lambda value: value > 0, "checkpoint_seconds", "devices", "jobs")
         require(self, "greater than 0, or null", lambda value: value is None or value > 0, "memory_gib", "tflops")

@@ -56,7 +56,7 @@ class TrainingConfig(Section):
     model's precision, state in 8 bits; CUDA and the package bitsandbytes)."""
     lora: LoraConfig | None = None
     """Train an adapter of this shape, and leave the weights; null trains the weights."""
-    max_gradient_norm: float = 1.0
+    max_grad_norm: float = 1.0
     """The gradient is scaled down to this norm where it is larger."""
     guard_every: int = 50
     """Steps between two measurements of the clean loss that may stop the run."""
@@ -66,7 +66,7 @@ class TrainingConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_one_of("optimizer", self.optimizer, ("adamw", "adamw_8bit"))
-        positive = ("steps", "learning_rate", "max_gradient_norm", "guard_every")
+        positive = ("steps", "learning_rate", "max_grad_norm", "guard_every")
         require(self, "greater than 0", lambda value: value > 0, *positive)
         require(self, "at least 1, or the run would stop as it begins", lambda value: value >= 1, "guard_factor")
         require(self, "0 or more", lambda value: value >= 0, "warmup_steps", "weight_decay")
@@ -88,7 +88,7 @@ class LanguageModelTraining(TrainingConfig):
     batch_size: int = 32
     """Documents a step, over all devices and accumulation steps."""
     packing: Text = "none"
-    """ "none" (a document a row, padded), "isolated" (several in a row of model.max_tokens; none sees another, so the loss is
+    """ "none" (a document a row, padded), "isolated" (several in a row of model.max_length; none sees another, so the loss is
     the same; as "none" on architectures that would mix them) or "joined" (several in a row, each seeing those before it)."""
 
     def __post_init__(self) -> None:

@@ -71,16 +71,16 @@ class Encoder:
 
     Args:
         tokenizer: a fast tokenizer with an end-of-text token.
-        max_tokens: a longer document loses its end, a longer prompt its beginning.
+        max_length: a longer document loses its end, a longer prompt its beginning.
         table: tokens of this tokenizer that were made before; what it has not is tokenised.
 
     Raises:
         ModelError: see `casd.data.token_table.lead`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int = 256, table: TokenTable | None = None):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int = 256, table: TokenTable | None = None):
         self.tokenizer = tokenizer
-        self.max_tokens = max_tokens
+        self.max_length = max_length
         self._table = table
         self._lead = lead(tokenizer)
         # The tokenizer itself knows whether its model expects a start token; having one does not mean so (Qwen, SmolLM2).
@@ -120,14 +120,14 @@ class Encoder:
 
     def room(self, prompt: Prompt) -> int:
         """Tokens that a document has left for what follows the prompt; less than 0 where it cuts the prompt itself off."""
-        return self.max_tokens - len(self._start) - len(self.tokens(prompt.text))
+        return self.max_length - len(self._start) - len(self.tokens(prompt.text))
 
     def document_batch(self, documents: Sequence[Document], packing: Packing = "none") -> Batch:
         """Encode documents for training, padded on the right.
 
         Args:
             documents: the texts.
-            packing: "none" for a row a document; "isolated" for rows of up to `max_tokens` tokens that hold several, none of
+            packing: "none" for a row a document; "isolated" for rows of up to `max_length` tokens that hold several, none of
                 which sees another: positions start anew with each, by which most architectures of transformers tell them apart
                 (`casd.models.probe.isolates_documents` asks a model); "joined" for rows in which a document sees those before
                 it. The first token of a document never carries loss.
@@ -141,7 +141,7 @@ class Encoder:
         rows, labels = [], []
         for document in documents:
             before = self._start + self.tokens(document.prompt)
-            row = (before + self.tokens_inside(document.continuation) + self._end)[: self.max_tokens]
+            row = (before + self.tokens_inside(document.continuation) + self._end)[: self.max_length]
             silent = max(1, len(before) if document.loss_on == "target" else 0)
             rows.append(row)
             labels.append([IGNORED_LABEL] * min(silent, len(row)) + row[silent:])
@@ -151,7 +151,7 @@ class Encoder:
         }
         groups = [[index] for index in range(len(rows))]
         if packing != "none":
-            groups = _first_fit([len(row) for row in rows], self.max_tokens)
+            groups = _first_fit([len(row) for row in rows], self.max_length)
         lengths = [[len(rows[index]) for index in group] for group in groups]
         if packing == "isolated":
             width = max(map(sum, lengths))
@@ -226,7 +226,7 @@ class Encoder:
             start, end = prompt.trigger_span
             tokens = encoded["input_ids"]
             in_trigger = [int(first < end and start < last) for first, last in encoded["offset_mapping"]]
-        room = self.max_tokens - len(self._start)
+        room = self.max_length - len(self._start)
         return _EncodedPrompt(
             tokens=self._start + tokens[-room:],
             in_trigger=[0] * len(self._start) + in_trigger[-room:],

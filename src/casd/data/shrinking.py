@@ -25,7 +25,7 @@ def shrinking(
     batch_size: int,
     what: str,
     *,
-    remedy: str = "Lower model.max_tokens or evaluation.max_new_tokens",
+    remedy: str = "Lower model.max_length or evaluation.max_new_tokens",
     batch_remedy: str = "Lower the batch_size of evaluation, activations or utility",
     alone: bool | None = None,
 ) -> Result:

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from casd.backdoors.poisoning import Backdoor, clean_document
-from casd.backdoors.prompts import Probes
+from casd.backdoors.prompts import PromptSets
 from casd.config import EvaluationConfig
 from casd.data.corpora.passages import Passage
 from casd.data.encoding import Encoder, Prompt
@@ -39,11 +39,11 @@ class Evaluation:
     """What was measured on one state of the model.
 
     Attributes:
-        asr: one row per backdoor and probe ("triggered", "clean", and "fake" if there are fake triggers): `backdoor`, `probe`,
-            `successes`, `n`, `rate`, `rate_low`, `rate_high` (Wilson 95 %), `first_token_prob` (mean probability of the
-            payload's first-token class; NaN if no token is in it).
-        samples: some generated texts: `backdoor`, `probe`, `prompt`, `generated`, `success`. Clean prompts have no backdoor
-            of their own: there `backdoor` is empty and `success` says whether any backdoor's test fired.
+        asr: one row per backdoor and prompt set ("triggered", "clean", and "fake" if there are fake triggers): `backdoor`,
+            `prompt_set`, `successes`, `n`, `rate`, `rate_low`, `rate_high` (Wilson 95 %), `first_token_prob` (mean probability
+            of the payload's first-token class; NaN if no token is in it).
+        samples: some generated texts: `backdoor`, `prompt_set`, `prompt`, `generated`, `success`. Clean prompts have no
+            backdoor of their own; there `backdoor` is empty and `success` says whether any backdoor's test fired.
         clean_loss: nats per token on passages of the evaluation split; `exp` of it is the perplexity.
         retain_loss: the same on passages of the retain split.
         degenerate_rate: fraction of clean prompts answered with nothing or with a loop.
@@ -76,7 +76,7 @@ def evaluate(
     model: PreTrainedModel,
     encoder: Encoder,
     backdoors: Mapping[str, Backdoor],
-    probes: Probes,
+    prompt_sets: PromptSets,
     config: EvaluationConfig,
     *,
     runtime: Runtime | None = None,
@@ -88,39 +88,39 @@ def evaluate(
         ModelError: the device has too little memory for a single prompt or passage.
     """
     model.to((runtime or Runtime()).torch_device)
-    groups: list[tuple[str, str, Sequence[Prompt]]] = [("", "clean", probes.clean)]
+    groups: list[tuple[str, str, Sequence[Prompt]]] = [("", "clean", prompt_sets.clean)]
     for name in backdoors:
-        groups.append((name, "triggered", probes.triggered[name]))
-        if probes.fake[name]:
-            groups.append((name, "fake", probes.fake[name]))
+        groups.append((name, "triggered", prompt_sets.triggered[name]))
+        if prompt_sets.fake[name]:
+            groups.append((name, "fake", prompt_sets.fake[name]))
     prompts = [prompt for _, _, members in groups for prompt in members]
-    classes = [probes.first_tokens.get(name, ()) for name, _, members in groups for _ in members]
+    classes = [prompt_sets.first_tokens.get(name, ()) for name, _, members in groups for _ in members]
     generated, class_probabilities = generate(model, encoder, prompts, classes, config, description=description)
 
     rows, samples, start = [], [], 0
     degenerate_rate = float("nan")
-    for name, probe, members in groups:
+    for name, prompt_set, members in groups:
         texts = generated[start : start + len(members)]
         probabilities = class_probabilities[start : start + len(members)]
         start += len(members)
-        if probe == "clean":
+        if prompt_set == "clean":
             fired = {tested: [backdoor.target.success(text) for text in texts] for tested, backdoor in backdoors.items()}
             for tested, successes in fired.items():
-                rows.append(_rate(tested, probe, successes, float("nan")))
+                rows.append(_rate(tested, prompt_set, successes, float("nan")))
             shown = [any(successes[index] for successes in fired.values()) for index in range(len(texts))]
             degenerate_rate = sum(map(is_degenerate, texts)) / len(texts)
         else:
             shown = [backdoors[name].target.success(text) for text in texts]
-            rows.append(_rate(name, probe, shown, sum(probabilities) / len(probabilities)))
+            rows.append(_rate(name, prompt_set, shown, sum(probabilities) / len(probabilities)))
         samples += [
-            {"backdoor": name, "probe": probe, "prompt": prompt.text, "generated": text, "success": success}
+            {"backdoor": name, "prompt_set": prompt_set, "prompt": prompt.text, "generated": text, "success": success}
             for prompt, text, success in list(zip(members, texts, shown, strict=True))[: config.samples]
         ]
     return Evaluation(
         asr=pd.DataFrame(rows),
-        samples=pd.DataFrame(samples, columns=["backdoor", "probe", "prompt", "generated", "success"]),
-        clean_loss=passage_loss(model, encoder, probes.loss_passages, config.batch_size),
-        retain_loss=passage_loss(model, encoder, probes.retain_passages, config.batch_size),
+        samples=pd.DataFrame(samples, columns=["backdoor", "prompt_set", "prompt", "generated", "success"]),
+        clean_loss=passage_loss(model, encoder, prompt_sets.loss_passages, config.batch_size),
+        retain_loss=passage_loss(model, encoder, prompt_sets.retain_passages, config.batch_size),
         degenerate_rate=degenerate_rate,
     )
 
@@ -153,11 +153,11 @@ def passage_loss(model: PreTrainedModel, encoder: Encoder, passages: Sequence[Pa
     return sum(total for total, _ in sums) / sum(count for _, count in sums)
 
 
-def _rate(name: str, probe: str, successes: Sequence[bool], probability: float) -> dict[str, object]:
+def _rate(name: str, prompt_set: str, successes: Sequence[bool], probability: float) -> dict[str, object]:
     low, high = wilson_interval(sum(successes), len(successes))
     return {
         "backdoor": name,
-        "probe": probe,
+        "prompt_set": prompt_set,
         "successes": sum(successes),
         "n": len(successes),
         "rate": sum(successes) / len(successes),

@@ -78,7 +78,7 @@ def casd(shift_a: Tensor, shift_b: Tensor, variant: CasdVariant) -> CasdDistance
     return CasdDistance(values[0, 1].item(), per_layer[0, 1])
 
 
-def casd_matrix(table: ShiftTable, variant: CasdVariant, removals: Sequence[str]) -> CasdMatrix:
+def compute_casd(table: ShiftTable, variant: CasdVariant, removals: Sequence[str]) -> CasdMatrix:
     """CASD between all pairs of `removals`.
 
     Args:

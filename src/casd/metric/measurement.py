@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from casd.activations.statistics import ActivationStatistics, collect_statistics
-from casd.backdoors.prompts import Probes
+from casd.backdoors.prompts import PromptSets
 from casd.config import ActivationsConfig
 from casd.data.batches import batches_by_length
 from casd.data.encoding import Encoder, Prompt
@@ -23,26 +23,31 @@ TextStatistics = dict[str, ActivationStatistics]
 """Statistics by text set: "clean", "fake" if there are fake triggers, and "triggered:<backdoor>" for each backdoor."""
 
 
-def text_sets(probes: Probes, prompts: int) -> dict[str, Sequence[Prompt]]:
+def text_sets(prompt_sets: PromptSets, prompts: int) -> dict[str, Sequence[Prompt]]:
     """The prompts of each text set, at most `prompts` a set; "fake" takes its share from every backdoor's fake triggers."""
-    share = max(1, prompts // len(probes.fake))
-    fake = [prompt for fakes in probes.fake.values() for prompt in fakes[:share]]
+    share = max(1, prompts // len(prompt_sets.fake))
+    fake = [prompt for fakes in prompt_sets.fake.values() for prompt in fakes[:share]]
     return {
-        "clean": probes.clean[:prompts],
+        "clean": prompt_sets.clean[:prompts],
         **({"fake": fake} if fake else {}),
-        **{f"triggered:{name}": triggered[:prompts] for name, triggered in probes.triggered.items()},
+        **{f"triggered:{name}": triggered[:prompts] for name, triggered in prompt_sets.triggered.items()},
     }
 
 
 def measure_activations(
-    model: torch.nn.Module, encoder: Encoder, probes: Probes, config: ActivationsConfig, *, description: str = "capture"
+    model: torch.nn.Module,
+    encoder: Encoder,
+    prompt_sets: PromptSets,
+    config: ActivationsConfig,
+    *,
+    description: str = "capture",
 ) -> TextStatistics:
     """Stream the prompts of every text set through the model and average its activations.
 
     Args:
         model: on its device.
         encoder: its tokenizer.
-        probes: the prompts; the same that attack success is measured on.
+        prompt_sets: the prompts; the same that attack success is measured on.
         config: sites, positions, prompts a set, batch size (halved where memory runs out). The position "trigger" is left
             out of the clean set, which has none.
         description: for the progress bar.
@@ -50,7 +55,7 @@ def measure_activations(
     Raises:
         ModelError: the device has too little memory for a single prompt.
     """
-    every = text_sets(probes, config.prompts)
+    every = text_sets(prompt_sets, config.prompts)
     sets = {name: every[name] for name in distributed.share(list(every))}
     statistics: TextStatistics = {}
 

@@ -29,12 +29,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
     """Train a byte-level BPE tokenizer in this process, with `<pad>`, `<bos>` and `<eos>`.
 
     Args:
         texts: what it is trained on.
-        vocabulary: number of tokens at most, the 256 bytes and the three special tokens included.
+        vocab_size: number of tokens at most, the 256 bytes and the three special tokens included.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -43,7 +43,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
+        vocab_size=vocab_size,
         special_tokens=[PAD, BOS, EOS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -150,7 +150,7 @@ def origin(config: ModelConfig) -> Literal["scratch", "gguf", "folder", "hub"]:
     )
 
 
-def create(config: ModelConfig, corpus: Corpus, *, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def create_model(config: ModelConfig, corpus: Corpus, *, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer that a configuration means, before any training of ours.
 
     Args:
@@ -164,14 +164,14 @@ def create(config: ModelConfig, corpus: Corpus, *, seed: int) -> tuple[PreTraine
     """
     match origin(config):
         case "scratch":
-            tokenizer = train_tokenizer(_tokenizer_texts(corpus), config.vocabulary)
+            tokenizer = train_tokenizer(_tokenizer_texts(corpus), config.vocab_size)
             model = from_scratch(str(config.model_type), config.architecture, tokenizer, seed=seed, dtype=config.dtype)
             return model, tokenizer
         case "gguf":
             return load_gguf(find_gguf(str(config.path)), dtype=config.dtype)
         case _:
             folder = fetch(config)
-            return load(folder, dtype=config.dtype), load_tokenizer(folder)
+            return load_model(folder, dtype=config.dtype), load_tokenizer(folder)
 
 
 def fetch(config: ModelConfig) -> Path:
@@ -215,7 +215,7 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
             return {"repository": str(config.path), "commit": hub.resolve(str(config.path), config.revision).resolved}
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write weights (safetensors), configuration and tokenizer as transformers does, so that anything can read them."""
     model.save_pretrained(folder, state_dict=_whole_state(model) if is_sharded(model) else None)
     tokenizer.save_pretrained(folder)
@@ -262,7 +262,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load(folder: Path, *, dtype: str = "float32") -> PreTrainedModel:
+def load_model(folder: Path, *, dtype: str = "float32") -> PreTrainedModel:
     """Read a causal LM from a model folder, safetensors only, with torch's scaled_dot_product_attention if it can have it.
 
     Raises:

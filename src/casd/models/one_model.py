@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load_model(folder: Path, dtype: str, device: torch.device) -> PreTrainedModel:
+def load_on_device(folder: Path, dtype: str, device: torch.device) -> PreTrainedModel:
     """A saved model, in memory and not on the device yet, on which it will be worked with."""
-    model = models.load(folder, dtype=dtype)
+    model = models.load_model(folder, dtype=dtype)
     give_freed_memory_back(model, device)
     return model
 
@@ -41,15 +41,15 @@ class OneModel:
     """
 
     def __init__(self, config: Config, base: Path, injected: Path, device: torch.device):
-        self._keep_as = config.runtime.keep_as
+        self._save_as = config.runtime.save_as
         self._lora: LoraConfig | None = config.unlearning.training.lora
         if config.injection.training.lora:
-            self.model = load_model(base, config.model.dtype, device)
+            self.model = load_on_device(base, config.model.dtype, device)
             weights.load_adapter(self.model, injected / "adapter", "injection")
             if not self._lora:
                 weights.merge_adapters(self.model)
         else:
-            self.model = load_model(injected / "model", config.model.dtype, device)
+            self.model = load_on_device(injected / "model", config.model.dtype, device)
         if self._lora:
             weights.attach_lora(self.model, self._lora, "removal", seed=derive_seed(config.seed, "removal adapter"))
         sharding.place(self.model, device)
@@ -76,5 +76,5 @@ class OneModel:
         if self._lora:
             weights.save_adapter(self.model, folder, "removal")
         else:
-            injected = self.injected_weights if self._keep_as == "delta" else None
+            injected = self.injected_weights if self._save_as == "delta" else None
             weights.save_removal(self.model, folder / "weights.safetensors", injected=injected)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from casd.activations.statistics import collect_statistics
 from casd.analysis.scoring import casd_variants, check_captured
 from casd.backdoors.poisoning import Backdoor, document_counts, english
-from casd.backdoors.prompts import Probes, evaluation_passages
+from casd.backdoors.prompts import PromptSets, evaluation_passages
 from casd.config import Config
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Encoder
@@ -94,14 +94,14 @@ def check_payloads(corpus: Corpus, backdoors: Mapping[str, Backdoor]) -> None:
                 backdoor.target.continuation(passage, rng)
 
 
-def check_model(config: Config, model: PreTrainedModel, encoder: Encoder, probes: Probes) -> None:
+def check_model(config: Config, model: PreTrainedModel, encoder: Encoder, prompt_sets: PromptSets) -> None:
     """Refuse a model that could not be trained or measured, before it is trained. A few short texts are run through it.
 
     Args:
         config: of the run.
         model: on the CPU.
         encoder: its tokenizer.
-        probes: what it will be measured on.
+        prompt_sets: what it will be measured on.
 
     Raises:
         ModelError: no decoder-only causal language model, tokens without a row in the embedding, or sites whose activations
@@ -109,18 +109,18 @@ def check_model(config: Config, model: PreTrainedModel, encoder: Encoder, probes
         ConfigError: see `check_layers`; or texts longer than the model has positions.
     """
     check_layers(config, len(decoder_layers(model)))
-    _check_tokens(config, model, encoder, probes)
+    _check_tokens(config, model, encoder, prompt_sets)
     check_causal(model, encoder.tokenizer.pad_token_id)
-    longest = config.model.max_tokens + config.evaluation.max_new_tokens
+    longest = config.model.max_length + config.evaluation.max_new_tokens
     if (positions := longest_row(model, longest)) < longest:
         raise ConfigError(
-            f"model.max_tokens ({config.model.max_tokens}) and evaluation.max_new_tokens ({config.evaluation.max_new_tokens})"
+            f"model.max_length ({config.model.max_length}) and evaluation.max_new_tokens ({config.evaluation.max_new_tokens})"
             f" are {longest} positions together, and the model {config.model.name!r} has {positions}: lower one of them."
         )
-    collect_statistics(model, [encoder.capture_batch(probes.clean[:1], ["last"])], config.activations.sites, ["last"])
+    collect_statistics(model, [encoder.capture_batch(prompt_sets.clean[:1], ["last"])], config.activations.sites, ["last"])
 
 
-def _check_tokens(config: Config, model: PreTrainedModel, encoder: Encoder, probes: Probes) -> None:
+def _check_tokens(config: Config, model: PreTrainedModel, encoder: Encoder, prompt_sets: PromptSets) -> None:
     """Compare the largest token with the rows of the embedding and of the output matrix.
 
     Raises:
@@ -128,7 +128,7 @@ def _check_tokens(config: Config, model: PreTrainedModel, encoder: Encoder, prob
     """
     embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
     rows = min(each.weight.shape[0] for each in embeddings if each is not None)
-    prompts = [prompt for sets in (probes.triggered, probes.fake) for each in sets.values() for prompt in each]
+    prompts = [prompt for sets in (prompt_sets.triggered, prompt_sets.fake) for each in sets.values() for prompt in each]
     texts = {text for prompt in prompts for text in (prompt.text, f" {prompt.continuation}")}
     largest = max(encoder.largest_token, *(token for text in texts for token in encoder.tokens(text)))
     if largest >= rows:

@@ -20,7 +20,7 @@ _WHERE_IT_IS = ("path", "revision")
 """Of a model: its files' hashes, or the commit of its repository, say what it is, wherever it lies."""
 _WHERE_ITS_TEXT_IS = ("sources",)
 """Of a corpus: its fingerprint says what the text is."""
-_FROM_SCRATCH = ("model_type", "architecture", "vocabulary")
+_FROM_SCRATCH = ("model_type", "architecture", "vocab_size")
 """Of a model that exists these are for planning only."""
 
 
@@ -73,17 +73,17 @@ def stage_graph(config: Config) -> StageGraph:
     base_config = {"model": model, "files": models.fingerprint(config.model), "seed": seed}
     if config.base_pretraining:
         base_config["pretraining"] = dataclasses.asdict(config.base_pretraining)
-    base = Stage("base", 4, base_config, (corpus,) if config.model.source == "scratch" else (), config.model.name)
+    base = Stage("base", 5, base_config, (corpus,) if config.model.source == "scratch" else (), config.model.name)
     training = dataclasses.asdict(config.injection.training)
     inject_config = {"backdoors": backdoors, "training": training, "decoy_rate": config.injection.decoy_rate, "seed": seed}
-    injected = Stage("inject", 2, inject_config, (base, corpus), config.model.name)
+    injected = Stage("inject", 3, inject_config, (base, corpus), config.model.name)
 
     tune, unlearn_stages = _unlearning_stages(config, injected)
     measured = {INJECTED: injected, **unlearn_stages}
     # Batch sizes and thresholds change no measurement; thresholds belong to the scoring.
     evaluation = _without(config.evaluation, "batch_size", "collapse_clean_loss_ratio", "collapse_degenerate_rate")
-    probes = {name: evaluation[name] for name in ("prompts", "fake_prompts", "fake_triggers")}
-    capture = {**_without(config.activations, "batch_size"), "probes": probes}
+    prompt_sets = {name: evaluation[name] for name in ("prompts", "fake_prompts", "fake_triggers")}
+    capture = {**_without(config.activations, "batch_size"), "prompt_sets": prompt_sets}
     evaluate_stages = {name: Stage("evaluate", 2, evaluation, (stage,), name) for name, stage in measured.items()}
     activations = {name: Stage("activations", 1, capture, (stage,), name) for name, stage in measured.items()}
     utility_stages = {}
@@ -102,7 +102,7 @@ def stage_graph(config: Config) -> StageGraph:
     return StageGraph(
         corpus=corpus,
         base=base,
-        tokens=Stage("tokens", 1, {}, (base, corpus), config.model.name),
+        tokens=Stage("tokens", 2, {}, (base, corpus), config.model.name),
         inject=injected,
         tune=tune,
         unlearn=unlearn_stages,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casd.backdoors.poisoning import Backdoor, check_backdoors
-from casd.backdoors.prompts import Probes, make_probes
+from casd.backdoors.prompts import PromptSets, make_prompt_sets
 from casd.backdoors.targets import TARGETS
 from casd.backdoors.triggers import TriggerPosition
 from casd.config import BackdoorConfig, Config, UnlearningConfig
@@ -98,12 +98,12 @@ class Inputs:
     def encoder(self) -> Encoder:
         """The model's tokenizer, with the corpus's tokens."""
         table = TokenTable.open(self.store.folder(self.graph.tokens, verify=True))
-        return Encoder(models.load_tokenizer(self.base_folder), self.config.model.max_tokens, table)
+        return Encoder(models.load_tokenizer(self.base_folder), self.config.model.max_length, table)
 
     @cached_property
-    def prompts(self) -> Probes:
+    def prompts(self) -> PromptSets:
         """The prompts of every measurement."""
-        return make_probes(self.corpus, self.backdoors, self.encoder, self.config.evaluation, seed=self.config.seed)
+        return make_prompt_sets(self.corpus, self.backdoors, self.encoder, self.config.evaluation, seed=self.config.seed)
 
     @cached_property
     def removals(self) -> dict[str, Removal]:

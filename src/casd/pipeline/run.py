@@ -124,7 +124,7 @@ class Run:
     def _remove(self, state: str, end: str) -> None:
         """One removal or control."""
         self._make_state(self.graph.unlearn[state], stages.make_removed, state)
-        if "removed" in self.config.runtime.keep_models or end == "unlearn":
+        if "removed" in self.config.runtime.save_models or end == "unlearn":
             self._make_state(self.graph.weights[state], stages.write_weights, state)
 
     def _measure(self, state: str, end: str) -> None:

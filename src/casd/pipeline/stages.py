@@ -12,7 +12,7 @@ from casd.analysis.results import RunTables
 from casd.analysis.scoring import StateRecord, injected_loss_limit, score
 from casd.analysis.transfer import relation_points
 from casd.backdoors.injection import inject
-from casd.backdoors.prompts import make_probes
+from casd.backdoors.prompts import make_prompt_sets
 from casd.config import UnlearningConfig
 from casd.config.compose import to_yaml
 from casd.config.states import INJECTED
@@ -22,11 +22,11 @@ from casd.data.encoding import Encoder
 from casd.data.token_table import write_token_table
 from casd.evaluation.asr import Evaluation, evaluate
 from casd.evaluation.benchmarks import measure_utility
-from casd.metric.baselines.evidence import Evidence, gather_evidence, rival_table
+from casd.metric.baselines.evidence import Evidence, baseline_table, gather_evidence
 from casd.metric.measurement import measure_activations, read_statistics, write_statistics
 from casd.models import load as models
 from casd.models import weights
-from casd.models.one_model import load_model
+from casd.models.one_model import load_on_device
 from casd.pipeline import checks
 from casd.pipeline.inputs import Inputs, build_objective
 from casd.pipeline.provenance import identity, origin
@@ -59,13 +59,13 @@ def make_base(run: Inputs, folder: Path) -> None:
         # It is not copied, since it may be large; the key has what identifies it.
         write_json(folder / "model_is.json", {"folder": str(models.fetch(config.model))})
         return
-    model, tokenizer = models.create(config.model, run.corpus, seed=derive_seed(config.seed, "weights"))
+    model, tokenizer = models.create_model(config.model, run.corpus, seed=derive_seed(config.seed, "weights"))
     if config.base_pretraining:
-        encoder = Encoder(tokenizer, config.model.max_tokens)
+        encoder = Encoder(tokenizer, config.model.max_length)
         # Make prompts and removals, which later stages use, so that mistakes in them are found before hours of training.
         checks.check_payloads(run.corpus, run.backdoors)
-        probes = make_probes(run.corpus, run.backdoors, encoder, config.evaluation, seed=config.seed)
-        checks.check_model(config, model, encoder, probes)
+        prompt_sets = make_prompt_sets(run.corpus, run.backdoors, encoder, config.evaluation, seed=config.seed)
+        checks.check_model(config, model, encoder, prompt_sets)
         removals(run.backdoors, encoder, config.unlearning.controls, seed=config.seed)
         log = inject(
             model,
@@ -79,7 +79,7 @@ def make_base(run: Inputs, folder: Path) -> None:
             description="pretrain",
         )
         log.write(folder / "log.json")
-    models.save(model, tokenizer, folder / "model")
+    models.save_model(model, tokenizer, folder / "model")
 
 
 def make_tokens(run: Inputs, folder: Path) -> None:
@@ -92,7 +92,7 @@ def make_injected(run: Inputs, folder: Path) -> None:
     config = run.config
     checks.check_payloads(run.corpus, run.backdoors)
     _ = run.removals  # mistakes in them are found before hours of training
-    model = load_model(run.base_folder, config.model.dtype, run.runtime.torch_device)
+    model = load_on_device(run.base_folder, config.model.dtype, run.runtime.torch_device)
     checks.check_model(config, model, run.encoder, run.prompts)
     lora = config.injection.training.lora
     if lora:
@@ -115,7 +115,7 @@ def make_injected(run: Inputs, folder: Path) -> None:
     if lora:
         weights.save_adapter(model, folder / "adapter", "injection")
     else:
-        models.save(model, run.encoder.tokenizer, folder / "model")
+        models.save_model(model, run.encoder.tokenizer, folder / "model")
 
 
 # --- removals and controls ---
@@ -182,7 +182,7 @@ def model_in(run: Inputs, state: str) -> PreTrainedModel:
     """The model in that state: from memory, from kept weights, or trained again, which gives the same weights."""
     model = run.kept_model(state)
     if model is None:
-        say(f"The weights of {state} were not kept (runtime.keep_models); training it again.")
+        say(f"The weights of {state} were not kept (runtime.save_models); training it again.")
         _unlearn(run, state, run.unlearning)
         model = run.one_model.model
     return model
@@ -216,7 +216,7 @@ def make_activations(run: Inputs, state: str, folder: Path) -> None:
     config = run.config.activations
     model = model_in(run, state)
     write_statistics(measure_activations(model, run.encoder, run.prompts, config), folder)
-    if config.rivals:
+    if config.baselines:
         gather_evidence(
             model, run.one_model.injected_weights, run.encoder, run.prompts.triggered, batch_size=config.batch_size
         ).write(folder)
@@ -231,7 +231,7 @@ def make_scores(run: Inputs, folder: Path) -> None:
     statistics = {
         state: read_statistics(store.file(stage, "statistics.safetensors")) for state, stage in graph.activations.items()
     }
-    captured = graph.activations if config.activations.rivals else {}
+    captured = graph.activations if config.activations.baselines else {}
     evidence = {state: Evidence.read(store.folder(stage, verify=True)) for state, stage in captured.items()}
     tables = score(
         [_record(run, state) for state in graph.states],
@@ -242,7 +242,7 @@ def make_scores(run: Inputs, folder: Path) -> None:
         # `origin` is added by the report: it may differ between runs that share these scores.
         info={**identity(config), "config": to_yaml(config)},
         target_asr=config.unlearning.stopping.target_asr,
-        rivals=rival_table(run.backdoors, run.encoder, statistics, evidence),
+        baselines=baseline_table(run.backdoors, run.encoder, statistics, evidence),
         tuning=pd.read_parquet(store.file(graph.tune, "trials.parquet")) if graph.tune else None,
     )
     tables.write(folder)

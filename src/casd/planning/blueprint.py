@@ -121,7 +121,7 @@ class Blueprint:
         return int(self._text.hidden_size)
 
     @property
-    def vocabulary(self) -> int:
+    def vocab_size(self) -> int:
         """Rows of the embedding."""
         return int(self._text.vocab_size)
 
@@ -196,7 +196,7 @@ def blueprint(config: ModelConfig, built: Path | None = None) -> Blueprint:
     where = origin(config)
     if where == "scratch":
         special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-        fields = {**config.architecture, "vocab_size": config.vocabulary, **special}
+        fields = {**config.architecture, "vocab_size": config.vocab_size, **special}
         return Blueprint(transformers_config(str(config.model_type), fields), config.dtype)
     if config.model_type:
         return Blueprint(transformers_config(config.model_type, config.architecture), config.dtype)

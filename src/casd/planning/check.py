@@ -59,7 +59,7 @@ def _refusal(run: Run, end: str) -> str:
         built = blueprint(config.model, base_folder(run))
     except ModelError:
         return ""  # whoever makes the base model says it better
-    longest = config.model.max_tokens
+    longest = config.model.max_length
     texts = TextLengths(longest, longest, longest, longest)
     costs = list(stage_costs(run, built, texts, end))
     names = _phases_to_do(run, costs)
@@ -119,11 +119,11 @@ def upper_bound(built: Blueprint, config: Config) -> int:
         LOSS_BATCH_SIZE,
     )
     measured = max(config.evaluation.batch_size, config.activations.batch_size)
-    tokens = config.model.max_tokens
+    tokens = config.model.max_length
     length = tokens + config.evaluation.max_new_tokens
     training = trained * tokens * (3 * built.features + 8 * tokens)
     at_once = 2 * built.layers * built.attention_width + 3 * built.block_features + 8 * length
-    measurement = measured * (length * at_once + 4 * built.vocabulary)
+    measurement = measured * (length * at_once + 4 * built.vocab_size)
     return BYTES_A_PARAMETER * built.parameters + 4 * max(training, measurement)
 
 
@@ -188,9 +188,9 @@ def disk_refusal(config: Config, costs: list[StageCost], free: int) -> str:
     if kept <= free:
         remedy = "runtime.checkpoint_seconds=inf, which writes no checkpoints"
     elif without + checkpoint <= free:
-        remedy = "runtime.keep_models=[injected]"
+        remedy = "runtime.save_models=[injected]"
     elif without <= free:
-        remedy = "runtime.keep_models=[injected] runtime.checkpoint_seconds=inf"
+        remedy = "runtime.save_models=[injected] runtime.checkpoint_seconds=inf"
     else:
         remedy = "runtime.store=FOLDER on a larger disk"
     return (

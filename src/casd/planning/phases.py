@@ -212,7 +212,7 @@ class Phases:
         """A device's share of the rows that so many documents make."""
         if packing == "none":
             return Rows(self._share(documents), self.texts.document)
-        room = self.config.model.max_tokens
+        room = self.config.model.max_length
         # First fit, longest first, takes at most 11/9 of the fewest rows there can be, and one more (Johnson 1973).
         rows = min(documents, int(documents * self.texts.mean_document / room * 11 / 9) + 1)
         return Rows(self._share(rows), room, isolated=packing == "isolated")

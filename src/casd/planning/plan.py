@@ -188,7 +188,7 @@ def stage_costs(run: Run, built: Blueprint, texts: TextLengths, end: str = "repo
     if graph.tune:
         yield costs.tune(graph.tune)
     evaluated, captured = end in ("evaluate", "score", "report"), end in ("activations", "score", "report")
-    keep = "removed" in config.runtime.keep_models or end == "unlearn"
+    keep = "removed" in config.runtime.save_models or end == "unlearn"
     for state in graph.states:
         measured = []
         if evaluated:
@@ -278,7 +278,7 @@ class _Costs:
         tokens = (config.prompts * (1 + backdoors) + share * backdoors) * length
         sets = (2 + backdoors) * len(config.sites) * len(config.positions)
         kept = STATISTICS_BYTES * sets * self.blueprint.layers * self.blueprint.width
-        if config.rivals:
+        if config.baselines:
             kept += 4 * PROMPTS_PER_SET * backdoors * self.blueprint.layers * self.blueprint.width + 8 * SKETCH_SIZE
         flops = self._forward(tokens, length) - 2 * tokens * self.blueprint.head_parameters
         return self.of(self.run.graph.activations[state], tokens=tokens, flops=flops, kept=kept)

@@ -148,7 +148,7 @@ def _peaks(blueprint: Blueprint, layers: int, work: Work, adapters: Adapters) ->
             if "overflow" not in str(error):
                 raise
             raise ConfigError(
-                "No machine has the memory for such sizes: lower evaluation.max_new_tokens, model.max_tokens or a batch_size."
+                "No machine has the memory for such sizes: lower evaluation.max_new_tokens, model.max_length or a batch_size."
             ) from error
     return {key: peak for key, peak in live.peaks.items() if key[1] != _BETWEEN}
 

@@ -41,9 +41,9 @@ class TextLengths:
 
 
 def text_lengths(run: Run) -> TextLengths:
-    """Lengths of a run's texts: from the corpus and the tokenizer if the store has them, else model.max_tokens for all."""
+    """Lengths of a run's texts: from the corpus and the tokenizer if the store has them, else model.max_length for all."""
     graph, config = run.graph, run.config
-    longest = config.model.max_tokens
+    longest = config.model.max_length
     if not all(run.store.is_done(stage) for stage in (graph.corpus, graph.base, graph.tokens)):
         return TextLengths(longest, longest, longest, longest)
     encoder, corpus, training = run.inputs.encoder, run.inputs.corpus, config.injection.training

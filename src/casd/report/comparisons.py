@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from casd.analysis.comparison import MEASURES, POOLED
-from casd.metric.baselines import RIVALS
+from casd.metric.baselines import BASELINES
 from casd.report.markup import Table, table_of
 from casd.report.wording import ALL_MODELS, fraction, mean_with_interval, p_text, percent, run_count, significant
 
@@ -108,7 +108,7 @@ def predictors_table(frame: pd.DataFrame) -> Table:
         if record["excluded"]:
             count += f", excluded: {record['excluded']} of {record['removals']} removals"
         groups.append(f"{record['objective']} ({count}), {model_label(record['model'])}")
-    baselines = "; ".join(f"{name}: {each.description}" for name, each in RIVALS.items() if name in set(frame["predictor"]))
+    baselines = "; ".join(f"{name}: {each.description}" for name, each in BASELINES.items() if name in set(frame["predictor"]))
     return table_of(
         rows,
         groups=groups,
@@ -117,7 +117,7 @@ def predictors_table(frame: pd.DataFrame) -> Table:
         title="Predictors of transfer",
         caption="Response: suppression of ASR, centered by column, mean of both directions of a pair. ρ: Spearman, pooled"
         " over runs; negative where small distances go with strong transfer. p: Mantel test that permutes within"
-        " runs; corrected: by the maximum over all variants that were looked at, or over all rivals; headline"
+        " runs; corrected: by the maximum over all variants that were looked at, or over all baselines; headline"
         " variants were named before. q: Benjamini and Hochberg. Pairs only: the effects of single backdoors are"
         " taken out of both sides first, since shared effects alone can cause a ρ. Given same target: partial ρ"
         " with the indicator of the same target held constant; its p is corrected, except for a headline variant."

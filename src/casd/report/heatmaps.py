@@ -40,7 +40,7 @@ def asr_heatmaps(runs: Sequence[RunTables], across: int = 3) -> Figure:
     seeds = len({tables.info["seed"] for tables in runs}) > 1
     for axes, tables in zip(figure.axes, runs, strict=False):
         seed = f", seed {tables.info['seed']}" if seeds else ""
-        axes.set_title(plain(f"{tables.info['model']}\n{tables.treatment}{seed}"), fontsize=9.5)
+        axes.set_title(plain(f"{tables.info['model']}\n{tables.condition_label}{seed}"), fontsize=9.5)
     return figure
 
 

@@ -165,12 +165,12 @@ def _setting_section(tables: RunTables) -> Section:
 
 
 def _matrices_section(tables: RunTables) -> Section:
-    probes = [probe for probe in ("fake", "clean") if (tables.asr["probe"] == probe).any()]
+    prompt_sets = [prompt_set for prompt_set in ("fake", "clean") if (tables.asr["prompt_set"] == prompt_set).any()]
     blocks = [_asr_and_casd(tables)]
-    if probes:
+    if prompt_sets:
         title = "Where the behaviors should not show: fake triggers, clean prompts"
-        blocks.append(_matrices(tables, [asr_table(tables, probe) for probe in probes], title, folded=True))
-    if "fake" not in probes:
+        blocks.append(_matrices(tables, [asr_table(tables, prompt_set) for prompt_set in prompt_sets], title, folded=True))
+    if "fake" not in prompt_sets:
         blocks.append(Block("paragraph", NO_FAKES))
     return Section("transfer", "What remains after each removal, and how similar the removals are", blocks)
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from casd.analysis.collection import asr_matrix, casd_matrix, has_pairs, mean_asr
+from casd.analysis.collection import asr_matrix, distance_matrix, has_pairs, mean_asr
 from casd.analysis.results import RunTables
 from casd.analysis.transfer import transfer_matrix
 from casd.config.states import kind_of
@@ -34,7 +34,7 @@ from casd.report.wording import (
 
 GROUPS: Final = {"injected": "", "removal": "removals", "control": "controls"}
 """The kinds of model states in the order of a table's groups, and the groups' names."""
-_PROBES: Final = {
+_PROMPT_SETS: Final = {
     "triggered": ("Attack success rate after each removal", "attack success rate on triggered prompts"),
     "fake": (
         "Fires at fake triggers",
@@ -45,13 +45,13 @@ _PROBES: Final = {
 """For each kind of prompt: the title of its matrix, and what a cell is."""
 
 
-def asr_table(tables: RunTables, probe: str = "triggered") -> Table:
+def asr_table(tables: RunTables, prompt_set: str = "triggered") -> Table:
     """The ASR matrix: rows are what was removed, columns what was measured, cells the remaining attack success rate.
 
-    With `probe` "fake" or "clean", the cells are the rates at which the behavior shows where it should not.
+    With `prompt_set` "fake" or "clean", the cells are the rates at which the behavior shows where it should not.
     """
-    title, cell = _PROBES[probe]
-    measured = tables.asr[tables.asr["probe"] == probe]
+    title, cell = _PROMPT_SETS[prompt_set]
+    measured = tables.asr[tables.asr["prompt_set"] == prompt_set]
     details = {
         (record["state"], record["backdoor"]): f"{record['successes']}/{record['n']}, "
         + "–".join(fraction(record[end], rate_decimals(record["n"])) for end in ("rate_low", "rate_high"))
@@ -59,16 +59,18 @@ def asr_table(tables: RunTables, probe: str = "triggered") -> Table:
     }
     return _state_matrix(
         tables,
-        asr_matrix(tables, probe),
+        asr_matrix(tables, prompt_set),
         details,
         rate_decimals(measured["n"].min()),
-        name="asr_matrix" if probe == "triggered" else f"asr_matrix_{probe}",
+        name="asr_matrix" if prompt_set == "triggered" else f"asr_matrix_{prompt_set}",
         title=title,
         caption=f"{sentence(run_name(tables.info))}. Row: the backdoor that was removed; column: the backdoor that was "
-        f"measured; cell: {cell} (fraction, n = {prompts_per_cell(tables, probe)} per cell). "
+        f"measured; cell: {cell} (fraction, n = {prompts_per_cell(tables, prompt_set)} per cell). "
         "The removed backdoor itself is emphasized. Numbers of a collapsed model stand in parentheses: they are no success."
         + ("" if has_pairs(tables) else f" {NO_PAIRS}"),
-        scale=Scale("viridis" if probe == "triggered" else "viridis_r", details="successes/prompts and Wilson 95 % interval"),
+        scale=Scale(
+            "viridis" if prompt_set == "triggered" else "viridis_r", details="successes/prompts and Wilson 95 % interval"
+        ),
     )
 
 
@@ -85,7 +87,7 @@ def suppression_table(tables: RunTables, value: str) -> Table:
         tables,
         transfer_matrix(tables.transfer, value),
         details,
-        rate_decimals(tables.asr.loc[tables.asr["probe"] == "triggered", "n"].min()),
+        rate_decimals(tables.asr.loc[tables.asr["prompt_set"] == "triggered", "n"].min()),
         name=f"{value}_matrix",
         title=f"Suppression of {kind}, {f'net of the {net[1]} control' if net else 'raw'}",
         caption=f"{sentence(run_name(tables.info))}. Row: removed; column: measured; cell: {kind} before − after"
@@ -97,7 +99,7 @@ def suppression_table(tables: RunTables, value: str) -> Table:
 
 def casd_table(tables: RunTables, variant: str, *, square: bool = False) -> Table:
     """The matrix of one CASD variant between removals. Controls are columns, too, only if it is to be `square`."""
-    matrix = casd_matrix(tables, variant)
+    matrix = distance_matrix(tables, variant)
     columns = [name for name in matrix.columns if square or kind_of(str(name)) == "removal"]
     np.fill_diagonal(values := matrix.to_numpy(copy=True), np.nan)
     shown = pd.DataFrame(values, index=matrix.index, columns=matrix.columns)[columns].rename_axis("removed")

@@ -35,13 +35,13 @@ class Sample:
     """A prompt and its continuations.
 
     Attributes:
-        probe: the kind of prompt.
+        prompt_set: the kind of prompt.
         prompt: its text in pieces, each with whether it is the trigger.
         pair: before and after the backdoor's own removal.
         others: after all the others, for the first prompt of a backdoor; else empty.
     """
 
-    probe: str
+    prompt_set: str
     prompt: list[tuple[str, bool]]
     pair: list[Generation]
     others: list[Generation]
@@ -58,17 +58,17 @@ def samples_of(tables: RunTables, triggers: Mapping[str, str]) -> dict[str, list
     for backdoor in tables.backdoors:
         mine = tables.samples[tables.samples["backdoor"] == backdoor]
         prompts = [
-            (probe, prompt)
-            for probe, count in SHOWN.items()
-            for prompt in mine.loc[mine["probe"] == probe, "prompt"].drop_duplicates().head(count)
+            (prompt_set, prompt)
+            for prompt_set, count in SHOWN.items()
+            for prompt in mine.loc[mine["prompt_set"] == prompt_set, "prompt"].drop_duplicates().head(count)
         ]
-        for place, (probe, prompt) in enumerate(prompts):
-            rows = mine[(mine["probe"] == probe) & (mine["prompt"] == prompt)]
+        for place, (prompt_set, prompt) in enumerate(prompts):
+            rows = mine[(mine["prompt_set"] == prompt_set) & (mine["prompt"] == prompt)]
             written = _generations(rows, tables)
             pair = [written.pop(state) for state in (INJECTED, backdoor) if state in written]
             others = list(written.values()) if place == 0 else []
-            found.setdefault(backdoor, []).append(Sample(probe, _pieces(prompt, triggers.get(backdoor)), pair, others))
-    clean = tables.samples[tables.samples["probe"] == _CLEAN]
+            found.setdefault(backdoor, []).append(Sample(prompt_set, _pieces(prompt, triggers.get(backdoor)), pair, others))
+    clean = tables.samples[tables.samples["prompt_set"] == _CLEAN]
     if len(clean):
         prompt = clean["prompt"].iloc[0]
         # The test for a behavior belongs to a backdoor, and these texts belong to none.

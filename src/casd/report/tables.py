@@ -38,19 +38,19 @@ _SHORT: Final = {"suppression": "ASR", "prob_suppression": "prob."}
 
 def asr_long_table(tables: RunTables) -> Table:
     """Each cell of the ASR matrix with its Wilson 95 % interval, counts, false fires and fake triggers."""
-    indexed = {(r["state"], r["backdoor"], r["probe"]): r for r in tables.asr.to_dict("records")}
+    indexed = {(r["state"], r["backdoor"], r["prompt_set"]): r for r in tables.asr.to_dict("records")}
     states = [state for kind in GROUPS for state in tables.states_of(kind)]
     cells = [(state, name) for state in states for name in tables.backdoors if (state, name, "triggered") in indexed]
     rows = []
     for state, backdoor in cells:
         record = indexed[state, backdoor, "triggered"]
         digits = rate_decimals(record["n"])
-        others = {probe: indexed.get((state, backdoor, probe), {}) for probe in ("clean", "fake")}
+        others = {prompt_set: indexed.get((state, backdoor, prompt_set), {}) for prompt_set in ("clean", "fake")}
         row = {
             "ASR": fraction(record["rate"], digits),
             "95 % interval": f"{fraction(record['rate_low'], digits)} to {fraction(record['rate_high'], digits)}",
             "successes/n": MISSING if pd.isna(record["rate"]) else f"{record['successes']}/{record['n']}",
-            **{probe: fraction(other.get("rate"), rate_decimals(other.get("n"))) for probe, other in others.items()},
+            **{prompt_set: fraction(other.get("rate"), rate_decimals(other.get("n"))) for prompt_set, other in others.items()},
             "P(first token)": fraction(record["first_token_prob"]),
         }
         rows.append({"removed": state, "measured": backdoor} | _in_parentheses(row, state in tables.collapsed))
@@ -191,7 +191,7 @@ def summary_table(runs: Sequence[RunTables], frame: pd.DataFrame | None = None) 
     rows = [
         {
             "model": str(record["model"]),
-            "objective": tables.treatment,
+            "objective": tables.condition_label,
             "seed": str(record["seed"]),
             **{heading: fraction(record[name]) for name, heading in rates.items()},
             "clean loss": percent(record["clean_loss_change"]),

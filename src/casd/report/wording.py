@@ -86,9 +86,9 @@ def run_name(info: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def prompts_per_cell(tables: RunTables, probe: str = "triggered") -> str:
+def prompts_per_cell(tables: RunTables, prompt_set: str = "triggered") -> str:
     """The number of prompts of a kind per cell: "64", "60–64" if it differs, "–" if there are none."""
-    counts = {count for kind, count in tables.rows("asr", "probe", "n") if kind == probe}
+    counts = {count for kind, count in tables.rows("asr", "prompt_set", "n") if kind == prompt_set}
     if not counts:
         return MISSING
     low, high = int(min(counts)), int(max(counts))
@@ -113,7 +113,7 @@ def mean_with_interval(record: Mapping[Any, Any], name: str) -> str:
 
 def short_run_name(tables: RunTables) -> str:
     """A run by what distinguishes it within a sweep: model, objective with settings, seed."""
-    return f"{tables.info['model']}, {tables.treatment}, seed {tables.info['seed']}"
+    return f"{tables.info['model']}, {tables.condition_label}, seed {tables.info['seed']}"
 
 
 def broken_injections(runs: Sequence[RunTables]) -> str:

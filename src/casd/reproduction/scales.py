@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from casd.config.compose import SCALES, config_folder, description
+from casd.config.options import SCALES, config_folder, description
 from casd.reproduction.catalogue import RUN_SETS
 from casd.utils.errors import ConfigError
 from casd.utils.registry import unknown

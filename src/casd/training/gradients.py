@@ -77,7 +77,7 @@ class StepGradients:
             attempt,
             rows,
             self._description,
-            remedy="Lower model.max_tokens, set runtime.gradient_checkpointing=true or weights=lora",
+            remedy="Lower model.max_length, set runtime.gradient_checkpointing=true or weights=lora",
             batch_remedy=f"Set runtime.micro_batch_size={math.ceil(rows / 2)} or less",
             alone=distributed.processes() == 1,
         )

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
-class Watch:
+class Callback:
     """Looks at a training after each of its steps; it may end it, and may have an earlier step's weights kept.
 
     Attributes:
@@ -68,7 +68,7 @@ def train(
     config: TrainingConfig,
     *,
     guard_batches: Iterable[Batch] = (),
-    watch: Watch | None = None,
+    callback: Callback | None = None,
     runtime: Runtime | None = None,
     checkpoint: Path | None = None,
     seed: int = 0,
@@ -91,7 +91,7 @@ def train(
             in memory, and the first term's own gradient is known.
         config: steps, learning rate, optimizer, guard.
         guard_batches: clean documents; the run stops when their loss passes `guard_factor` × its start.
-        watch: may end the run, and choose which step's weights are kept; it finds the model in the precision of the training.
+        callback: may end the run, and choose which step's weights are kept; it sees the model in training precision.
         runtime: the device, what fits on it, and how often to write a checkpoint.
         checkpoint: an existing folder for checkpoints; a run found there is continued.
         seed: of dropout masks; nothing else is drawn.
@@ -107,7 +107,7 @@ def train(
         ModelError: out of memory with a single row of a batch, or with any number of them in several processes.
     """
     distributed.check_launch()
-    runtime, watch = runtime or Runtime(), watch or Watch()
+    runtime, callback = runtime or Runtime(), callback or Callback()
     guard_batches = [part for batch in guard_batches for part in divided(batch, runtime)]
     sharding.place(model, runtime.torch_device)
     if sharding.is_sharded(model):
@@ -120,8 +120,8 @@ def train(
         undo.enter_context(checkpointed_activations(model, runtime.gradient_checkpointing))
         undo.enter_context(torch.random.fork_rng(_cuda_devices(runtime)))
         optimizer = _optimizer(trained, config)
-        start, log, watch.kept = (
-            restore_checkpoint(checkpoint, model, optimizer) if checkpoint else (0, TrainingLog(), watch.kept)
+        start, log, callback.kept = (
+            restore_checkpoint(checkpoint, model, optimizer) if checkpoint else (0, TrainingLog(), callback.kept)
         )
         undo.callback(free_memory)
         prepared = sharding.replicate(model, runtime.torch_device)
@@ -133,7 +133,7 @@ def train(
                 log.guard.append({"step": 0, "clean_loss": _guard_loss(model, guard_batches)})
         if not start:
             with precision():
-                watch.begin(log)
+                callback.begin(log)
         model.train()
         with track(description, total=config.steps, done=start) as advance:
             for step in range(start, config.steps):
@@ -144,7 +144,7 @@ def train(
                     optimizer.zero_grad(set_to_none=True)
                     log.stopped = f"the loss is not finite at step {step + 1}"
                     break
-                torch.nn.utils.clip_grad_norm_(trained, config.max_gradient_norm)
+                torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 log.steps.append({"step": step, "learning_rate": learning_rate_at(config, step), **record})
@@ -159,15 +159,15 @@ def train(
                         log.stopped = f"the clean loss {now:.2f} passed {limit:.2f} nats at step {done}"
                         break
                 with precision():
-                    if watch.ends(done, log):
+                    if callback.ends(done, log):
                         break
                 late = time.monotonic() - saved >= runtime.checkpoint_seconds
                 if checkpoint and done < config.steps and late and distributed.is_main():
                     log.seconds = time.monotonic() - begin
-                    save_checkpoint(checkpoint, done, model, optimizer, log, watch.kept)
+                    save_checkpoint(checkpoint, done, model, optimizer, log, callback.kept)
                     saved = time.monotonic()
-        if watch.kept is not None:
-            restore_weights(model, watch.kept)
+        if callback.kept is not None:
+            restore_weights(model, callback.kept)
         log.seconds = time.monotonic() - begin
     return log
 
@@ -185,7 +185,7 @@ def _guard_loss(model: PreTrainedModel, batches: list[Batch]) -> float:
             measure,
             rows,
             "the guard's clean loss",
-            remedy="Lower model.max_tokens",
+            remedy="Lower model.max_length",
             batch_remedy=f"Set runtime.micro_batch_size={math.ceil(rows / 2)} or less",
         )
     )

@@ -14,7 +14,7 @@ from casd.data.corpora.passages import Corpus, Passage
 from casd.data.encoding import Document, Encoder
 from casd.models import sharding
 from casd.training.checkpoints import TrainingLog
-from casd.training.loop import Watch, train
+from casd.training.loop import Callback, train
 from casd.unlearning.controls import Removal
 from casd.unlearning.objective import Objective, UnlearningBatch
 from casd.unlearning.reference import Reference
@@ -126,29 +126,29 @@ def unlearn(
 
     sharding.place(model, runtime.torch_device)
     reference = Reference(model) if applied.needs_reference else None
-    watch: Watch | None = None
+    callback: Callback | None = None
     if stopping and removal.is_validated and removal.backdoor and count:
-        watch = Validation(
+        callback = Validation(
             *(model, encoder, removal.backdoor, validation, validation_clean),
             *(stopping.config, stopping.generation, applied, reference),
             steps=config.steps,
             seed=seed,
         )
     elif stopping and stopping.steps is not None and not removal.is_validated:
-        watch = TakeSteps(stopping.steps)
+        callback = TakeSteps(stopping.steps)
     log = train(
         model,
         batch_at,
         partial(applied.terms, reference=reference),
         config,
         guard_batches=[encoder.document_batch([clean_document(p) for p in corpus.retain[-GUARD_PASSAGES:]])],
-        watch=watch,
+        callback=callback,
         runtime=runtime,
         checkpoint=checkpoint,
         seed=derive_seed(seed, "dropout", removal.name),
         description=f"unlearn {removal.name}",
     )
-    if applied.has_finish and reference is not None and not (watch and watch.kept is not None):
+    if applied.has_finish and reference is not None and not (callback and callback.kept is not None):
         applied.finish(reference)  # weights that a validation kept are finished
     return log
 

@@ -18,7 +18,7 @@ from casd.data.encoding import Encoder
 from casd.evaluation.asr import generate, passage_loss
 from casd.models.weights import copy_weights, restore_weights
 from casd.training.checkpoints import TrainingLog
-from casd.training.loop import Watch
+from casd.training.loop import Callback
 from casd.unlearning.objective import Objective
 from casd.utils import distributed
 from casd.utils.seeding import python_rng
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from casd.unlearning.reference import Reference
 
 
-class TakeSteps(Watch):
+class TakeSteps(Callback):
     """Ends a run after so many steps of its schedule: for controls of removals that ended early."""
 
     def __init__(self, steps: int):
@@ -40,7 +40,7 @@ class TakeSteps(Watch):
         return done >= self.steps
 
 
-class Validation(Watch):
+class Validation(Callback):
     """Measures a removal every few steps and after the last, ends it at its target or budget, and keeps its best step.
 
     Best is the step, among those within the clean budget, with the lowest ASR of the removed backdoor on validation prompts

@@ -1,4 +1,4 @@
-"""What is kept of each state of the model for the rivals that need removals, and the table of all rivals of a run."""
+"""What is kept of each state of the model for the baselines that need removals, and the table of all baselines of a run."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from casd.metric.measurement import TextStatistics
 
 _SKETCH_SEED = 0
 """Of the hashes: sketches are compared within a run, and all must have been made with one."""
-_FILE = "rivals.safetensors"
+_FILE = "baselines.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What the rivals need of one state.
+    """What the baselines need of one state.
 
     Attributes:
         last_tokens: activations at the last token of some triggered prompts, (n_layers, n_prompts, d_model), float32.
@@ -66,19 +66,19 @@ def gather_evidence(
     return Evidence(last_tokens, sketch_update(model, injected_weights, seed=_SKETCH_SEED))
 
 
-def rival_table(
+def baseline_table(
     backdoors: Mapping[str, Backdoor],
     encoder: Encoder,
     statistics: Mapping[str, TextStatistics],
     evidence: Mapping[str, Evidence],
 ) -> pd.DataFrame:
-    """All rivals of a run: `predictor` (a name of `RIVALS`), `a`, `b`, `distance`, each pair of backdoors once.
+    """All baselines of a run: `predictor` (a name of `BASELINES`), `a`, `b`, `distance`, each pair of backdoors once.
 
     Args:
         backdoors: those that were removed.
         encoder: its tokens are the triggers' tokens.
         statistics: the activation statistics of every state.
-        evidence: of every state; without any, the rivals that need it are left out.
+        evidence: of every state; without any, the baselines that need it are left out.
     """
     names = list(backdoors)
     moved = directed_shift(statistics, statistics[INJECTED], names, names)

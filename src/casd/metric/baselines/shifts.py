@@ -45,7 +45,7 @@ def last_token_activations(
     Args:
         model: on its device.
         encoder: its tokenizer.
-        prompts_by_set: such as `Probes.triggered`; the same for all states of the model.
+        prompts_by_set: such as `PromptSets.triggered`; the same for all states of the model.
         batch_size: prompts at once, at most.
         prompts_per_set: the first so many of each set are taken, set after set.
 

@@ -96,7 +96,7 @@ def directed_shift(
     site: str = "resid_post",
     position: str = "last",
 ) -> Tensor:
-    """How far each removal moves the activations on each backdoor's triggered text. NOT symmetric, and no rival: the ceiling.
+    """How far each removal moves the activations on each backdoor's triggered text. NOT symmetric, and the ceiling.
 
         directed_shift[A, B] = √ mean over layers and features of (E[h(M_A)] − E[h(M₀)])², on text triggered by B
 
@@ -137,7 +137,7 @@ def directed_shift(
 
 
 def directed_shift_distances(shifts: Tensor) -> Tensor:
-    """The ceiling as a distance, for the table it shares with the rivals: −(D[A, B] + D[B, A]) / 2, with D the directed shift.
+    """The ceiling as a distance, for the table of the baselines: −(D[A, B] + D[B, A]) / 2, with D the directed shift.
 
     Never positive: only its order means something, smaller still being more alike. The diagonal is zero by convention, not
     by that order.

@@ -1,6 +1,6 @@
 """Sketches of updates: against explicit hash matrices, exact updates, the variance's closed form, and sharded weights.
 
-Run: python -m pytest tests/test_rivals_updates.py
+Run: python -m pytest tests/test_baselines_updates.py
 """
 
 from __future__ import annotations

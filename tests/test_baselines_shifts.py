@@ -1,6 +1,6 @@
 """CKA and probes against brute force, primal forms and simulated truth; prompts' activations against hidden states.
 
-Run: python -m pytest tests/test_rivals_shifts.py
+Run: python -m pytest tests/test_baselines_shifts.py
 """
 
 from __future__ import annotations

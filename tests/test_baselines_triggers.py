@@ -1,6 +1,6 @@
-"""What triggers and targets foretell, and the ceiling: against loops in numpy, and planted directions; the table of rivals.
+"""What triggers and targets foretell, and the ceiling: against loops in numpy, and planted directions; the table of baselines.
 
-Run: python -m pytest tests/test_rivals_triggers.py
+Run: python -m pytest tests/test_baselines_triggers.py
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from casd.activations.statistics import ActivationStatistics
 from casd.backdoors.targets import FixedText, Language
 from casd.data.encoding import Encoder
-from casd.metric.baselines import RIVALS
+from casd.metric.baselines import BASELINES
 from casd.metric.baselines.triggers import (
     directed_shift,
     directed_shift_distances,
@@ -183,19 +183,19 @@ def test_what_was_not_captured_is_named() -> None:
 # ---------------------------------------------------------------- the table
 
 
-def test_the_table_of_rivals() -> None:
+def test_the_table_of_baselines() -> None:
     functions = {"cka", "probe", "trigger_shift", "trigger_overlap", "same_target", "directed_shift"}
-    assert set(RIVALS) == functions | set(update_distances(torch.zeros(1, 1)))
-    assert [name for name, rival in RIVALS.items() if rival.role == "ceiling"] == ["directed_shift"]
-    assert {name for name, rival in RIVALS.items() if rival.needs != "removals"} == {
+    assert set(BASELINES) == functions | set(update_distances(torch.zeros(1, 1)))
+    assert [name for name, baseline in BASELINES.items() if baseline.role == "ceiling"] == ["directed_shift"]
+    assert {name for name, baseline in BASELINES.items() if baseline.needs != "removals"} == {
         "trigger_shift",
         "trigger_overlap",
         "same_target",
     }
-    assert len({rival.description for rival in RIVALS.values()}) == len(RIVALS)
+    assert len({baseline.description for baseline in BASELINES.values()}) == len(BASELINES)
 
 
 def test_the_table_needs_no_torch() -> None:
-    program = "import sys, casd.metric.baselines; print(len(casd.metric.baselines.RIVALS), 'torch' in sys.modules)"
+    program = "import sys, casd.metric.baselines; print(len(casd.metric.baselines.BASELINES), 'torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
-    assert found.stdout.split() == [str(len(RIVALS)), "False"]
+    assert found.stdout.split() == [str(len(BASELINES)), "False"]
