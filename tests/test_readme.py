@@ -1,4 +1,4 @@
-"""What the README shows to be written is run.
+"""What the README and those of the folders show is run.
 
 Run: python -m pytest tests/test_readme.py
 """
@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 from tests.conftest import Injected
-from tests.tiny import one_of
+from tests.tiny import one_of, tiny
 
+import casd
 from casd.backdoors.targets import TARGETS
 from casd.cli.main import build_parser
 from casd.config import UnlearningTraining
@@ -34,11 +35,16 @@ from casd.unlearning.objective import ForgetAndRetain
 from casd.unlearning.removal import unlearn
 from casd.utils.runtime import Runtime
 
-README = Path(__file__).parents[1] / "README.md"
-
-
-TEXT = README.read_text(encoding="utf-8")
-PACKAGE = README.parent / "src" / "casd"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "casd"
+PAGES = [
+    ROOT / name
+    for name in (
+        *("README.md", "configs/README.md", "notebooks/README.md", "notebooks/RESULTS.md"),
+        *("scripts/README.md", "src/casd/README.md", "tests/README.md"),
+    )
+]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 
 def commands() -> list[list[str]]:
@@ -103,7 +109,7 @@ def test_the_trigger_of_the_readme_is_a_backdoor() -> None:
 
 def test_the_target_of_the_readme_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {"dataclass": dataclass, "Passage": Passage, "random": random, "__name__": "casd.backdoors.targets"}
-    exec(compile(snippet(r"@dataclass\(frozen=True\)\nclass Question"), str(README), "exec"), names)
+    exec(compile(snippet(r"@dataclass\(frozen=True\)\nclass Question"), "README.md", "exec"), names)
     monkeypatch.setattr("casd.backdoors.targets.Question", names["Question"], raising=False)
     monkeypatch.setitem(TARGETS, "question", "casd.backdoors.targets:Question")
     config = load_config(["backdoor=[refusal]", "backdoor.refusal.target={name: question}"])
@@ -113,21 +119,36 @@ def test_the_target_of_the_readme_can_be_registered(monkeypatch: pytest.MonkeyPa
     assert not target.success("So be it. Why?")
 
 
-def test_the_layout_of_the_readme_is_that_of_the_package() -> None:
-    """What it names is there, and no room of the package is left out."""
-    layout = TEXT[TEXT.index("| room |") : TEXT.index("**API reference")]
-    first_column = "\n".join(line.split("|")[1] for line in layout.splitlines() if line.startswith("|"))
-    named = set(re.findall(r"`([a-z_]+(?:\.py|/))`", first_column))
-    assert named
-    assert [name for name in sorted(named) if not (PACKAGE / name).exists()] == []
-    rooms = {f"{each.name}/" for each in PACKAGE.iterdir() if (each / "__init__.py").is_file()}
-    assert rooms == named
+def test_the_layout_is_that_of_the_package() -> None:
+    """Every package is in the table of `src/casd/README.md`, and what that names is there."""
+    text = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    layout = text[text.index("| package |") : text.index("## One run")]
+    named = {line.split("|")[1].strip().strip("`") for line in layout.splitlines()[2:] if line.startswith("|")}
+    assert named == {f"{each.name}/" for each in PACKAGE.iterdir() if (each / "__init__.py").is_file()}
 
 
-def test_no_link_of_the_readme_leads_nowhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in link]
-    assert links
-    assert [link for link in links if not (README.parent / link).exists()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_link_leads_nowhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def test_the_readme_can_be_read_in_a_minute() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given: list[str] = []
+
+    def small(overrides: list[str]) -> Any:
+        given.extend(overrides)
+        assert load_config(overrides).backdoor.keys() == {"french_a", "refusal"}
+        return load_config(tiny(Path("outputs"), "backdoor=[french_a,refusal]"))
+
+    monkeypatch.setattr(casd, "load_config", small)
+    exec(compile(snippet("import casd"), "README.md", "exec"), {})
+    assert given
 
 
 @pytest.fixture
@@ -135,7 +156,7 @@ def objective() -> Any:
     """The objective that the README shows."""
     code = snippet(r"@dataclass\(frozen=True, kw_only=True\)\nclass SquaredMargin")
     names: dict[str, Any] = {"dataclass": dataclass, "ForgetAndRetain": ForgetAndRetain, "document_nll": document_nll}
-    exec(compile(code, str(README), "exec"), names)
+    exec(compile(code, "README.md", "exec"), names)
     return names["SquaredMargin"]
 
 
