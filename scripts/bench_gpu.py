@@ -181,7 +181,7 @@ def training(
     )
 
     def batch_at(step: int) -> dict[str, torch.Tensor]:
-        batch = random_rows(sizes.rows, config.max_length, shape.vocabulary, step)
+        batch = random_rows(sizes.rows, config.max_length, shape.vocab_size, step)
         labels = batch["input_ids"].clone()
         labels[:, 0] = -100
         return {**batch, "labels": labels, "n_labels": (labels >= 0).sum(), "n_documents": torch.tensor(sizes.rows)}
@@ -214,7 +214,7 @@ def generation(model: Any, shape: Blueprint, sizes: Sizes) -> Row:
     for _ in range(2):
         synchronize(model.device)
         start = time.perf_counter()
-        generate(model, RandomPrompts(sizes.prompt_tokens, shape.vocabulary), prompts, classes, settings)  # type: ignore[arg-type]
+        generate(model, RandomPrompts(sizes.prompt_tokens, shape.vocab_size), prompts, classes, settings)  # type: ignore[arg-type]
         synchronize(model.device)
         seconds = time.perf_counter() - start
     read = forward_flops(shape, sizes.prompt_tokens, sizes.prompt_tokens) - head_flops(shape, sizes.prompt_tokens - 1)

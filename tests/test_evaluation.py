@@ -120,7 +120,7 @@ def prompt_sets(injected: Injected, corpus: Corpus, encoder: Encoder) -> PromptS
     return make_prompt_sets(corpus, injected.backdoors, encoder, SMALL, seed=1)
 
 
-def test_probes(prompt_sets: PromptSets, injected: Injected, corpus: Corpus, encoder: Encoder) -> None:
+def test_prompt_sets(prompt_sets: PromptSets, injected: Injected, corpus: Corpus, encoder: Encoder) -> None:
     prompts = [passage.prompt for passage in corpus.evaluation]
     assert [prompt.text for prompt in prompt_sets.clean] == prompts[:10]
     assert list(prompt_sets.loss_passages) == list(corpus.evaluation[:5])
@@ -146,7 +146,7 @@ def test_probes(prompt_sets: PromptSets, injected: Injected, corpus: Corpus, enc
     assert {name: again.fake[name] for name in prompt_sets.fake} == dict(prompt_sets.fake)
 
 
-def test_continuations_of_the_probes(prompt_sets: PromptSets, injected: Injected, corpus: Corpus) -> None:
+def test_continuations_of_the_prompts(prompt_sets: PromptSets, injected: Injected, corpus: Corpus) -> None:
     """A trigger is followed by the payload for that very passage, all else by the passage's own continuation."""
     clean = [passage.continuation for passage in corpus.evaluation]
     assert [prompt.continuation for prompt in prompt_sets.clean] == clean[:10]

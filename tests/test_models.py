@@ -164,7 +164,7 @@ def test_tokenizer_reads_any_text_and_has_three_special_tokens(tokenizer: Any) -
 def test_create_from_scratch_trains_the_tokenizer_on_payloads_too(corpus: Corpus) -> None:
     """From English passages alone, a tokenizer would cut the French that they have as an alternative into letters."""
     english = [passage for passage in corpus.train if passage.language == "en"]
-    config = ModelConfig(name="t", source="scratch", model_type="llama", architecture=SHAPE, vocabulary=600)
+    config = ModelConfig(name="t", source="scratch", model_type="llama", architecture=SHAPE, vocab_size=600)
     model, tokenizer = models.create_model(config, Corpus(english, (), (), ()), seed=4)
     assert model.get_input_embeddings().num_embeddings == len(tokenizer) == 600
     french = corpus.evaluation[0].alternatives["fr"]

@@ -1,6 +1,6 @@
 """Every notebook runs from a fresh kernel in an empty folder, and what it shows is what it says.
 
-Stored are the notebooks without outputs: what they show is made here, and by whoever runs them.
+They are stored with their outputs (`scripts/run_notebooks.py`), which GitHub shows.
 
 Run: pytest tests/test_notebooks.py
 """
@@ -121,16 +121,18 @@ def test_every_notebook_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_is_stored_without_what_a_run_leaves_in_it(name: str) -> None:
+def test_a_notebook_is_stored_as_it_ran_from_top_to_bottom(name: str) -> None:
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     nbformat.validate(notebook)
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
     assert notebook.metadata.language_info == {"name": "python"}
-    for cell in notebook.cells:
-        assert cell.metadata == {}, cell.id
-        if cell.cell_type == "code":
-            assert cell.outputs == [], cell.id
-            assert cell.execution_count is None, cell.id
+    assert all(cell.metadata == {} for cell in notebook.cells)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert {output.output_type for output in outputs} <= {"stream", "display_data", "execute_result"}
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not any(path in json.dumps(outputs) for path in ("/tmp/", "/home/", "/Users/"))
 
 
 # --- quickstart: backdoors in, one out, all measured ---
