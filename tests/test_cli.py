@@ -339,7 +339,7 @@ BEFORE_TRAINING = [
     ("injection=continual backdoor.french_a.poison_rate=1e-9", "'french_a' would get no poisoned document", set()),
     ("unlearning.stopping.target_asr=0.1 unlearning.stopping.prompts=500", "the forget split has 40 passages", {"corpus"}),
     ("injection=continual evaluation.max_new_tokens=1", "could never be seen to succeed", {"corpus"}),
-    ("injection=continual weights=lora unlearning.training.lora.modules=[nope]", "the model has no such matrix", set()),
+    ("injection=continual weights=lora unlearning.training.lora.modules=[nope]", "not found in the base model", set()),
     ("evaluation.fake_triggers=10000", "No 10000 fake triggers", {"corpus", "base", "tokens"}),
 ]
 
@@ -385,7 +385,7 @@ def test_ctrl_c(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("casd.pipeline.run.Run._make_base", interrupted)
+    monkeypatch.setattr("casd.pipeline.stages.make_base", interrupted)
     with pytest.raises(SystemExit) as exit_:
         main(["inject", *tiny(tmp_path)])
     assert exit_.value.code == 130

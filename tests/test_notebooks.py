@@ -131,7 +131,8 @@ def test_a_notebook_is_stored_as_it_ran_from_top_to_bottom(name: str) -> None:
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell.outputs]
     assert {output.output_type for output in outputs} <= {"stream", "display_data", "execute_result"}
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+    figures = sum("image/png" in output.get("data", {}) for output in outputs)
+    assert (figures > 0) == (name in ("quickstart", "casd_by_layer")) and outputs
     assert not any(path in json.dumps(outputs) for path in ("/tmp/", "/home/", "/Users/"))
 
 
