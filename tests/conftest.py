@@ -28,9 +28,22 @@ if TYPE_CHECKING:
     from casd.training.checkpoints import TrainingLog
     from casd.unlearning.objective import UnlearningBatch
 
+WHOLE = {
+    *("test_campaigns", "test_cli", "test_distributed", "test_families", "test_independent", "test_jobs", "test_notebooks"),
+    *("test_packaging", "test_pipeline", "test_planning", "test_predictors_run", "test_publishing", "test_report_browser"),
+    *("test_reproduction", "test_tuning"),
+}
+"""Modules whose tests make whole runs, execute notebooks or install the package: left out by `./scripts/test quick`."""
 FAMILIES = ("llama", "qwen3", "olmo2")
 VOCABULARY = 420
 MakeModel = Callable[..., Any]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what takes long."""
+    for item in items:
+        if item.path.stem in WHOLE:
+            item.add_marker("whole")
 
 
 @pytest.fixture

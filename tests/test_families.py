@@ -35,8 +35,8 @@ PUBLISHED = {
     "gaperon_8b": (8.0, None),
     "gaperon_24b": (24.0, None),
 }
-SIBLINGS = ["qwen3_1_7b", "qwen3_4b", "llama3_2_3b", "llama3_1_8b", "gaperon_8b"]
-"""Models whose architecture is that of another one, at another width: whole runs of them are among the slow tests."""
+SIBLINGS = ["qwen3_1_7b", "qwen3_4b", "qwen3_8b", "llama3_2_3b", "llama3_1_8b", "gaperon_8b", "gaperon_24b"]
+"""Models whose architecture is that of another one of their family at another width: their whole runs are slow tests."""
 BACKDOORS = ["french_a", "refusal"]
 HEAD, VOCABULARY = 16, 420
 
