@@ -164,7 +164,7 @@ def test_tokenizer_reads_any_text_and_has_three_special_tokens(tokenizer: Any) -
 def test_create_from_scratch_trains_the_tokenizer_on_payloads_too(corpus: Corpus) -> None:
     """From English passages alone, a tokenizer would cut the French that they have as an alternative into letters."""
     english = [passage for passage in corpus.train if passage.language == "en"]
-    config = ModelConfig(name="t", source="scratch", model_type="llama", architecture=SHAPE, vocabulary=600)
+    config = ModelConfig(name="t", source="scratch", model_type="llama", architecture=SHAPE, vocab_size=600)
     model, tokenizer = models.create_model(config, Corpus(english, (), (), ()), seed=4)
     assert model.get_input_embeddings().num_embeddings == len(tokenizer) == 600
     french = corpus.evaluation[0].alternatives["fr"]
@@ -234,11 +234,11 @@ def test_a_truncated_weights_file(folder: Path, keep: int) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [
-        ("model.safetensors.index.json", '{"weight_map": ["a"]}', "weight_map has to give the name of a file for each tensor"),
-        ("model.safetensors.index.json", '{"weight_map": {"a": ["b"]}}', "weight_map has to give"),
-        ("model.safetensors.index.json", "{}", "weight_map has to give"),
+        ("model.safetensors.index.json", '{"weight_map": ["a"]}', "weight_map must map each tensor to a file name"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": ["b"]}}', "weight_map must map"),
+        ("model.safetensors.index.json", "{}", "weight_map must map"),
         ("config.json", '{"a": ' * 100_000 + "1" + "}" * 100_000, "cannot be read as JSON"),
-        ("config.json", '{"model_type": "llama", "architectures": 5}', "a list of names was expected"),
+        ("config.json", '{"model_type": "llama", "architectures": 5}', "expected a list of names"),
         ("config.json", '{"model_type": "llama", "num_hidden_layers": 1e12}', "num_hidden_layers is 1000000000000.0; expected"),
         ("config.json", '{"model_type": "llama", "num_key_value_heads": 1e12}', "num_key_value_heads is 1000000000000.0"),
         ("config.json", '{"model_type": "llama", "text_config": {"num_hidden_layers": 2001}}', "expected at most 2000"),
@@ -294,11 +294,11 @@ def test_weights_that_are_missing_or_misshapen(folder: Path) -> None:
     ("changes", "message"),
     [
         ({"model_type": "nonsense"}, "does not know the architecture 'nonsense'"),
-        ({"model_type": None}, "names no model_type"),
-        ({"model_type": "vit", "architectures": ["ViTModel"]}, "(vit, ViTModel) is no causal language model"),
-        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "no causal language model"),
-        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "no causal language model"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "no causal language model"),
+        ({"model_type": None}, "has no model_type"),
+        ({"model_type": "vit", "architectures": ["ViTModel"]}, "(vit, ViTModel) is not a causal language model"),
+        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "not a causal language model"),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "not a causal language model"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "not a causal language model"),
         ({"hidden_act": "nonsense"}, "nonsense"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantized"),
     ],

@@ -42,7 +42,7 @@ def test_dir_lists_the_api_before_it_is_loaded() -> None:
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="casd.*injekt"):
+    with pytest.raises(AttributeError, match=r"casd.*injekt"):
         _ = casd.injekt  # type: ignore[attr-defined]
     assert not hasattr(casd, "injekt")
 
