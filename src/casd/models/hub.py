@@ -116,8 +116,8 @@ def _explained(repository: str, revision: str) -> Iterator[None]:
     except (errors.RevisionResolutionError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise ModelError(
             f"The hub ({constants.ENDPOINT}) cannot be reached for {which}{_reason(error)}, and the cache"
-            f" {constants.HF_HUB_CACHE} does not have all of it: run once with a network to fill the cache, or set model.path to"
-            " a folder."
+            f" {constants.HF_HUB_CACHE} does not have all of it: run once with a network to fill the cache, or set"
+            " model.path to a folder."
         ) from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
