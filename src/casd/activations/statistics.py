@@ -166,7 +166,9 @@ class StatisticsAccumulator:
         self._n_updates[site, layer_idx] += 1
         # Selected instead of weighted by the mask: padding may be NaN, and 0 · NaN is NaN. The copy is safe from later in-place
         # changes by the model.
-        selected = activation.flatten(0, 1).index_select(0, self._rows_on(activation.device))
+        if activation.device not in self._rows:
+            self._rows[activation.device] = next(iter(self._rows.values())).to(activation.device)
+        selected = activation.flatten(0, 1).index_select(0, self._rows[activation.device])
         held = self._held[site]
         # Only consecutive layers whose activations can be stacked are summed together.
         if held and (layer_idx - 1 not in held or not _stackable(held[layer_idx - 1], selected)):
@@ -175,11 +177,6 @@ class StatisticsAccumulator:
         self._held_bytes += selected.nbytes
         if self._held_bytes >= _held_bytes(selected.device):
             self._sum_held()
-
-    def _rows_on(self, device: torch.device) -> Tensor:
-        if device not in self._rows:
-            self._rows[device] = next(iter(self._rows.values())).to(device)
-        return self._rows[device]
 
     def _sum_held(self) -> None:
         """Add the held activations to the sums."""

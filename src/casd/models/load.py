@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -168,7 +168,9 @@ def create_model(config: ModelConfig, corpus: Corpus, *, seed: int) -> tuple[Pre
     """
     match origin(config):
         case "scratch":
-            tokenizer = train_tokenizer(_tokenizer_texts(corpus), config.vocab_size)
+            # Without the alternative continuations, the tokenizer would split payloads into single letters.
+            texts = (text for passage in corpus.train for text in (passage.text, *passage.alternatives.values()))
+            tokenizer = train_tokenizer(texts, config.vocab_size)
             model = from_scratch(str(config.model_type), config.architecture, tokenizer, seed=seed, dtype=config.dtype)
             return model, tokenizer
         case "gguf":
@@ -190,13 +192,6 @@ def fetch(config: ModelConfig) -> Path:
     folder = Path(str(config.path)).expanduser()
     check_folder(folder)
     return folder
-
-
-def _tokenizer_texts(corpus: Corpus) -> Iterator[str]:
-    """Yield the training split with its alternative continuations, which the tokenizer would otherwise split into letters."""
-    for passage in corpus.train:
-        yield passage.text
-        yield from passage.alternatives.values()
 
 
 def fingerprint(config: ModelConfig) -> dict[str, str]:

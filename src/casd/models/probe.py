@@ -115,11 +115,15 @@ def longest_row(model: nn.Module, wanted: int) -> int:
     if bare.device.type != "cpu":
         return wanted
     token = _texts(bare)[0][:, :1]
+    first_block = decoder_layers(bare)[0]
+
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        raise _Reached
 
     def works(length: int) -> bool:
         ids = token.expand(1, length)
         try:
-            with _probing(bare), _until_first_block(bare):
+            with _probing(bare), first_block.register_forward_hook(stop):
                 bare(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
         except _Reached:
             return True
@@ -270,17 +274,3 @@ def _probing(model: PreTrainedModel) -> Iterator[None]:
 
 class _Reached(Exception):
     """Raised when the first block has run."""
-
-
-@contextmanager
-def _until_first_block(model: nn.Module) -> Iterator[None]:
-    """Make forward passes raise `_Reached` after the first decoder block."""
-
-    def end(module: nn.Module, args: Any, output: Any) -> None:
-        raise _Reached
-
-    handle = decoder_layers(model)[0].register_forward_hook(end)
-    try:
-        yield
-    finally:
-        handle.remove()
