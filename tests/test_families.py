@@ -63,7 +63,7 @@ def test_the_published_size(name: str) -> None:
     plan = blueprint(config)
     total, without_embeddings = PUBLISHED[name]
     assert plan.parameters / 1e9 == pytest.approx(total, rel=0.02)
-    embeddings = plan.vocabulary * plan.width * (1 if plan.config.tie_word_embeddings else 2)
+    embeddings = plan.vocab_size * plan.width * (1 if plan.config.tie_word_embeddings else 2)
     if without_embeddings:
         assert (plan.parameters - embeddings) / 1e9 == pytest.approx(without_embeddings, rel=0.01)
     # What the file's first lines say of it is this, too.

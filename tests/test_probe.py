@@ -215,7 +215,7 @@ def test_a_run_is_refused_before_it_trains(mode: str, tmp_path: Path) -> None:
     shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
     run = Run(replace(config, model=replace(config.model, model_type="gpt2", architecture=shape, max_length=64)))
     with pytest.raises(ConfigError, match="80 positions together"):
-        run.until("inject")
+        run.run_to("inject")
     trained = run.graph.inject if mode == "pretraining" else run.graph.base
     assert not run.store.is_done(trained)
 
@@ -225,4 +225,4 @@ def test_a_folder_of_an_encoder_is_refused_by_a_run(tmp_path: Path, tokenizer: A
     words = ["model=hub", f"model.path={folder}", "model.max_length=128", "injection=continual", "injection.pretraining=null"]
     run = Run(load_config([word for word in tiny(tmp_path) if not word.startswith("model.")] + words))
     with pytest.raises(ModelError, match="as in an encoder"):
-        run.until("inject")
+        run.run_to("inject")

@@ -195,7 +195,7 @@ def test_a_run_that_would_merge_an_adapter_of_tied_weights_trains_nothing(tmp_pa
     tied = "model.architecture.tie_word_embeddings=true"
     run = Run(load_config(tiny(tmp_path, f"runtime.store={tmp_path / 'store'}", tied, *lora)))
     with pytest.raises(ConfigError, match="several places"):
-        run.until("inject")
+        run.run_to("inject")
     assert not list(run.store.checkpoint_folder(run.graph.inject).iterdir())
 
 
