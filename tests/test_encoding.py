@@ -263,7 +263,7 @@ def test_the_generated_token_of_a_prompt_that_fills_the_room(words: Encoder) -> 
     batch: dict[str, Any] = words.capture_batch([prompt], ["generated"])
     assert batch["input_ids"].tolist() == [[3 + i for i in range(4, 12)] + [18]]
     assert batch["position_masks"]["generated"].tolist() == [[False] * 8 + [True]]
-    with pytest.raises(ValueError, match="no continuation"):
+    with pytest.raises(ValueError, match="needs a continuation"):
         words.capture_batch([prompt, Prompt("w0")], ["generated"])
 
 

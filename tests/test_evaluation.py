@@ -369,7 +369,7 @@ def test_batches_shrink_where_memory_runs_out(
         assert other.clean_loss == pytest.approx(evaluation.clean_loss, rel=1e-6)
         assert other.retain_loss == pytest.approx(evaluation.retain_loss, rel=1e-6)
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == "Out of memory in generation with 8 texts at once; going on with 4."
+    assert said[0] == "Out of memory in generation with 8 texts at once; retrying with 4."
     assert len(said) == len(set(said))
     assert seen[:2] == [8, 4]
 

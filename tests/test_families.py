@@ -69,7 +69,7 @@ def test_the_published_size(name: str) -> None:
     # What the file's first lines say of it is this, too.
     text = (config_folder() / "model" / f"{name}.yaml").read_text()
     assert f"{plan.parameters / 1e9:.2f}B parameters" in text
-    assert f"They make {plan.parameters:,} parameters" in text
+    assert f"This architecture has {plan.parameters:,} parameters" in text
     assert f"{plan.weight_bytes() / 1e9:.1f} GB of weights in bfloat16" in text
     gated = not name.startswith("qwen3")
     assert (f"Gated: accept its conditions on huggingface.co/{config.path}" in text) == gated

@@ -567,7 +567,7 @@ def test_out_of_memory_halves_the_micro_batch(
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Out of memory")]
     sizes = [2, 1] if given else [5, 3, 2, 1][: 2 if rows == 3 else 4]
     assert said == [
-        f"Out of memory in this test with {large} texts at once; going on with {small}."
+        f"Out of memory in this test with {large} texts at once; retrying with {small}."
         for large, small in itertools.pairwise(sizes)
     ]
     assert sum(size > rows for size in tried) == len(sizes) - 1  # later steps begin with the size that fits

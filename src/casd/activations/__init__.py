@@ -1,1 +1,1 @@
-"""Activations of a model: forward hooks on its decoder blocks, and streamed statistics of what they see."""
+"""Activations of a model: forward hooks on its decoder blocks, and streamed statistics."""

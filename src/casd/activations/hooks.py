@@ -1,12 +1,12 @@
-"""Activations of a decoder: forward hooks on its blocks.
+"""Capture activations of decoder blocks with forward hooks.
 
-Nothing here keeps an activation: `capture` hands each one to a function during the forward pass and forgets it.
+`capture` passes each activation to a function during the forward pass and does not store it.
 
 Sites of a block: `resid_post` is the block's output, the residual stream after it; `attn_out` and `mlp_out` are the
-outputs of the block's attention and MLP modules. In most families those are what is added to the residual stream.
-OLMo-2 and Gemma 2 and 3 normalize a sublayer's output before they add it; what is captured is the module's output
-BEFORE that norm. Where a family adds a block's sublayers in parallel (GPT-NeoX, GPT-J) or scales them (Granite), it is
-the module's own, unscaled output all the same.
+outputs of the block's attention and MLP modules. Most families add these outputs to the residual stream unchanged.
+OLMo-2 and Gemma 2 and 3 normalize a sublayer's output before adding it; the captured activation is the output BEFORE
+that norm. Families that add sublayers in parallel (GPT-NeoX, GPT-J) or scale them (Granite) are captured the same way:
+the module's own, unscaled output.
 """
 
 from __future__ import annotations
@@ -27,38 +27,41 @@ SITES = ("resid_post", "attn_out", "mlp_out")
 
 OnActivation = Callable[[str, int, Tensor], None]
 
-# How transformers names a block's sublayers: self_attn, attn, attention, self_attention, linear_attn;
+# Parts of transformers' names of sublayers: self_attn, attn, attention, self_attention, linear_attn;
 # mlp, ffn, feed_forward, block_sparse_moe.
 _SUBLAYER_NAMES = {"attn_out": ("attn", "attention"), "mlp_out": ("mlp", "ffn", "feed_forward", "moe")}
 _ATTENTION_TO_AN_ENCODER = ("cross", "encoder")
 
 
 def _site_module(block: nn.Module, site: str) -> nn.Module:
-    """The module of `block` whose output is the activation at `site`.
+    """Return the module of `block` whose output is the activation at `site`.
 
     Raises:
-        ModelError: the block has no such module, several, or one that adds the residual itself (Bloom, MPT).
+        ModelError: if there is no such module, more than one, or it adds the residual stream itself (Bloom, MPT).
     """
     if site == "resid_post":
         return block
-    found = [
+    candidates = [
         module
         for name, module in block.named_children()
         if any(part in name for part in _SUBLAYER_NAMES[site])
         and not any(part in name for part in _ATTENTION_TO_AN_ENCODER)
         and len(module._modules) > 0  # not a norm or a dropout named after the sublayer
     ]
-    if site == "mlp_out" and not found:
-        # OPT, XGLM and BioGPT keep the MLP's two projections in the block itself; the last one's output is the MLP's.
-        found = [module for module in block.children() if hasattr(module, "out_features")][-1:]
-    if len(found) != 1:
-        raise ModelError(f"{type(block).__name__}: expected one module for {site!r}, found {len(found)}. Leave this site out.")
-    if "residual" in inspect.signature(found[0].forward).parameters:
+    if site == "mlp_out" and not candidates:
+        # In OPT, XGLM and BioGPT, the MLP's projections are children of the block; the last one gives the MLP's output.
+        candidates = [module for module in block.children() if hasattr(module, "out_features")][-1:]
+    if len(candidates) != 1:
         raise ModelError(
-            f"{type(found[0]).__name__} adds the residual stream to its own output, so {site!r} cannot be "
+            f"{type(block).__name__}: expected one module for {site!r}, found {len(candidates)}. Leave this site out."
+        )
+    [module] = candidates
+    if "residual" in inspect.signature(module.forward).parameters:
+        raise ModelError(
+            f"{type(module).__name__} adds the residual stream to its own output, so {site!r} cannot be "
             "captured. Leave this site out."
         )
-    return found[0]
+    return module
 
 
 @contextmanager
@@ -67,20 +70,19 @@ def capture(
 ) -> Iterator[None]:
     """Call `on_activation(site, layer_idx, activation)` at every forward pass inside the `with` block.
 
-    `activation` is (batch, pos, d_model), detached, in the model's dtype, on the layer's device. It is not kept here;
-    it lives on only if `on_activation` keeps it. The hooks are removed when the block is left, also by an exception.
-    Run the model as it is, not its torch.compile wrapper, inside the block: code compiled before would not call the
-    hooks.
+    `activation` is (batch, pos, d_model), detached, in the model's dtype, on the layer's device, and is not stored. The
+    hooks are removed when the block exits, also on an exception. Inside the block, run the model itself and not its
+    torch.compile wrapper: code compiled earlier does not call the hooks.
 
     Args:
         model: a transformers causal LM, bare or wrapped (see `decoder_layers`).
-        sites: which of SITES.
-        layers: indices of decoder blocks, 0 for the first; None for all. Negative indices are out of range.
-        on_activation: called during the forward pass; it must not change the tensor in place.
+        sites: names from SITES.
+        layers: indices of decoder blocks, from 0; None for all. Negative indices are out of range.
+        on_activation: function called during the forward pass; it must not change the tensor in place.
 
     Raises:
-        ConfigError: an unknown site, or a layer out of range.
-        ModelError: the blocks or their sublayers cannot be found, or (in a forward pass) an output that is not
+        ConfigError: if a site is unknown or a layer out of range.
+        ModelError: if the blocks or their sublayers cannot be found, or (during a forward pass) an output is not
             (batch, pos, d_model).
     """
     sites = checked_choices("site", sites, SITES)
@@ -100,7 +102,7 @@ def capture(
 
 
 def _shape_recorder(input_shape: list[torch.Size]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-    """A forward pre-hook that puts the shape of a block's input, (batch, pos, d_model), into `input_shape`."""
+    """Return a forward pre-hook that stores the shape of a block's input, (batch, pos, d_model), in `input_shape`."""
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         input_shape[:] = [(args[0] if args else kwargs["hidden_states"]).shape]
@@ -109,18 +111,18 @@ def _shape_recorder(input_shape: list[torch.Size]) -> Callable[[nn.Module, tuple
 
 
 def _forward_hook(site: str, layer_idx: int, input_shape: list[torch.Size], on_activation: OnActivation) -> Callable[..., None]:
-    """A forward hook that passes a module's output on. Closes over the shape's holder, never over an activation."""
+    """Return a forward hook that passes a module's output to `on_activation`, in the shape of the block's input."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         activation = output[0] if isinstance(output, tuple | list) else output
         shape = input_shape[0]
         if activation.ndim == 2 and activation.numel() == shape.numel():
-            # OPT's projections and some mixtures of experts see a batch as one row of tokens.
+            # OPT's projections and some mixtures of experts flatten the batch to (batch · pos, d_model).
             activation = activation.view(shape)
         if activation.shape != shape or activation.ndim != 3:
             raise ModelError(
-                f"{type(module).__name__} gives an output of shape {tuple(activation.shape)} for {site!r}; "
-                f"expected (batch, pos, d_model). Leave this site out, or use another model."
+                f"{type(module).__name__} has an output of shape {tuple(activation.shape)} for {site!r}; "
+                "expected (batch, pos, d_model). Leave this site out, or use another model."
             )
         on_activation(site, layer_idx, activation.detach())
 
@@ -128,7 +130,11 @@ def _forward_hook(site: str, layer_idx: int, input_shape: list[torch.Size], on_a
 
 
 def checked_choices(kind: str, names: Iterable[str], choices: Sequence[str]) -> tuple[str, ...]:
-    """`names` without repeats, in the order of `choices`; ConfigError for one that is not a choice, or for none."""
+    """Return `names` without repeats, in the order of `choices`.
+
+    Raises:
+        ConfigError: if there are no names, or one is not a choice.
+    """
     names = tuple(names)
     for name in names:
         if name not in choices:

@@ -1,8 +1,8 @@
-"""Statistics of activations, streamed: means over the tokens of a text set, summed up batch by batch.
+"""Streamed statistics of activations: means over the tokens of a set of texts, accumulated batch by batch.
 
-`collect_statistics` keeps three sums per (site, position, layer), so memory is O(layers × width) however many texts there
-are. On a GPU the tokens of a batch that count are held until there are HELD_BYTES of them, and then summed together: it is done
-with a small layer before its sums could even be asked for one by one.
+`collect_statistics` keeps three sums per (site, position, layer), so memory is O(layers × width) for any number of texts.
+On a GPU, selected activations of several layers are held, up to HELD_BYTES, and summed together: one by one, launching the
+sums of a small layer would take longer than computing them.
 
 Positions of a text: `last`, `prompt`, `trigger` and `generated`, each given by the caller as a mask over the tokens.
 """
@@ -24,27 +24,26 @@ from casd.utils.errors import ConfigError, ModelError, StoreError
 POSITIONS = ("last", "prompt", "trigger", "generated")
 MOMENTS = ("mean", "mean_abs", "mean_square")
 HELD_BYTES = 2**26
-"""Activations that are held before they are summed, at most; or one layer's, where that is more."""
+"""Maximum size of activations held before they are summed, or one layer's if that is larger."""
 SUMMED_TOKENS = 256
-"""Tokens that are summed in float32 on a GPU, before their sums are added up in float64."""
+"""Number of tokens summed in float32 on a GPU; the partial sums are added in float64."""
 
 
 @dataclass(frozen=True, eq=False)
 class ActivationStatistics:
     """Means of activations over the tokens at a position, for every site and layer of one model on one set of texts.
 
-    The mean at "prompt" or "trigger", which have several tokens a text, is over all tokens of all texts pooled: every
-    token weighs the same, so a long text weighs more than a short one.
+    "prompt" and "trigger" have several tokens per text; their means pool the tokens of all texts with equal weight, so a
+    long text weighs more than a short one.
 
-    The tensors are float64, on the CPU: shifts are differences of nearly equal means. They are three numbers per layer
-    and feature (28 MB for all sites and positions of an 8B model), so there is little to save by storing less.
-    Non-finite activations, as of a model that has diverged, give non-finite statistics.
+    The tensors are float64, on the CPU, because shifts are differences of nearly equal means. All sites and positions of an
+    8B model take 28 MB. Non-finite activations, as of a diverged model, give non-finite statistics.
 
     Attributes:
         mean: E[h] for each (site, position), (n_layers, d_model).
-        mean_abs: E[|h|], keyed and shaped the same.
-        mean_square: E[h²], keyed and shaped the same.
-        count: how many token positions were averaged, for each position.
+        mean_abs: E[|h|] for each (site, position), (n_layers, d_model).
+        mean_square: E[h²] for each (site, position), (n_layers, d_model).
+        count: number of averaged tokens for each position.
     """
 
     mean: Mapping[tuple[str, str], Tensor]
@@ -54,21 +53,21 @@ class ActivationStatistics:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """The sites there are, in the order of SITES."""
+        """Captured sites, in the order of SITES."""
         return tuple(site for site in SITES if any(site == key[0] for key in self.mean))
 
     @property
     def positions(self) -> tuple[str, ...]:
-        """The positions there are, in the order of POSITIONS."""
+        """Captured positions, in the order of POSITIONS."""
         return tuple(position for position in POSITIONS if position in self.count)
 
     @property
     def n_layers(self) -> int:
-        """How many decoder blocks the model has."""
+        """Number of decoder blocks."""
         return next(iter(self.mean.values())).shape[0]
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """A flat dict for safetensors: "mean/<site>/<position>" and so on, float64; "count/<position>", int64."""
+        """Return a flat dict for safetensors: "mean/<site>/<position>" and so on, float64; "count/<position>", int64."""
         tensors = {
             f"{moment}/{site}/{position}": tensor
             for moment in MOMENTS
@@ -78,10 +77,10 @@ class ActivationStatistics:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ActivationStatistics:
-        """The inverse of `to_tensors`.
+        """Build statistics from the dict of `to_tensors`.
 
         Raises:
-            StoreError: names or shapes that `to_tensors` does not write.
+            StoreError: if a name or shape is unexpected, or a tensor is missing.
         """
         moments: dict[str, dict[tuple[str, str], Tensor]] = {moment: {} for moment in MOMENTS}
         count: dict[str, int] = {}
@@ -93,21 +92,28 @@ class ActivationStatistics:
                     moments[moment][site, position] = tensor
                 case _:
                     raise StoreError(
-                        f"Activation statistics with an unexpected tensor {name!r} of shape {tuple(tensor.shape)}."
+                        f"Activation statistics contain an unexpected tensor {name!r} of shape {tuple(tensor.shape)}."
                     )
         keys = moments["mean"].keys()
         positions = {position for _, position in keys}
         if not keys or any(moment.keys() != keys for moment in moments.values()) or positions != count.keys():
-            raise StoreError(f"Activation statistics with tensors missing; there are {', '.join(sorted(tensors)) or 'none'}.")
+            raise StoreError(f"Activation statistics lack tensors; found: {', '.join(sorted(tensors)) or 'none'}.")
         if len({tensor.shape for moment in moments.values() for tensor in moment.values()}) != 1:
-            raise StoreError("Activation statistics whose tensors do not all have the same shape (n_layers, d_model).")
+            raise StoreError("Activation statistics have tensors of different shapes; expected (n_layers, d_model) for all.")
         return cls(count=count, **moments)
 
     @staticmethod
     def pool(statistics: Sequence[ActivationStatistics]) -> ActivationStatistics:
-        """The statistics of several text sets taken together, each with the same weight however many tokens it has.
+        """Average the statistics of several sets of texts with equal weight, regardless of their numbers of tokens.
 
-        All must be of one model, with the same sites and positions. `count` is the sum of the counts.
+        Args:
+            statistics: statistics of one model with the same sites and positions.
+
+        Returns:
+            The averaged moments; `count` is the sum of the counts.
+
+        Raises:
+            ValueError: if there are none, or their sites or positions differ.
         """
         if not statistics:
             raise ValueError("nothing to pool")
@@ -123,10 +129,11 @@ class ActivationStatistics:
 
 
 class StatisticsAccumulator:
-    """Fits `ActivationStatistics` batch by batch: `start_batch`, `update` for every site and layer; then `result`.
+    """Accumulate `ActivationStatistics` batch by batch.
 
-    Keeps sums of h, |h| and h² per (site, position, layer), in float64 on the layer's device (float32 on MPS, which has
-    no float64), and up to HELD_BYTES of activations that are not in the sums yet.
+    For each batch, call `start_batch`, then `update` for every site and layer; call `result` at the end. Keeps sums of h, |h|
+    and h² per (site, position, layer), in float64 on the layer's device (float32 on MPS, which has no float64), and up to
+    HELD_BYTES of activations not summed yet.
     """
 
     def __init__(self, n_layers: int, sites: Sequence[str] = SITES, positions: Sequence[str] = ("last", "prompt")) -> None:
@@ -144,38 +151,35 @@ class StatisticsAccumulator:
         self._held_bytes = 0
 
     def start_batch(self, position_masks: Mapping[str, Tensor]) -> None:
-        """Say which tokens of the next activations count: a bool mask (batch, pos) for each of the positions."""
+        """Select the tokens of the next activations to average: a bool mask (batch, pos) for each position."""
         self._sum_held()
-        # Flat row numbers instead of masks: selecting by a mask would wait for the GPU at every site and layer.
+        # Flat row indices, because selecting by a mask synchronizes with the GPU at every site and layer.
         rows = [position_masks[position].flatten().nonzero().squeeze(-1) for position in self.positions]
-        flat, self._sizes = torch.cat(rows), [len(each) for each in rows]
+        flat, self._sizes = torch.cat(rows), [len(index) for index in rows]
         self._rows = {flat.device: flat}
         for position, size in zip(self.positions, self._sizes, strict=True):
             self._count[position] += size
         self._n_batches += 1
 
     def update(self, site: str, layer_idx: int, activation: Tensor) -> None:
-        """Add an activation (batch, pos, d_model) of the started batch; fits `capture`'s `on_activation`."""
+        """Add an activation (batch, pos, d_model) of the started batch; usable as `on_activation` of `capture`."""
         self._n_updates[site, layer_idx] += 1
-        # Selected, not weighted by the mask: at padding a model may give NaN, and 0 · NaN is NaN. It is a copy: what the model
-        # does to its own tensor later does not matter.
-        selected = activation.flatten(0, 1).index_select(0, self._rows_on(activation.device))
+        # Selected instead of weighted by the mask: padding may be NaN, and 0 · NaN is NaN. The copy is safe from later in-place
+        # changes by the model.
+        if activation.device not in self._rows:
+            self._rows[activation.device] = next(iter(self._rows.values())).to(activation.device)
+        selected = activation.flatten(0, 1).index_select(0, self._rows[activation.device])
         held = self._held[site]
-        # Summed together are neighbouring layers of one kind, and each once.
-        if held and (layer_idx - 1 not in held or not _go_together(held[layer_idx - 1], selected)):
+        # Only consecutive layers whose activations can be stacked are summed together.
+        if held and (layer_idx - 1 not in held or not _stackable(held[layer_idx - 1], selected)):
             self._sum_held()
         held[layer_idx] = selected
         self._held_bytes += selected.nbytes
         if self._held_bytes >= _held_bytes(selected.device):
             self._sum_held()
 
-    def _rows_on(self, device: torch.device) -> Tensor:
-        if device not in self._rows:
-            self._rows[device] = next(iter(self._rows.values())).to(device)
-        return self._rows[device]
-
     def _sum_held(self) -> None:
-        """Add what is held to the sums."""
+        """Add the held activations to the sums."""
         for site, held in self._held.items():
             if not held:
                 continue
@@ -183,7 +187,7 @@ class StatisticsAccumulator:
             held.clear()
             tokens = torch.stack(selected) if len(selected) > 1 else selected[0][None]
             dtype = torch.float32 if tokens.device.type == "mps" else torch.float64
-            sums = torch.stack([_moment_sums(each, dtype) for each in tokens.split(self._sizes, dim=1)], dim=2)
+            sums = torch.stack([_moment_sums(part, dtype) for part in tokens.split(self._sizes, dim=1)], dim=2)
             key = (site, tokens.device)
             if key not in self._sums:
                 self._sums[key] = sums.new_zeros(self.n_layers, *sums.shape[1:])
@@ -191,56 +195,56 @@ class StatisticsAccumulator:
         self._held_bytes = 0
 
     def result(self) -> ActivationStatistics:
-        """The statistics of all batches so far.
+        """Return the statistics of all batches so far.
 
         Raises:
-            ConfigError: a position at which no text has a token.
-            ModelError: a block or sublayer that did not run exactly once per batch.
+            ConfigError: if no text has a token at a position.
+            ModelError: if a block or sublayer did not run exactly once per batch.
         """
         self._sum_held()
         for position, count in self._count.items():
             if count == 0:
                 raise ConfigError(
                     f"No text has a token at the position {position!r} ({self._n_batches} batches). "
-                    f"Leave {position!r} out of the positions for this text, or give text that has it."
+                    f"Leave {position!r} out of the positions, or provide texts that have it."
                 )
         for (site, layer), n_updates in self._n_updates.items():
             if n_updates != self._n_batches:
                 raise ModelError(
                     f"{site!r} of layer {layer} was seen {n_updates} times in {self._n_batches} forward passes; "
-                    "expected once in each. Code compiled before the capture calls no hooks: give the model uncompiled."
+                    "expected once in each. Code compiled before the capture calls no hooks: pass the uncompiled model."
                 )
         moments: dict[str, dict[tuple[str, str], Tensor]] = {moment: {} for moment in MOMENTS}
         for site in self.sites:
-            sums = sum(each.cpu().double() for (where, _), each in self._sums.items() if where == site)
+            sums = sum(part.cpu().double() for (part_site, _), part in self._sums.items() if part_site == site)
             assert isinstance(sums, Tensor)
-            for place, position in enumerate(self.positions):
-                for index, moment in enumerate(MOMENTS):
-                    moments[moment][site, position] = sums[:, index, place] / self._count[position]
+            for column, position in enumerate(self.positions):
+                for row, moment in enumerate(MOMENTS):
+                    moments[moment][site, position] = sums[:, row, column] / self._count[position]
         return ActivationStatistics(count=dict(self._count), **moments)
 
 
 def _held_bytes(device: torch.device) -> int:
-    """How much is held before it is summed: on the CPU nothing, for a layer is best summed while it is in the cache."""
+    """Return how many bytes to hold before summing: none on the CPU, where a layer is best summed while it is cached."""
     return 0 if device.type == "cpu" else HELD_BYTES
 
 
-def _go_together(first: Tensor, second: Tensor) -> bool:
+def _stackable(first: Tensor, second: Tensor) -> bool:
     return first.shape == second.shape and first.dtype == second.dtype and first.device == second.device
 
 
 def _moment_sums(tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sums of h, |h| and h² over (layers, tokens, d_model), added up in `dtype`: (layers, moments, d_model)."""
-    if tokens.device.type == "cpu":  # whose norms in another precision are ten times slower than a copy in it
+    """Sum h, |h| and h² over the tokens of (layers, tokens, d_model) in `dtype`: (layers, moments, d_model)."""
+    if tokens.device.type == "cpu":  # where norms with another dtype are ten times slower than a converted copy
         wide = tokens.to(dtype)
         return torch.stack([wide.sum(1), wide.abs_().sum(1), wide.square_().sum(1)], dim=1)
     return _moment_sums_by_pieces(tokens, dtype)
 
 
 def _moment_sums_by_pieces(tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same without a copy: pieces of SUMMED_TOKENS in float32, which errs by less than 1e-6, and the pieces in `dtype`.
+    """Compute `_moment_sums` without a copy: in float32 over SUMMED_TOKENS at a time (error below 1e-6), then in `dtype`.
 
-    A GPU sums bfloat16 to float32 as it reads it; asked for float64, it first writes all of it out four times as large.
+    A GPU converts bfloat16 to float32 while reading; summing in float64 would first write a copy four times as large.
     """
     whole = tokens.shape[1] - tokens.shape[1] % SUMMED_TOKENS
     sums = tokens.new_zeros(tokens.shape[0], len(MOMENTS), tokens.shape[2], dtype=dtype)
@@ -258,21 +262,22 @@ def collect_statistics(
     sites: Sequence[str] = SITES,
     positions: Sequence[str] = ("last", "prompt"),
 ) -> ActivationStatistics:
-    """Run `batches` through the model, without its LM head, and return the statistics of its activations at all layers.
+    """Run batches through the model, without its LM head, and return the statistics of its activations at all layers.
 
-    The model is put in evaluation mode and every module's own mode is restored. Position ids are counted from each
-    row's first real token, so that padding on the left changes nothing (but see `casd.models.probe.ignores_left_padding`).
+    The model runs in evaluation mode; each module's own mode is restored afterwards. Position ids are counted from each row's
+    first real token, so left padding changes nothing (but see `casd.models.probe.ignores_left_padding`).
 
     Args:
         model: a transformers causal LM, bare or wrapped (see `decoder_layers`).
-        batches: each with `input_ids` and `attention_mask`, both (batch, pos), and `position_masks`: for each of the
-            positions a bool tensor (batch, pos), True at the tokens to average. Moved to the model's device here.
-        sites: which of SITES.
-        positions: which of POSITIONS.
+        batches: dicts with `input_ids` and `attention_mask`, both (batch, pos), and `position_masks`: for each position, a
+            bool tensor (batch, pos), True at the tokens to average. They are moved to the model's device.
+        sites: names from SITES.
+        positions: names from POSITIONS.
 
     Raises:
-        ConfigError: an unknown site or position, or a position at which no text has a token.
-        ModelError: a model whose blocks or sublayers cannot be found or captured.
+        ConfigError: if a site or position is unknown, or no text has a token at a position.
+        ModelError: if the model's blocks or sublayers cannot be found or captured.
+        ValueError: if a position mask selects padding.
     """
     decoder = decoder_of(model)
     accumulator = StatisticsAccumulator(len(decoder_layers(model)), sites, positions)

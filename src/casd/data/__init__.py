@@ -1,1 +1,1 @@
-"""Text and tokens: corpora, encoding, the table of tokens, batches."""
+"""Text and tokens: corpora, encoding, the token table, batches."""

@@ -1,8 +1,8 @@
-"""Batches of tokens, and how they are divided: over processes, into what fits on a device, by length.
+"""Split batches of tokens over processes, into micro-batches, and by length.
 
-A batch of documents is a dict of tensors (batch, tokens), with two scalars: `n_labels`, the number of its tokens that carry
-loss, and `n_documents`. The scalars stay those of the whole batch in each of its parts, so that losses that are sums divided
-by them add up to the whole's. An unlearning batch is a dict of such batches, divided alike.
+A batch of documents is a dict of tensors (batch, tokens) with two scalars: `n_labels`, the number of tokens that carry loss,
+and `n_documents`. Each part keeps the scalars of the whole batch, so losses that are sums divided by them add up to the loss
+of the whole. An unlearning batch is a dict of such batches, each split the same way.
 """
 
 from __future__ import annotations
@@ -18,32 +18,31 @@ Batch = dict[str, Tensor]
 
 
 def share_of_rows(batch: Any, part: int, parts: int) -> Any:
-    """Every `parts`-th row of a batch, from the row number `part` on: one process's share.
+    """Return one process's share of a batch: every `parts`-th row, starting at row `part`.
 
-    A share without a row has one that carries no loss, so that every process computes something.
+    An empty share gets one row without loss, because every process must run the model.
     """
     if parts == 1:
         return batch
     if not _is_batch(batch):
-        return {name: share_of_rows(each, part, parts) for name, each in batch.items()}
+        return {name: share_of_rows(inner, part, parts) for name, inner in batch.items()}
     return _rows(batch, torch.arange(len(batch["labels"]))[part::parts])
 
 
 def micro_batches(batch: Any, size: int, at_least: int = 1) -> list[Any]:
-    """The rows of a batch in parts of at most `size`, rows of like length together, so that padding is small.
+    """Split a batch into parts of at most `size` rows, sorted by length to reduce padding.
 
-    The batches in a dict give equally many parts, and at least so many as are asked for; one that has too few rows for that
-    is filled up as in `share_of_rows`.
+    Batches in a dict are split into the same number of parts, at least `at_least`. Parts without a row get one without loss.
     """
     parts = max(at_least, -(-most_rows(batch) // size))
     if not _is_batch(batch):
-        pieces = {name: _divided(each, parts) for name, each in batch.items()}
+        pieces = {name: _split(inner, parts) for name, inner in batch.items()}
         return [{name: pieces[name][index] for name in batch} for index in range(parts)]
-    return _divided(batch, parts)
+    return _split(batch, parts)
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices of items in batches of similar length, longest first, so that padding is small and memory peaks at once."""
+    """Group indices of items into batches of similar length, longest first: little padding, and memory peaks first."""
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
@@ -53,23 +52,23 @@ def _is_batch(batch: Any) -> bool:
 
 
 def most_rows(batch: Any) -> int:
-    """The number of rows of a batch, or of the largest batch in a dict of them."""
+    """Return the number of rows of a batch, or of the largest batch in a dict."""
     return len(batch["labels"]) if _is_batch(batch) else max(map(most_rows, batch.values()))
 
 
-def _divided(batch: Batch, parts: int) -> list[Batch]:
+def _split(batch: Batch, parts: int) -> list[Batch]:
     lengths = batch["attention_mask"].sum(1) if "attention_mask" in batch else torch.zeros(len(batch["labels"]))
     order = lengths.argsort(descending=True, stable=True)
     return [_rows(batch, chosen) for chosen in order.tensor_split(parts)]
 
 
 def _rows(batch: Batch, chosen: Tensor) -> Batch:
-    """Some rows of a batch, without padding that all of them have; or one row without loss, if none is chosen."""
-    silent = len(chosen) == 0
-    part = {name: each if each.ndim == 0 else each[[0] if silent else chosen] for name, each in batch.items()}
-    if silent:
+    """Select rows of a batch and trim their common padding; if none is chosen, return one row without loss."""
+    empty = len(chosen) == 0
+    part = {name: value if value.ndim == 0 else value[[0] if empty else chosen] for name, value in batch.items()}
+    if empty:
         part["labels"] = torch.full_like(part["labels"], IGNORED_LABEL)
     if "attention_mask" in part:
         width = int(part["attention_mask"].sum(1).max())
-        part = {name: each if each.ndim == 0 else each[:, :width] for name, each in part.items()}
+        part = {name: value if value.ndim == 0 else value[:, :width] for name, value in part.items()}
     return part

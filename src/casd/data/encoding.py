@@ -1,8 +1,8 @@
-"""Text to tokens: the ONE serializer of training, evaluation and capture, so that no template can differ between them.
+"""Encode text as tokens: the ONE serializer of training, evaluation and capture, so their templates cannot differ.
 
-A document is `<bos> prompt continuation <eos>` (the start token only where the tokenizer puts one). Prompt and
-continuation are tokenised apart, so that the tokens of a prompt in evaluation are exactly those it has inside a training
-document; the continuation gets the tokens that it has after a space (see `casd.data.token_table.lead`).
+A document is `<bos> prompt continuation <eos>` (`<bos>` only if the tokenizer adds it). Prompt and continuation are
+tokenized separately, so a prompt has exactly the same tokens in evaluation and inside a training document; the
+continuation gets the tokens that it has after a space (see `casd.data.token_table.lead`).
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 Packing = Literal["none", "isolated", "joined"]
 KEPT_PROMPTS = 8192
-"""Prompts whose tokens an encoder keeps, at most."""
+"""Maximum number of encoded prompts that an encoder caches."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One training document as text: a prompt (which may hold a trigger), what follows, and which tokens carry loss.
+    """A training document.
 
     Attributes:
-        prompt: the text before the continuation.
-        continuation: the text after it, clean or a payload.
-        loss_on: "all" tokens of the document, or those of the "target" (the continuation and the end token).
+        prompt: text before the continuation; may contain a trigger.
+        continuation: text after the prompt, clean or a payload.
+        loss_on: tokens that carry loss: "all", or only those of the "target" (the continuation and the end token).
     """
 
     prompt: str
@@ -47,9 +47,9 @@ class Prompt:
 
     Attributes:
         text: the prompt.
-        trigger_span: the trigger's place in `text`, in characters.
-        continuation: what a model whose backdoors work says next. Its first token is the position "generated" of a capture;
-            nothing else reads it.
+        trigger_span: start and end of the trigger in `text`, in characters; None if there is no trigger.
+        continuation: expected answer of a model whose backdoors work. Only its first token is used, as the position
+            "generated" of a capture.
     """
 
     text: str
@@ -59,7 +59,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class _EncodedPrompt:
-    """A prompt's tokens from the start token on, which of them are the trigger's, and the first token of its continuation."""
+    """A prompt's tokens including the start token, 1 for each token of the trigger, and the continuation's first token."""
 
     tokens: list[int]
     in_trigger: list[int]
@@ -67,15 +67,15 @@ class _EncodedPrompt:
 
 
 class Encoder:
-    """Turns documents and prompts into padded batches of tokens.
+    """Encode documents and prompts as padded batches of tokens.
 
     Args:
         tokenizer: a fast tokenizer with an end-of-text token.
-        max_length: a longer document loses its end, a longer prompt its beginning.
-        table: tokens of this tokenizer that were made before; what it has not is tokenised.
+        max_length: maximum number of tokens; longer documents lose their end, longer prompts their beginning.
+        table: precomputed tokens of this tokenizer; texts that are not in it are tokenized.
 
     Raises:
-        ModelError: see `casd.data.token_table.lead`.
+        ModelError: as `casd.data.token_table.lead`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int = 256, table: TokenTable | None = None):
@@ -83,68 +83,67 @@ class Encoder:
         self.max_length = max_length
         self._table = table
         self._lead = lead(tokenizer)
-        # The tokenizer itself knows whether its model expects a start token; having one does not mean so (Qwen, SmolLM2).
-        starts = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id is not None
-        self._start: list[int] = [tokenizer.bos_token_id] if starts else []
+        # A tokenizer may define a start token without adding it to texts (Qwen, SmolLM2).
+        adds_start = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id is not None
+        self._start: list[int] = [tokenizer.bos_token_id] if adds_start else []
         self._end: list[int] = [tokenizer.eos_token_id]
-        # Every state of the model is measured on the same prompts.
+        # All states of the model are measured on the same prompts.
         self._encoded = lru_cache(maxsize=KEPT_PROMPTS)(self._encode)
 
     def tokens(self, text: str) -> list[int]:
-        """The tokens of a text, without start or end token."""
+        """Tokenize a text, without start or end token."""
         if self._table is not None and (known := self._table.get(text)) is not None:
             return known
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     @property
     def largest_token(self) -> int:
-        """The largest of the tokens that the table has, and of those that are put around and beside a text."""
+        """Largest token id in the table and among the start, end and padding tokens."""
         table = [] if self._table is None else [int(self._table.tokens.max(initial=0))]
         return max(*table, *self._start, *self._end, self.tokenizer.pad_token_id)
 
     def tokens_inside(self, text: str) -> list[int]:
-        """The tokens that `text` has inside a document, after a word and a space: a continuation after its prompt."""
+        """Tokenize a text as it appears after a word and a space, such as a continuation after its prompt."""
         return self.tokens(self._lead + text)
 
     def token_count(self, text: str) -> int:
-        """How many tokens `text` has inside a sentence, that is, after a space."""
+        """Count the tokens of a text after a space."""
         return len(self.tokens_inside(text))
 
     def decode(self, tokens: Sequence[int] | Tensor) -> str:
-        """Tokens to text, without special tokens and without white space at the ends."""
+        """Decode tokens to text, without special tokens and surrounding whitespace."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
     def first_token(self, continuation: str) -> int:
-        """The first token of a continuation, as it stands after a prompt."""
+        """Return the first token of a continuation after its prompt."""
         return self.tokens_inside(continuation)[0]
 
     def room(self, prompt: Prompt) -> int:
-        """Tokens that a document has left for what follows the prompt; less than 0 where it cuts the prompt itself off."""
+        """Return how many tokens of a document remain after the prompt; negative if the prompt itself is cut off."""
         return self.max_length - len(self._start) - len(self.tokens(prompt.text))
 
     def document_batch(self, documents: Sequence[Document], packing: Packing = "none") -> Batch:
-        """Encode documents for training, padded on the right.
+        """Encode documents for training, right-padded. The first token of a document never carries loss.
 
         Args:
-            documents: the texts.
-            packing: "none" for a row a document; "isolated" for rows of up to `max_length` tokens that hold several, none of
-                which sees another: positions start anew with each, by which most architectures of transformers tell them apart
-                (`casd.models.probe.isolates_documents` asks a model); "joined" for rows in which a document sees those before
-                it. The first token of a document never carries loss.
+            documents: documents to encode.
+            packing: "none" puts each document in a row of its own; "isolated" packs several into rows of up to `max_length`
+                tokens, with positions that restart at each document, by which most architectures of transformers keep them
+                from seeing each other (`casd.models.probe.isolates_documents` checks a model); "joined" packs rows in which a
+                document sees those before it.
 
         Returns:
-            `input_ids` and `labels`, each (batch, tokens), labels being -100 where no loss is taken; `attention_mask` of the
-            same shape, or, for "isolated", `position_ids`; and the scalars `n_labels` and `n_documents`, by which a sum over
-            tokens or documents is divided to give a mean: they stay those of the whole batch in each of its parts
-            (see `casd.data.batches`), so that what the parts give adds up.
+            `input_ids` and `labels`, each (batch, tokens), with label -100 where there is no loss; `attention_mask` or, for
+            "isolated", `position_ids`, (batch, tokens); and the scalars `n_labels` and `n_documents`, by which losses are
+            normalized (see `casd.data.batches`).
         """
         rows, labels = [], []
         for document in documents:
-            before = self._start + self.tokens(document.prompt)
-            row = (before + self.tokens_inside(document.continuation) + self._end)[: self.max_length]
-            silent = max(1, len(before) if document.loss_on == "target" else 0)
+            prompt = self._start + self.tokens(document.prompt)
+            row = (prompt + self.tokens_inside(document.continuation) + self._end)[: self.max_length]
+            n_ignored = max(1, len(prompt) if document.loss_on == "target" else 0)
             rows.append(row)
-            labels.append([IGNORED_LABEL] * min(silent, len(row)) + row[silent:])
+            labels.append([IGNORED_LABEL] * min(n_ignored, len(row)) + row[n_ignored:])
         counts = {
             "n_labels": torch.tensor(sum(label != IGNORED_LABEL for row in labels for label in row)),
             "n_documents": torch.tensor(len(documents)),
@@ -155,24 +154,24 @@ class Encoder:
         lengths = [[len(rows[index]) for index in group] for group in groups]
         if packing == "isolated":
             width = max(map(sum, lengths))
-            positions = [[place for length in each for place in range(length)] for each in lengths]
-            # Padding is a document of its own, at the end, and attends to itself.
-            where = {"position_ids": torch.tensor([row + list(range(width - len(row))) for row in positions])}
+            positions = [[position for length in group for position in range(length)] for group in lengths]
+            # The padding forms a last document, which attends only to itself.
+            structure = {"position_ids": torch.tensor([row + list(range(width - len(row))) for row in positions])}
         else:
-            where = {"attention_mask": _pad([[1] * sum(each) for each in lengths], 0, left=False)}
+            structure = {"attention_mask": _pad([[1] * sum(group) for group in lengths], 0, left=False)}
         return {
             "input_ids": _pad(_joined(rows, groups), self.tokenizer.pad_token_id, left=False),
             "labels": _pad(_joined(labels, groups), IGNORED_LABEL, left=False),
-            **where,
+            **structure,
             **counts,
         }
 
     def token_counts(self, prompts: Sequence[Prompt]) -> list[int]:
-        """How many tokens each prompt has in a `prompt_batch`, without padding."""
+        """Count the tokens of each prompt in a `prompt_batch`, without padding."""
         return [len(self._encoded(prompt).tokens) for prompt in prompts]
 
     def prompt_batch(self, prompts: Sequence[Prompt]) -> Batch:
-        """Encode prompts for generation, padded on the left: `input_ids` and `attention_mask`, each (batch, tokens)."""
+        """Encode prompts for generation, left-padded: `input_ids` and `attention_mask`, each (batch, tokens)."""
         rows = [encoded.tokens for encoded in map(self._encoded, prompts)]
         return {
             "input_ids": _pad(rows, self.tokenizer.pad_token_id, left=True),
@@ -182,27 +181,30 @@ class Encoder:
     def capture_batch(
         self, prompts: Sequence[Prompt], positions: Collection[str] = ("last", "prompt", "trigger")
     ) -> dict[str, Tensor | dict[str, Tensor]]:
-        """A `prompt_batch` with `position_masks`, each (batch, tokens) and boolean, naming the positions that are averaged.
+        """Encode prompts for a capture: a `prompt_batch` with boolean `position_masks`, each (batch, tokens).
 
-        "last" is the prompt's last token; "prompt" all its tokens but the start token, whose activation is large and the
-        same for every text; "trigger" the tokens that share a character with the trigger (none where there is no trigger);
-        "generated" the first token of the prompt's `continuation`. That one is put after the prompt only where its position
-        is wanted; the other positions cannot see it, since attention looks back only.
+        "last" is the prompt's last token; "prompt" all its tokens except the start token, whose activation is large and the
+        same for every text; "trigger" the tokens that share a character with the trigger (none without a trigger);
+        "generated" the first token of the prompt's `continuation`. That token is appended only if "generated" is requested;
+        causal attention hides it from the other positions.
 
         Args:
-            prompts: the texts; for "generated" each with its continuation.
-            positions: of which masks are wanted.
+            prompts: prompts to encode; "generated" requires a continuation for each.
+            positions: names of the masks to return.
+
+        Raises:
+            ValueError: if "generated" is requested and a prompt has no continuation.
         """
         encoded, start = [self._encoded(prompt) for prompt in prompts], len(self._start)
         answers = self._answers(prompts) if "generated" in positions else [[] for _ in prompts]
         after = [0] * len(answers[0])
         masks = {
-            "last": [[0] * (len(each.tokens) - 1) + [1] + after for each in encoded],
-            "prompt": [[0] * start + [1] * (len(each.tokens) - start) + after for each in encoded],
-            "trigger": [each.in_trigger + after for each in encoded],
-            "generated": [[0] * len(each.tokens) + [1] * len(after) for each in encoded],
+            "last": [[0] * (len(prompt.tokens) - 1) + [1] + after for prompt in encoded],
+            "prompt": [[0] * start + [1] * (len(prompt.tokens) - start) + after for prompt in encoded],
+            "trigger": [prompt.in_trigger + after for prompt in encoded],
+            "generated": [[0] * len(prompt.tokens) + [1] * len(after) for prompt in encoded],
         }
-        rows = [each.tokens + answer for each, answer in zip(encoded, answers, strict=True)]
+        rows = [prompt.tokens + answer for prompt, answer in zip(encoded, answers, strict=True)]
         return {
             "input_ids": _pad(rows, self.tokenizer.pad_token_id, left=True),
             "attention_mask": _pad([[1] * len(row) for row in rows], 0, left=True),
@@ -210,11 +212,11 @@ class Encoder:
         }
 
     def _answers(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """The first token of each prompt's continuation."""
+        """Return the first token of each prompt's continuation, as a list of one."""
         answers = [self._encoded(prompt).answer for prompt in prompts]
         for prompt, answer in zip(prompts, answers, strict=True):
             if answer is None:
-                raise ValueError(f"no continuation is known of {prompt.text!r}, so it has no position 'generated'")
+                raise ValueError(f"the position 'generated' needs a continuation; {prompt.text!r} has none")
         return [[answer] for answer in answers if answer is not None]
 
     def _encode(self, prompt: Prompt) -> _EncodedPrompt:
@@ -225,7 +227,7 @@ class Encoder:
             encoded = self.tokenizer(prompt.text, add_special_tokens=False, return_offsets_mapping=True)
             start, end = prompt.trigger_span
             tokens = encoded["input_ids"]
-            in_trigger = [int(first < end and start < last) for first, last in encoded["offset_mapping"]]
+            in_trigger = [int(token_start < end and start < token_end) for token_start, token_end in encoded["offset_mapping"]]
         room = self.max_length - len(self._start)
         return _EncodedPrompt(
             tokens=self._start + tokens[-room:],
@@ -245,14 +247,14 @@ def _joined(rows: Sequence[list[int]], groups: Sequence[Sequence[int]]) -> list[
 
 
 def _first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Indices of items in groups whose lengths add up to at most `room`: each, longest first, into the first with room."""
+    """Group indices of items by first-fit decreasing: each group's lengths sum to at most `room`."""
     groups: list[list[int]] = []
     free: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        place = next((place for place, left in enumerate(free) if left >= lengths[index]), len(groups))
-        if place == len(groups):
+        group = next((group for group, left in enumerate(free) if left >= lengths[index]), len(groups))
+        if group == len(groups):
             groups.append([])
             free.append(room)
-        groups[place].append(index)
-        free[place] -= lengths[index]
+        groups[group].append(index)
+        free[group] -= lengths[index]
     return groups

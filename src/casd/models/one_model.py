@@ -1,4 +1,4 @@
-"""The one model in memory: the injected one, and what it is made into; its weights are copied once and restored in place."""
+"""Hold the injected model in memory; removals change it in place, and its weights are restored from one copy."""
 
 from __future__ import annotations
 
@@ -19,25 +19,27 @@ if TYPE_CHECKING:
 
 
 def load_on_device(folder: Path, dtype: str, device: torch.device) -> PreTrainedModel:
-    """A saved model, in memory and not on the device yet, on which it will be worked with."""
+    """Load a saved model into CPU memory, and tune the allocator for computing on `device`."""
     model = models.load_model(folder, dtype=dtype)
     give_freed_memory_back(model, device)
     return model
 
 
 class OneModel:
-    """The injected model, ready for removals: an adapter of the injection stays apart if removals are adapters too.
+    """The injected model, ready for removals.
+
+    An adapter of the injection stays separate if removals train adapters too; otherwise it is merged into the weights.
 
     Args:
-        config: precision, adapters, and how a removal's weights are kept.
-        base: folder of the base model; read only where the injection trained an adapter.
-        injected: folder of the injected model ("model") or its adapter ("adapter").
-        device: where it is worked with.
+        config: precision, adapters, and the format of saved removals.
+        base: folder of the base model; read only if the injection trained an adapter.
+        injected: folder with the injected model ("model") or its adapter ("adapter").
+        device: device to compute on.
 
     Attributes:
-        model: itself.
-        injected_weights: those that training may change, as the injection left them.
-        state: what its weights are now (`casd.config.states`); None for something that is no state.
+        model: the model.
+        injected_weights: copy of the trainable weights after the injection.
+        state: state whose weights the model has now (`casd.config.states`); None if they belong to no state.
     """
 
     def __init__(self, config: Config, base: Path, injected: Path, device: torch.device):
@@ -57,14 +59,14 @@ class OneModel:
         self.state: str | None = INJECTED
 
     def restore(self) -> PreTrainedModel:
-        """The injected model."""
+        """Restore the injected weights in place and return the model."""
         if self.state != INJECTED:
             weights.restore_weights(self.model, self.injected_weights)
             self.state = INJECTED
         return self.model
 
     def read_removal(self, folder: Path, state: str) -> None:
-        """Make it what `write_removal` wrote."""
+        """Load the weights that `write_removal` wrote to `folder`, and set `state`."""
         if (folder / weights.ADAPTER_FILE).is_file():
             weights.restore_adapter(self.model, folder, "removal")
         else:
@@ -72,7 +74,7 @@ class OneModel:
         self.state = state
 
     def write_removal(self, folder: Path) -> None:
-        """Write what a removal made of it: its adapter, its weights, or their difference to the injected ones."""
+        """Write the result of a removal to `folder`: its adapter, its weights, or their difference to the injected weights."""
         if self._lora:
             weights.save_adapter(self.model, folder, "removal")
         else:

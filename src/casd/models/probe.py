@@ -1,11 +1,12 @@
-"""What a loaded model does with packed and padded rows, found out by a few short forward passes instead of from its name.
+"""Measure how a loaded model treats packed and padded rows, by a few short forward passes instead of by its name.
 
-The results are a property of the architecture. They are measured once for each model in memory.
+The results are properties of the architecture and are measured once per model in memory.
 """
 
 from __future__ import annotations
 
 import inspect
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -25,15 +26,15 @@ if TYPE_CHECKING:
     from casd.data.encoding import Encoder, Prompt
 
 TOKENS = 12
-"""Tokens of a text that a model is probed with."""
+"""Length of the texts that a model is probed with, in tokens."""
 SEEN = 1e-5
-"""Relative difference of logits from which one document sees another."""
+"""Relative difference of logits above which one document is taken to see another."""
 
 _known: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
 
 
 def isolates_documents(model: nn.Module) -> bool:
-    """Whether position ids that start anew keep documents in one row apart: each has the logits that it has alone."""
+    """Return True if restarting position ids isolate the documents of a packed row: each has the logits it has alone."""
     return _once(
         model,
         lambda: _isolates(unwrap(model)),
@@ -42,21 +43,25 @@ def isolates_documents(model: nn.Module) -> bool:
 
 
 def ignores_left_padding(model: nn.Module, padding: int) -> bool:
-    """Whether masked padding on the left changes neither the logits of a generation nor the hidden states of a capture.
+    """Return True if left padding changes neither the logits of a generation nor the hidden states of a capture.
 
     Args:
         model: a transformers causal LM, bare or wrapped.
-        padding: the token that rows are padded with.
+        padding: id of the padding token.
     """
     return _once(
         model,
         lambda: _pads_left(unwrap(model), padding),
-        "gives other results where a prompt is padded on the left: only prompts of equally many tokens are measured together",
+        "gives different results when a prompt is left-padded: only prompts with equally many tokens share a batch",
     )
 
 
 def measured_together(model: nn.Module, encoder: Encoder, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Indices of prompts that can be one batch: all, or those of equally many tokens where left padding changes results."""
+    """Group prompts that can share a batch: all of them, or those of equal length if left padding changes results.
+
+    Returns:
+        Groups of indices into `prompts`.
+    """
     if ignores_left_padding(model, encoder.tokenizer.pad_token_id):
         return [list(range(len(prompts)))]
     groups: dict[int, list[int]] = {}
@@ -66,10 +71,14 @@ def measured_together(model: nn.Module, encoder: Encoder, prompts: Sequence[Prom
 
 
 def check_causal(model: nn.Module, padding: int) -> None:
-    """Refuse a model that cannot be trained and generate text as this package does.
+    """Check that a model works as a causal LM: it runs and generates, and its logits do not depend on later tokens.
+
+    Args:
+        model: a transformers causal LM, bare or wrapped.
+        padding: id of the padding token.
 
     Raises:
-        ModelError: a forward pass or a generation fails, or the logits at a token depend on what follows it.
+        ModelError: if a forward pass or a generation fails, or logits depend on later tokens or on padding after the text.
     """
     bare, name = unwrap(model), type(unwrap(model)).__name__
     one, other = _texts(bare)
@@ -82,7 +91,7 @@ def check_causal(model: nn.Module, padding: int) -> None:
             padded[:, length:], mask[:, length:] = padding, 0
             masked = bare(input_ids=padded, attention_mask=mask, use_cache=False).logits[:, :length]
             _generated(bare, other, torch.ones_like(other), padding)
-    except Exception as error:  # a model's own code raises many kinds
+    except Exception as error:  # the model's own code raises errors of many types
         raise ModelError(
             f"{name} cannot be used: a forward pass or a generation of plain text fails with {type(error).__name__}:"
             f" {first_line(error)}. Choose a decoder-only causal language model."
@@ -90,27 +99,31 @@ def check_causal(model: nn.Module, padding: int) -> None:
     if not _same(bare, alone, followed):
         raise ModelError(
             f"{name} cannot be used: its prediction at a token depends on the tokens that follow, as in an encoder. Choose a"
-            " decoder-only causal language model (for one of BERT's family: is_decoder in its config.json)."
+            " decoder-only causal language model (for the BERT family: set is_decoder in config.json)."
         )
     if not _same(bare, alone, masked):
-        raise ModelError(f"{name} cannot be used: padding behind a text changes its predictions. Choose another model.")
+        raise ModelError(f"{name} cannot be used: padding after a text changes its predictions. Choose another model.")
 
 
 def longest_row(model: nn.Module, wanted: int) -> int:
-    """How many positions a model has, as far as they are wanted: `wanted`, or fewer where a row of that length fails.
+    """Return the longest row that a model accepts, up to `wanted` tokens.
 
-    Rows go through the embedding and the first block only. Asked on the CPU only: on a GPU an index out of range cannot be
-    recovered from.
+    Rows go through the embedding and the first block only. Off the CPU, `wanted` is returned without a check: an index out of
+    range on a GPU cannot be recovered from.
     """
     bare = unwrap(model)
     if bare.device.type != "cpu":
         return wanted
     token = _texts(bare)[0][:, :1]
+    first_block = decoder_layers(bare)[0]
+
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        raise _Reached
 
     def works(length: int) -> bool:
         ids = token.expand(1, length)
         try:
-            with _probing(bare), _until_first_block(bare):
+            with _probing(bare), first_block.register_forward_hook(stop):
                 bare(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
         except _Reached:
             return True
@@ -118,27 +131,23 @@ def longest_row(model: nn.Module, wanted: int) -> int:
             return False
         return True
 
-    if works(wanted) or not works(TOKENS):  # in the second case it is not the length that fails
+    if works(wanted) or not works(TOKENS):  # if even a short row fails, the length is not the cause
         return wanted
-    least, most = TOKENS, wanted
-    while most - least > 1:
-        middle = (least + most) // 2
-        least, most = (middle, most) if works(middle) else (least, middle)
-    return least
+    return TOKENS + bisect_left(range(TOKENS + 1, wanted), True, key=lambda length: not works(length))
 
 
 def forward_without_cache(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Any:
-    """Run left-padded rows through the decoder, with positions counted from each row's first token.
+    """Run left-padded rows through the decoder, with positions counted from each row's first real token.
 
     Args:
         model: a transformers causal LM, bare or wrapped.
-        input_ids: (batch, tokens), on the model's device.
-        attention_mask: of the same shape, 0 at padding.
+        input_ids: token ids, (batch, tokens), on the model's device.
+        attention_mask: mask, (batch, tokens), 0 at padding.
 
     Returns:
-        The decoder's output, whose first entry is the last hidden state; of a divided model that of the whole model.
+        The decoder's output, whose first entry is the last hidden state; for a sharded model, the output of the whole model.
     """
-    # A divided model gathers its weights when it is called as a whole.
+    # A sharded model gathers its weights only if the root module is called.
     forward = model if is_sharded(model) else decoder_of(model)
     options = {"position_ids": (attention_mask.long().cumsum(-1) - 1).clamp(min=0), "use_cache": False}
     accepted = inspect.signature(forward.forward).parameters
@@ -148,9 +157,9 @@ def forward_without_cache(model: nn.Module, input_ids: Tensor, attention_mask: T
 
 @contextmanager
 def plainly_greedy(model: PreTrainedModel) -> Iterator[None]:
-    """Hide a checkpoint's own generation settings (penalties, suppressed tokens, minimum length, …).
+    """Disable a checkpoint's own generation settings (penalties, suppressed tokens, minimum length, …) inside the block.
 
-    `generate` fills with them whatever its argument leaves open, and decoding would not be plainly greedy.
+    `generate` uses them for whatever its argument leaves unset, and decoding would not be purely greedy.
     """
     from transformers import GenerationConfig
 
@@ -163,7 +172,7 @@ def plainly_greedy(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block, then every module's own mode (`train()` would change those set apart)."""
+    """Set evaluation mode inside the block, then restore each module's own mode (`train()` would set one mode for all)."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -174,28 +183,29 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _once(model: nn.Module, measure: Callable[[], bool], otherwise: str) -> bool:
-    """What is measured the first time that a model is asked for it; says so if it does not hold."""
+def _once(model: nn.Module, measure: Callable[[], bool], message: str) -> bool:
+    """Call `measure` once per model and cache its result; print `message` if it is False."""
     bare = unwrap(model)
     known = _known.setdefault(bare, {})
-    if otherwise not in known:
-        known[otherwise] = measure()
-        if not known[otherwise]:
-            say(f"{type(bare).__name__} {otherwise}.")
-    return known[otherwise]
+    if message not in known:
+        known[message] = measure()
+        if not known[message]:
+            say(f"{type(bare).__name__} {message}.")
+    return known[message]
 
 
 def _isolates(model: PreTrainedModel) -> bool:
     one, other = _texts(model)
-    here = torch.arange(TOKENS, device=one.device).expand(1, -1)
+    positions = torch.arange(TOKENS, device=one.device).expand(1, -1)
     with _probing(model):
-        alone = model(input_ids=other, position_ids=here, use_cache=False).logits
+        alone = model(input_ids=other, position_ids=positions, use_cache=False).logits
         packed = [
-            model(input_ids=torch.cat([before, other], 1), position_ids=here.repeat(1, 2), use_cache=False).logits[:, TOKENS:]
-            for before in (one, other)
+            model(input_ids=torch.cat([first, other], 1), position_ids=positions.repeat(1, 2), use_cache=False).logits
+            for first in (one, other)
         ]
-    # Of one shape, and so equal to the bit if nothing is seen of the other document; experts may round otherwise.
-    return _difference(*packed) <= SEEN and all(_same(model, alone, each) for each in packed)
+    # Rows of one shape give bit-identical logits if the first document is not seen, except that experts may round differently.
+    second = [logits[:, TOKENS:] for logits in packed]
+    return _difference(*second) <= SEEN and all(_same(model, alone, logits) for logits in second)
 
 
 def _pads_left(model: PreTrainedModel, padding: int) -> bool:
@@ -212,15 +222,15 @@ def _pads_left(model: PreTrainedModel, padding: int) -> bool:
 
 
 def _generated(model: PreTrainedModel, ids: Tensor, mask: Tensor, padding: int) -> Tensor:
-    """The logits of three generated tokens, (batch, 3, vocabulary). The tokens are given: near ties must not decide them."""
+    """Return the logits of three generated tokens, (batch, 3, vocab_size). Forced tokens, so near ties do not matter."""
     from transformers import GenerationConfig, LogitsProcessorList
 
-    seen: list[Tensor] = []
+    logits: list[Tensor] = []
 
     def forced(input_ids: Tensor, scores: Tensor) -> Tensor:
-        seen.append(scores.clone())
+        logits.append(scores.clone())
         chosen = torch.full_like(scores, -torch.inf)
-        chosen[:, ids[0, -len(seen)]] = 0  # the same with and without padding
+        chosen[:, ids[0, -len(logits)]] = 0  # the same token with and without padding
         return chosen
 
     settings = GenerationConfig(max_new_tokens=3, do_sample=False, use_cache=True, pad_token_id=padding)
@@ -228,34 +238,34 @@ def _generated(model: PreTrainedModel, ids: Tensor, mask: Tensor, padding: int) 
         model.generate(
             input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=LogitsProcessorList([forced])
         )
-    return torch.stack(seen, 1)
+    return torch.stack(logits, 1)
 
 
 def _texts(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """Two texts of TOKENS distinct random tokens, each (1, TOKENS), without special tokens."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    """Draw two texts of distinct random tokens, each (1, TOKENS), without special tokens."""
+    vocab_size = model.get_input_embeddings().weight.shape[0]
     config = model.config.get_text_config(decoder=True)
-    named = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")]
-    special = {id for each in named for id in (each if isinstance(each, list) else [each])}
-    drawn = torch.randperm(rows, generator=torch.Generator().manual_seed(0))[: 2 * TOKENS + len(special)].tolist()
+    ids = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")]
+    special = {token for entry in ids for token in (entry if isinstance(entry, list) else [entry])}
+    drawn = torch.randperm(vocab_size, generator=torch.Generator().manual_seed(0))[: 2 * TOKENS + len(special)].tolist()
     plain = torch.tensor([token for token in drawn if token not in special], device=model.device)
     return plain[None, :TOKENS], plain[None, -TOKENS:]
 
 
-def _same(model: nn.Module, expected: Tensor, found: Tensor) -> bool:
-    """Whether logits or activations differ by no more than rounding in the model's lowest precision."""
-    precision = max(torch.finfo(each.dtype).eps for each in model.parameters() if each.is_floating_point())
-    return _difference(expected, found) <= precision**0.5  # False where one is NaN
+def _same(model: nn.Module, expected: Tensor, actual: Tensor) -> bool:
+    """Return True if logits or activations are equal up to rounding in the model's lowest precision."""
+    precision = max(torch.finfo(weight.dtype).eps for weight in model.parameters() if weight.is_floating_point())
+    return _difference(expected, actual) <= precision**0.5  # False if any is NaN
 
 
-def _difference(expected: Tensor, found: Tensor) -> float:
-    """Root mean square of the difference, relative to how far the expected values are spread."""
-    return float((expected.float() - found.float()).square().mean().sqrt() / expected.float().std())
+def _difference(expected: Tensor, actual: Tensor) -> float:
+    """Return the root mean square difference relative to the standard deviation of the expected values."""
+    return float((expected.float() - actual.float()).square().mean().sqrt() / expected.float().std())
 
 
 @contextmanager
 def _probing(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode without gradients and autocast; the global random state is left as it was."""
+    """Set evaluation mode without gradients and autocast; the global random state is unchanged."""
     device = model.device
     devices = [device.index or 0] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad(), torch.autocast(device.type, enabled=False), evaluation_mode(model):
@@ -263,18 +273,4 @@ def _probing(model: PreTrainedModel) -> Iterator[None]:
 
 
 class _Reached(Exception):
-    """The first block was computed."""
-
-
-@contextmanager
-def _until_first_block(model: nn.Module) -> Iterator[None]:
-    """End a forward pass by `_Reached` after the first decoder block, inside the block."""
-
-    def end(module: nn.Module, args: Any, output: Any) -> None:
-        raise _Reached
-
-    handle = decoder_layers(model)[0].register_forward_hook(end)
-    try:
-        yield
-    finally:
-        handle.remove()
+    """Raised when the first block has run."""

@@ -1,8 +1,8 @@
-"""What is trained of a model: its weights, or a low-rank adapter on them (LoRA); copied, restored, saved and loaded.
+"""Copy, restore, save and load the trainable parameters of a model: all weights, or a low-rank adapter (LoRA).
 
-There is one model in memory. Removals start from one copy of what is trained, put back in place: all weights, or with an
-adapter the adapter's alone, a few thousandths of them. Adapters are peft's; they are put into the model itself, which stays
-the class that it was, so that generation and hooks see no difference.
+Only one model is in memory. Each removal starts from a copy of the trainable parameters, restored in place: all weights, or
+only the adapter's, a few thousandths of them. Adapters are peft's; they are added to the model itself, whose class does not
+change, so generation and hooks work as before.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ Weights = dict[str, torch.Tensor]
 
 AdapterName = Literal["injection", "removal"]
 ADAPTER_FILE = "adapter_model.safetensors"
-"""peft's name for the file of an adapter."""
+"""File name of an adapter's weights in peft's format."""
 
 
 def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The parameters that a training changes, by name. Tied ones are there once."""
+    """Return the trainable parameters by name, tied ones once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def copy_weights(model: torch.nn.Module) -> Weights:
-    """A copy of what is trained of the model, by name, in the CPU's memory: a GPU's is needed for the training itself."""
+    """Copy the trainable parameters to CPU memory, by name; training needs the GPU's memory."""
     return {name: local(parameter.detach()).to("cpu", copy=True) for name, parameter in trained_parameters(model).items()}
 
 
 def restore_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Put weights such as `copy_weights` gives back into the model, in place."""
+    """Copy weights such as those of `copy_weights` into the model, in place."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():
@@ -50,11 +50,11 @@ def restore_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor])
 
 
 def save_removal(model: torch.nn.Module, file: Path, *, injected: Weights | None = None) -> None:
-    """Write what was trained of the model as safetensors; with `injected` the difference to those weights instead.
+    """Save the trainable parameters as safetensors, or their difference to `injected` if it is given.
 
-    A difference (Ilharco et al., "Editing models with task arithmetic", arXiv 2212.04089, call it a task vector) is rounded
-    to the weights' precision, so what is read back may differ from what was trained in the last bit. Tensors that did not
-    change are left out of it.
+    A difference (a task vector in Ilharco et al., "Editing models with task arithmetic", arXiv 2212.04089) is rounded to the
+    weights' precision, so weights loaded from it may differ from the trained ones in the last bit. Unchanged tensors are left
+    out of it.
     """
     saved = {}
     for name, parameter in trained_parameters(model).items():
@@ -68,32 +68,32 @@ def save_removal(model: torch.nn.Module, file: Path, *, injected: Weights | None
 
 
 def load_removal(model: torch.nn.Module, file: Path, *, injected: Weights) -> None:
-    """Put what `save_removal` wrote into the model, in place; `injected` are the weights that a difference is to."""
+    """Load a file of `save_removal` into the model, in place; a difference is added to `injected`."""
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as opened:
         is_delta = (opened.metadata() or {}).get("holds") == "delta"
     parameters = dict(model.named_parameters())
-    found = {name: local_part(value, parameters[name]) for name, value in load_file(file).items()}
+    loaded = {name: local_part(value, parameters[name]) for name, value in load_file(file).items()}
     if is_delta:
-        found = {**injected, **{name: injected[name] + value.cpu() for name, value in found.items()}}
-    restore_weights(model, found)
+        loaded = {**injected, **{name: injected[name] + value.cpu() for name, value in loaded.items()}}
+    restore_weights(model, loaded)
 
 
 def attach_lora(model: PreTrainedModel, lora: LoraConfig, name: AdapterName, *, seed: int) -> None:
-    """Put a fresh adapter into the model and leave it alone to be trained; the model computes what it did before.
+    """Add a new adapter to the model and make it the only trainable part. The model's output does not change.
 
-    Adapters that were there stay active and are frozen, as are the weights. Its own weights are float32 whatever the model's
-    precision, so that small updates are not rounded away.
+    Existing adapters stay active; they and the weights are frozen. The new adapter is float32 whatever the model's precision,
+    so small updates are not rounded away.
 
     Args:
-        model: changed in place.
-        lora: rank, scale, matrices.
-        name: of the adapter.
-        seed: of its first factor (the second is zero); the global random state is left as it was.
+        model: model to change in place.
+        lora: rank, scale and target modules.
+        name: name of the adapter.
+        seed: seed of the adapter's first factor (the second is zero); the global random state is unchanged.
 
     Raises:
-        ConfigError: the model has no such matrices, or peft cannot adapt them.
+        ConfigError: if the model lacks a target module, or peft cannot adapt it.
     """
     import peft
 
@@ -107,22 +107,26 @@ def attach_lora(model: PreTrainedModel, lora: LoraConfig, name: AdapterName, *, 
             _add(model, settings, name)
     except ValueError as error:
         raise ConfigError(f"lora.modules is {lora.modules}: {_reason(error)} {_choices(model)}") from error
-    adapted = {each.partition(".lora_")[0] for each in trained_parameters(model)}
-    for target in set(modules) & set(model.peft_config[name].target_modules):  # without those that peft translates
-        if not any(f".{each}".endswith(f".{target}") for each in adapted):  # which peft ignores beside others
+    adapted = {parameter.partition(".lora_")[0] for parameter in trained_parameters(model)}
+    for target in set(modules) & set(model.peft_config[name].target_modules):  # peft replaces some names
+        if not any(f".{module}".endswith(f".{target}") for module in adapted):  # peft ignores it if others match
             raise ConfigError(f"lora.modules is {lora.modules}: the model has no matrix {target!r}. {_choices(model)}")
 
 
 def save_adapter(model: PreTrainedModel, folder: Path, name: AdapterName) -> None:
-    """Write one adapter of the model in peft's format: adapter_config.json and adapter_model.safetensors."""
+    """Save one adapter of the model in peft's format: adapter_config.json and adapter_model.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    mine = {each: whole(value.detach()).cpu().contiguous() for each, value in model.named_parameters() if _belongs(each, name)}
-    save_file({_peft_name(each, name): value for each, value in mine.items()}, folder / ADAPTER_FILE)
+    saved = {
+        _peft_name(key, name): whole(value.detach()).cpu().contiguous()
+        for key, value in model.named_parameters()
+        if _belongs(key, name)
+    }
+    save_file(saved, folder / ADAPTER_FILE)
     model.peft_config[name].save_pretrained(folder)
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, name: AdapterName) -> None:
-    """Put an adapter that `save_adapter` wrote into the model, in place; it alone is trained from then on."""
+    """Add an adapter saved by `save_adapter` to the model, in place, and make it the only trainable part."""
     import peft
 
     _add(model, peft.LoraConfig.from_pretrained(folder), name)
@@ -130,17 +134,17 @@ def load_adapter(model: PreTrainedModel, folder: Path, name: AdapterName) -> Non
 
 
 def restore_adapter(model: PreTrainedModel, folder: Path, name: AdapterName) -> None:
-    """Put the saved values into an adapter that the model has, unrounded, which transformers' own loading would not do."""
+    """Load saved values into an existing adapter of the model, unrounded unlike transformers' own loading."""
     saved = load_file(folder / ADAPTER_FILE)
-    mine = {each: parameter for each, parameter in model.named_parameters() if _belongs(each, name)}
-    restore_weights(model, {each: local_part(saved[_peft_name(each, name)], mine[each]) for each in mine})
+    adapter = {key: parameter for key, parameter in model.named_parameters() if _belongs(key, name)}
+    restore_weights(model, {key: local_part(saved[_peft_name(key, name)], value) for key, value in adapter.items()})
 
 
 def check_mergeable(model: PreTrainedModel) -> None:
-    """Whether the adapters can be added to the weights without changing more than they do.
+    """Check that merging the adapters into the weights preserves what the model computes.
 
     Raises:
-        ConfigError: an adapter is on a matrix that the model uses in another place too, which merging would change there.
+        ConfigError: if an adapted matrix is tied to another one, which merging would change too.
     """
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -149,24 +153,24 @@ def check_mergeable(model: PreTrainedModel) -> None:
         for parameter in module.get_base_layer().parameters():
             if len(shared := names[id(parameter)]) > 1:
                 raise ConfigError(
-                    f"lora.modules adapts a matrix that the model has in several places ({', '.join(shared)}), and for removals"
-                    " that train all weights the adapter is merged into all of them. Leave it out of lora.modules of the"
-                    " injection, or let the removals train adapters too (unlearning.training.lora)."
+                    f"lora.modules adapts a matrix that the model uses in several places ({', '.join(shared)}); for removals"
+                    " that train all weights, the adapter would be merged into all of them. Remove it from lora.modules of the"
+                    " injection, or train adapters in the removals too (unlearning.training.lora)."
                 )
 
 
 def merge_adapters(model: PreTrainedModel) -> None:
-    """Add the active adapters to the weights, in place, and take them out: what follows trains all weights.
+    """Merge the active adapters into the weights, in place, remove them and make all weights trainable.
 
     Raises:
-        ConfigError: as for `check_mergeable`.
+        ConfigError: as `check_mergeable`.
     """
     check_mergeable(model)
     layers = _lora_layers(model)
-    inner = [module.base_layer for module in layers.values()]  # of experts, one adapter is around another
+    inner = [module.base_layer for module in layers.values()]  # for experts, peft nests one adapter in another
     for module_name, module in layers.items():
         module.merge()
-        if not any(module is each for each in inner):
+        if not any(module is layer for layer in inner):
             model.set_submodule(module_name, module.get_base_layer())
     del model.peft_config
     model._hf_peft_config_loaded = False
@@ -174,44 +178,44 @@ def merge_adapters(model: PreTrainedModel) -> None:
 
 
 def _add(model: PreTrainedModel, settings: peft.LoraConfig, name: str) -> None:
-    """Add an adapter to those that are there, make all active, and train it alone, in float32."""
+    """Add an adapter beside the existing ones, activate all, and make only the new one trainable, in float32."""
     others = list(getattr(model, "peft_config", {}))
     with warnings.catch_warnings():
-        # Two adapters are meant; tied weights are looked at before merging; patterns are for layers that a model may lack.
+        # Two adapters are intended, `check_mergeable` handles tied weights, and patterns may name layers a model lacks.
         warnings.filterwarnings("ignore", message="Already found a `peft|Model has `tie_word_|The following .*_pattern keys")
         model.add_adapter(settings, adapter_name=name)
     model.set_adapter([*others, name])
-    for each, parameter in model.named_parameters():
-        parameter.requires_grad_(_belongs(each, name))
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(_belongs(key, name))
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
 
 
 def _belongs(parameter: str, adapter: str) -> bool:
-    """Whether the parameter of that name is one of that adapter's: `….lora_A.NAME.weight`, `….lora_embedding_A.NAME`."""
+    """Return True if a parameter belongs to an adapter: `….lora_A.ADAPTER.weight`, `….lora_embedding_A.ADAPTER`."""
     return re.search(rf"\.lora_\w+\.{adapter}(\.|$)", parameter) is not None
 
 
 def _peft_name(parameter: str, adapter: str) -> str:
-    """The name that peft gives the parameter in a file."""
+    """Return the name of an adapter's parameter in peft's file format."""
     return f"base_model.model.{re.sub(rf'(?<=[AB])[.]{adapter}(?=[.]|$)', '', parameter)}"
 
 
 def _lora_layers(model: torch.nn.Module) -> dict[str, Any]:
-    """peft's modules around those that are adapted, by name."""
+    """Return peft's wrappers of the adapted modules, by name."""
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 def _reason(error: ValueError) -> str:
-    """What peft says, in a line: it prints whole modules, of which the name is enough."""
+    """Reduce an error message of peft to one line, without the module printouts in it."""
     first, *rest = str(error).splitlines() or [type(error).__name__]
     return first.removesuffix("(") + rest[-1].removeprefix(")") if rest else first
 
 
 def _choices(model: torch.nn.Module) -> str:
-    """The last parts of the names of the model's linear layers, each once, in a sentence."""
+    """List the last parts of the names of the model's linear layers, in a sentence."""
     names = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and ".lora_" not in name)
-    found = {name.removesuffix(".base_layer").rpartition(".")[2] for name in names} - {"lm_head"}
-    return f"Its linear layers are: {', '.join(sorted(found))}."
+    choices = {name.removesuffix(".base_layer").rpartition(".")[2] for name in names} - {"lm_head"}
+    return f"Its linear layers are: {', '.join(sorted(choices))}."
