@@ -293,7 +293,7 @@ def test_no_passage_goes_from_one_run_of_a_document_into_the_next():
 
 def test_split_says_when_the_text_is_too_little():
     documents = [[text] for text in texts(12)]
-    with pytest.raises(CorpusError, match=r"The text has 72 passages .* in 12 of 12 documents; 143 were asked for \(train 100"):
+    with pytest.raises(CorpusError, match=r"The text has 72 passages .* in 12 of 12 documents; 143 were requested \(train 100"):
         split(documents, SHORT, Sizes(100, 20, 10, 13), 0, "The text")
 
 
