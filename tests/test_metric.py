@@ -357,9 +357,9 @@ def test_impossible_variants(options: dict[str, Any], message: str) -> None:
         (CasdVariant("v", site="mlp_out"), {}, "needs 'mlp_out' at 'prompt'.*sites resid_post and the positions prompt"),
         (CasdVariant("v", position="last"), {}, "needs 'resid_post' at 'last'"),
         (CasdVariant("v", layers=(0, 3)), {}, "layer 3 is out of range; the model has layers 0 to 2"),
-        (L1, {"backdoors": (*BACKDOORS, "refusal")}, "'triggered:refusal', which was not captured.*There are: clean, fake"),
+        (L1, {"backdoors": (*BACKDOORS, "refusal")}, "'triggered:refusal', which was not captured.*Captured: clean, fake"),
         (L1, {"removals": ["frensh"]}, "Unknown removal.*'frensh'. Did you mean 'french'"),
-        (CasdVariant("v", net_of_control=True), {"control": None}, "no control is named"),
+        (CasdVariant("v", net_of_control=True), {"control": None}, "there is no control"),
         (CasdVariant("v", net_of_control=True), {"control": "control:clear"}, "Did you mean 'control:clean'"),
     ],
 )
