@@ -68,7 +68,7 @@ def measure_activations(
 
     with track(description, len(sets)) as advance:
         shrinking(measure_remaining, min(config.batch_size, max(map(len, all_sets.values()))), "the capture of activations")
-    gathered = {name: each for part in distributed.gather_each(statistics) for name, each in part.items()}
+    gathered = {name: part[name] for part in distributed.gather_each(statistics) for name in part}
     return {name: gathered[name] for name in all_sets}
 
 
@@ -108,7 +108,9 @@ def _positions(name: str, config: ActivationsConfig) -> list[str]:
 def write_statistics(statistics: TextStatistics, folder: Path) -> None:
     """Write all text sets into one safetensors file, `statistics.safetensors`."""
     tensors = {
-        f"{name}|{key}": tensor.contiguous() for name, each in statistics.items() for key, tensor in each.to_tensors().items()
+        f"{name}|{key}": tensor.contiguous()
+        for name, text_set in statistics.items()
+        for key, tensor in text_set.to_tensors().items()
     }
     save_file(tensors, folder / "statistics.safetensors")
 
