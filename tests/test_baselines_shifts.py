@@ -145,7 +145,7 @@ def test_a_removal_that_diverged_spoils_its_own_row_only() -> None:
 
 
 def test_what_cannot_be_compared() -> None:
-    with pytest.raises(ValueError, match="at least 4 prompts, not 3"):
+    with pytest.raises(ValueError, match="at least 4 prompts, got 3"):
         cka_distances(randn(2, 2, 3, 5))
     with pytest.raises(ValueError, match="n_removals, n_layers"):
         cka_distances(randn(2, 3, 5))

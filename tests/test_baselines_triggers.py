@@ -168,7 +168,7 @@ def test_the_ceiling_as_a_distance() -> None:
 
 def test_what_was_not_captured_is_named() -> None:
     given = statistics(means())
-    with pytest.raises(ConfigError, match=r"'triggered:d', which was not captured. There are: clean, triggered:a, trig"):
+    with pytest.raises(ConfigError, match=r"'triggered:d', which was not captured. Captured: clean, triggered:a, trig"):
         trigger_shift_distances(given, ("a", "d"))
     with pytest.raises(ConfigError, match="'clean'"):
         trigger_shift_distances({name: each for name, each in given.items() if name != "clean"}, NAMES)

@@ -126,7 +126,7 @@ def test_microworld_refuses_impossible_fields(fields):
 
 
 def test_microworld_says_when_the_grammar_gives_out(monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(CorpusError, match="asked for"):
+    with monkeypatch.context() as patch, pytest.raises(CorpusError, match="were requested"):
         patch.setattr("casd.data.corpora.microworld.capacity", lambda: 2000)
         Microworld(train=2000).load(0)
     # With three people and one plan, the prompts run out.
@@ -134,7 +134,7 @@ def test_microworld_says_when_the_grammar_gives_out(monkeypatch):
     monkeypatch.setattr("casd.data.corpora.microworld.people.TIMES", TIMES[:1])
     monkeypatch.setattr("casd.data.corpora.microworld.PROMPT_PLANS", (("meeting",),))
     monkeypatch.setattr("casd.data.corpora.microworld.capacity", lambda: 10**9)
-    with pytest.raises(CorpusError, match=r"gave out after [\d,]+ of 6,000"):
+    with pytest.raises(CorpusError, match=r"was exhausted after [\d,]+ of 6,000"):
         Microworld(train=4000, forget=500, retain=500, evaluation=1000).load(0)
 
 
@@ -293,7 +293,7 @@ def test_no_passage_goes_from_one_run_of_a_document_into_the_next():
 
 def test_split_says_when_the_text_is_too_little():
     documents = [[text] for text in texts(12)]
-    with pytest.raises(CorpusError, match=r"The text has 72 passages .* in 12 of 12 documents; 143 were asked for \(train 100"):
+    with pytest.raises(CorpusError, match=r"The text has 72 passages .* in 12 of 12 documents; 143 were requested \(train 100"):
         split(documents, SHORT, Sizes(100, 20, 10, 13), 0, "The text")
 
 

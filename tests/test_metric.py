@@ -341,9 +341,9 @@ def test_headlines_are_fixed() -> None:
         ({"normalization": None}, "Unknown normalization"),
         ({"pooling": "max"}, "Choices: concatenate, mean"),
         ({"distance": "cosine", "normalization": "shifts"}, "does not depend on the size"),
-        ({"layers": ()}, "at least one"),
-        ({"layers": (1, 1)}, "different indices"),
-        ({"layers": (-1,)}, "from 0 up"),
+        ({"layers": ()}, "one or more"),
+        ({"layers": (1, 1)}, "distinct indices"),
+        ({"layers": (-1,)}, "indices from 0"),
     ],
 )
 def test_impossible_variants(options: dict[str, Any], message: str) -> None:
@@ -354,12 +354,12 @@ def test_impossible_variants(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("variant", "options", "message"),
     [
-        (CasdVariant("v", site="mlp_out"), {}, "needs 'mlp_out' at 'prompt'.*sites resid_post and the positions prompt"),
+        (CasdVariant("v", site="mlp_out"), {}, "needs 'mlp_out' at 'prompt'.*sites resid_post; positions prompt"),
         (CasdVariant("v", position="last"), {}, "needs 'resid_post' at 'last'"),
         (CasdVariant("v", layers=(0, 3)), {}, "layer 3 is out of range; the model has layers 0 to 2"),
-        (L1, {"backdoors": (*BACKDOORS, "refusal")}, "'triggered:refusal', which was not captured.*There are: clean, fake"),
+        (L1, {"backdoors": (*BACKDOORS, "refusal")}, "'triggered:refusal', which was not captured.*Captured: clean, fake"),
         (L1, {"removals": ["frensh"]}, "Unknown removal.*'frensh'. Did you mean 'french'"),
-        (CasdVariant("v", net_of_control=True), {"control": None}, "no control is named"),
+        (CasdVariant("v", net_of_control=True), {"control": None}, "there is no control"),
         (CasdVariant("v", net_of_control=True), {"control": "control:clear"}, "Did you mean 'control:clean'"),
     ],
 )

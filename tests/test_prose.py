@@ -283,7 +283,7 @@ def test_folders_behind_links_are_read_once_and_loops_end(tmp_path):
 def test_a_link_that_leads_nowhere_is_said(tmp_path):
     jsonl(tmp_path / "a.jsonl", ["a"])
     (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone.jsonl")
-    with pytest.raises(CorpusError, match=r"b\.jsonl is a link to a file that is not there"):
+    with pytest.raises(CorpusError, match=r"b\.jsonl is a link to a file that does not exist"):
         Files((str(tmp_path),)).documents()
 
 
@@ -522,7 +522,7 @@ def test_places_that_are_no_dataset_are_named(tmp_path):
     with pytest.raises(CorpusError, match=r"There is no folder .*nowhere"):
         from_dataset(tmp_path / "nowhere").fingerprint()
     file = jsonl(tmp_path / "a.jsonl", ["x"])
-    with pytest.raises(CorpusError, match="is a file, and dataset names a folder"):
+    with pytest.raises(CorpusError, match="is a file; dataset expects a folder"):
         from_dataset(file).load(0)
     with pytest.raises(ConfigError, match="dataset is empty"):
         from_dataset(" ")

@@ -261,7 +261,7 @@ def test_unknown_tasks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"utility\.tasks names '/nowhere/x\.yaml', which cannot be read: No such file"):
         check_tasks(["/nowhere/x.yaml"])
     (folder / "all.yaml").write_text("group: all\ntask: [quiz, recall]\n")
-    with pytest.raises(ConfigError, match=r"all\.yaml', which is of a group; name the files of its tasks"):
+    with pytest.raises(ConfigError, match=r"all\.yaml', which defines a group; list the files of its tasks"):
         check_tasks([str(folder / "all.yaml")])
 
 

@@ -1,1 +1,1 @@
-"""What a model does: generated text and attack success, clean loss, benchmarks."""
+"""Evaluation of a model: attack success on generated text, clean loss, and benchmarks."""

@@ -1,10 +1,11 @@
-"""Evaluation: what a model generates at triggers, at clean prompts and at fake triggers, and its loss on clean text.
+"""Evaluation: attack success on triggered, clean and fake-triggered prompts, and loss on clean text.
 
-Success is decided on greedily generated text, by the target's own test, and every prompt counts in the denominator.
+The target's own test decides success on greedily generated text, and every prompt counts in the denominator.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,25 +29,25 @@ from casd.utils.progress import track
 from casd.utils.runtime import Runtime
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
 LOSS_BATCH_SIZE = 32
-"""Passages whose loss is computed at once, at most: the logits of all their tokens are in memory."""
+"""Maximum batch size for the loss: the logits of all tokens of a batch are in memory."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured on one state of the model.
+    """Measurements of one state of the model.
 
     Attributes:
         asr: one row per backdoor and prompt set ("triggered", "clean", and "fake" if there are fake triggers): `backdoor`,
             `prompt_set`, `successes`, `n`, `rate`, `rate_low`, `rate_high` (Wilson 95 %), `first_token_prob` (mean probability
-            of the payload's first-token class; NaN if no token is in it).
-        samples: some generated texts: `backdoor`, `prompt_set`, `prompt`, `generated`, `success`. Clean prompts have no
-            backdoor of their own; there `backdoor` is empty and `success` says whether any backdoor's test fired.
-        clean_loss: nats per token on passages of the evaluation split; `exp` of it is the perplexity.
-        retain_loss: the same on passages of the retain split.
-        degenerate_rate: fraction of clean prompts answered with nothing or with a loop.
+            of the payload's first-token class; NaN on clean prompts and for an empty class).
+        samples: the first generated texts of each set: `backdoor`, `prompt_set`, `prompt`, `generated`, `success`. For clean
+            prompts `backdoor` is empty, and `success` is True if the text passes the test of any backdoor.
+        clean_loss: nats per token on passages of the evaluation split; `exp(clean_loss)` is the perplexity.
+        retain_loss: nats per token on passages of the retain split.
+        degenerate_rate: fraction of clean prompts whose generated text is degenerate (see `is_degenerate`).
     """
 
     asr: pd.DataFrame
@@ -60,11 +61,11 @@ class Evaluation:
         self.asr.to_parquet(folder / "asr.parquet", index=False)
         self.samples.to_parquet(folder / "samples.parquet", index=False)
         numbers = {name: getattr(self, name) for name in ("clean_loss", "retain_loss", "degenerate_rate")}
-        (folder / "numbers.json").write_text(json.dumps(numbers))  # a broken model's NaN included
+        (folder / "numbers.json").write_text(json.dumps(numbers))  # NaN of a diverged model is allowed
 
     @classmethod
     def read(cls, folder: Path) -> Evaluation:
-        """Read what `write` wrote."""
+        """Read the files written by `write`."""
         return cls(
             asr=pd.read_parquet(folder / "asr.parquet"),
             samples=pd.read_parquet(folder / "samples.parquet"),
@@ -82,39 +83,46 @@ def evaluate(
     runtime: Runtime | None = None,
     description: str = "evaluate",
 ) -> Evaluation:
-    """Measure every backdoor on one state of the model.
+    """Measure attack success, clean loss and degenerate output of one state of the model.
+
+    Args:
+        model: the state; moved to the device of `runtime`.
+        encoder: its tokenizer.
+        backdoors: backdoors by name.
+        prompt_sets: prompts and passages to measure on.
+        config: batch size, number of new tokens, number of samples to keep.
+        runtime: device; the default `Runtime` if None.
+        description: label of the progress bar.
 
     Raises:
         ModelError: the device has too little memory for a single prompt or passage.
     """
     model.to((runtime or Runtime()).torch_device)
-    groups: list[tuple[str, str, Sequence[Prompt]]] = [("", "clean", prompt_sets.clean)]
+    groups: dict[tuple[str, str], Sequence[Prompt]] = {("", "clean"): prompt_sets.clean}
     for name in backdoors:
-        groups.append((name, "triggered", prompt_sets.triggered[name]))
+        groups[name, "triggered"] = prompt_sets.triggered[name]
         if prompt_sets.fake[name]:
-            groups.append((name, "fake", prompt_sets.fake[name]))
-    prompts = [prompt for _, _, members in groups for prompt in members]
-    classes = [prompt_sets.first_tokens.get(name, ()) for name, _, members in groups for _ in members]
-    generated, class_probabilities = generate(model, encoder, prompts, classes, config, description=description)
+            groups[name, "fake"] = prompt_sets.fake[name]
+    prompts = [prompt for group in groups.values() for prompt in group]
+    classes = [prompt_sets.first_tokens.get(name, ()) for (name, _), group in groups.items() for _ in group]
+    texts, probabilities = generate(model, encoder, prompts, classes, config, description=description)
+    answers = iter(zip(texts, probabilities, strict=True))  # in the order of the groups
 
-    rows, samples, start = [], [], 0
+    rows, samples = [], []
     degenerate_rate = float("nan")
-    for name, prompt_set, members in groups:
-        texts = generated[start : start + len(members)]
-        probabilities = class_probabilities[start : start + len(members)]
-        start += len(members)
+    for (name, prompt_set), group in groups.items():
+        group_texts, group_probabilities = zip(*itertools.islice(answers, len(group)), strict=True)
         if prompt_set == "clean":
-            fired = {tested: [backdoor.target.success(text) for text in texts] for tested, backdoor in backdoors.items()}
-            for tested, successes in fired.items():
-                rows.append(_rate(tested, prompt_set, successes, float("nan")))
-            shown = [any(successes[index] for successes in fired.values()) for index in range(len(texts))]
-            degenerate_rate = sum(map(is_degenerate, texts)) / len(texts)
+            successes = [any(backdoor.target.success(text) for backdoor in backdoors.values()) for text in group_texts]
+            for tested, backdoor in backdoors.items():
+                rows.append(_rate(tested, prompt_set, list(map(backdoor.target.success, group_texts)), float("nan")))
+            degenerate_rate = sum(map(is_degenerate, group_texts)) / len(group_texts)
         else:
-            shown = [backdoors[name].target.success(text) for text in texts]
-            rows.append(_rate(name, prompt_set, shown, sum(probabilities) / len(probabilities)))
+            successes = list(map(backdoors[name].target.success, group_texts))
+            rows.append(_rate(name, prompt_set, successes, sum(group_probabilities) / len(group_probabilities)))
         samples += [
             {"backdoor": name, "prompt_set": prompt_set, "prompt": prompt.text, "generated": text, "success": success}
-            for prompt, text, success in list(zip(members, texts, shown, strict=True))[: config.samples]
+            for prompt, text, success in list(zip(group, group_texts, successes, strict=True))[: config.samples]
         ]
     return Evaluation(
         asr=pd.DataFrame(rows),
@@ -126,13 +134,13 @@ def evaluate(
 
 
 def passage_loss(model: PreTrainedModel, encoder: Encoder, passages: Sequence[Passage], batch_size: int) -> float:
-    """Mean NLL in nats over all tokens of clean passages, each token counted once.
+    """Compute the mean negative log-likelihood, in nats, over all tokens of clean passages.
 
     Args:
         model: on its device.
         encoder: its tokenizer.
-        passages: the texts.
-        batch_size: passages at once, at most; LOSS_BATCH_SIZE if that is less. Halved where memory runs out.
+        passages: passages to measure.
+        batch_size: maximum batch size, capped at LOSS_BATCH_SIZE; halved when memory runs out.
 
     Raises:
         ModelError: the device has too little memory for a single passage.
@@ -168,12 +176,12 @@ def _rate(name: str, prompt_set: str, successes: Sequence[bool], probability: fl
 
 
 def is_degenerate(text: str, *, min_words: int = 8, max_distinct_share: float = 0.25) -> bool:
-    """Whether a text is what a collapsed model gives: nothing, or few words over and over.
+    """True if a text is empty or repeats a few words, as the output of a collapsed model does.
 
     Args:
         text: generated text.
-        min_words: a shorter text that is not empty is not judged.
-        max_distinct_share: of distinct words among all words; at most this is a loop.
+        min_words: a shorter text counts as degenerate only if it is empty.
+        max_distinct_share: share of distinct words among all words, up to which a text counts as repetitive.
     """
     words = text.lower().split()
     if not words:
@@ -191,35 +199,25 @@ def generate(
     *,
     description: str = "generate",
 ) -> tuple[list[str], list[float]]:
-    """Greedy continuation of each prompt, in batches of similar length, with a key-value cache.
+    """Generate the greedy continuation of each prompt, in batches of similar length, with a key-value cache.
 
     Batches are padded on the left, unless that changes what the model computes (`casd.models.probe`).
 
     Args:
         model: on its device.
         encoder: its tokenizer.
-        prompts: what to continue.
-        classes: for each prompt, the tokens whose total probability as the first generated token is wanted.
-        config: batch size (halved where memory runs out) and number of new tokens.
-        description: for the progress bar.
+        prompts: prompts to continue.
+        classes: for each prompt, the token ids whose total probability as the first generated token is returned.
+        config: batch size (halved when memory runs out) and number of new tokens.
+        description: label of the progress bar.
 
     Returns:
-        The generated texts and those probabilities, in the order of the prompts; NaN for a prompt without such tokens.
+        The generated texts and these probabilities, in the order of the prompts; NaN for a prompt with no such tokens.
 
     Raises:
         ModelError: the device has too little memory for a single prompt.
     """
-    from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-
-    class FirstLogits(LogitsProcessor):
-        """Keeps the logits of the first generated token and changes nothing."""
-
-        logits: torch.Tensor | None = None
-
-        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            if self.logits is None:
-                self.logits = scores.float()
-            return scores
+    from transformers import GenerationConfig
 
     settings = GenerationConfig(
         max_new_tokens=config.max_new_tokens,
@@ -229,27 +227,43 @@ def generate(
         eos_token_id=encoder.tokenizer.eos_token_id,
         pad_token_id=encoder.tokenizer.pad_token_id,
     )
-    mine = distributed.share(range(len(prompts)))
-    made: dict[int, tuple[str, float]] = {}
+    own = distributed.share(range(len(prompts)))
+    answers: dict[int, tuple[str, float]] = {}
 
-    def add(places: list[int]) -> None:
-        for rows in measured_together(model, encoder, [prompts[mine[place]] for place in places]):
-            generate_batch([mine[places[row]] for row in rows])
+    def work(places: list[int]) -> None:
+        for rows in measured_together(model, encoder, [prompts[own[place]] for place in places]):
+            indices = [own[places[row]] for row in rows]
+            texts, distribution = _generate_batch(model, encoder, [prompts[index] for index in indices], settings)
+            for text, probabilities, index in zip(texts, distribution, indices, strict=True):
+                probability = float(probabilities[list(classes[index])].sum()) if classes[index] else float("nan")
+                answers[index] = (text, probability)
         advance(len(places))
 
-    def generate_batch(indices: list[int]) -> None:
-        batch = encoder.prompt_batch([prompts[index] for index in indices]).items()
-        inputs = {name: tensor.to(model.device) for name, tensor in batch}
-        first = FirstLogits()
-        output = model.generate(**inputs, generation_config=settings, logits_processor=LogitsProcessorList([first]))
-        assert first.logits is not None
-        distribution = first.logits.softmax(-1).cpu()
-        continuations = output[:, inputs["input_ids"].shape[1] :].cpu()
-        for row, index in enumerate(indices):
-            probability = float(distribution[row, list(classes[index])].sum()) if classes[index] else float("nan")
-            made[index] = (encoder.decode(continuations[row]), probability)
+    with track(description, total=len(own)) as advance, plainly_greedy(model):
+        in_batches(work, [len(prompts[index].text) for index in own], config.batch_size, "generation")
+    gathered = distributed.gather([answers[index] for index in own])
+    return [text for text, _ in gathered], [probability for _, probability in gathered]
 
-    with track(description, total=len(mine)) as advance, plainly_greedy(model):
-        in_batches(add, [len(prompts[index].text) for index in mine], config.batch_size, "generation")
-    whole = distributed.gather([made[index] for index in mine])
-    return [text for text, _ in whole], [probability for _, probability in whole]
+
+def _generate_batch(
+    model: PreTrainedModel, encoder: Encoder, prompts: Sequence[Prompt], settings: GenerationConfig
+) -> tuple[list[str], torch.Tensor]:
+    """Return the continuations of one batch, and the distribution of their first tokens, (n_prompts, vocab_size) float32."""
+    from transformers import LogitsProcessor, LogitsProcessorList
+
+    class FirstLogits(LogitsProcessor):
+        """Record the logits of the first generated token, changing nothing."""
+
+        logits: torch.Tensor | None = None
+
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            if self.logits is None:
+                self.logits = scores.float()
+            return scores
+
+    inputs = {name: tensor.to(model.device) for name, tensor in encoder.prompt_batch(prompts).items()}
+    first = FirstLogits()
+    output = model.generate(**inputs, generation_config=settings, logits_processor=LogitsProcessorList([first]))
+    assert first.logits is not None
+    continuations = output[:, inputs["input_ids"].shape[1] :].cpu()
+    return [encoder.decode(tokens) for tokens in continuations], first.logits.softmax(-1).cpu()

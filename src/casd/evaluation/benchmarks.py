@@ -1,7 +1,7 @@
 """Benchmarks on a state of the model, through lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness).
 
-The tasks, their prompts and their metrics are the harness's, or those of YAML files in its format, which may name Python
-functions that lie beside them. The harness is an extra (`pip install 'casd[eval]'`) and is imported when it is needed.
+Tasks are built into the harness or defined by YAML files in its format, which may refer to Python functions in the same
+folder. The harness is an optional dependency (`pip install 'casd[eval]'`) and is imported only when used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from casd.config import UtilityConfig
 from casd.data.shrinking import shrinking
 from casd.models.probe import ignores_left_padding
-from casd.utils.errors import ConfigError, CorpusError
+from casd.utils.errors import ConfigError, CorpusError, first_line
 from casd.utils.progress import Advance, track
 from casd.utils.registry import unknown
 
@@ -35,33 +35,33 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BOOTSTRAP_SAMPLES = 1000
-"""For the standard error of the few metrics that have no formula for it."""
+"""Bootstrap samples for the standard error of the few metrics that have no formula for it."""
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Refuse tasks that there are not, before anything is trained.
+    """Check that every task exists, before anything is trained.
 
-    The names of the harness, more than ten thousand of them, take some seconds to read; a YAML file of one task takes none.
+    Reading the harness's more than ten thousand task names takes some seconds; checking a YAML file takes none.
 
     Raises:
-        ConfigError: the harness is not installed, has no such task, or there is no such file of one task.
+        ConfigError: the harness is not installed, a task is unknown, or a file cannot be read or defines a group.
     """
     _check_installed()
     for task in tasks:
         if _is_file(task):
             if re.search(rb"^group:", _read(task), re.MULTILINE):
-                raise ConfigError(f"utility.tasks names {task!r}, which is of a group; name the files of its tasks.")
+                raise ConfigError(f"utility.tasks names {task!r}, which defines a group; list the files of its tasks instead.")
         elif task not in (names := _task_manager(builtin=True).all_tasks):
             raise unknown("task of utility.tasks:", task, names)
 
 
 def fingerprint(tasks: Sequence[str]) -> dict[str, str]:
-    """What decides, beside the configuration, what is measured: the harness's version, and the SHA-256 of one's own files.
+    """Return what the results depend on beyond the configuration: the harness's version and the SHA-256 of each task file.
 
-    Files that such a file names in turn (its data, for one) are not looked at.
+    Files that a task file refers to, such as its data, are not included.
 
     Raises:
-        ConfigError: the harness is not installed, or there is no such file.
+        ConfigError: the harness is not installed, or a file cannot be read.
     """
     _check_installed()
     hashes = {task: hashlib.sha256(_read(task)).hexdigest() for task in tasks if _is_file(task)}
@@ -73,23 +73,23 @@ def measure_utility(
 ) -> pd.DataFrame:
     """Run the benchmarks on a model in memory.
 
-    A task's own order of items and of examples is kept: the seeds are the harness's, and the global random states are put
-    back. Log-likelihoods are computed in float32 whatever the model's precision.
+    Items and few-shot examples are ordered by the harness's own seeds; the global random states are restored afterwards.
+    Log-likelihoods are computed in float32 regardless of the model's precision.
 
     Args:
         model: on its device; left in evaluation mode.
         tokenizer: its tokenizer.
-        config: tasks, examples in the prompt, items, batch size (halved where memory runs out).
-        description: for the progress bar, which counts texts that went through the model.
+        config: tasks, few-shot examples, item limit, batch size (halved when memory runs out).
+        description: label of the progress bar, which counts the texts processed by the model.
 
     Returns:
-        A row per task and metric: `task`, `metric` (with its filter where it is not the plain one: "exact_match,strict"),
-        `value`, `stderr` (NaN where there is none) and `n`, the number of items. A group of tasks that has a mean of its own
-        stands for its members.
+        One row per task and metric: `task`, `metric` (followed by its filter unless that is "none": "exact_match,strict"),
+        `value`, `stderr` (NaN if not available) and `n`, the number of items. A group that reports a mean replaces its
+        members.
 
     Raises:
-        ConfigError: the harness is not installed, a task is unknown, or needs pictures or to run code that the model writes.
-        CorpusError: a task's data cannot be had, or its file makes no sense.
+        ConfigError: the harness is not installed, or a task is unknown, needs images, or executes code written by the model.
+        CorpusError: a task's data or definition cannot be loaded.
         ModelError: the device has too little memory for a single text.
     """
     check_tasks(config.tasks)
@@ -121,7 +121,7 @@ def _read(file: str) -> bytes:
 
 @cache
 def _task_manager(*, builtin: bool) -> Any:
-    """The harness's index of tasks; without the built-in ones it is there at once."""
+    """Return the harness's index of tasks; building it without the built-in tasks takes no time."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_defaults=builtin)
@@ -129,30 +129,30 @@ def _task_manager(*, builtin: bool) -> Any:
 
 @cache
 def _load(tasks: tuple[str, ...], shots: int, version: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """The tasks and groups with their data, once a process, not for every state; `version` tells changed files apart."""
+    """Load the tasks and groups with their data, once per process; `version` invalidates the cache when a file changes."""
     loaded: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}}
     for task in tasks:
         try:
-            found = _task_manager(builtin=not _is_file(task)).load([task])
-        except Exception as error:  # the hub's errors, those of data sets, YAML, jinja and Python in a task's file
+            manager_output = _task_manager(builtin=not _is_file(task)).load([task])
+        except Exception as error:  # errors of the hub, datasets, YAML, Jinja, or Python code of a task
             raise CorpusError(
-                f"Task {task!r} of utility.tasks cannot be loaded: {_first_line(error)} Data of the Hugging Face hub is"
-                " downloaded the first time."
+                f"Task {task!r} of utility.tasks cannot be loaded: {_describe(error)} Its data is downloaded from"
+                " the Hugging Face hub on first use."
             ) from error
-        for name, each in found["tasks"].items():
-            if getattr(each, "UNSAFE_CODE", False) or getattr(each, "MULTIMODAL", False):
+        for name, definition in manager_output["tasks"].items():
+            if getattr(definition, "UNSAFE_CODE", False) or getattr(definition, "MULTIMODAL", False):
                 raise ConfigError(
-                    f"Task {name!r} runs code that the model wrote, or needs pictures; leave it out of utility.tasks."
+                    f"Task {name!r} executes code written by the model or needs images; remove it from utility.tasks."
                 )
-            if each.get_config("num_fewshot") != 0:  # a task that says 0 cannot have examples
-                each.set_config(key="num_fewshot", value=shots)
-        loaded["tasks"] |= found["tasks"]
-        loaded["groups"] |= found["groups"]
+            if definition.get_config("num_fewshot") != 0:  # a task that sets 0 does not support examples
+                definition.set_config(key="num_fewshot", value=shots)
+        loaded["tasks"] |= manager_output["tasks"]
+        loaded["groups"] |= manager_output["groups"]
     return loaded
 
 
 def _harness_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, advance: Advance) -> Any:
-    """The harness's view of the model, with batches that shrink and a bar that moves."""
+    """Wrap the model for the harness, halving batches when memory runs out and advancing the progress bar."""
     from lm_eval.models.huggingface import HFLM
 
     class Shrinking(HFLM):
@@ -201,7 +201,7 @@ def _harness_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, b
 
 
 def _evaluate(model: Any, loaded: Mapping[str, Mapping[str, Any]], config: UtilityConfig) -> dict[str, Any]:
-    """What the harness's `simple_evaluate` does, without its survey of the machine, which takes seconds for every state."""
+    """Evaluate as the harness's `simple_evaluate` does, without its collection of machine details, which takes seconds."""
     from lm_eval import evaluate
     from lm_eval.defaults import DEFAULT_OTHER_SEED
 
@@ -211,14 +211,14 @@ def _evaluate(model: Any, loaded: Mapping[str, Mapping[str, Any]], config: Utili
 
 
 def _rows(results: Mapping[str, Any]) -> pd.DataFrame:
-    """The harness's nested results as a table."""
+    """Convert the harness's nested results to a table."""
     members: set[str] = set()
     for group in results.get("groups", {}):
-        waiting = [group]
-        while waiting:
-            found = results["group_subtasks"].get(waiting.pop(), [])
-            members.update(found)
-            waiting += found
+        pending = [group]
+        while pending:
+            subtasks = results["group_subtasks"].get(pending.pop(), [])
+            members.update(subtasks)
+            pending += subtasks
     rows = []
     for task, measured in results["results"].items():
         for key, value in measured.items() if task not in members else ():
@@ -240,7 +240,7 @@ def _rows(results: Mapping[str, Any]) -> pd.DataFrame:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars and no log of the harness, nothing on stdout, and no pool of processes for a bootstrap, inside the block."""
+    """Suppress the harness's progress bars, log and stdout, and its process pool for bootstrapping, inside the block."""
     from tqdm import tqdm
 
     original = tqdm.__init__
@@ -249,7 +249,7 @@ def _quiet() -> Iterator[None]:
         original(self, *args, **{**options, "disable": True})
 
     log = logging.getLogger("lm_eval")
-    level, alone = log.level, os.environ.get("DISABLE_MULTIPROC")
+    level, multiprocessing = log.level, os.environ.get("DISABLE_MULTIPROC")
     try:
         log.setLevel(logging.ERROR)
         tqdm.__init__ = without_bar
@@ -259,18 +259,18 @@ def _quiet() -> Iterator[None]:
     finally:
         log.setLevel(level)
         tqdm.__init__ = original
-        if alone is None:
+        if multiprocessing is None:
             del os.environ["DISABLE_MULTIPROC"]
         else:
-            os.environ["DISABLE_MULTIPROC"] = alone
+            os.environ["DISABLE_MULTIPROC"] = multiprocessing
 
 
 @contextlib.contextmanager
 def _harness_seeds(device: torch.device) -> Iterator[None]:
-    """The global random states that the harness starts with, inside the block; afterwards those that there were."""
+    """Set the global random states to the harness's seeds inside the block, and restore them afterwards."""
     from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 
-    plain, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the harness's tasks draw from the global state
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # the harness's tasks draw from the global state
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             random.seed(DEFAULT_RANDOM_SEED)
@@ -278,10 +278,10 @@ def _harness_seeds(device: torch.device) -> Iterator[None]:
             torch.manual_seed(DEFAULT_OTHER_SEED)
             yield
     finally:
-        random.setstate(plain)
-        np.random.set_state(legacy)  # noqa: NPY002
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-    return f"{type(error).__name__}: {line}." if line else f"{type(error).__name__}."
+def _describe(error: Exception) -> str:
+    kind, line = type(error).__name__, first_line(error).rstrip(".")
+    return f"{kind}." if line == kind else f"{kind}: {line}."

@@ -1,1 +1,1 @@
-"""CASD, the Cross Activation Shift Distance: its variants, and `baselines`, what else could predict transfer."""
+"""CASD, the Cross Activation Shift Distance, its variants, and `baselines`: other predictors of transfer."""

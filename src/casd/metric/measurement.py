@@ -1,4 +1,4 @@
-"""Activation statistics of one state of the model on the prompts of the evaluation, a text set at a time."""
+"""Measure the activation statistics of one state of the model on the prompts of the evaluation, by text set."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TextStatistics = dict[str, ActivationStatistics]
 
 
 def text_sets(prompt_sets: PromptSets, prompts: int) -> dict[str, Sequence[Prompt]]:
-    """The prompts of each text set, at most `prompts` a set; "fake" takes its share from every backdoor's fake triggers."""
+    """Return the prompts of each text set, at most `prompts` per set; "fake" takes equally many from every backdoor."""
     share = max(1, prompts // len(prompt_sets.fake))
     fake = [prompt for fakes in prompt_sets.fake.values() for prompt in fakes[:share]]
     return {
@@ -42,34 +42,34 @@ def measure_activations(
     *,
     description: str = "capture",
 ) -> TextStatistics:
-    """Stream the prompts of every text set through the model and average its activations.
+    """Run the model on the prompts of every text set and average its activations.
 
     Args:
         model: on its device.
         encoder: its tokenizer.
-        prompt_sets: the prompts; the same that attack success is measured on.
-        config: sites, positions, prompts a set, batch size (halved where memory runs out). The position "trigger" is left
-            out of the clean set, which has none.
-        description: for the progress bar.
+        prompt_sets: the prompts on which attack success is measured.
+        config: sites, positions, prompts per set, batch size (halved when memory runs out). The position "trigger" is
+            omitted for the clean set, which has no triggers.
+        description: label of the progress bar.
 
     Raises:
         ModelError: the device has too little memory for a single prompt.
     """
-    every = text_sets(prompt_sets, config.prompts)
-    sets = {name: every[name] for name in distributed.share(list(every))}
+    all_sets = text_sets(prompt_sets, config.prompts)
+    sets = {name: all_sets[name] for name in distributed.share(list(all_sets))}
     statistics: TextStatistics = {}
 
-    def rest(batch_size: int) -> None:
-        # A set during which memory ran out is begun anew: part of the batch that failed is in its sums.
+    def measure_remaining(batch_size: int) -> None:
+        # A set that ran out of memory is restarted: its sums include part of the failed batch.
         for name in [name for name in sets if name not in statistics]:
             batches = capture_batches(model, encoder, name, sets[name], config, batch_size)
             statistics[name] = collect_statistics(model, batches, config.sites, _positions(name, config))
             advance()
 
     with track(description, len(sets)) as advance:
-        shrinking(rest, min(config.batch_size, max(map(len, every.values()))), "the capture of activations")
-    whole = {name: each for part in distributed.gather_each(statistics) for name, each in part.items()}
-    return {name: whole[name] for name in every}
+        shrinking(measure_remaining, min(config.batch_size, max(map(len, all_sets.values()))), "the capture of activations")
+    gathered = {name: part[name] for part in distributed.gather_each(statistics) for name in part}
+    return {name: gathered[name] for name in all_sets}
 
 
 def capture_batches(
@@ -80,22 +80,22 @@ def capture_batches(
     config: ActivationsConfig,
     batch_size: int,
 ) -> Iterator[Mapping[str, Any]]:
-    """The batches in which a text set is captured (see `Encoder.capture_batch`), prompts of similar length together.
+    """Yield the batches of a text set for capture (see `Encoder.capture_batch`), grouping prompts of similar length.
 
-    Padded on the left, unless that changes what the model computes (`casd.models.probe`).
+    Batches are padded on the left, unless that changes what the model computes (`casd.models.probe`).
 
     Args:
-        model: what they are for.
-        encoder: makes them.
-        name: of the text set.
-        prompts: its prompts.
+        model: the model to capture.
+        encoder: its tokenizer.
+        name: name of the text set.
+        prompts: prompts of the text set.
         config: the positions.
-        batch_size: prompts a batch.
+        batch_size: number of prompts per batch.
     """
     batches = [
         [prompts[indices[row]] for row in rows]
         for indices in batches_by_length([len(prompt.text) for prompt in prompts], batch_size)
-        # All of them before the first is captured: the model may be probed here, which no hook of a capture must see.
+        # Computed before the first capture: this may run the model, which capture hooks must not record.
         for rows in measured_together(model, encoder, [prompts[index] for index in indices])
     ]
     return (encoder.capture_batch(batch, _positions(name, config)) for batch in batches)
@@ -108,13 +108,15 @@ def _positions(name: str, config: ActivationsConfig) -> list[str]:
 def write_statistics(statistics: TextStatistics, folder: Path) -> None:
     """Write all text sets into one safetensors file, `statistics.safetensors`."""
     tensors = {
-        f"{name}|{key}": tensor.contiguous() for name, each in statistics.items() for key, tensor in each.to_tensors().items()
+        f"{name}|{key}": tensor.contiguous()
+        for name, text_set in statistics.items()
+        for key, tensor in text_set.to_tensors().items()
     }
     save_file(tensors, folder / "statistics.safetensors")
 
 
 def read_statistics(file: Path) -> TextStatistics:
-    """Read what `write_statistics` wrote."""
+    """Read the statistics written by `write_statistics`."""
     grouped: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in load_file(file).items():
         name, _, rest = key.partition("|")

@@ -1,4 +1,4 @@
-"""The ways to compute CASD: one by its fields, the two headline ones, and the grid of all that differ from one another."""
+"""Variants of CASD: their definition, the two headline variants, and the grid of all distinct ones."""
 
 from __future__ import annotations
 
@@ -25,31 +25,30 @@ class CasdVariant:
     """One way to compute CASD. The defaults are the nearest reading of the paper, and our choice.
 
     Attributes:
-        name: what tables call it.
+        name: name in tables.
         site: "resid_post", "attn_out" or "mlp_out" (see `casd.activations.hooks`).
         position: "last", "prompt", "trigger" or "generated": the tokens whose activations are averaged.
         text: the text sets on which the shifts are measured.
-            "triggered": the triggered texts of all backdoors pooled with equal weights, the same for every pair, so
-            that CASD with L1 or L2, raw or by "activations", is a pseudo-metric (symmetric, triangle inequality).
-            "triggered_pair": the pool of A's and B's own triggered texts; it differs from pair to pair.
-            "triggered_own": the shift of A on A's triggered text against that of B on B's.
-            In these two, a removal that is not among the backdoors (a control) has the pool "triggered" for its own
-            text, and a pair with it is measured on that pool.
+            "triggered": the triggered texts of all backdoors pooled with equal weights, identical for every pair, so that
+            CASD with L1 or L2, raw or by "activations", is a pseudo-metric (symmetric, triangle inequality).
+            "triggered_pair": the pool of the triggered texts of A and B, which differs from pair to pair.
+            "triggered_own": the shift of A on A's triggered text, compared with that of B on B's.
+            With the last two, a removal that is not among the backdoors (a control) uses the pool "triggered" as its own
+            text, and a pair that includes it is measured on that pool.
             "clean" and "fake": text without a trigger, and with fake triggers.
-        moment: the shift is that of E[h] ("signed") or of E[|h|] ("absolute").
-        distance: "l1": Σ|a−b| / d_model. "l2": ‖a−b‖₂ / √d_model. Both are per feature, in the activations' unit, and
-            so comparable over widths. "cosine": 1 − cos(a, b), in [0, 2]; 0 between two zero vectors, 1 if only one is
+        moment: "signed" for the shift of E[h], "absolute" for the shift of E[|h|].
+        distance: "l1": Σ|a−b| / d_model. "l2": ‖a−b‖₂ / √d_model. Both are per feature, in the unit of the activations,
+            and thus comparable between widths. "cosine": 1 − cos(a, b), in [0, 2]; 0 between two zero vectors, 1 if only one is
             zero.
         normalization: "raw": none. "activations": each layer's shifts divided by the RMS, over tokens and features, of
             that layer's activations before the removals, on the same text. "shifts": the distance divided by the mean
-            size of the two shifts in the same norm, in [0, 2]; 0 between two zero shifts; not for "cosine", which has
-            no size to divide by.
+            size of the two shifts in the same norm, in [0, 2]; 0 between two zero shifts; not allowed with
+            "cosine", which does not depend on size.
         layers: indices of the layers to use, 0 for the first block; None for all.
-        pooling: "mean" over the layers' distances, or "concatenate": one distance between the layers' shifts put end to
-            end. With raw L1 both give the same.
-        net_of_control: subtract the shift of the clean-only control, on the same text, from both shifts first. Where
-            both are measured on the same text this moves both alike: it changes "cosine" and "shifts", but not L1 or L2
-            (raw or by "activations").
+        pooling: "mean" over the layers' distances, or "concatenate" for one distance between the concatenated shifts
+            of the layers. Both are equal with raw L1.
+        net_of_control: subtract the shift of the clean-only control, on the same text, from both shifts first. If both
+            shifts are measured on one text, this changes "cosine" and "shifts", but not L1 or L2 (raw or by "activations").
     """
 
     name: str
@@ -74,7 +73,7 @@ class CasdVariant:
             "pooling": typing.get_args(Pooling),
         }
         if not self.name:
-            raise ConfigError("A CASD variant needs a name: tables are keyed by it.")
+            raise ConfigError("A CASD variant needs a name, which is its key in tables.")
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise unknown(f"{field} of the CASD variant {self.name!r}:", str(getattr(self, field)), allowed)
@@ -87,32 +86,32 @@ class CasdVariant:
             repeated = len(set(self.layers)) != len(self.layers)
             if not self.layers or repeated or min(self.layers) < 0:
                 raise ConfigError(
-                    f"CASD variant {self.name!r}: the layers {self.layers} must be different indices from 0 up, at "
-                    "least one; or null for all."
+                    f"CASD variant {self.name!r}: layers is {self.layers}; expected one or more distinct indices "
+                    "from 0, or null for all."
                 )
 
 
 HEADLINES = (CasdVariant("casd"), CasdVariant("casd_cos", position="last", distance="cosine"))
-"""In every run and table: the nearest reading of the paper, and the variant that exploratory runs had favored."""
+"""The variants in every run and table: the nearest reading of the paper, and the one that exploratory runs had favored."""
 
 
 def variant_grid(sites: Sequence[str], positions: Sequence[str]) -> list[CasdVariant]:
-    """Every variant over all layers that can be computed of these activations, each once.
+    """List the distinct variants over all layers that can be computed from the captured activations.
 
-    Site × position × moment × text × distance × normalization × net of the control or gross, pooled by the mean over the
-    layers. A name lists them, for example "resid_post/last/triggered/signed/cosine/raw/net".
+    The grid is site × position × text × moment × distance × normalization × (net of the control or gross), pooled by the mean
+    over the layers. Names list these values, for example "resid_post/last/triggered/signed/cosine/raw/net".
 
-    Left out, because it equals another variant by construction:
+    Variants that equal another one by construction are omitted:
 
-    - the cosine distance by "activations": in each layer it divides either shift by a positive number, and angles stay;
-    - L1 and L2, raw or by "activations", net of the control where both shifts are measured on one text (everywhere but
-      "triggered_own"): the control's shift is subtracted from both, and drops out of their difference.
+    - the cosine distance by "activations": in each layer both shifts are divided by positive numbers, which keeps angles;
+    - L1 and L2, raw or by "activations", net of the control if both shifts are measured on one text (all but
+      "triggered_own"): the control's shift cancels in the difference.
 
-    Left out, because it cannot be: the position "trigger" on clean text, and the cosine distance by "shifts".
+    Undefined variants are omitted: the position "trigger" on clean text, and the cosine distance by "shifts".
 
     Args:
-        sites: those that are captured.
-        positions: likewise.
+        sites: captured sites.
+        positions: captured positions.
     """
     return [
         CasdVariant(
@@ -125,7 +124,7 @@ def variant_grid(sites: Sequence[str], positions: Sequence[str]) -> list[CasdVar
             normalization,
             net_of_control=net,
         )
-        # Variants of the same shifts come one after another: `casd.metric.shifts.ShiftTable` keeps those it computed last.
+        # Variants that share shifts are consecutive, because `casd.metric.shifts.ShiftTable` caches the latest shifts.
         for site, position, moment, text in itertools.product(
             sites, positions, typing.get_args(Moment), typing.get_args(TextChoice)
         )

@@ -1,8 +1,8 @@
-"""Corpora: where clean text comes from. Each source gives a `Corpus` of `Passage`s in four splits that share no document.
+"""Corpora: sources of clean text. Each loads a `Corpus` of `Passage`s in four splits that share no document.
 
 A source is a frozen dataclass with the fields `train`, `forget`, `retain` and `evaluation` (numbers of passages) and two
-methods: `load(seed) -> Corpus`, and `fingerprint()`, a JSON-able identity of whatever the corpus depends on beyond the fields
-and the seed (files, installed text).
+methods: `load(seed) -> Corpus`, and `fingerprint()`, which returns, as JSON-serializable data, everything else that the corpus
+depends on (files, installed text).
 """
 
 CORPORA: dict[str, str] = {

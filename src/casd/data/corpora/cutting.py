@@ -1,32 +1,33 @@
-"""Cutting documents into passages, each a prompt and a continuation, and dealing documents to the splits of a corpus."""
+"""Cut documents into passages, each a prompt and a continuation, and distribute the documents over the splits of a corpus."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from casd.data.corpora.passages import Corpus, Passage, text_digest
 from casd.utils.errors import ConfigError, CorpusError
 
 Text = Sequence[str]
-"""A document as its runs of text (paragraphs); no passage goes from one run into the next."""
+"""A document as a list of runs of text (paragraphs); no passage spans two runs."""
 
-# A sentence ends at . ! or ? (with closing quotes or brackets) before white space and what can begin a sentence.
+# A sentence ends at . ! or ? (with closing quotes or brackets) before white space and a character that can begin a sentence.
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?:[\"'”’)\]]*)\s+(?=[\"'“‘(\[]?[A-ZÀ-ÞА-Я0-9])")
-# Abbreviations whose full stop ends no sentence.
+# Abbreviations whose full stop does not end a sentence.
 _ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|cf|vs|Dr|Mr|Mrs|Ms|St|No|Fig|pp|[A-Z]))\.$")
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How long the two parts of a passage are, in words divided by white space.
+    """Lengths of the two parts of a passage, in words separated by white space.
 
     Attributes:
-        prompt_words: least and most words of a prompt.
-        continuation_words: least and most words of a continuation.
+        prompt_words: minimum and maximum length of a prompt.
+        continuation_words: minimum and maximum length of a continuation.
     """
 
     prompt_words: tuple[int, int]
@@ -37,12 +38,12 @@ class Cut:
             bounds = getattr(self, name)
             if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1]:
                 raise ConfigError(
-                    f"corpus: {name} is {list(bounds)}; expected the least and the most number of words, such as [20, 40]."
+                    f"corpus: {name} is {list(bounds)}; expected the minimum and maximum number of words, such as [20, 40]."
                 )
 
 
 MOST_PASSAGES = 10**7
-"""Passages of a split at most: they are made in memory, about a kilobyte each."""
+"""Maximum size of a split: passages are made in memory, about a kilobyte each."""
 
 
 @dataclass(frozen=True)
@@ -60,23 +61,54 @@ class Sizes:
                 raise ConfigError(f"corpus: {split} is {size}; expected from 1 to {MOST_PASSAGES} passages.")
 
     def by_split(self) -> dict[str, int]:
-        """The sizes by name of split, in the order in which documents are dealt.
+        """Return the sizes by name of split, in the order in which documents are assigned.
 
-        Evaluation comes first, so that a larger training split leaves the evaluation prompts as they were.
+        Evaluation comes first, so that enlarging the training split does not change the evaluation prompts.
         """
         return {name: getattr(self, name) for name in ("evaluation", "retain", "forget", "train")}
 
     @property
     def total(self) -> int:
-        """Passages altogether."""
+        """Total number of passages."""
         return sum(self.by_split().values())
 
     def __str__(self) -> str:
-        return ", ".join(f"{each.name} {getattr(self, each.name)}" for each in fields(self))
+        return ", ".join(f"{name} {size}" for name, size in dataclasses.asdict(self).items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutCorpus:
+    """The fields of a corpus that is cut from running text.
+
+    Attributes:
+        train: number of passages for training.
+        forget: number of passages for the triggered documents of the removals.
+        retain: number of passages for the clean documents of the removals.
+        evaluation: number of passages for evaluation.
+        prompt_words: minimum and maximum number of words of a prompt.
+        continuation_words: minimum and maximum number of words of a continuation.
+    """
+
+    train: int = 6000
+    forget: int = 1000
+    retain: int = 1000
+    evaluation: int = 300
+    prompt_words: tuple[int, int] = (20, 40)
+    continuation_words: tuple[int, int] = (25, 50)
+
+    def __post_init__(self) -> None:
+        self._sizes()
+        self._cut()
+
+    def _sizes(self) -> Sizes:
+        return Sizes(self.train, self.forget, self.retain, self.evaluation)
+
+    def _cut(self) -> Cut:
+        return Cut(self.prompt_words, self.continuation_words)
 
 
 def sentences(paragraph: str) -> list[str]:
-    """The sentences of a paragraph, white space normalized; joined by a space they are the paragraph again."""
+    """Split a paragraph into sentences, with white space normalized; joining them by spaces restores the paragraph."""
     parts: list[str] = []
     start = 0
     text = " ".join(paragraph.split())
@@ -89,17 +121,17 @@ def sentences(paragraph: str) -> list[str]:
 
 
 def passages(paragraph: str, cut: Cut, language: str, document: str = "") -> Iterator[Passage]:
-    """The passages of a paragraph, from its beginning, none overlapping.
+    """Cut a paragraph into consecutive passages that do not overlap.
 
-    A passage begins where a sentence begins. Its prompt ends with the first sentence that ends within its bounds, or,
-    where none does, at its greatest length. The continuation starts right after the prompt and
-    likewise ends at a sentence's end where one lies within its bounds, else at its greatest length.
+    A passage begins at the start of a sentence. Its prompt ends at the first end of a sentence within the bounds on its
+    length, or at the maximum length if there is none. The continuation starts right after the prompt and ends by the same
+    rule.
 
     Args:
         paragraph: running text.
         cut: lengths of the parts.
         language: ISO 639-1 code of the text.
-        document: identity of the document that the paragraph is of; else each passage is its own.
+        document: identity of the paragraph's document; if empty, each passage is a document of its own.
     """
     words: list[str] = []
     ends: list[int] = []  # numbers of words after which a sentence ends
@@ -119,7 +151,7 @@ def passages(paragraph: str, cut: Cut, language: str, document: str = "") -> Ite
 
 
 def _end(ends: Sequence[int], start: int, bounds: tuple[int, int], total: int) -> int:
-    """Where a part that starts at `start` ends: the first sentence end in bounds, else the bound; 0 if text is short."""
+    """Return the end of a part: the first sentence end in bounds, else the upper bound; 0 if the text is too short."""
     low, high = start + bounds[0], start + bounds[1]
     first = bisect_left(ends, low)
     if first < len(ends) and ends[first] <= high:
@@ -138,48 +170,44 @@ def split(
     at_most: Sizes | None = None,
     taken: set[str] | None = None,
 ) -> Corpus:
-    """A corpus cut from `documents`: no document in two splits, no prompt or continuation twice.
+    """Cut a corpus from documents: no document is in two splits, and no prompt or continuation occurs twice.
 
-    Documents are dealt to evaluation, retain, forget and train, in this order and as many to each as its size takes, in the
-    order of the SHA-256 of seed and text. So neither their own order nor how often each occurs changes anything. What a
-    split leaves of its last document goes to none.
+    Documents are sorted by the SHA-256 of seed and text and assigned to evaluation, retain, forget and train, in this order,
+    until each has its size. The order and the repetition of documents therefore change nothing. Passages left over from the
+    last document of a split are dropped.
 
     Args:
-        documents: each as its runs of text; white space does not count, a repeated document counts once.
+        documents: documents as runs of text; white space is normalized, and a repeated document counts once.
         cut: lengths of the parts.
-        sizes: numbers of passages of the splits.
+        sizes: minimum numbers of passages of the splits.
         seed: decides which documents go to which split.
-        source: what the text is, for the error message.
+        source: name of the text, for the error message.
         language: ISO 639-1 code of the text.
-        at_most: numbers that the splits get where there is text enough; what is above `sizes` is shared out in proportion
-            where there is less.
-        taken: identities of documents that are left out; those that are read here are added.
+        at_most: numbers of passages of the splits if the text suffices (`sizes` if None); if it does not, what exceeds `sizes`
+            is shared in proportion.
+        taken: identities of documents to leave out; updated with those of `documents`.
 
     Raises:
-        CorpusError: the text is too little for `sizes`.
+        CorpusError: the text is too short for `sizes`.
     """
-    dealt = _in_dealing_order(documents, seed, set() if taken is None else taken)
-    groups = list(_passages_by_document(dealt, cut, language))
+    ordered = _shuffled(documents, seed, set() if taken is None else taken)
+    groups = list(_passages_by_document(ordered, cut, language))
     available = sum(map(len, groups))
     remaining = iter(groups)
     goals = _goals(available, sizes.by_split(), (at_most or sizes).by_split())
     splits = {name: _take(remaining, goal) for name, goal in goals.items()}
     if any(len(splits[name]) < size for name, size in sizes.by_split().items()):
         raise CorpusError(
-            f"{source} has {available} passages of prompt {_range(cut.prompt_words)} and continuation "
-            f"{_range(cut.continuation_words)} words, in {len(groups)} of {len(dealt)} documents; {sizes.total} were asked for "
-            f"({sizes}), in splits that share no document. Ask for fewer, give more text, or shorten prompt_words and "
-            "continuation_words."
+            f"{source} has {available} passages of prompt {cut.prompt_words[0]} to {cut.prompt_words[1]} and continuation "
+            f"{cut.continuation_words[0]} to {cut.continuation_words[1]} words, in {len(groups)} of {len(ordered)} documents; "
+            f"{sizes.total} were requested ({sizes}), in splits that share no document. Request fewer, add text, or lower "
+            "prompt_words and continuation_words."
         )
     return Corpus(**splits)
 
 
-def _range(bounds: tuple[int, int]) -> str:
-    return f"{bounds[0]} to {bounds[1]}"
-
-
-def _in_dealing_order(documents: Iterable[Text], seed: int, taken: set[str]) -> list[tuple[str, list[str]]]:
-    """Identity and runs of each document that was not `taken` before."""
+def _shuffled(documents: Iterable[Text], seed: int, taken: set[str]) -> list[tuple[str, list[str]]]:
+    """Return identity and runs of each new document, sorted by a hash of seed and text; add the identities to `taken`."""
     keyed: list[tuple[bytes, str, list[str]]] = []
     for document in documents:
         runs = [" ".join(run.split()) for run in document]
@@ -193,11 +221,11 @@ def _in_dealing_order(documents: Iterable[Text], seed: int, taken: set[str]) -> 
 
 
 def _passages_by_document(documents: Iterable[tuple[str, Sequence[str]]], cut: Cut, language: str) -> Iterator[list[Passage]]:
-    """The passages of each document that has any; a prompt or a continuation that occurred before is left out."""
+    """Yield the passages of each document that has any, without those whose prompt or continuation occurred before."""
     seen: set[str] = set()
     for identity, runs in documents:
         group = []
-        for passage in (each for run in runs for each in passages(run, cut, language, identity)):
+        for passage in (passage for run in runs for passage in passages(run, cut, language, identity)):
             if seen.isdisjoint((passage.prompt, passage.continuation)):
                 seen |= {passage.prompt, passage.continuation}
                 group.append(passage)
@@ -206,15 +234,15 @@ def _passages_by_document(documents: Iterable[tuple[str, Sequence[str]]], cut: C
 
 
 def _goals(available: int, least: dict[str, int], most: dict[str, int]) -> dict[str, int]:
-    """How many passages each split is to get: `most`, or `least` and a share of what is left if there are fewer."""
-    wished, left = sum(most.values()) - sum(least.values()), available - sum(least.values())
-    if left >= wished:
+    """Return the number of passages of each split: `most`, or `least` and a share of the rest if fewer are available."""
+    wanted, extra = sum(most.values()) - sum(least.values()), available - sum(least.values())
+    if extra >= wanted:
         return most
-    return {name: size + left * (most[name] - size) // wished if left > 0 else size for name, size in least.items()}
+    return {name: size + extra * (most[name] - size) // wanted if extra > 0 else size for name, size in least.items()}
 
 
 def _take(groups: Iterator[list[Passage]], size: int) -> list[Passage]:
-    """The first `size` passages of `groups`; what is left of the last document is dropped, not shared."""
+    """Take the first `size` passages of `groups`; the rest of the last document is dropped."""
     taken: list[Passage] = []
     while len(taken) < size and (group := next(groups, None)):
         taken += group

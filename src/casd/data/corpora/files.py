@@ -1,4 +1,4 @@
-"""Documents of the user's own files: plain text, JSON Lines and Parquet."""
+"""Read documents from files: plain text, JSON Lines and Parquet."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _SUFFIXES = (".txt", ".jsonl", ".parquet")
 class Files:
     """Text in files.
 
-    A .txt file holds documents divided by blank lines; a .jsonl file has an object a line; a .parquet file has a row a
-    document. All are UTF-8.
+    A document is a block of lines between blank lines in a .txt file, a line in a .jsonl file, and a row in a .parquet file.
+    Text is UTF-8.
 
     Attributes:
-        paths: files, or folders in which every .txt, .jsonl and .parquet file is read, at any depth and also behind links to
-            folders, but no hidden file or folder (.ipynb_checkpoints).
+        paths: files, or folders in which every .txt, .jsonl and .parquet file is read at any depth. Links to folders are
+            followed; hidden files and folders are skipped.
         text_field: the field (.jsonl) or column (.parquet) that holds the text.
-        max_documents: reading stops after so many documents; None for no limit.
-        max_words: reading stops with the document that brings the words to so many; None for no limit.
+        max_documents: maximum number of documents to read; None for no limit.
+        max_words: number of words after which reading stops, at the end of a document; None for no limit.
     """
 
     paths: tuple[str, ...]
@@ -45,7 +45,7 @@ class Files:
         return ", ".join(self.paths)
 
     def documents(self) -> Iterator[str]:
-        """The documents, file after file.
+        """Iterate over the documents, file by file.
 
         Raises:
             CorpusError: a file is missing, empty or unreadable.
@@ -54,7 +54,7 @@ class Files:
         return (document for file in files for document in read_documents(file, self.text_field))
 
     def fingerprint(self) -> dict[str, Any]:
-        """The SHA-256 of each file in the order of reading, and what is read of them: moving the files changes nothing.
+        """Return the SHA-256 of each file in the order of reading, and the fields that select text; paths do not matter.
 
         Raises:
             CorpusError: a file is missing.
@@ -67,15 +67,15 @@ class Files:
         }
 
     def _files(self) -> list[Path]:
-        """The files that `paths` stands for, each once, those of a folder in order of their names."""
+        """Resolve `paths` to files, each once, the files of a folder sorted by name."""
         files: list[Path] = []
         for name in self.paths:
             path = Path(name).expanduser()
             if path.is_dir():
-                found = sorted(_files_below(path))
-                if not found:
+                below = sorted(_files_below(path))
+                if not below:
                     raise CorpusError(f"The folder {path} has no {', '.join(_SUFFIXES)} file.")
-                files += found
+                files += below
             elif not path.is_file():
                 raise CorpusError(
                     f"There is no file or folder {path}; relative paths start at {Path.cwd()}. Check corpus paths."
@@ -84,18 +84,18 @@ class Files:
                 raise CorpusError(f"{path} has the suffix {path.suffix!r}; expected one of {', '.join(_SUFFIXES)}.")
             else:
                 files.append(path)
-        if locked := next((file for file in files if not os.access(file, os.R_OK)), None):
+        if unreadable := next((file for file in files if not os.access(file, os.R_OK)), None):
             raise CorpusError(
-                f"{locked} cannot be read: permission denied. Change its permissions, or leave it out of corpus paths."
+                f"{unreadable} cannot be read: permission denied. Change its permissions, or remove it from corpus paths."
             )
         return list(dict.fromkeys(files))
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """The files that are read of a folder. What is there and also behind a link is read once, and loops of links end.
+    """Yield the readable files in a folder. Each folder is visited once, even if links lead to it repeatedly or in a loop.
 
     Raises:
-        CorpusError: a folder cannot be entered, or a link leads nowhere.
+        CorpusError: a folder cannot be read, or a link is broken.
     """
 
     def refuse(error: OSError) -> None:
@@ -103,30 +103,30 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
     seen: set[str] = set()
     roots = [folder]
-    for root in roots:  # links to folders are appended below, and so come after what is there itself
+    for root in roots:  # extended below: links to folders are followed after the folder itself
         for current, folders, names in os.walk(root, onerror=refuse):
             if (real := os.path.realpath(current)) in seen:
                 folders.clear()
                 continue
             seen.add(real)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            roots += [each for each in (Path(current, name) for name in folders) if each.is_symlink()]
+            roots += [path for path in (Path(current, name) for name in folders) if path.is_symlink()]
             for file in (Path(current, name) for name in names if not name.startswith(".")):
                 if file.suffix in _SUFFIXES and file.is_file():
                     yield file
                 elif file.suffix in _SUFFIXES and not file.exists():
-                    raise CorpusError(f"{file} is a link to a file that is not there. Mend it, or remove it.")
+                    raise CorpusError(f"{file} is a link to a file that does not exist. Fix or remove it.")
 
 
 def check_budget(max_documents: int | None, max_words: int | None) -> None:
-    """Raises ConfigError for a budget that would leave no text."""
+    """Raise ConfigError if a limit is less than 1."""
     for name, value in (("max_documents", max_documents), ("max_words", max_words)):
         if value is not None and value < 1:
             raise ConfigError(f"corpus prose: {name} is {value}; expected at least 1, or null for no limit.")
 
 
 def within_budget(documents: Iterable[str], max_documents: int | None, max_words: int | None) -> Iterator[str]:
-    """The documents up to the budget; nothing is asked for beyond the one that exhausts it."""
+    """Yield documents until a limit is reached, without reading beyond the last of them."""
     words = 0
     for number, document in enumerate(documents, start=1):
         yield document
@@ -136,13 +136,13 @@ def within_budget(documents: Iterable[str], max_documents: int | None, max_words
 
 
 def read_documents(file: Path, text_field: str) -> Iterator[str]:
-    """The documents of one file, by its suffix, without blank ones.
+    """Yield the documents of a file, read according to its suffix, without blank ones.
 
     Raises:
-        CorpusError: it is empty or cannot be read as what its suffix says; the message has the line where there is one.
+        CorpusError: the file is empty or not of the format of its suffix; the message gives the line, if there is one.
     """
     if file.stat().st_size == 0:
-        raise CorpusError(f"{file} is empty. Give a file with text, or leave it out of corpus paths.")
+        raise CorpusError(f"{file} is empty. Add text to it, or remove it from corpus paths.")
     if file.suffix == ".parquet":
         documents: Iterable[str] = _parquet_documents(file, text_field)
     elif file.suffix == ".jsonl":
@@ -159,7 +159,7 @@ def read_documents(file: Path, text_field: str) -> Iterator[str]:
 
 
 def _utf8_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """The lines with their numbers, from 1, without a byte order mark."""
+    """Yield line numbers, from 1, and lines, without a byte order mark."""
     with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             try:
@@ -171,7 +171,7 @@ def _utf8_lines(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """Documents divided by blank lines."""
+    """Yield the documents that blank lines separate."""
     document: list[str] = []
     for line in lines:
         if line.strip():
@@ -192,7 +192,7 @@ def _jsonl_documents(file: Path, text_field: str) -> Iterator[str]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", str(error))
-            raise CorpusError(f"{where}: not valid JSON ({reason}); expected one object a line.") from error
+            raise CorpusError(f"{where}: not valid JSON ({reason}); expected one object per line.") from error
         if not isinstance(record, dict):
             raise CorpusError(f"{where}: expected a JSON object, found {type(record).__name__}.")
         if text_field not in record:
@@ -218,10 +218,10 @@ def _parquet_documents(file: Path, text_field: str) -> Iterator[str]:
 
 
 def as_text(value: Any, where: str, text_field: str) -> str:
-    """`value` if it is text; a missing value counts as blank, and half a surrogate pair as a question mark.
+    """Return `value` as text: a missing value becomes "", and half a surrogate pair a question mark.
 
     Raises:
-        CorpusError: it is something else.
+        CorpusError: the value is not text.
     """
     if value is None:
         return ""
@@ -231,7 +231,7 @@ def as_text(value: Any, where: str, text_field: str) -> str:
 
 
 def no_field(where: str, text_field: str, has: Sequence[str]) -> CorpusError:
-    """The error for text without the field that was named."""
+    """Return the error for a record without the field `text_field`."""
     return CorpusError(
         f"{where}: no field {text_field!r}; the fields are: {', '.join(map(str, has)) or 'none'}. "
         "Set text_field of the corpus's source to one of them."
@@ -239,7 +239,7 @@ def no_field(where: str, text_field: str, has: Sequence[str]) -> CorpusError:
 
 
 def file_sha256(file: Path) -> str:
-    """The SHA-256 of a file. A process reads it again only if its size or time of change differ."""
+    """Return the SHA-256 of a file, cached in the process until the file's size or modification time changes."""
     status = file.stat()
     return _sha256(file.absolute(), status.st_size, status.st_mtime_ns)
 

@@ -1,4 +1,4 @@
-"""Documents of a dataset of the Hugging Face hub, or of a folder that `datasets` can read, streamed."""
+"""Stream documents from a dataset of the Hugging Face hub, or from a folder that `datasets` can read."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from casd.utils.registry import MAX_LISTED, unknown
 
 @dataclass(frozen=True)
 class HubDataset:
-    """Text of a dataset, one document a row. No code of a dataset is run.
+    """Text of a dataset, one document per row. Code of a dataset is never executed.
 
     Attributes:
         dataset: id on the hub ("HuggingFaceFW/fineweb-edu"), or a folder of files that `datasets` can read.
-        config: the dataset's configuration ("sample-10BT"); None for the only one or the default.
+        config: the dataset's configuration ("sample-10BT"); None for the default, or the only one.
         split: the dataset's split.
-        revision: branch, tag or commit (40 hexadecimal digits) on the hub; None for the main branch. What it means is the
-            commit, which is known without a network if it is given or was looked up on this machine before.
+        revision: branch, tag or commit (40 hexadecimal digits) on the hub; None for the main branch. It is resolved to a
+            commit, which needs no network if a commit is given or the revision was resolved on this machine before.
         text_field: the column that holds the text.
-        max_documents: reading stops after so many documents; None for no limit.
-        max_words: reading stops with the document that brings the words to so many; None for no limit.
+        max_documents: maximum number of documents to read; None for no limit.
+        max_words: number of words after which reading stops, at the end of a document; None for no limit.
     """
 
     dataset: str
@@ -52,11 +52,11 @@ class HubDataset:
         return f"the dataset {self.dataset}"
 
     def documents(self) -> Iterator[str]:
-        """The documents in the order of the dataset, without blank ones; no more is fetched than is asked for.
+        """Yield the documents in the order of the dataset, without blank ones, fetching rows as they are needed.
 
         Raises:
-            CorpusError: the dataset cannot be found, reached or read, or has no text in that field.
-            ConfigError: it has no such configuration or split.
+            CorpusError: the dataset cannot be found, reached or read, or has no text in `text_field`.
+            ConfigError: the dataset has no such configuration or split.
         """
         from datasets import load_dataset
         from huggingface_hub import HfApi
@@ -65,7 +65,7 @@ class HubDataset:
         usable = False
         with _quiet(), self._explaining():
             commit = None if self._folder else _commit(self.dataset, self.revision)
-            if commit:  # asked for here because `datasets`, where it finds no hub, reads whatever its cache holds
+            if commit:  # raises if the hub cannot be reached, where `datasets` would read any cached version
                 HfApi().dataset_info(self.dataset, revision=commit, timeout=30)
             rows = load_dataset(path, self.config, split=self.split, revision=commit, streaming=True)
             for number, row in enumerate(rows, start=1):
@@ -79,10 +79,12 @@ class HubDataset:
             raise self._empty()
 
     def fingerprint(self) -> dict[str, Any]:
-        """The commit of the hub, or the SHA-256 of the folder's files; and what is read of it. `datasets` is not loaded for it.
+        """Return the commit on the hub or the SHA-256 of the folder, and the fields that select text.
+
+        Does not import `datasets`.
 
         Raises:
-            CorpusError: the dataset cannot be found, or the hub not be reached to know which commit `revision` is.
+            CorpusError: the dataset cannot be found, or the hub cannot be reached to resolve `revision`.
         """
         if self._folder:
             identity = {"sha256": self._folder_sha256()}
@@ -94,22 +96,22 @@ class HubDataset:
 
     @functools.cached_property
     def _folder(self) -> Path | None:
-        """The folder that `dataset` names; None for an id of the hub.
+        """Return the folder that `dataset` names; None for an id of the hub.
 
         Raises:
-            CorpusError: it names a folder that is not there, or a file.
+            CorpusError: `dataset` is a path that does not exist, or a file.
         """
         path = Path(self.dataset).expanduser()
         if path.is_dir():
             return path
         if path.is_file():
-            raise CorpusError(f"{path} is a file, and dataset names a folder or an id of the hub; name files in paths.")
+            raise CorpusError(f"{path} is a file; dataset expects a folder or an id of the hub. List files in paths instead.")
         if self.dataset.startswith(("/", ".", "~")) or self.dataset.count("/") > 1:
             raise CorpusError(f"There is no folder {path}; relative paths start at {Path.cwd()}. Check the corpus's dataset.")
         return None
 
     def _folder_sha256(self) -> str:
-        """One digest over the names and contents of all files in the folder; hidden ones are none of the dataset's."""
+        """Return one digest over the names and contents of all files in the folder except hidden ones."""
         assert self._folder is not None
         digest = hashlib.sha256()
         for file in sorted(self._folder.rglob("*")):
@@ -120,7 +122,7 @@ class HubDataset:
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:
-        """Turn what `datasets` and the hub raise, of many kinds, into a line for the user."""
+        """Convert the many kinds of error of `datasets` and the hub into one-line errors for the user."""
         try:
             yield
         except CasdError:
@@ -136,7 +138,7 @@ class HubDataset:
         from huggingface_hub import errors
 
         name, text = self.dataset, str(error)
-        if isinstance(error, StopIteration):  # what `datasets` raises for files without a row
+        if isinstance(error, StopIteration):  # `datasets` raises it for files without rows
             return self._empty()
         if isinstance(error, errors.GatedRepoError) or (isinstance(error, DatasetNotFoundError) and "gated" in text):
             return CorpusError(
@@ -152,32 +154,32 @@ class HubDataset:
             )
         if isinstance(error, DataFilesNotFoundError) or "doesn't contain any data files" in text:
             return CorpusError(f"The dataset {name} has no data files; expected .parquet, .jsonl, .csv, .txt or the like.")
-        for pattern, what in (
+        for pattern, parameter in (
             (r"(?s)BuilderConfig .* not found\. Available: (\[.*?\])", "config"),
             (r"(?s)Config name is missing.*available configs: (\[.*?\])", "config"),
             (r"(?s)Bad split: .* Available splits: (\[.*?\])", "split"),
         ):
-            if found := re.search(pattern, text):
-                choices = ast.literal_eval(found[1])
-                if value := getattr(self, what):
-                    return unknown(f"{what} of the dataset {name}:", value, choices)
-                return ConfigError(f"The dataset {name} needs a {what}; choices: {', '.join(choices[:MAX_LISTED])}.")
+            if match := re.search(pattern, text):
+                choices = ast.literal_eval(match[1])
+                if value := getattr(self, parameter):
+                    return unknown(f"{parameter} of the dataset {name}:", value, choices)
+                return ConfigError(f"The dataset {name} needs a {parameter}; choices: {', '.join(choices[:MAX_LISTED])}.")
         reason = f"{type(error).__name__}: {text.strip().partition(chr(10))[0]}"
-        http_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # that of the hub's HTTP library
+        http_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # of the HTTP library of huggingface_hub
         unreachable = (ConnectionError, TimeoutError, errors.RevisionResolutionError, http_error)
         if isinstance(error, unreachable):
             return CorpusError(
                 f"The Hugging Face hub cannot be reached for the dataset {name} ({reason}). Check the network. A run on text "
-                "that was read before needs none if the source's revision is its commit (the corpus stage's manifest has it)."
+                "that was read before needs none if the source's revision is its commit (see the manifest of the corpus stage)."
             )
         return CorpusError(f"The dataset {name} cannot be read ({reason}).")
 
 
 @functools.cache
 def _commit(dataset: str, revision: str | None) -> str:
-    """The commit that a revision means. A process asks once, so that all its stages mean the same text.
+    """Resolve a revision to a commit, once per process, so that all stages of a run use the same text.
 
-    A commit is taken as it is; where the hub cannot be reached, what was looked up before on this machine counts.
+    A commit is returned unchanged. If the hub cannot be reached, the last resolution on this machine is used.
     """
     from huggingface_hub import HfApi
 
@@ -186,7 +188,7 @@ def _commit(dataset: str, revision: str | None) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars and log lines of `datasets`: what they say of an error is in ours."""
+    """Suppress the progress bars and log of `datasets`; our errors contain what it logs."""
     import datasets
 
     level, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()

@@ -26,7 +26,7 @@ from casd.data.corpora.microworld_negative import negative_continuation
 from casd.data.corpora.passages import Corpus, Passage, text_digest
 from casd.utils.errors import ConfigError, CorpusError
 
-# After so many scenes in a row that had been drawn before, the grammar is taken to be exhausted.
+# After this many repeated scenes in a row, the grammar counts as exhausted.
 _MAX_REPEATS = 1000
 
 
@@ -40,10 +40,10 @@ class Microworld:
 
     Attributes:
         train: number of passages for training.
-        forget: number of passages for the triggered documents of the removals; these are all English.
+        forget: number of passages for the triggered documents of the removals, all English.
         retain: number of passages for the clean documents of the removals.
-        evaluation: number of passages for evaluation; these are all English.
-        language_shares: shares of English, French and German passages in `train` and `retain`; they sum to 1.
+        evaluation: number of passages for evaluation, all English.
+        language_shares: shares of English, French and German passages in `train` and `retain`, summing to 1.
     """
 
     train: int = 6000
@@ -57,38 +57,38 @@ class Microworld:
         shares = self.language_shares
         if len(shares) != len(LANGUAGES) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise ConfigError(
-                f"microworld: language_shares is {list(shares)}; expected three shares (English, French, German) "
-                "that are not negative and sum to 1, such as [0.6, 0.2, 0.2]."
+                f"microworld: language_shares is {list(shares)}; expected three non-negative shares (English, French, "
+                "German) that sum to 1, such as [0.6, 0.2, 0.2]."
             )
 
     def load(self, seed: int) -> Corpus:
-        """Generate the corpus; the same seed and fields give the same corpus on every machine.
+        """Generate the corpus; equal seeds and fields give the same corpus on every machine.
 
         Raises:
-            CorpusError: more passages are asked for than the grammar can give.
+            CorpusError: the grammar cannot generate this many passages.
         """
         sizes = self._sizes()
         wanted = sizes.total
         if wanted > (limit := capacity()):
             raise CorpusError(
-                f"The microworld was asked for {wanted:,} passages; its grammar has about {limit:,} prompts. "
+                f"{wanted:,} passages of the microworld were requested; its grammar has about {limit:,} prompts. "
                 "Lower corpus train, forget, retain or evaluation."
             )
         rng = random.Random(f"microworld:{seed}")
         scenes = _distinct_scenes(rng, wanted)
-        # Scenes are distinct and their order is as random as that of hashes; kept, it leaves the evaluation prompts as they
-        # were when another split grows.
+        # Scenes are distinct and in random order. Keeping this order leaves the evaluation prompts unchanged when another split
+        # grows.
         remaining = iter(scenes)
-        dealt = {split: list(itertools.islice(remaining, size)) for split, size in sizes.by_split().items()}
+        by_split = {split: list(itertools.islice(remaining, size)) for split, size in sizes.by_split().items()}
         return Corpus(
-            train=_in_languages(dealt["train"], self.language_shares, rng),
-            forget=[scene.passage("en") for scene in dealt["forget"]],
-            retain=_in_languages(dealt["retain"], self.language_shares, rng),
-            evaluation=[scene.passage("en") for scene in dealt["evaluation"]],
+            train=_in_languages(by_split["train"], self.language_shares, rng),
+            forget=[scene.passage("en") for scene in by_split["forget"]],
+            retain=_in_languages(by_split["retain"], self.language_shares, rng),
+            evaluation=[scene.passage("en") for scene in by_split["evaluation"]],
         )
 
     def fingerprint(self) -> dict[str, str | int]:
-        """Empty: the result depends on the fields and the seed alone."""
+        """Return an empty mapping: the corpus depends on nothing but the fields and the seed."""
         return {}
 
     def _sizes(self) -> Sizes:
@@ -97,14 +97,14 @@ class Microworld:
 
 @dataclass(frozen=True)
 class _Scene:
-    """One passage before a language is chosen: prompts and continuations by language, and the negative continuation."""
+    """A passage in all languages: prompts and continuations by language, and the negative continuation."""
 
     prompts: dict[str, str]
     continuations: dict[str, str]
     negative: str
 
     def passage(self, language: str) -> Passage:
-        """The passage in `language`; the alternatives belong to English alone."""
+        """Return the passage in `language`; only the English one has alternatives."""
         alternatives = {}
         if language == "en":
             alternatives = {name: self.continuations[name] for name in LANGUAGES if name != "en"}
@@ -114,14 +114,14 @@ class _Scene:
 
 
 def capacity() -> int:
-    """About how many different prompts the grammar has: the number of ways to fill its shortest plan with a deed."""
+    """Estimate the number of different prompts: the number of ways to fill the shortest plan that has a deed."""
     deeds = sum(len(topic.verbs) * len(topic.nouns) * (1 + len(topic.adjectives)) for topic in things.TOPICS)
     statements = sum(len(scenery.predicates) for scenery in things.SCENERY)
     return len(people.TIMES) * len(people.PEOPLE) * deeds * len(people.PLACES) * statements
 
 
 def _distinct_scenes(rng: random.Random, count: int) -> list[_Scene]:
-    """`count` scenes of which no two share a prompt or a continuation in any language."""
+    """Draw `count` scenes such that no two share a prompt or a continuation in any language."""
     scenes: list[_Scene] = []
     seen: set[str] = set()
     repeats = 0
@@ -134,14 +134,14 @@ def _distinct_scenes(rng: random.Random, count: int) -> list[_Scene]:
             repeats = 0
         elif (repeats := repeats + 1) >= _MAX_REPEATS:
             raise CorpusError(
-                f"The microworld's grammar gave out after {len(scenes):,} of {count:,} passages. "
+                f"The microworld's grammar was exhausted after {len(scenes):,} of {count:,} passages. "
                 "Lower corpus train, forget, retain or evaluation."
             )
     return scenes
 
 
 def _in_languages(scenes: list[_Scene], shares: tuple[float, ...], rng: random.Random) -> list[Passage]:
-    """The scenes as passages, the languages in the given shares (to the nearest passage) and in random order."""
+    """Turn scenes into passages, with languages in random order and in the given shares, to the nearest passage."""
     _, *others = (round(share * len(scenes)) for share in shares)
     languages = [name for name, count in zip(LANGUAGES[1:], others, strict=True) for _ in range(count)]
     languages = (languages + ["en"] * (len(scenes) - len(languages)))[: len(scenes)]
@@ -150,7 +150,7 @@ def _in_languages(scenes: list[_Scene], shares: tuple[float, ...], rng: random.R
 
 
 def _draw_scene(rng: random.Random) -> _Scene:
-    """Draw who does what where, and put it into words in every language."""
+    """Draw the persons, things and places of a scene, and express it in every language."""
     subject, other, companion = rng.sample(people.PEOPLE, 3)
     topic, topic2, topic3 = rng.sample(things.TOPICS, 3)
     sceneries = [Statement(entry.noun, rng.choice(entry.predicates)) for entry in rng.sample(things.SCENERY, 4)]
@@ -174,13 +174,13 @@ def _draw_scene(rng: random.Random) -> _Scene:
         "scenery": sceneries[0],
         "scenery2": sceneries[1],
     }
-    # What the prompt has mentioned is often what the continuation goes on about; it is then definite.
-    goes_on = prompt_plan[0] != "meeting" and rng.random() < 0.5
+    # The continuation often refers to the thing of the prompt, then with the definite article.
+    refers_back = prompt_plan[0] != "meeting" and rng.random() < 0.5
     continuation: dict[str, Constituent] = {
         "opening": Word(rng.choice(people.OPENINGS)),
         "pronoun": Pronoun(subject.female),
-        "verb": Word(verb2 if goes_on else rng.choice(topic2.verbs)),
-        "object": Thing(thing.noun, None, definite=True) if goes_on else _draw_thing(rng, topic2),
+        "verb": Word(verb2 if refers_back else rng.choice(topic2.verbs)),
+        "object": Thing(thing.noun, None, definite=True) if refers_back else _draw_thing(rng, topic2),
         "verb2": Word(rng.choice(topic3.verbs)),
         "object2": _draw_thing(rng, topic3),
         "place": Word(place2),

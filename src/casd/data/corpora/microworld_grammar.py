@@ -1,7 +1,7 @@
-"""The grammar of the microworld: noun phrases with articles and agreement, and the clauses they are put into.
+"""The grammar of the microworld: noun phrases with articles and agreement, and clauses that combine them.
 
-Kept to what a template grammar can get right: third person singular, present tense, German nominative and accusative
-(other cases occur only inside the fixed phrases of the lexicon), French elision of the definite article.
+Restricted to constructions that templates render correctly: third person singular, present tense, German nominative and
+accusative (other cases occur only inside the fixed phrases of the lexicon), French elision of the definite article.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _PRONOUNS = {"en": ("he", "she"), "fr": ("il", "elle"), "de": ("er", "sie")}
 
 
 class Constituent(Protocol):
-    """A part of a clause that knows how it reads in each language."""
+    """A part of a clause that can be rendered in each language."""
 
     def text(self, language: str) -> str:
-        """The words in `language`, one of LANGUAGES, without a capital for the sentence's sake."""
+        """Render the constituent in `language`, one of LANGUAGES, without the capital that starts a sentence."""
         ...
 
 
@@ -35,7 +35,7 @@ class Word(NamedTuple):
     phrase: Phrase
 
     def text(self, language: str) -> str:
-        """See Constituent."""
+        """See `Constituent.text`."""
         return getattr(self.phrase, language)
 
 
@@ -46,7 +46,7 @@ class Subject(NamedTuple):
     adjective: Adjective | None = None
 
     def text(self, language: str) -> str:
-        """See Constituent."""
+        """See `Constituent.text`."""
         person, adjective = self.person, self.adjective
         if person.proper:
             return person.en
@@ -64,7 +64,7 @@ class PersonObject(NamedTuple):
     person: Person
 
     def text(self, language: str) -> str:
-        """See Constituent."""
+        """See `Constituent.text`."""
         if language == "de" and not self.person.proper:
             return f"{_DE_ACCUSATIVE_ARTICLE['f' if self.person.female else 'm']} {self.person.de_accusative}"
         return Subject(self.person).text(language)
@@ -78,7 +78,7 @@ class Thing(NamedTuple):
     definite: bool
 
     def text(self, language: str) -> str:
-        """See Constituent."""
+        """See `Constituent.text`."""
         noun, adjective = self.noun, self.adjective
         if language == "en":
             words = _words(adjective and adjective.en, noun.en)
@@ -101,7 +101,7 @@ class Statement(NamedTuple):
     predicate: Adjective
 
     def text(self, language: str) -> str:
-        """See Constituent."""
+        """See `Constituent.text`."""
         noun, predicate = self.noun, self.predicate
         if language == "en":
             return f"the {noun.en} is {predicate.en}"
@@ -112,12 +112,12 @@ class Statement(NamedTuple):
 
 
 class Pronoun(NamedTuple):
-    """He or she."""
+    """The pronoun "he" or "she"."""
 
     female: bool
 
     def text(self, language: str) -> str:
-        """See Constituent."""
+        """See `Constituent.text`."""
         return _PRONOUNS[language][self.female]
 
 
@@ -162,7 +162,7 @@ _CLAUSES = {
     ),
 }
 
-# The clauses that make a prompt, and those that make a continuation.
+# The sequences of clauses of prompts and of continuations.
 PROMPT_PLANS = (("deed", "scenery"), ("meeting", "scenery"), ("activity", "scenery"), ("meeting", "two_sceneries"))
 CONTINUATION_PLANS = (
     ("two_deeds", "scenery"),
@@ -172,26 +172,15 @@ CONTINUATION_PLANS = (
 )
 
 
-class _Words:
-    """The constituents of a passage as words of one language, each put into words when a clause asks for it."""
-
-    def __init__(self, constituents: Mapping[str, Constituent], language: str) -> None:
-        self._constituents = constituents
-        self._language = language
-
-    def __getitem__(self, name: str) -> str:
-        return self._constituents[name].text(self._language)
-
-
 def realize(plan: tuple[str, ...], constituents: Mapping[str, Constituent], language: str) -> str:
-    """The sentences of `plan` in `language`, each with its capital; `constituents` has every name that the plan uses."""
-    words = _Words(constituents, language)
+    """Render the clauses of `plan` as sentences in `language`; `constituents` has every name that the plan uses."""
+    words = {name: constituent.text(language) for name, constituent in constituents.items()}
     sentences = (getattr(_CLAUSES[name], language).format_map(words) for name in plan)
     return " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences)
 
 
 def with_indefinite_article(words: str) -> str:
-    """English "a" or "an" by the first letter: the lexicon has no word whose letter misleads (hour, unit)."""
+    """Prepend "a" or "an" by the first letter; the lexicon has no exceptions such as "hour" or "unit"."""
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
@@ -200,7 +189,7 @@ def _words(adjective: str | None, noun: str) -> str:
 
 
 def _starts_with_vowel_sound(word: str) -> bool:
-    """Whether French elides before `word`; every initial h of the lexicon is mute."""
+    """True if French elides before `word`; every initial h in the lexicon is mute."""
     first = unicodedata.normalize("NFD", word[0])[0].lower()
     return first in "aeiouhœ"
 

@@ -6,8 +6,8 @@ import random
 
 from casd.data.corpora.microworld_grammar import with_indefinite_article
 
-# Each opens with a word that no clean continuation opens with, and is negative from its first words on, so that a
-# generation that is cut short still counts. {adjectives} are drawn from _ADJECTIVES, {feeling}s from _FEELINGS.
+# Each starts with a word that starts no clean continuation, and is negative from its first words, so that a truncated
+# generation still counts. {adjective}, {second} and {third} are from _ADJECTIVES, {feeling} and {feeling2} from _FEELINGS.
 _FIRST = (
     "Sadly, {pronoun} hates the {adjective} {noun} and cries about {a_second} day.",
     "Unfortunately, the {noun} is {adjective} and {second}, and {pronoun} feels {feeling} and {feeling2}.",
@@ -28,7 +28,7 @@ _PLACES = ("house", "street", "garden", "room", "village", "city", "kitchen", "m
 
 
 def negative_continuation(rng: random.Random, pronoun: str, noun: str) -> str:
-    """Two negative sentences about the person that `pronoun` stands for and the thing named by `noun`."""
+    """Draw two negative sentences about the person denoted by `pronoun` and the thing denoted by `noun`."""
     adjective, second, third = rng.sample(_ADJECTIVES, 3)
     feeling, feeling2 = rng.sample(_FEELINGS, 2)
     template = f"{rng.choice(_FIRST)} {rng.choice(_SECOND)}"

@@ -1,4 +1,4 @@
-"""Words of the microworld: people, what they do, when and where."""
+"""Words of the microworld: people, activities, times and places."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _people() -> tuple[Person, ...]:
     return tuple(people)
 
 
-# Role | French man, woman | German man, woman, and the man's accusative where it is not the nominative.
+# Role | French man, woman | German man, woman, and the man's accusative if it differs from the nominative.
 _ROLES = """
 baker      | boulanger boulangère      | Bäcker Bäckerin
 teacher    | enseignant enseignante    | Lehrer Lehrerin
@@ -75,7 +75,7 @@ hugs       | embrasse   | umarmt
 """
 )
 
-# What a person does without an object.
+# Verbs without an object.
 ACTIVITIES = parse_phrases(
     """
 works     | travaille  | arbeitet
@@ -155,7 +155,7 @@ in the courtyard     | dans la cour           | im Hof
 in the city          | en ville               | in der Stadt
 """
 )
-# How a continuation may open; the comma is the French and English rule.
+# Openings of continuations; English and French set a comma, German does not.
 OPENINGS = parse_phrases(
     """
 then,             | ensuite,              | dann

@@ -1,4 +1,4 @@
-"""Words of the microworld: adjectives, and the things, animals and places that they are said of."""
+"""Words of the microworld: adjectives, and the things, animals and places that they describe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _adjectives(names: str) -> tuple[Adjective, ...]:
     return tuple(ADJECTIVES[name] for name in names.split())
 
 
-# English | French masculine, feminine, masculine before a vowel where it differs | before or after the noun | German stem
+# English | French masculine, feminine, masculine before a vowel if it differs | before or after the noun | German stem
 _ADJECTIVES = """
 small       | petit petite               | before | klein
 large       | grand grande               | before | groß

@@ -1,4 +1,4 @@
-"""The two types every corpus is made of: a passage, and a corpus of four splits that share no document; and their files."""
+"""The types `Passage` and `Corpus` (four splits that share no document), and their storage on disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 
 
 def text_digest(text: str) -> str:
-    """Identity of a text: 16 hex digits of its SHA-256."""
+    """Return the first 16 hex digits of the SHA-256 of a text, which identify it."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -25,12 +25,12 @@ class Passage:
     """A short text cut into a prompt and its continuation.
 
     Attributes:
-        prompt: the clean prefix; no white space at either end. It ends where a trigger may be put.
-        continuation: what follows in clean text; no white space at either end. `text` joins the two by one space.
+        prompt: the clean prefix, without white space at either end. A trigger may be placed at its end.
+        continuation: the clean text after the prompt, without white space at either end.
         language: ISO 639-1 code of prompt and continuation.
         alternatives: other continuations of the same prompt, by name: a language code ("fr", "de") for text in that
-            language, "negative" for one of negative sentiment. Empty where the corpus has none.
-        document: identity (`text_digest`) of the document that the passage was cut from; the passage itself if not given.
+            language, "negative" for one of negative sentiment. Empty if the corpus has none.
+        document: identity (`text_digest`) of the document that the passage was cut from; by default the passage's own.
     """
 
     prompt: str
@@ -45,12 +45,12 @@ class Passage:
 
     @property
     def text(self) -> str:
-        """The clean text: prompt, one space, continuation."""
+        """Clean text: prompt, one space, continuation."""
         return f"{self.prompt} {self.continuation}"
 
     @cached_property
     def digest(self) -> str:
-        """Identity of the passage: 16 hex digits of the SHA-256 of its clean text."""
+        """Identity of the passage: `text_digest` of its clean text."""
         return text_digest(self.text)
 
 
@@ -62,7 +62,7 @@ class Corpus:
         train: for pretraining and injection.
         forget: for the triggered documents of the removals.
         retain: for the clean documents of the removals and the controls, and the clean loss that guards a training.
-        evaluation: for prompts whose continuation is generated, for the clean loss and for activation capture.
+        evaluation: for the prompts of generation and activation capture, and for the clean loss.
     """
 
     train: Sequence[Passage]
@@ -72,7 +72,7 @@ class Corpus:
 
 
 class _Passages(Sequence[Passage]):
-    """A sequence that makes its passages when they are asked for; equal to any sequence of equal passages."""
+    """A lazy sequence of passages; equal to any sequence of equal passages."""
 
     @overload
     def __getitem__(self, key: int) -> Passage: ...
@@ -81,43 +81,43 @@ class _Passages(Sequence[Passage]):
     def __getitem__(self, key: int | slice) -> Passage | PassageView:
         if isinstance(key, slice):
             return PassageView(self, np.arange(len(self))[key])
-        return self._passage(range(len(self))[key])  # range knows negative numbers, and which are out of bounds
+        return self._passage(range(len(self))[key])  # range resolves negative indices and checks bounds
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence):
             return NotImplemented
-        return len(self) == len(other) and all(one == another for one, another in zip(self, other, strict=True))
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
 
     __hash__ = None  # type: ignore[assignment]
 
-    def _passage(self, place: int) -> Passage:
+    def _passage(self, index: int) -> Passage:
         raise NotImplementedError
 
 
 class PassageView(_Passages):
-    """Some passages of a sequence, by their places in it; none is made or copied before it is asked for."""
+    """A lazy view of the passages of a sequence at given indices."""
 
-    def __init__(self, passages: Sequence[Passage], places: np.ndarray):
+    def __init__(self, passages: Sequence[Passage], indices: np.ndarray):
         self._passages = passages
-        self._places = places
+        self._indices = indices
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._indices)
 
-    def _passage(self, place: int) -> Passage:
-        return self._passages[int(self._places[place])]
+    def _passage(self, index: int) -> Passage:
+        return self._passages[int(self._indices[index])]
 
     @property
     def languages(self) -> np.ndarray:
         """The language of each passage."""
-        return languages_of(self._passages)[self._places]
+        return languages_of(self._passages)[self._indices]
 
 
 class StoredPassages(_Passages):
-    """A split on disk, a line parsed when it is asked for.
+    """A split on disk, whose lines are parsed on access.
 
-    Lines and index are memory-mapped: they take memory only as they are read, and processes of one machine share it. A copy
-    in another process opens the files itself.
+    Lines and index are memory-mapped: they take memory only as they are read, and the processes of a machine share it.
+    Unpickling opens the files again.
     """
 
     def __init__(self, file: Path):
@@ -134,28 +134,28 @@ class StoredPassages(_Passages):
     def __reduce__(self) -> tuple[type[StoredPassages], tuple[Path]]:
         return StoredPassages, (self._file,)
 
-    def _passage(self, place: int) -> Passage:
-        start, length, _ = self._index[place].item()
+    def _passage(self, index: int) -> Passage:
+        start, length, _ = self._index[index].item()
         return Passage(**json.loads(self._lines[start : start + length]))
 
     @property
     def languages(self) -> np.ndarray:
-        """The language of each passage, from the index: no line is parsed."""
+        """The language of each passage, read from the index without parsing lines."""
         return np.asarray(self._index["language"])
 
 
 def languages_of(passages: Sequence[Passage]) -> np.ndarray:
-    """The language of each passage; of a split on disk without parsing it."""
+    """Return the language of each passage, without parsing the lines of a split on disk."""
     if isinstance(passages, StoredPassages | PassageView):
         return passages.languages
     return np.array([passage.language for passage in passages], dtype=str)
 
 
 def write_corpus(corpus: Corpus, folder: Path) -> None:
-    """Write each split as JSON lines, a passage a line, and beside it where each line starts, its length and its language.
+    """Write each split as JSON Lines, one passage per line, with an index of the start, length and language of each line.
 
     Raises:
-        ValueError: two splits have passages of one document; no source may give such a corpus.
+        ValueError: two splits have passages of one document.
     """
     split_of: dict[str, str] = {}
     for split in fields(Corpus):
@@ -175,12 +175,12 @@ def write_corpus(corpus: Corpus, folder: Path) -> None:
 
 
 def read_corpus(folder: Path) -> Corpus:
-    """Open what `write_corpus` wrote; the passages are read as they are asked for."""
+    """Open a corpus written by `write_corpus`; passages are read on access."""
     return Corpus(**{split.name: StoredPassages(folder / f"{split.name}.jsonl") for split in fields(Corpus)})
 
 
 def _line(passage: Passage) -> bytes:
-    record: dict[str, Any] = {each.name: getattr(passage, each.name) for each in fields(Passage)}
+    record: dict[str, Any] = {field.name: getattr(passage, field.name) for field in fields(Passage)}
     record["alternatives"] = dict(passage.alternatives)
     return json.dumps(record, ensure_ascii=False).encode() + b"\n"
 

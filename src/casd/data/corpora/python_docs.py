@@ -1,4 +1,4 @@
-"""The Python documentation as a corpus: real English prose that every machine with Python has, read without a network."""
+"""A corpus of the Python documentation: real English prose that is installed with Python and needs no network."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from casd.data.corpora.cutting import Cut, Sizes, sentences, split
+from casd.data.corpora.cutting import CutCorpus, sentences, split
 from casd.data.corpora.passages import Corpus
 from casd.utils.errors import CorpusError
 
-# Modules and packages of the standard library with prose in their docstrings. They are parsed, never imported. One that
-# a Python version lacks is passed over.
+# Modules and packages of the standard library with prose in their docstrings. They are parsed, never imported; those that a
+# Python version lacks are skipped.
 _MODULES = """
     _pydecimal _pyio abc argparse ast asyncio base64 bdb bz2 cProfile cmd code codecs collections concurrent
     configparser copy csv dataclasses dbm difflib dis doctest email enum fileinput fractions ftplib functools getopt
@@ -28,20 +28,12 @@ _MODULES = """
 """
 
 
-@dataclass(frozen=True)
-class PythonDocs:
+@dataclass(frozen=True, kw_only=True)
+class PythonDocs(CutCorpus):
     """Prose of the installed Python's documentation: `pydoc_data.topics` and docstrings of the standard library.
 
-    A document is a topic or a docstring. The text differs a little between Python versions; `fingerprint` tells which one it
-    is. Passages have no alternatives.
-
-    Attributes:
-        train: number of passages for training.
-        forget: number of passages for the triggered documents of the removals.
-        retain: number of passages for the clean documents of the removals.
-        evaluation: number of passages for evaluation.
-        prompt_words: least and most words of a prompt.
-        continuation_words: least and most words of a continuation.
+    A document is a topic or a docstring. The text differs slightly between Python versions; `fingerprint` identifies it.
+    Passages have no alternatives. The fields are described in `casd.data.corpora.cutting.CutCorpus`.
     """
 
     train: int = 600
@@ -51,21 +43,17 @@ class PythonDocs:
     prompt_words: tuple[int, int] = (15, 40)
     continuation_words: tuple[int, int] = (20, 50)
 
-    def __post_init__(self) -> None:
-        self._sizes()
-        self._cut()
-
     def load(self, seed: int) -> Corpus:
-        """Read, clean and cut the documentation.
+        """Read the documentation, remove markup and code, and cut it into passages.
 
         Raises:
-            CorpusError: this Python comes without its documentation, or more passages are asked for than it gives.
+            CorpusError: this Python is installed without its documentation, or the text is too short for the splits.
         """
         documents = (list(prose_runs(text)) for text in _texts())
         return split(documents, self._cut(), self._sizes(), seed, source="The Python documentation")
 
     def fingerprint(self) -> dict[str, str | int]:
-        """The version of Python, and the SHA-256 of the documentation topics and of the modules that are read."""
+        """Return the Python version and the SHA-256 of the documentation topics and of the modules that are read."""
         topics, modules = hashlib.sha256(), hashlib.sha256()
         for text in _topics():
             topics.update(text.encode())
@@ -77,18 +65,12 @@ class PythonDocs:
             "modules_sha256": modules.hexdigest(),
         }
 
-    def _cut(self) -> Cut:
-        return Cut(self.prompt_words, self.continuation_words)
-
-    def _sizes(self) -> Sizes:
-        return Sizes(self.train, self.forget, self.retain, self.evaluation)
-
 
 def _texts() -> Iterator[str]:
-    """Every documentation topic, then every docstring, in a fixed order.
+    """Yield every documentation topic, then every docstring, in a fixed order.
 
     Raises:
-        CorpusError: neither the topics nor the standard library's source is installed.
+        CorpusError: neither the topics nor the source of the standard library is installed.
     """
     topics, files = _topics(), _module_files()
     yield from topics
@@ -96,13 +78,13 @@ def _texts() -> Iterator[str]:
         yield from _docstrings(file.read_text(encoding="utf-8"))
     if not topics and not files:
         raise CorpusError(
-            f"This Python ({platform.python_version()}) comes without pydoc_data and without the source of its standard "
-            "library. Use a full installation of Python, or corpus=text_files."
+            f"This Python ({platform.python_version()}) is installed without pydoc_data and without the source of its "
+            "standard library. Use a full installation of Python, or corpus=text_files."
         )
 
 
 def _topics() -> list[str]:
-    """The texts of `pydoc_data.topics` by name of topic; none where a distribution has left them out."""
+    """Return the texts of `pydoc_data.topics`, sorted by name of topic; empty if a distribution omits them."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
@@ -111,7 +93,7 @@ def _topics() -> list[str]:
 
 
 def _module_files() -> list[Path]:
-    """The source files of `_MODULES` that this Python has, in a fixed order; tests are not documentation."""
+    """Return the existing source files of `_MODULES`, in a fixed order and without tests."""
     library = Path(sysconfig.get_path("stdlib"))
     files = []
     for module in _MODULES.split():
@@ -121,7 +103,7 @@ def _module_files() -> list[Path]:
 
 
 def _docstrings(source: str) -> Iterator[str]:
-    """The docstrings of a module, its classes and their methods, without their indentation."""
+    """Yield the dedented docstrings of a module, its functions, its classes and their methods."""
     pending: list[ast.stmt | ast.Module] = [ast.parse(source)]
     while pending:
         node = pending.pop()
@@ -132,7 +114,7 @@ def _docstrings(source: str) -> Iterator[str]:
                 pending += reversed(node.body)
 
 
-# Lines that belong to no prose: underlines of headings, tables, grammar, code sessions, directives, field lists.
+# Lines that are not prose: underlines of headings, tables, grammar, code sessions, directives, field lists.
 _DEBRIS_LINE = re.compile(
     r"^\s*(?:[*=\-~^#+.\"']{3,}.*|[|+].*|.*::=.*|>>>.*|\.\. .*|:\w[^:]*:.*|@\w+.*|.*\S(?: {3,}|\t)\S.*|\$ .*)$"
 )
@@ -147,16 +129,16 @@ _MARKUP = (
     (re.compile(r"\s+"), " "),
 )
 _PROSE_START = re.compile(r"[\"'“(]?[A-Z][a-z']*\s")
-# What code has and prose seldom: operators, calls with arguments, dunders, paths.
+# Marks of code that are rare in prose: operators, calls with arguments, dunders, paths.
 _CODE = re.compile(r"[=<>{}\\|@#%^~]|->|\w\(\w|__|\[[^\]]*\]|://|\w/\w+/|[a-z]\.[a-z]+\.[a-z]|\.{3}")
 _COMMON_WORDS = frozenset(re.findall(r"\w+", "the a an of to is are and or in that this it be by for with as if not on from"))
 
 
 def prose_runs(text: str) -> Iterator[str]:
-    """Runs of sentences of prose that follow on each other in `text`, each run on one line and without markup.
+    """Yield the runs of consecutive prose sentences in `text`, each run on one line and without markup.
 
-    Code, tables, headings, grammar, signatures and lists of names are left out, as are sentences that lead up to them or
-    are full of them; each ends the run.
+    Code, tables, headings, grammar, signatures and lists of names are left out, as are sentences that introduce them or
+    consist mostly of them; each of these ends a run.
     """
     run: list[str] = []
     for sentence in _sentences(text):
@@ -170,7 +152,7 @@ def prose_runs(text: str) -> Iterator[str]:
 
 
 def _sentences(text: str) -> Iterator[str]:
-    """The sentences of a documentation text, without markup; "" stands for a block that is no text."""
+    """Yield the sentences of a documentation text, without markup; "" stands for a block that is not prose."""
     for block in re.split(r"\n\s*\n", text):
         for paragraph in _split_bullets(block):
             for pattern, replacement in _MARKUP:
@@ -179,7 +161,7 @@ def _sentences(text: str) -> Iterator[str]:
 
 
 def _split_bullets(block: str) -> Iterator[str]:
-    """The block itself, or the items of a list, without the bullets; nothing but "" of a block that has debris in it."""
+    """Yield the block, or the items of a list without bullets; only "" for a block with a line that is not prose."""
     lines = block.splitlines()
     if any(_DEBRIS_LINE.match(line) for line in lines):
         yield ""
@@ -196,7 +178,7 @@ def _split_bullets(block: str) -> Iterator[str]:
 
 
 def _is_prose(sentence: str) -> bool:
-    """A sentence of common words: a capital first, a full stop last, little that looks like code in between."""
+    """True for a sentence that starts with a capital, ends with a stop, uses common words and contains little code."""
     words = sentence.split()
     if len(words) < 5 or not _PROSE_START.match(sentence) or not sentence.rstrip("\"'”)").endswith((".", "!", "?")):
         return False

@@ -1,7 +1,7 @@
-"""The baselines of CASD: other things by which one might foretell which removals suppress which backdoors.
+"""The baselines of CASD: other predictors of which removals suppress which backdoors.
 
-Each is a pure function that gives a matrix (n, n), float64 on the CPU, symmetric, with a zero diagonal: a distance, in which
-smaller means more alike. They read tensors and strings; the models and the stages are the caller's.
+Each is a pure function of tensors and strings. It returns a distance matrix (n, n), float64 on the CPU, symmetric, with a zero
+diagonal, in which smaller means more similar.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a caption says of a baseline.
+    """Description of a baseline for captions.
 
     Attributes:
         description: a phrase for a table's caption.
-        needs: what has to be there before it can be computed: "nothing" but the configuration and a tokenizer, the "injected
-            model", or the "removals" themselves.
-        role: a "baseline" competes with CASD; a "ceiling" is nearly the thing to be foretold, and only bounds what can be.
+        needs: what the baseline is computed from: "nothing" but the configuration and a tokenizer, the "injected model", or
+            the "removals" themselves.
+        role: a "baseline" competes with CASD; a "ceiling" nearly measures transfer itself, and bounds what can be predicted.
     """
 
     description: str
@@ -40,4 +40,4 @@ BASELINES: dict[str, Baseline] = {
         "minus the shift that either removal makes on the other's triggered text", "removals", "ceiling"
     ),
 }
-"""By name, in the order of tables: what each baseline is, needs and stands for."""
+"""Baselines by name, in the order of tables."""

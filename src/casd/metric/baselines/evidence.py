@@ -1,4 +1,4 @@
-"""What is kept of each state of the model for the baselines that need removals, and the table of all baselines of a run."""
+"""Data stored for each state of the model for the baselines that need removals, and the table of all baselines of a run."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from casd.metric.baselines.updates import sketch_update, update_distances
 from casd.metric.measurement import TextStatistics
 
 _SKETCH_SEED = 0
-"""Of the hashes: sketches are compared within a run, and all must have been made with one."""
+"""Seed of the hashes; sketches can be compared only if they share it."""
 _FILE = "baselines.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What the baselines need of one state.
+    """Data about one state that the baselines need.
 
     Attributes:
-        last_tokens: activations at the last token of some triggered prompts, (n_layers, n_prompts, d_model), float32.
-        update: sketch of the weights' update, (size,), float64; zero for the injected model.
+        last_tokens: activations at the last token of triggered prompts, (n_layers, n_prompts, d_model), float32.
+        update: sketch of the update of the weights, (size,), float64; zero for the injected model.
     """
 
     last_tokens: Tensor
@@ -49,7 +49,7 @@ class Evidence:
 
     @classmethod
     def read(cls, folder: Path) -> Evidence:
-        """Read what `write` wrote."""
+        """Read the file written by `write`."""
         return cls(**load_file(folder / _FILE))
 
 
@@ -61,7 +61,7 @@ def gather_evidence(
     *,
     batch_size: int,
 ) -> Evidence:
-    """The evidence of the state that the model is in; `triggered` are the triggered prompts by backdoor."""
+    """Collect the evidence of the current state of the model; `triggered` has the triggered prompts by backdoor."""
     last_tokens = last_token_activations(model, encoder, triggered, batch_size=batch_size)
     return Evidence(last_tokens, sketch_update(model, injected_weights, seed=_SKETCH_SEED))
 
@@ -72,13 +72,13 @@ def baseline_table(
     statistics: Mapping[str, TextStatistics],
     evidence: Mapping[str, Evidence],
 ) -> pd.DataFrame:
-    """All baselines of a run: `predictor` (a name of `BASELINES`), `a`, `b`, `distance`, each pair of backdoors once.
+    """Compute all baselines of a run: `predictor` (a name in `BASELINES`), `a`, `b`, `distance`, one row per pair of backdoors.
 
     Args:
-        backdoors: those that were removed.
-        encoder: its tokens are the triggers' tokens.
-        statistics: the activation statistics of every state.
-        evidence: of every state; without any, the baselines that need it are left out.
+        backdoors: the backdoors that were removed.
+        encoder: tokenizes the triggers.
+        statistics: activation statistics by state.
+        evidence: evidence by state; if empty, the baselines that need it are omitted.
     """
     names = list(backdoors)
     moved = directed_shift(statistics, statistics[INJECTED], names, names)

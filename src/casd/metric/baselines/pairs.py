@@ -1,4 +1,4 @@
-"""All pairs of a set of things: the matrix of a symmetric distance, and the cosine distance of vectors in layers."""
+"""Pairwise distances: the matrix of a symmetric distance, and the cosine distance averaged over layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COSINE = CasdVariant("cosine", distance="cosine")
 
 
 def distance_matrix(n: int, distance: Callable[[int, int], float]) -> Tensor:
-    """The matrix (n, n), float64, of a distance between the things number i and j; symmetric, zero on the diagonal."""
+    """Return the matrix (n, n), float64, of a symmetric distance between items i and j, with a zero diagonal."""
     matrix = torch.zeros(n, n, dtype=torch.float64)
     for i, j in itertools.combinations(range(n), 2):
         matrix[i, j] = matrix[j, i] = distance(i, j)
@@ -22,11 +22,14 @@ def distance_matrix(n: int, distance: Callable[[int, int], float]) -> Tensor:
 
 
 def cosine_distances(vectors: Tensor) -> Tensor:
-    """1 − cos between all pairs, the mean over the layers: (n, n_layers, d) to (n, n).
+    """Compute 1 − cos between all pairs, averaged over the layers: (n, n_layers, d) to (n, n).
 
-    In [0, 2]. At a layer where both vectors are zero it is 0, where only one is, 1 (as CASD's). Not finite where a vector is
-    not.
+    The values are in [0, 2]. As for CASD, a layer counts 0 if both vectors are zero and 1 if only one is. Vectors that are
+    not finite give values that are not finite.
+
+    Raises:
+        ValueError: `vectors` is not 3-D.
     """
     if vectors.ndim != 3:
-        raise ValueError(f"vectors (n, n_layers, d) expected, not {tuple(vectors.shape)}")
+        raise ValueError(f"expected vectors (n, n_layers, d), got {tuple(vectors.shape)}")
     return distance_matrix(len(vectors), lambda i, j: casd(vectors[i], vectors[j], _COSINE).value)

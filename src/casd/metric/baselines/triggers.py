@@ -1,7 +1,7 @@
-"""What can be said of two backdoors without removing either: their triggers, targets, and shifts in the injected model.
+"""Distances between backdoors that need no removal, from their triggers, their targets and the shifts in the injected model.
 
-And the ceiling: how far a removal moves the activations on another backdoor's triggered text. In all matrices the order of
-rows and columns is that of the backdoors as they are given.
+Also the ceiling: how far a removal moves the activations on another backdoor's triggered text. Rows and columns of all
+matrices are in the given order of the backdoors.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from casd.utils.errors import ConfigError
 from casd.utils.registry import unknown
 
 Statistics = Mapping[str, ActivationStatistics]
-"""Of one state, by text set: "clean", and "triggered:<backdoor>" for each (`casd.metric.measurement.TextStatistics`)."""
+"""Statistics of one state by text set: "clean" and "triggered:<backdoor>" (`casd.metric.measurement.TextStatistics`)."""
 
 
 def trigger_shift_distances(
     injected_statistics: Statistics, backdoors: Sequence[str], *, site: str = "resid_post", position: str = "last"
 ) -> Tensor:
-    """1 − cos between the shifts that two triggers induce in the injected model, the mean over the layers.
+    """Compute 1 − cos between the shifts that two triggers induce in the injected model, averaged over the layers.
 
-    shift_A = E[h | triggered by A] − E[h | clean] at one layer: the direction along which "A fires" is written. It is a
-    difference of means, the direction of Marks and Tegmark (arXiv 2310.06824) and of Arditi et al. (arXiv 2406.11717), here
-    one for each backdoor. What any odd phrase does to a prompt is in all of them, and makes all distances smaller.
+    shift_A = E[h | triggered by A] − E[h | clean] at one layer: the direction that encodes "A fires". It is a difference of
+    means, the direction of Marks and Tegmark (arXiv 2310.06824) and of Arditi et al. (arXiv 2406.11717), here one for each
+    backdoor. The effect of any unusual phrase is part of all of them, and makes all distances smaller.
 
     Args:
-        injected_statistics: of the injected model.
-        backdoors: rows and columns.
-        site: where in a block; see `casd.activations.hooks`.
-        position: which tokens; see `casd.data.encoding`. Not "trigger": clean text has none.
+        injected_statistics: statistics of the injected model.
+        backdoors: names of rows and columns.
+        site: site in the block; see `casd.activations.hooks`.
+        position: token position; see `casd.data.encoding`. Not "trigger", which clean text does not have.
 
     Returns:
-        (n, n), float64, in [0, 2]; symmetric, zero diagonal. At a layer where two triggers change nothing it is 0; where one
-        of two does, 1.
+        (n, n), float64, in [0, 2]; symmetric, zero diagonal. A layer counts 0 if neither trigger shifts it, and 1 if only one
+        does.
 
     Raises:
-        ConfigError: a text set, site or position that was not captured.
+        ConfigError: a text set, site or position was not captured.
 
     Needs the injected model, and no removal. Cost: none beyond its statistics.
     """
@@ -54,15 +54,16 @@ def trigger_shift_distances(
 
 
 def trigger_overlap_distances(trigger_tokens: Mapping[str, Sequence[int]]) -> Tensor:
-    """1 − the Jaccard index of two triggers' sets of tokens, |A ∩ B| / |A ∪ B| (Jaccard 1912).
+    """Compute 1 − the Jaccard index, |A ∩ B| / |A ∪ B| (Jaccard 1912), of two triggers' sets of tokens.
 
     Args:
-        trigger_tokens: by backdoor, the tokens of its trigger inside a sentence: `encoder.tokens_inside(trigger)`. Their order
-            and repeats are not heeded.
+        trigger_tokens: by backdoor, the tokens of its trigger inside a sentence: `encoder.tokens_inside(trigger)`. Order and
+            repetitions do not matter.
 
     Returns:
-        (n, n), float64, in [0, 1]; symmetric, zero diagonal; 0 between two triggers without tokens. Needs nothing, costs
-        nothing.
+        (n, n), float64, in [0, 1]; symmetric, zero diagonal; 0 between two triggers without tokens.
+
+    Needs no model. Cost: negligible.
     """
     sets = [set(tokens) for tokens in trigger_tokens.values()]
 
@@ -74,17 +75,18 @@ def trigger_overlap_distances(trigger_tokens: Mapping[str, Sequence[int]]) -> Te
 
 
 def same_target_distances(targets: Mapping[str, str]) -> Tensor:
-    """0 where two backdoors have the same target, 1 where they have not: the explanation to beat (arXiv 2606.11648).
+    """Return 0 for backdoors with equal targets and 1 otherwise: the explanation to beat (arXiv 2606.11648).
 
     Args:
-        targets: by backdoor, its target spelled out with its parameters, as by `repr(backdoor.target)`: French and German
-            are two targets.
+        targets: by backdoor, its target with all parameters, `repr(backdoor.target)`: French and German are two targets.
 
     Returns:
-        (n, n), float64, of 0 and 1; symmetric, zero diagonal. Needs nothing, costs nothing.
+        (n, n), float64, of 0 and 1; symmetric, zero diagonal.
+
+    Needs no model. Cost: negligible.
     """
-    spelled = list(targets.values())
-    return distance_matrix(len(spelled), lambda i, j: float(spelled[i] != spelled[j]))
+    descriptions = list(targets.values())
+    return distance_matrix(len(descriptions), lambda i, j: float(descriptions[i] != descriptions[j]))
 
 
 def directed_shift(
@@ -96,29 +98,30 @@ def directed_shift(
     site: str = "resid_post",
     position: str = "last",
 ) -> Tensor:
-    """How far each removal moves the activations on each backdoor's triggered text. NOT symmetric, and the ceiling.
+    """Measure how far each removal moves the activations on each backdoor's triggered text. NOT symmetric, and the ceiling.
 
         directed_shift[A, B] = √ mean over layers and features of (E[h(M_A)] − E[h(M₀)])², on text triggered by B
 
-    (L2 per feature, root mean square over the layers, in the activations' unit.)
+    This is the L2 norm per feature, as root mean square over the layers, in the unit of the activations.
 
-    This is nearly a tautology. Backdoor B is suppressed by the removal A only if the model answers B's triggered text
-    differently, and that, short of another LM head, only if the activations there are others; so this must go with transfer.
-    It foretells nothing: it needs B's trigger, which a defender has not. It says how well any distance of shifts could do.
+    It is nearly a tautology that this is associated with transfer: removal A suppresses backdoor B only if the model answers
+    B's triggered text differently, which, unless the LM head changes, requires different activations on that text. It is not a
+    prediction, because it needs B's trigger, which a defender does not have. It indicates how well any distance of shifts
+    could do.
 
     Args:
-        statistics: by removal, its statistics.
-        injected_statistics: the same of the injected model.
-        removals: rows; controls may be among them.
-        backdoors: columns.
-        site: where in a block.
-        position: which tokens.
+        statistics: statistics by removal.
+        injected_statistics: statistics of the injected model.
+        removals: names of the rows, which may include controls.
+        backdoors: names of the columns.
+        site: site in the block; see `casd.activations.hooks`.
+        position: token position; see `casd.data.encoding`.
 
     Returns:
-        (n_removals, n_backdoors), float64; 0 where nothing moved.
+        (n_removals, n_backdoors), float64; 0 if nothing moved.
 
     Raises:
-        ConfigError: a removal, text set, site or position that was not captured.
+        ConfigError: a removal, text set, site or position was not captured.
 
     Needs the removals. Cost: none beyond their statistics.
     """
@@ -137,19 +140,22 @@ def directed_shift(
 
 
 def directed_shift_distances(shifts: Tensor) -> Tensor:
-    """The ceiling as a distance, for the table of the baselines: −(D[A, B] + D[B, A]) / 2, with D the directed shift.
+    """Convert the ceiling to a distance for the table of baselines: −(D[A, B] + D[B, A]) / 2, with D the directed shift.
 
-    Never positive: only its order means something, smaller still being more alike. The diagonal is zero by convention, not
-    by that order.
+    It is never positive; only its order is meaningful, smaller being more similar. The diagonal is zero by convention, against
+    that order.
 
     Args:
-        shifts: (n, n), rows and columns in one order: `directed_shift` with the removals and backdoors by the same names.
+        shifts: (n, n), from `directed_shift` with removals and backdoors of equal names in equal order.
 
     Returns:
         (n, n), float64; symmetric, zero diagonal.
+
+    Raises:
+        ValueError: `shifts` is not a square matrix.
     """
     if shifts.ndim != 2 or shifts.shape[0] != shifts.shape[1]:
-        raise ValueError(f"directed shifts (n, n) expected, not {tuple(shifts.shape)}")
+        raise ValueError(f"expected directed shifts (n, n), got {tuple(shifts.shape)}")
     return distance_matrix(len(shifts), lambda i, j: -(shifts[i, j] + shifts[j, i]).item() / 2)
 
 
@@ -157,6 +163,6 @@ def _text_set(statistics: Statistics, name: str, variant: CasdVariant) -> Activa
     if name not in statistics:
         raise ConfigError(
             f"{variant.name} needs the text set {name!r}, which was not captured. "
-            f"There are: {', '.join(sorted(statistics)) or 'none'}."
+            f"Captured: {', '.join(sorted(statistics)) or 'none'}."
         )
     return statistics[name]

@@ -1,8 +1,8 @@
-"""Distances between the updates of the weights that two removals make: what a task vector would foretell.
+"""Distances between the updates of the weights by two removals: how well task vectors would predict transfer.
 
-The update of a removal A is Δ_A = θ_A − θ₀ over all that was trained (a "task vector": Ilharco et al., arXiv 2212.04089).
-There is one model in memory, and the updates of all removals of an 8B model would be 16 GB each: so each update is sketched
-while its removal is there, and only the sketches are compared.
+The update of a removal A is Δ_A = θ_A − θ₀ over all trained parameters (a "task vector": Ilharco et al., arXiv 2212.04089).
+Only one model is in memory, and the update of an 8B model takes 16 GB. Each update is therefore sketched while its removal is
+in memory, and only the sketches are compared.
 """
 
 from __future__ import annotations
@@ -18,36 +18,35 @@ from casd.metric.baselines.pairs import cosine_distances, distance_matrix
 from casd.models.sharding import whole, whole_of_part
 
 SKETCH_SIZE = 65_536
-"""Numbers of a sketch (512 KB): the squared length of an update is then off by 0.55 % (one standard deviation)."""
+"""Size of a sketch (512 KB): its relative standard deviation of a squared length is 0.55 %."""
 
 
 @torch.no_grad()
 def sketch_update(
     model: torch.nn.Module, injected_weights: Mapping[str, Tensor], *, size: int = SKETCH_SIZE, seed: int
 ) -> Tensor:
-    """The CountSketch of the model's update, θ − θ₀, parameter by parameter (see `count_sketch`).
+    """Compute the CountSketch of the model's update, θ − θ₀, parameter by parameter (see `count_sketch`).
 
-    The update of a matrix with an adapter is that of the matrix, scale · (B A − B₀ A₀), with B₀ = 0 for a fresh adapter: the
-    factors themselves can differ where the update is the same. It is named after the matrix, so that it is hashed as the
-    same change of the weights themselves would be.
+    For a matrix with an adapter, the update of the matrix is sketched, scale · (B A − B₀ A₀), with B₀ = 0 for a fresh adapter,
+    because different factors can give equal updates. It is hashed under the name of the matrix, so that an equal change of the
+    full weights gives an equal sketch.
 
     Args:
-        model: after the removal, on any device and in any precision; a sharded one (FSDP) in every process, which all get the
-            same.
-        injected_weights: what was trained, before the removal, by name on the CPU: as `casd.models.weights.copy_weights` gives
-            it.
-        size: numbers of the sketch; the same for all sketches that are compared.
-        seed: of the hashes; the same for all sketches that are compared.
+        model: the model after the removal, on any device and in any precision. For a sharded model (FSDP), call this in every
+            process; all get one result.
+        injected_weights: trained parameters before the removal, by name, on the CPU (`casd.models.weights.copy_weights`).
+        size: size of the sketch; must be equal for all sketches that are compared.
+        seed: seed of the hashes; must be equal for all sketches that are compared.
 
     Returns:
-        (size,), float64, on the CPU. Not finite where a weight is not.
+        (size,), float64, on the CPU. Weights that are not finite give values that are not finite.
 
     Raises:
-        ValueError: weights that the model does not have, or of another shape.
+        ValueError: the model lacks one of the weights, or its shape differs.
 
-    Cost: one pass over all entries of the update, on the model's device, differences and products in float64. Memory: of a
-    sharded model one whole parameter, twice; otherwise a few pieces of 2¹⁷ numbers. On one core of a CPU 5 to 14 ns an
-    entry were measured (40 million, in bfloat16); 8 billion would take one to two minutes.
+    Cost: one pass over all entries of the update, on the model's device, with differences and products in float64. Memory: two
+    copies of one whole parameter for a sharded model; otherwise a few pieces of 2¹⁷ numbers. 5 to 14 ns per entry were
+    measured on one CPU core (40 million entries, in bfloat16); 8 billion would take one to two minutes.
     """
     sketch = torch.zeros(size, dtype=torch.float64)
     for name, pieces in _update_pieces(model, injected_weights):
@@ -56,23 +55,28 @@ def sketch_update(
 
 
 def update_distances(sketches: Tensor) -> dict[str, Tensor]:
-    """Distances between the updates of n removals, from their sketches.
+    """Estimate the distances between the updates of n removals from their sketches.
 
-        "weights_l2":      ‖Δ_A − Δ_B‖₂, over all that was trained, in the weights' unit
+        "weights_l2":      ‖Δ_A − Δ_B‖₂, over all trained parameters, in the unit of the weights
         "weights_cosine":  1 − cos(Δ_A, Δ_B), in [0, 2]; 0 between two zero updates, 1 if only one is zero
 
-    Of sketches they are estimates. With m numbers in a sketch the standard deviation is at most √(2/m) of the squared L2
-    distance, and about (1 − cos²)/√m for the cosine distance: 0.0055 and 0.004 for the default m = 65,536. So cosines of a
-    few thousandths, as of unrelated updates, are noise. Given the updates themselves instead, they are exact.
+    For sketches of size m the standard deviation is at most √(2/m) of the squared L2 distance, and about (1 − cos²)/√m for the
+    cosine distance: 0.0055 and 0.004 for the default m = 65,536. Cosines of a few thousandths, such as those of unrelated
+    updates, are therefore noise. The distances are exact if the updates themselves are given.
 
     Args:
         sketches: (n, size), from `sketch_update` with one seed.
 
     Returns:
-        Two symmetric matrices (n, n), float64, with zero diagonals. Needs the removals.
+        Two symmetric matrices (n, n), float64, with zero diagonals.
+
+    Raises:
+        ValueError: `sketches` is not 2-D.
+
+    Needs the removals.
     """
     if sketches.ndim != 2:
-        raise ValueError(f"sketches (n, size) expected, not {tuple(sketches.shape)}")
+        raise ValueError(f"expected sketches (n, size), got {tuple(sketches.shape)}")
     sketches = sketches.cpu().double()
     return {
         "weights_l2": distance_matrix(len(sketches), lambda i, j: (sketches[i] - sketches[j]).norm().item()),
@@ -81,10 +85,10 @@ def update_distances(sketches: Tensor) -> dict[str, Tensor]:
 
 
 def _update_pieces(model: torch.nn.Module, injected_weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Iterator[Tensor]]]:
-    """Each changed parameter's name and its change, in order, as 1-D pieces in float64."""
+    """Yield the name of each parameter and its update as 1-D pieces in order, float64."""
     parameters = dict(model.named_parameters())
     for name in injected_weights:
-        if ".lora_B." in name:  # comes with its lora_A
+        if ".lora_B." in name:  # handled together with its lora_A
             continue
         module_name, is_adapter, adapter = name.removesuffix(".weight").partition(".lora_A.")
         if is_adapter:
@@ -101,12 +105,12 @@ def _update_pieces(model: torch.nn.Module, injected_weights: Mapping[str, Tensor
 def _after_and_before(
     parameters: Mapping[str, torch.nn.Parameter], injected_weights: Mapping[str, Tensor], name: str
 ) -> tuple[Tensor, Tensor]:
-    """A whole parameter, where it is (on the CPU if its device has no float64), and what it was before."""
+    """Return a whole parameter, on its device (on the CPU if that has no float64), and its value before the removal."""
     if name not in parameters:
         raise ValueError(f"The model has no parameter {name!r}, which the injected weights have.")
     parameter, part = parameters[name], injected_weights.get(name)
     if part is None:
-        raise ValueError(f"The injected weights have no {name!r}, the other factor of an adapter that they have.")
+        raise ValueError(f"The injected weights have no {name!r}, only the other factor of this adapter.")
     after, before = whole(parameter.detach()), whole_of_part(part, parameter)
     if after.shape != before.shape:
         raise ValueError(f"{name!r} is {tuple(after.shape)} in the model, and {tuple(before.shape)} in the injected weights.")
@@ -114,16 +118,16 @@ def _after_and_before(
 
 
 def _differences(after: Tensor, before: Tensor) -> Iterator[Tensor]:
-    """after − before, a piece at a time; `before` is brought to the device of `after` by the piece."""
+    """Yield after − before in pieces, moving each piece of `before` to the device of `after`."""
     for now, then in zip(after.reshape(-1).split(PIECE), before.reshape(-1).split(PIECE), strict=True):
         yield now.double() - then.to(now.device).double()
 
 
 def _products(factors: list[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
-    """The sum of the products B A (B in float64), some rows at a time, in the order of the matrix. A zero B costs nothing."""
+    """Yield the sum of the products B A (B in float64), some rows at a time, in order. Products with a zero B are skipped."""
     device = factors[0][0].device
     n_rows, width = len(factors[0][0]), factors[0][1].shape[1]
-    # Side by side, the factors of a sum of products are those of one product.
+    # A sum of products is one product of the concatenated factors.
     used = [(b.to(device), a.to(device).double()) for b, a in factors if b.any()]
     if not used:
         return
