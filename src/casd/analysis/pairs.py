@@ -1,6 +1,6 @@
 """Pairs of removals of a run: their distance by each predictor, and the suppression between them.
 
-The response is the suppression of the other backdoors, as in `casd.analysis.transfer.relate`: centred by column (which removes
+The response is the suppression of the other backdoors, as in `casd.analysis.relation.relate`: centred by column (which removes
 each backdoor's own fragility) and averaged over both directions of a pair. Matrices are stored as upper triangles, row by row.
 """
 
@@ -15,8 +15,8 @@ import pandas as pd
 
 from casd.analysis.comparison import included_matrices
 from casd.analysis.inclusion import MIN_REMOVALS
+from casd.analysis.relation import RATE_DECIMALS, centered_response
 from casd.analysis.results import RunTables
-from casd.analysis.transfer import RATE_DECIMALS, centered_response
 from casd.stats import numbers_of_pairs, rank_residuals, remove_effects_from_pairs, symmetrize
 
 Pairs = tuple[np.ndarray, np.ndarray]

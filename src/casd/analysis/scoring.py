@@ -13,10 +13,11 @@ import torch
 from casd.activations.hooks import SITES
 from casd.activations.statistics import POSITIONS
 from casd.analysis.inclusion import exclusions
+from casd.analysis.relation import relate
 from casd.analysis.results import RunTables
 from casd.analysis.states import StateRecord, asr_table, curve_table, state_table
 from casd.analysis.tables import SCHEMAS
-from casd.analysis.transfer import relate, specificity, transfer_table
+from casd.analysis.transfer import specificity, transfer_table
 from casd.config import ActivationsConfig, EvaluationConfig, MetricConfig
 from casd.config.states import CLEAN_CONTROL, INJECTED
 from casd.metric.casd import HEADLINES, CasdMatrix, CasdVariant, ShiftTable, compute_casd, variant_grid
