@@ -86,7 +86,7 @@ def mantel_family(
     counted as in `mantel_test`. The second is the single-step max-statistic correction: for any dependence among
     predictors (a hundred variants of one distance are hardly more than one test), the probability of any
     p_corrected ≤ α is at most α if no predictor is related to the response. If some are, it also holds for the others
-    under the condition of subset pivotality: the relabelled statistics of subsets have the same distribution.
+    as far as the relabelled statistics of subsets behave alike ("subset pivotality").
 
     Sources: N. Mantel (1967), Cancer Research 27, 209–220; P. H. Westfall and S. S. Young (1993), "Resampling-Based
     Multiple Testing", Wiley, chapter 2; Y. Benjamini and Y. Hochberg (1995).

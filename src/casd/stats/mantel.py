@@ -129,9 +129,9 @@ def partial_mantel_test(
     """Run Mantel's test of the partial correlation of two symmetric matrices, with other matrices held constant.
 
     x and y over the pairs (their ranks for "spearman") are each regressed on z (its ranks) with an intercept; ρ is the
-    correlation of the residuals e_x and e_y. Under the null hypothesis the residuals of y are exchangeable: the backdoors of e_y
-    are relabelled and added to the fit, y* = ŷ + e_y*, and ρ* is computed from y* as ρ is from y, that is, y* is regressed on z
-    again. P-values are computed as in `mantel_test`.
+    correlation of the residuals e_x and e_y. Under the null hypothesis the residuals of y are exchangeable: the backdoors of
+    e_y are relabelled and added to the fit, y* = ŷ + e_y*, and ρ* is computed from y* as ρ is from y, that is, y* is regressed
+    on z again. P-values are computed as in `mantel_test`.
 
     Alternatives do not hold their level: relabelling y itself rejects too often if single backdoors have effects in z but not
     in the rest of y, or vice versa; relabelling residuals without a second regression does if several matrices are held
