@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from casd.analysis.inclusion import exclusions
+from casd.analysis.relation import relate
 from casd.analysis.results import RunTables
 from casd.analysis.tables import SCHEMAS
-from casd.analysis.transfer import relate, specificity, transfer_table
+from casd.analysis.transfer import specificity, transfer_table
 
 N_PROMPTS = 64
 

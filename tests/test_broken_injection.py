@@ -30,7 +30,7 @@ WARNING = f"The injected model is broken: {REASON}."
 
 
 def broken_run(seed: int = 0) -> RunTables:
-    """As `casd.analysis.scoring` gives it: every state counts as collapsed."""
+    """As `casd.analysis.states` gives it: every state counts as collapsed."""
     tables = make_run(("a", "b", "c"), seed=seed, collapsed=("injected", "a", "b", "c", "control:clean", "control:phantom"))
     tables.states["collapse_reason"] = [REASON, *["the injected model is broken"] * 5]
     tables.transfer[[column for column in tables.transfer if "suppression" in column]] = math.nan

@@ -158,7 +158,7 @@ def test_a_store_gives_the_scored_runs_of_this_version(tmp_path: Path, capfd: py
     assert capfd.readouterr().err == ""
     scored(tmp_path, a_run(2), version=TABLES_VERSION - 1)
     assert len(find_runs(tmp_path)) == 2
-    assert "Left out: 1 run in" in capfd.readouterr().err
+    assert "Skipped 1 run in" in capfd.readouterr().err
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:

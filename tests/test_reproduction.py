@@ -18,8 +18,8 @@ from tests.synthetic import related, run_of
 from tests.tiny import one_of, tiny
 
 from casd.analysis.comparison import POOLED
+from casd.analysis.relation import relate
 from casd.analysis.results import RunTables
-from casd.analysis.transfer import relate
 from casd.cli.main import main
 from casd.config.compose import load_config
 from casd.reproduction.catalogue import EXHIBITS, RUN_SETS

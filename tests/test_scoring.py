@@ -17,7 +17,8 @@ import torch
 
 from casd.activations.statistics import ActivationStatistics
 from casd.analysis.results import RunTables
-from casd.analysis.scoring import StateRecord, casd_variants, check_captured, injected_loss_limit, score
+from casd.analysis.scoring import casd_variants, check_captured, score
+from casd.analysis.states import StateRecord, injected_loss_limit
 from casd.analysis.tables import SCHEMAS
 from casd.config import ActivationsConfig, EvaluationConfig, MetricConfig
 from casd.config.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from casd.analysis.transfer import RESPONSES, relate, specificity, transfer_matrix, transfer_table
+from casd.analysis.relation import relate
+from casd.analysis.transfer import RESPONSES, specificity, transfer_matrix, transfer_table
 from casd.stats import mantel_test
 
 CLEAN, PHANTOM = "control:clean", "control:phantom"

@@ -6,11 +6,11 @@ from .activations.statistics import collect_statistics as collect_statistics
 from .analysis.collection import asr_matrix as asr_matrix
 from .analysis.collection import distance_matrix as distance_matrix
 from .analysis.collection import read_runs as read_runs
+from .analysis.relation import relation_points as relation_points
 from .analysis.results import RunTables as RunTables
-from .analysis.scoring import StateRecord as StateRecord
 from .analysis.scoring import score as score
+from .analysis.states import StateRecord as StateRecord
 from .analysis.tidy import load_results as load_results
-from .analysis.transfer import relation_points as relation_points
 from .backdoors.injection import inject as inject
 from .backdoors.poisoning import Backdoor as Backdoor
 from .backdoors.prompts import make_prompt_sets as make_prompt_sets

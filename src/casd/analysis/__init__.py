@@ -1,1 +1,1 @@
-"""What the measurements of a run, and of several runs, say: suppression, relation, comparison, predictors."""
+"""Analysis of one or several runs: suppression, relation to CASD, comparison of objectives, predictors."""

@@ -1,4 +1,4 @@
-"""Finished runs read together: their tables in one, a summary of each, and the matrices that reports show."""
+"""Read finished runs together: combined tables, a summary of each run, and the matrices shown in reports."""
 
 from __future__ import annotations
 
@@ -20,60 +20,60 @@ from casd.config.states import CLEAN_CONTROL, PHANTOM_CONTROL
 from casd.utils.errors import StoreError
 
 RUN_COLUMNS: Final = ("run", "model", "objective", "seed")
-"""What every table of a collection of runs starts with."""
+"""Leading columns of every table over several runs."""
 DETAILED_RUNS: Final = 12
-"""Runs up to which a report over several shows each by itself; of more it has the means and a row for each."""
+"""Maximum number of runs that a report shows one by one; with more it shows their means and one row per run."""
 
 
 def read_runs(paths: str | Path | Iterable[str | Path]) -> list[RunTables]:
-    """Read the finished runs at or below the paths, in the order of `casd.analysis.runs.find_runs`, without the CASD grid.
+    """Read the finished runs at or below the paths, in the order of `casd.analysis.runs.find_runs`.
 
-    Each run's `info` has its "run", "folder" and "setting" as in `casd.analysis.runs.FinishedRun`. A run that is found several
-    times counts once. The rows of the grid are left on the disk (`RunTables.every_variant` reads them).
+    Each run's `info` has "run", "folder" and "setting" as in `casd.analysis.runs.FinishedRun`. Duplicates are dropped. The rows
+    of the CASD grid are not read; `RunTables.every_variant` reads them when needed.
 
     Raises:
-        StoreError: no path, or no finished run of this version there.
+        StoreError: no path is given, or there is no finished run of this version.
     """
     return [RunTables.read(run.folder, grid=False, info=run.info) for run in find_runs(paths)]
 
 
 def check_comparable(runs: Sequence[RunTables]) -> None:
-    """Refuse to put runs together that would be counted wrongly.
+    """Check that runs can be averaged together.
 
     Raises:
-        StoreError: two runs of one condition (`casd.analysis.conditions`) with the same seed, which would count as two seeds;
-            or runs of one condition that measured different backdoors.
+        StoreError: two runs of one condition (`casd.analysis.conditions`) have the same seed, so they would count as two
+            seeds; or runs of one condition measured different backdoors.
     """
-    seen: dict[tuple[str, str], RunTables] = {}
-    measured: dict[str, RunTables] = {}
+    by_seed: dict[tuple[str, str], RunTables] = {}
+    first_of: dict[str, RunTables] = {}
     for tables in runs:
-        known = seen.setdefault((tables.condition, str(tables.info["seed"])), tables)
-        if known is not tables:
+        other = by_seed.setdefault((tables.condition, str(tables.info["seed"])), tables)
+        if other is not tables:
             raise StoreError(
-                f"{_where(known)} and {_where(tables)} have the same configuration and seed and are two runs: made by different"
-                " versions of casd, of a model or text that has changed at the same path, or the same run read twice. As two"
-                " seeds they would count double. Leave one of them out, or delete it."
+                f"{_where(other)} and {_where(tables)} have the same configuration and seed, so they would count as two seeds."
+                " Either the same run was read twice, or casd, the model or the texts changed between them. Leave one of them"
+                " out, or delete it."
             )
-        known = measured.setdefault(tables.condition, tables)
-        if set(known.backdoors) != set(tables.backdoors):
+        other = first_of.setdefault(tables.condition, tables)
+        if set(other.backdoors) != set(tables.backdoors):
             raise StoreError(
-                f"{_where(known)} and {_where(tables)} have the same configuration and measured different backdoors"
-                f" ({', '.join(known.backdoors)}; {', '.join(tables.backdoors)}). Make a report of each."
+                f"{_where(other)} and {_where(tables)} have the same configuration and measured different backdoors"
+                f" ({', '.join(other.backdoors)}; {', '.join(tables.backdoors)}). Make a report of each."
             )
 
 
 def combine(runs: Sequence[RunTables]) -> RunTables:
-    """One set of tables over all runs, each with the leading columns run | model | objective | seed.
+    """Concatenate the tables of all runs, each with the leading columns run | model | objective | seed.
 
-    Its `info` is {"runs": [each run's own info]}.
+    The `info` of the result is {"runs": [info of each run]}.
     """
     frames = {}
     for name in SCHEMAS:
         parts = [(tables, getattr(tables, name)) for tables in runs]
-        # An empty frame's columns have no type of their own and would spoil the others'.
+        # The columns of an empty frame have no dtype and would change those of the others.
         parts = [(tables, part) for tables, part in parts if len(part)] or parts[:1]
         lengths = [len(part) for _, part in parts]
-        # Put before the whole and not before each part: that would take most of a report's time.
+        # Added once to the concatenated table, since adding it to each part would take most of a report's time.
         keys = {key: pd.Series([tables.info[key] for tables, _ in parts]).repeat(lengths).to_numpy() for key in RUN_COLUMNS}
         whole = pd.concat([part for _, part in parts], ignore_index=True).drop(columns=list(RUN_COLUMNS), errors="ignore")
         frames[name] = pd.concat([pd.DataFrame(keys, index=whole.index), whole], axis=1)
@@ -81,32 +81,32 @@ def combine(runs: Sequence[RunTables]) -> RunTables:
 
 
 def collect(paths: str | Path | Iterable[str | Path]) -> RunTables:
-    """The tables of finished runs, combined: `combine(read_runs(paths))`."""
+    """Return `combine(read_runs(paths))`."""
     return combine(read_runs(paths))
 
 
 def asr_matrix(tables: RunTables, prompt_set: str = "triggered") -> pd.DataFrame:
-    """Success rate after each removal: rows are model states (as in `states`), columns measured backdoors; NaN if absent."""
+    """Return success rates: rows are model states in the order of `states`, columns measured backdoors; NaN if absent."""
     asr = tables.asr[tables.asr["prompt_set"] == prompt_set]
     wide = asr.pivot(index="state", columns="backdoor", values="rate")
     return wide.reindex(index=list(tables.states["state"]), columns=tables.backdoors).astype(float)
 
 
 def has_pairs(tables: RunTables) -> bool:
-    """Whether the ASR matrix has a cell off its diagonal: a removal, and another backdoor measured after it."""
+    """True if the ASR matrix has an off-diagonal cell: another backdoor was measured after some removal."""
     return any(removed != measured for removed in tables.states_of("removal") for measured in tables.backdoors)
 
 
 def mean_asr(runs: Sequence[RunTables]) -> pd.DataFrame:
-    """The ASR matrix of each condition, as the mean over its runs.
+    """Average the ASR matrices of each condition over its runs.
 
     Returns:
-        Columns model, objective, state (what was removed), backdoor (measured), rate (fraction; the mean over the runs in which
-        the state did not collapse, NaN if it did in all), runs (their count), collapsed (count of the others); in the order of
-        states and backdoors of the runs.
+        A row per condition × state × backdoor, in the order of states and backdoors of the runs. Columns: model, objective,
+        state, backdoor, rate (fraction; mean over the runs in which the state did not collapse, NaN if it collapsed in all),
+        runs (number of these runs), collapsed (number of the others).
     """
     rates: dict[tuple[str, str, str, str], list[float]] = {}
-    lost: Counter[tuple[str, str, str, str]] = Counter()
+    collapsed_runs: Counter[tuple[str, str, str, str]] = Counter()
     for (model, objective), members in by_condition(runs).items():
         for tables in members:
             collapsed = tables.collapsed
@@ -114,21 +114,21 @@ def mean_asr(runs: Sequence[RunTables]) -> pd.DataFrame:
                 cell = (model, objective, state, backdoor)
                 intact = rates.setdefault(cell, [])
                 if state in collapsed:
-                    lost[cell] += 1
+                    collapsed_runs[cell] += 1
                 else:
                     intact.append(rate)
-    rows = [(*cell, _mean(intact), len(intact), lost[cell]) for cell, intact in rates.items()]
+    rows = [(*cell, _mean(intact), len(intact), collapsed_runs[cell]) for cell, intact in rates.items()]
     return pd.DataFrame(rows, columns=["model", "objective", "state", "backdoor", "rate", "runs", "collapsed"])
 
 
 def triggered_rates(tables: RunTables) -> list[tuple[str, str, float]]:
-    """The cells of the ASR matrix: state, backdoor, rate."""
+    """Return the cells of the ASR matrix as (state, backdoor, rate)."""
     cells = tables.rows("asr", "state", "backdoor", "prompt_set", "rate")
     return [(state, backdoor, float(rate)) for state, backdoor, prompt_set, rate in cells if prompt_set == "triggered"]
 
 
 def distance_matrix(tables: RunTables, variant: str) -> pd.DataFrame:
-    """The symmetric matrix of one CASD variant between removals, zero on the diagonal; NaN where a pair is absent."""
+    """Return one CASD variant as a symmetric matrix over states, 0 on the diagonal; NaN where a pair is absent."""
     pairs = tables.casd[tables.casd["variant"] == variant]
     present = set(pairs["a"]) | set(pairs["b"])
     ordered = [name for name in tables.states["state"] if name in present]
@@ -140,17 +140,20 @@ def distance_matrix(tables: RunTables, variant: str) -> pd.DataFrame:
 
 
 def summary(runs: Sequence[RunTables]) -> pd.DataFrame:
-    """A row per run, as `summarize` gives it."""
+    """Return one row per run (see `summarize`)."""
     return pd.DataFrame([summarize(tables) for tables in runs])
 
 
 def summarize(tables: RunTables) -> dict[str, Any]:
-    """One run in numbers: what is left of the backdoors, and each headline CASD's relation with each response.
+    """Summarize one run as a dict.
 
-    All means are over what is included (`casd.analysis.inclusion`), NaN without any: `own_asr` and `others_asr` over the
-    removals, `clean_asr` and `phantom_asr` over the backdoors under that control; `clean_loss_change` is the removals' mean
-    relative change of the clean loss. `removals`, `included` and `collapsed` are counts of removals, and `excluded` says how
-    many of them are excluded for each reason. For a variant and a response, `rho:VARIANT:RESPONSE` and `p:VARIANT:RESPONSE`.
+    Means are over included cells and removals (`casd.analysis.inclusion`); NaN if there are none.
+
+    - own_asr, others_asr: mean ASR of the removed backdoors and of the other backdoors
+    - clean_asr, phantom_asr: mean ASR under that control
+    - clean_loss_change: mean relative change of the clean loss of the removals
+    - removals, included, collapsed: counts of removals; excluded: number of excluded removals by reason
+    - rho:VARIANT:RESPONSE, p:VARIANT:RESPONSE: relation of each headline variant to each response
     """
     cells = list(tables.rows("transfer", "source", "source_kind", "same", "asr_after", "excluded"))
     included = [(source, kind, same, rate) for source, kind, same, rate, excluded in cells if not excluded]
@@ -172,7 +175,7 @@ def summarize(tables: RunTables) -> dict[str, Any]:
 
 
 def _mean(values: Iterable[float]) -> float:
-    """The mean without NaN; NaN if nothing is left."""
+    """Return the mean of the values that are not NaN; NaN if there are none."""
     known = [value for value in values if not math.isnan(value)]
     return float(np.mean(known)) if known else math.nan
 

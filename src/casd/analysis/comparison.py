@@ -1,7 +1,7 @@
-"""What several runs say together: objectives compared, net of controls; what is about pairs; the noise floor of CASD.
+"""Compare runs: objectives net of controls, shares of variance, and the noise floor of CASD.
 
-Included are the removals and backdoors of `casd.analysis.inclusion`. Every mean is the mean over runs of each run's mean
-(`casd.stats.mean_over_runs`); what was excluded, and why, is counted beside it.
+Removals and backdoors are included by the rule of `casd.analysis.inclusion`; exclusions are counted by reason. Every mean is
+the mean over runs of each run's mean (`casd.stats.mean_over_runs`).
 """
 
 from __future__ import annotations
@@ -21,29 +21,28 @@ from casd.config.states import CLEAN_CONTROL, PHANTOM_CONTROL, REPEAT_CONTROL, r
 from casd.stats import MeanOverRuns, mean_over_runs, offdiagonal_center_two_way
 
 POOLED: Final = "all"
-"""The model's name in a row over all models."""
+"""Model name of a row over all models."""
 MEASURES: Final = ("suppression", "suppression_net_clean", "suppression_net_phantom")
-"""Columns of `transfer` whose mean over the other backdoors is given."""
+"""Columns of `transfer` that are averaged over the backdoors other than the removed one."""
 _CONTROLS: Final = {"clean_control": CLEAN_CONTROL, "phantom_control": PHANTOM_CONTROL}
-"""By their columns in `compare_objectives` how the names of controls begin."""
+"""Column of `compare_objectives` → prefix of the control's name."""
 _AVERAGED: Final = ("own_asr", *MEASURES)
-"""Of the cells of removals the means that `compare_objectives` gives with their intervals."""
+"""Means over cells of removals that `compare_objectives` returns with intervals."""
 
 
 def included_cells(tables: RunTables) -> pd.DataFrame:
-    """The cells of `transfer` that means are of: of included removals, on included backdoors."""
-    transfer = tables.transfer
-    return transfer[(transfer["source_kind"] == "removal") & (transfer["excluded"] == "")]
+    """Return the cells of `transfer` of included removals on included backdoors."""
+    return _included(tables.transfer, "removal")
 
 
 def relabelled(runs: Sequence[RunTables]) -> list[RunTables]:
-    """The same runs, each with the `info["setting"]` that sets it apart from the others (`label_settings`)."""
+    """Return the runs with `info["setting"]` computed among these runs (`label_settings`)."""
     settings = label_settings([tables.info for tables in runs])
     return [tables.with_info(setting=setting) for tables, setting in zip(runs, settings, strict=True)]
 
 
 def by_condition(runs: Sequence[RunTables]) -> dict[tuple[str, str], list[RunTables]]:
-    """The runs of each condition (`casd.analysis.conditions`) under its labels: model, and objective with setting."""
+    """Group runs by condition (`casd.analysis.conditions`); keys are (model, objective with setting)."""
     groups: dict[tuple[str, str], list[RunTables]] = {}
     for tables, labelled in zip(runs, relabelled(runs), strict=True):
         groups.setdefault((str(tables.info["model"]), labelled.condition_label), []).append(tables)
@@ -51,7 +50,7 @@ def by_condition(runs: Sequence[RunTables]) -> dict[tuple[str, str], list[RunTab
 
 
 def grouped(runs: Sequence[RunTables]) -> dict[tuple[str, str], list[RunTables]]:
-    """As `by_condition`; then, under the model POOLED, the runs of conditions that differ in their models alone."""
+    """Group runs as `by_condition` does, and additionally, under the model POOLED, conditions that differ only in the model."""
     groups = by_condition(runs)
     pooled: dict[str, list[list[RunTables]]] = {}
     for (_, objective), members in groups.items():
@@ -61,10 +60,10 @@ def grouped(runs: Sequence[RunTables]) -> dict[tuple[str, str], list[RunTables]]
 
 
 def included_matrices(tables: RunTables, *columns: str) -> tuple[list[str], list[np.ndarray]]:
-    """The backdoors whose removals are included, and columns of `transfer` over them as matrices: a row for each source."""
+    """Return the n backdoors whose removals are included, and an (n, n) matrix (source, target) per column of `transfer`."""
     cells = included_cells(tables)
-    both = set(cells["source"]) & set(cells["target"])
-    names = [name for name in tables.backdoors if name in both]
+    included = set(cells["source"]) & set(cells["target"])
+    names = [name for name in tables.backdoors if name in included]
     wide = (
         cells.pivot(index="source", columns="target", values=column).reindex(index=names, columns=names) for column in columns
     )
@@ -72,28 +71,27 @@ def included_matrices(tables: RunTables, *columns: str) -> tuple[list[str], list
 
 
 def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: int = 9999) -> pd.DataFrame:
-    """A row for each condition, and one for each objective over all models (`grouped`).
+    """Compare conditions, and objectives pooled over models (`grouped`).
 
     Args:
         runs: finished runs.
-        seed: of the bootstrap.
-        resamples: bootstrap samples.
+        seed: seed of the bootstrap.
+        resamples: number of bootstrap samples.
 
     Returns:
-        Columns, fractions where not said otherwise:
+        One row per group. Columns, fractions unless stated otherwise:
 
-        - model ("all" over several), objective (with its setting); runs, seeds (counts)
-        - removals, included, collapsed: counts of removals; excluded: how many of them for each reason
+        - model ("all" if pooled), objective (with its setting); runs, seeds (counts)
+        - removals, included, collapsed: counts of removals; excluded: number of excluded removals by reason
           (`casd.analysis.inclusion`)
         - own_asr: mean ASR of the removed backdoor on evaluation prompts, with `_low` and `_high`
-        - for each of MEASURES the mean over the other backdoors, with `_low`, `_high`, and `_runs`: how many runs have any. A
-          run whose phantoms all collapsed has no suppression net of them
-        - clean_control, phantom_control: the mean suppression of all backdoors under them
-        - clean_loss_change: mean relative change of the clean loss; steps, seconds: means of a removal
+        - each of MEASURES: mean over the other backdoors, with `_low`, `_high`, and `_runs`: number of runs that have a value
+          (a run whose phantoms all collapsed has no suppression net of them)
+        - clean_control, phantom_control: mean suppression of all backdoors under that control
+        - clean_loss_change: mean relative change of the clean loss; steps, seconds: means per removal
 
-        Every mean is the mean over runs of each run's mean. Limits are 95 % bootstrap limits of that same mean, over runs
-        (seeds, and models where several are pooled) and, within each, the measured backdoors; with a single run, over its
-        backdoors.
+        Every mean is the mean over runs of each run's mean. Limits are 95 % bootstrap limits of that mean. They resample runs
+        (seeds, and models if pooled) and, within each run, the measured backdoors; with a single run, its backdoors.
     """
     rows = []
     for (model, objective), members in grouped(runs).items():
@@ -107,25 +105,32 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
 
 
 def over_runs(runs: Sequence[RunTables], table: str) -> pd.DataFrame:
-    """A table of several runs in one, with the runs' numbers in the column run."""
+    """Concatenate one table over runs, with the index of the run in the column `run`."""
     return pd.concat([getattr(tables, table).assign(run=number) for number, tables in enumerate(runs)], ignore_index=True)
 
 
 def mean_of_runs(values: pd.Series, runs: pd.Series) -> float:
-    """The mean over runs of each run's mean, without NaN; NaN if nothing is left."""
+    """Return the mean over runs of each run's mean, ignoring NaN; NaN if there are no values."""
     return float(values.astype(float).groupby(runs).mean().mean())
 
 
 def _removal_cells(transfer: pd.DataFrame) -> pd.DataFrame:
-    """The included cells of removals: run, target, and _AVERAGED; NaN where a cell is none of these."""
-    cells = transfer[(transfer["source_kind"] == "removal") & (transfer["excluded"] == "")]
+    """Return run, target and _AVERAGED of the included cells of removals.
+
+    `own_asr` is NaN off the diagonal, the others are NaN on it.
+    """
+    cells = _included(transfer, "removal")
     own = cells["same"].astype(bool)
     measures = {name: cells[name].astype(float).where(~own) for name in MEASURES}
     return cells[["run", "target"]].assign(own_asr=cells["asr_after"].astype(float).where(own), **measures)
 
 
+def _included(transfer: pd.DataFrame, source_kind: str) -> pd.DataFrame:
+    return transfer[(transfer["source_kind"] == source_kind) & (transfer["excluded"] == "")]
+
+
 def _comparison_row(runs: Sequence[RunTables], transfer: pd.DataFrame, estimates: Sequence[MeanOverRuns]) -> dict[str, object]:
-    """A row of `compare_objectives` over some runs, with their `transfer` in one and the estimates of _AVERAGED."""
+    """Return a row of `compare_objectives`, given the concatenated `transfer` and the estimates of _AVERAGED."""
     states = over_runs(runs, "states")
     removals = states[states["kind"] == "removal"]
     included = removals[removals["excluded"] == ""]
@@ -141,10 +146,10 @@ def _comparison_row(runs: Sequence[RunTables], transfer: pd.DataFrame, estimates
         row |= {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         if name in MEASURES:
             row[f"{name}_runs"] = estimate.runs
-    cells = transfer[(transfer["source_kind"] == "control") & (transfer["excluded"] == "")]
-    for name, beginning in _CONTROLS.items():
-        of_control = cells[cells["source"].str.startswith(beginning)]
-        row[name] = mean_of_runs(of_control["suppression"], of_control["run"])
+    controls = _included(transfer, "control")
+    for name, prefix in _CONTROLS.items():
+        cells = controls[controls["source"].str.startswith(prefix)]
+        row[name] = mean_of_runs(cells["suppression"], cells["run"])
     return row | {
         "clean_loss_change": mean_of_runs(included["clean_loss_ratio"], included["run"]) - 1,
         "steps": mean_of_runs(included["steps"], included["run"]),
@@ -153,16 +158,16 @@ def _comparison_row(runs: Sequence[RunTables], transfer: pd.DataFrame, estimates
 
 
 def variance_shares(runs: Sequence[RunTables], column: str = "suppression") -> pd.DataFrame:
-    """How the others' suppression varies: with the backdoor that is measured, with the removal, or with the pair.
+    """Estimate the share of the variance of off-diagonal suppression that is specific to pairs.
 
-    Of the off-diagonal cells of one run, m_ij = μ + r_i + c_j + e_ij by least squares (`offdiagonal_center_two_way`). The share
-    of e is what is about pairs, and contains the noise of measuring: a rate over n prompts has the variance p(1 − p)/n, and
-    e keeps (N² − 3N + 1)/(N² − N) of it. Only with something left beyond that noise can any distance foretell pairs.
+    The off-diagonal cells of a run are fitted as m_ij = μ + r_i + c_j + e_ij by least squares (`offdiagonal_center_two_way`).
+    The residual e is specific to pairs, but contains measurement noise: a rate over n prompts has the variance p(1 − p)/n, and
+    e keeps (N² − 3N + 1)/(N² − N) of it. A distance can predict pairs only if e exceeds that noise.
 
     Returns:
-        One row per run with at least four included removals: model, objective, seed, n_backdoors; `sd`, the standard
-        deviation of the cells; `pair`, the share of their variance that e has; `noise`, the share that the noise explains of
-        it; `pair_net`, pair − noise, or 0 if that is negative.
+        One row per run with at least four included removals. Columns: model, objective, seed, n_backdoors; `sd`, the standard
+        deviation of the cells; `pair`, the share of e in their variance; `noise`, the share of the expected noise in it;
+        `pair_net`, max(0, pair − noise).
     """
     rows = []
     for (model, objective), members in by_condition(runs).items():
@@ -172,15 +177,20 @@ def variance_shares(runs: Sequence[RunTables], column: str = "suppression") -> p
                 prompts = int(
                     min(count for prompt_set, count in tables.rows("asr", "prompt_set", "n") if prompt_set == "triggered")
                 )
-                shares = _shares(matrix, after, prompts)
-                named = {"model": model, "objective": objective, "seed": tables.info["seed"], "n_backdoors": len(names)}
-                rows.append(named | shares)
+                identity = {"model": model, "objective": objective, "seed": tables.info["seed"], "n_backdoors": len(names)}
+                rows.append(identity | _shares(matrix, after, prompts))
     columns = ["model", "objective", "seed", "n_backdoors", "sd", "pair", "noise", "pair_net"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _shares(matrix: np.ndarray, after: np.ndarray, prompts: int) -> dict[str, float]:
-    """The shares of one run's suppressions (n, n), with the rates that are left, each over so many prompts."""
+    """Return the shares of variance of one run.
+
+    Args:
+        matrix: suppressions, (n, n).
+        after: rates after the removal, (n, n).
+        prompts: number of prompts of each rate.
+    """
     n = len(matrix)
     off = ~np.eye(n, dtype=bool)
     variance = float(np.var(matrix[off]))
@@ -191,46 +201,44 @@ def _shares(matrix: np.ndarray, after: np.ndarray, prompts: int) -> dict[str, fl
 
 
 def noise_floor(runs: Sequence[RunTables]) -> pd.DataFrame:
-    """CASD between two removals of ONE backdoor (other documents) against CASD between removals of different backdoors.
+    """Compare CASD between two removals of one backdoor (on different documents) with CASD between different backdoors.
 
-    Removals and repeats are included by the rule of all means (`casd.analysis.inclusion`): a repeat that did nothing has no
-    distance.
+    Removals and repeats are included by the rule of `casd.analysis.inclusion`.
 
     Returns:
-        One row per condition × headline variant: `repeats`, how many are included; `excluded`, how many of the others for each
-        reason; `same`, the mean distance of a removal to its repeat; `different`, the mean distance of those removals to the
-        others; `ratio`, same / different; `closest`, the share of repeats that are nearer to their own removal than to any
-        other. Means over runs of each run's mean.
+        One row per condition × headline variant. Columns: model, objective, variant; `repeats`, the number of included repeats;
+        `excluded`, the number of excluded repeats by reason; `same`, the mean distance of a removal to its repeat;
+        `different`, the mean distance of these removals to the others; `ratio`, same / different; `closest`, the share of
+        repeats that are nearer to their own removal than to any other. Means over runs of each run's mean.
     """
-    rows = []
+    result = []
     for (model, objective), members in by_condition(runs).items():
         reasons = [_repeat_exclusions(tables) for tables in members]
         for variant in dict.fromkeys(variant for tables in members for variant in tables.headline):
-            found = [_repeats(tables, variant, of_run) for tables, of_run in zip(members, reasons, strict=True)]
-            if not any(found):
+            repeats = [_repeats(tables, variant, excluded) for tables, excluded in zip(members, reasons, strict=True)]
+            if not any(repeats):
                 continue
-            distances = pd.concat([pd.DataFrame(each).assign(run=run) for run, each in enumerate(found) if each])
+            distances = pd.concat([pd.DataFrame(rows).assign(run=run) for run, rows in enumerate(repeats) if rows])
             means = {name: mean_of_runs(distances[name], distances["run"]) for name in ("same", "different", "closest")}
-            excluded = count_exclusions(reason for of_run in reasons for reason in of_run.values())
-            named = {"model": model, "objective": objective, "variant": variant}
+            counts = {"repeats": len(distances), "excluded": count_exclusions(chain.from_iterable(map(dict.values, reasons)))}
             ratio = means["same"] / means["different"] if means["different"] else math.nan
-            rows.append({**named, "repeats": len(distances), "excluded": excluded, **means, "ratio": ratio})
+            result.append({"model": model, "objective": objective, "variant": variant, **counts, **means, "ratio": ratio})
     columns = ["model", "objective", "variant", "repeats", "excluded", "same", "different", "ratio", "closest"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(result, columns=columns)
 
 
 def _repeat_exclusions(tables: RunTables) -> dict[str, str]:
-    """Of every repeat why it, or else the removal that it repeats, is excluded; "" if neither is."""
+    """Return for each repeat why it, or the removal that it repeats, is excluded; "" if both are included."""
     reasons = tables.exclusions
     repeats = [name for name in tables.states_of("control") if name.startswith(REPEAT_CONTROL)]
     return {name: reasons[name] or reasons.get(removed_backdoor(name), "not removed") for name in repeats}
 
 
 def _repeats(tables: RunTables, variant: str, excluded: dict[str, str]) -> list[dict[str, float]]:
-    """Of each included repeat of a run its distances, as `noise_floor` averages them."""
+    """Return the distances that `noise_floor` averages, one dict per included repeat of a run."""
     distances: dict[tuple[str, str], float] = {}
-    for found, a, b, distance in tables.rows("casd", "variant", "a", "b", "distance"):
-        if found == variant:
+    for row_variant, a, b, distance in tables.rows("casd", "variant", "a", "b", "distance"):
+        if row_variant == variant:
             distances |= {(a, b): distance, (b, a): distance}
     included = [name for name in tables.states_of("removal") if not tables.exclusions[name]]
     rows = []

@@ -1,9 +1,9 @@
-"""Which removals and backdoors are included in means, correlations and claims: one rule for all of them.
+"""The rule that decides which removals and backdoors are included in means, correlations and claims.
 
-A removal is included if it did what it was meant to do: its model still works, at least one training step was kept, and its
-own backdoor came down to the target attack success rate (ASR) where one was set. A backdoor is included, as the one that is
-removed and as one that is measured, if it was established: if the injected model obeys it. Everything else is excluded with a
-reason, which the tables `states` and `transfer` have in their column `excluded`.
+A removal is included if its model still works, at least one training step was kept, and, if a target attack success rate (ASR)
+was set, its own backdoor reached it. A backdoor is included, as removed and as measured, if it was established, that is, if its
+ASR in the injected model is at least `ESTABLISHED_ASR`. Everything else is excluded with a reason, given in the column
+`excluded` of the tables `states` and `transfer`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import pandas as pd
 from casd.config.states import INJECTED, removed_backdoor
 
 ESTABLISHED_ASR: Final = 0.5
-"""A backdoor with a lower ASR in the injected model is not established: there is nothing to suppress."""
+"""Minimum ASR of an established backdoor in the injected model. Below it there is nothing to suppress."""
 MIN_REMOVALS: Final = 4
-"""Pooled correlations and predictions need at least as many included removals of a run: fewer leave nothing to hold out."""
+"""Minimum number of included removals of a run for pooled correlations and predictions: fewer leave nothing to hold out."""
 
 INJECTED_COLLAPSED: Final = "injected model collapsed"
 COLLAPSED: Final = "collapsed"
@@ -29,11 +29,11 @@ TARGET_NOT_REACHED: Final = "target ASR not reached"
 
 
 def exclusions(asr: pd.DataFrame, states: pd.DataFrame) -> dict[str, str]:
-    """Why each state is excluded, "" for those that are included.
+    """Return the reason for the exclusion of each state, "" if it is included.
 
     Args:
-        asr: a row per state × backdoor × prompt_set; read are the "triggered" rows of the injected model: backdoor, rate.
-        states: a row per model state; read are state, collapsed and, where they are there, steps and reached_target.
+        asr: a row per state × backdoor × prompt_set; reads backdoor and rate of the "triggered" rows of the injected model.
+        states: a row per model state; reads state, collapsed and, if present, steps and reached_target.
     """
     established = _established(asr)
     broken = states.loc[states["state"] == INJECTED, "collapsed"].astype(bool).any()
@@ -44,16 +44,16 @@ def exclusions(asr: pd.DataFrame, states: pd.DataFrame) -> dict[str, str]:
 
 
 def cell_exclusions(cells: pd.DataFrame, asr: pd.DataFrame, states: pd.DataFrame) -> list[str]:
-    """Why each cell (source, target) is excluded: the reason of its source, or that its target was not established."""
-    of_source, established = exclusions(asr, states), _established(asr)
+    """Return the reason for the exclusion of each cell (source, target): that of its source, or an unestablished target."""
+    reasons, established = exclusions(asr, states), _established(asr)
     return [
-        of_source[source] or ("" if established.get(target, True) else NOT_ESTABLISHED)
+        reasons[source] or ("" if established.get(target, True) else NOT_ESTABLISHED)
         for source, target in zip(cells["source"], cells["target"], strict=True)
     ]
 
 
 def count_exclusions(reasons: Iterable[str]) -> str:
-    """How many were excluded for each reason ("2 collapsed, 1 target ASR not reached"); "" if none was."""
+    """Count exclusions by reason, as "2 collapsed, 1 target ASR not reached"; "" if there are none."""
     counts = Counter(reason for reason in reasons if reason)
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
 

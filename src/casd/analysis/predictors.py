@@ -1,7 +1,7 @@
-"""CASD as a predictor of transfer, beside its baselines: the same tests for all, per model and over all runs.
+"""Test CASD and its baselines as predictors of transfer, per model and pooled over models.
 
-The response is that of `casd.analysis.pairs`. For the prediction of a backdoor that nobody has seen the suppression itself is
-used, since its column mean would not be known.
+The response is that of `casd.analysis.pairs`. Leave-one-out prediction uses the suppression without centring, since the column
+mean of a held-out backdoor would not be known.
 """
 
 from __future__ import annotations
@@ -33,84 +33,74 @@ COLUMNS: Final = (
     *(*_TESTS["plain"], "q_value", *_TESTS["pairs"], *_TESTS["partial"]),
     *_PREDICTED,
 )
-"""Of `predictor_table`."""
+"""Columns of `predictor_table`."""
 
 _FORMS: Final[dict[str, tuple[Callable[[PairTable, Sequence[str]], Pairs], Statistic]]] = {
     "plain": (PairTable.plain, "spearman"),
     "pairs": (PairTable.of_pairs, "spearman"),
-    "partial": (PairTable.given_same_target, "pearson"),  # of ranks already: their plain correlation is the partial one
+    "partial": (PairTable.given_same_target, "pearson"),  # of residuals of ranks: the partial Spearman correlation
 }
-"""Under the names of _TESTS, what is tested, and by which correlation."""
+"""Predictors and response of each of _TESTS, and the correlation that is tested."""
 
 
 def predictor_table(
     runs: Sequence[RunTables], *, response: str = "suppression", permutations: int = 9999, seed: int = 0
 ) -> pd.DataFrame:
-    """How well each predictor goes with transfer, for each condition over its runs, and for each objective over all models.
+    """Test each predictor of transfer, for each condition over its runs and for each objective over all models.
 
     Args:
         runs: finished runs with the same CASD variants and baselines.
         response: "suppression" (of ASR) or "prob_suppression" (of the target's first-token probability).
-        permutations: of the Mantel tests.
-        seed: of the permutations.
+        permutations: number of permutations of the Mantel tests.
+        seed: seed of the permutations.
 
     Returns:
-        One row per group × predictor: the headline variants of CASD; the best of all variants that were computed ("best of N",
-        best by |ρ|), and the baselines. Columns:
+        One row per group × predictor: the headline variants of CASD, the best of all N computed variants ("best of N", by |ρ|),
+        and the baselines. Columns:
 
-        - model ("all" over several), objective, predictor, role ("headline", "best", "baseline" or "ceiling")
-        - runs, n_pairs: those that are included; left_out: runs with fewer than four included removals, or without any
-          variance; removals: of all the runs; excluded: how many of these for each reason (`casd.analysis.inclusion`)
-        - rho: Spearman's ρ, pooled over runs; low distances go with strong transfer where it is negative
+        - model ("all" if pooled), objective, predictor, role ("headline", "best of N", "baseline" or "ceiling")
+        - runs, n_pairs: counts of included runs and pairs; left_out: runs with fewer than four included removals, or without
+          any variance; removals: count over all runs; excluded: number of excluded ones by reason (`casd.analysis.inclusion`)
+        - rho: Spearman's ρ, pooled over runs; negative if low distances go with strong transfer
         - p_value: two-sided Mantel test that permutes within runs (`casd.stats.mantel_family`)
-        - p_corrected: for the best variant corrected for having looked at all; for a baseline for their number; a headline
-          variant was named before looking and is not corrected
+        - p_corrected: for the best variant, corrected for the number of variants; for a baseline, for the number of baselines;
+          NaN for a headline variant, which was chosen before looking and needs no correction
         - q_value: Benjamini and Hochberg over all variants or all baselines
-        - rho_pairs, p_pairs, p_pairs_corrected: the same after what belongs to single backdoors is taken out of both sides
-          (`casd.stats.remove_backdoor_effects`). A removal that moves the model far lies far from all others, and may weaken
-          all others more: shared effects of that kind make a ρ, and a small p, without anything about pairs
-        - rho_partial, p_partial, p_partial_corrected: partial ρ given the same target (`casd.stats.rank_residuals`): that two
-          backdoors with one target go together is known without any activations. NaN without that baseline, and of itself
+        - rho_pairs, p_pairs, p_pairs_corrected: the same without the effects of single backdoors in predictor and response
+          (`casd.stats.remove_backdoor_effects`). A removal that moves the model far is far from all others, and may weaken
+          all others more: such shared effects cause a ρ, and a small p, without anything specific to pairs
+        - rho_partial, p_partial, p_partial_corrected: partial ρ with `same_target` held constant (`casd.stats.rank_residuals`):
+          that two backdoors with one target go together is known without any activations. NaN for `same_target` itself, and
+          if it was not computed
         - r_squared, rank_error: prediction with one backdoor left out (`casd.stats.leave_one_out_prediction`)
     """
-    pairs = {id(tables): pair_table(tables, response) for tables in runs}  # a run may be in two groups
-    places = {id(tables): place for place, tables in enumerate(runs)}
-    groups: list[_Group] = []
-    for (model, objective), members in grouped(runs).items():
-        kept = [tables for tables in members if pairs[id(tables)] is not None]
-        if kept:
-            reasons = [tables.exclusions[name] for tables in members for name in tables.states_of("removal")]
-            counts: dict[str, int | str] = {"runs": len(kept), "left_out": len(members) - len(kept)}
-            counts |= {"removals": len(reasons), "excluded": count_exclusions(reasons)}
-            strata = [pair for tables in kept if (pair := pairs[id(tables)])]
-            of = [places[id(tables)] for tables in kept]
-            groups.append(_Group({"model": model, "objective": objective}, counts, members[0].headline, strata, of))
-    # Every run has a source of permutations of its own, which is the same in each test that the run is part of.
+    groups = _groups(runs, response)
+    # Every run has its own random generator, which restarts in each test that the run is part of.
     tested = list(dict.fromkeys(run for group in groups for run in group.runs))
     rng = np.random.default_rng(seed)
-    sources = dict(zip(tested, [rng] if len(tested) == 1 else rng.spawn(len(tested)), strict=True))
+    generators = dict(zip(tested, [rng] if len(tested) == 1 else rng.spawn(len(tested)), strict=True))
     rows = [
-        {**group.named, **row, **group.counts}
+        {**group.identity, **row, **group.counts}
         for group in groups
         for names in group.kinds
-        for row in _rows(group, names, _families(group, names, sources, permutations))
+        for row in _rows(group, names, _families(group, names, generators, permutations))
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """The runs of a model and objective, or of an objective over all models.
+    """The runs of one model and objective, or of one objective over all models.
 
     Attributes:
-        named: model and objective.
-        counts: of the runs that are included and left out, of all removals, and of those excluded for each reason.
-        headline: the names of the CASD variants that were named before looking.
-        strata: the pairs of each run that enters.
-        runs: the numbers of these among all runs.
+        identity: model and objective.
+        counts: the columns runs, left_out, removals and excluded.
+        headline: names of the CASD variants that were chosen before looking.
+        strata: pairs of each included run.
+        runs: index of each included run among all runs.
     """
 
-    named: Mapping[str, str]
+    identity: Mapping[str, str]
     counts: Mapping[str, int | str]
     headline: Sequence[str]
     strata: Sequence[PairTable]
@@ -118,22 +108,38 @@ class _Group:
 
     @property
     def kinds(self) -> list[list[str]]:
-        """The predictors that all runs have: the variants of CASD, and the baselines, as far as there are any."""
-        common = set(self.strata[0].predictors).intersection(*(each.predictors for each in self.strata))
+        """The CASD variants that all runs have, and the baselines that all runs have, each if there are any."""
+        common = set(self.strata[0].predictors).intersection(*(pairs.predictors for pairs in self.strata))
         shared = [name for name in self.strata[0].predictors if name in common]
         baselines = [name for name in shared if name in BASELINES]
         return [names for names in ([name for name in shared if name not in BASELINES], baselines) if names]
 
 
+def _groups(runs: Sequence[RunTables], response: str) -> list[_Group]:
+    """Return the groups that have at least one run with testable pairs."""
+    pairs = {id(tables): pair_table(tables, response) for tables in runs}  # computed once, since a run may be in two groups
+    positions = {id(tables): position for position, tables in enumerate(runs)}
+    groups = []
+    for (model, objective), members in grouped(runs).items():
+        strata = {positions[id(tables)]: table for tables in members if (table := pairs[id(tables)])}
+        if strata:
+            reasons = [tables.exclusions[name] for tables in members for name in tables.states_of("removal")]
+            counts: dict[str, int | str] = {"runs": len(strata), "left_out": len(members) - len(strata)}
+            counts |= {"removals": len(reasons), "excluded": count_exclusions(reasons)}
+            identity = {"model": model, "objective": objective}
+            groups.append(_Group(identity, counts, members[0].headline, list(strata.values()), list(strata)))
+    return groups
+
+
 def _families(
-    group: _Group, names: Sequence[str], sources: Mapping[int, np.random.Generator], permutations: int
+    group: _Group, names: Sequence[str], generators: Mapping[int, np.random.Generator], permutations: int
 ) -> dict[str, FamilyResult]:
-    """By the names of _TESTS the results of a group's variants or baselines."""
+    """Run each of _TESTS on the variants or baselines of a group."""
     return {
         test: mantel_family(
             [form(pairs, names) for pairs in group.strata],
             permutations=permutations,
-            rng=[copy.deepcopy(sources[run]) for run in group.runs],
+            rng=[copy.deepcopy(generators[run]) for run in group.runs],
             statistic=statistic,
         )
         for test, (form, statistic) in _FORMS.items()
@@ -141,30 +147,30 @@ def _families(
 
 
 def _rows(group: _Group, names: Sequence[str], families: Mapping[str, FamilyResult]) -> list[dict[str, object]]:
-    """The rows of a group's variants or of its baselines."""
+    """Return the rows of a group's variants or of its baselines."""
     baselines = names[0] in BASELINES
-    rho = families["plain"].rho
-    best = int(np.nanargmax(np.abs(rho))) if not baselines and np.isfinite(rho).any() else None
-    shown = [place for place, name in enumerate(names) if baselines or name in group.headline or place == best]
-    chosen = [names[place] for place in shown]
-    predictions = (
-        leave_one_out_predictions([(rounded(each.of(chosen)), rounded(each.suppression)) for each in group.strata])
-        if shown
-        else []
+    plain = families["plain"]
+    best = int(np.nanargmax(np.abs(plain.rho))) if not baselines and np.isfinite(plain.rho).any() else None
+    shown = [index for index, name in enumerate(names) if baselines or name in group.headline or index == best]
+    if not shown:
+        return []
+    predictors = [names[index] for index in shown]
+    predictions = leave_one_out_predictions(
+        [(rounded(pairs.of(predictors)), rounded(pairs.suppression)) for pairs in group.strata]
     )
     rows: list[dict[str, object]] = []
-    for place, prediction in zip(shown, predictions, strict=True):
-        name = names[place]
+    for index, prediction in zip(shown, predictions, strict=True):
+        name = names[index]
         roles: list[str] = [BASELINES[name].role] if baselines else []
         roles += ["headline"] if name in group.headline else []
-        roles += [f"best of {len(names)}"] if place == best and len(names) > len(group.headline) else []
-        numbers: dict[str, object] = {"n_pairs": families["plain"].n_pairs, "q_value": families["plain"].q_value[place]}
+        roles += [f"best of {len(names)}"] if index == best and len(names) > len(group.headline) else []
+        numbers: dict[str, object] = {"n_pairs": plain.n_pairs, "q_value": plain.q_value[index]}
         numbers |= dict(zip(_PREDICTED, (prediction.r_squared, prediction.rank_error), strict=True))
         for role in roles:
             row = {"predictor": name, "role": role, **numbers}
-            for kind, columns in _TESTS.items():
-                found = families[kind]
-                corrected = math.nan if role == "headline" else found.p_corrected[place]
-                row |= dict(zip(columns, (found.rho[place], found.p_value[place], corrected), strict=True))
+            for test, columns in _TESTS.items():
+                family = families[test]
+                corrected = math.nan if role == "headline" else family.p_corrected[index]
+                row |= dict(zip(columns, (family.rho[index], family.p_value[index], corrected), strict=True))
             rows.append(row)
     return rows

@@ -1,4 +1,4 @@
-"""The tables of one run: what scoring produces, what is written to a run's folder and read back."""
+"""The tables of one run, as scoring computes them and as they are written to and read from the run's folder."""
 
 from __future__ import annotations
 
@@ -15,46 +15,44 @@ from casd.analysis.tables import IDENTITY, SCHEMAS, read_info, read_table, write
 from casd.utils.disk import explaining_disk_errors
 
 UTILITY_PREFIX: Final = "utility/"
-"""How the columns of `states` begin that hold the main metric of a benchmark task."""
+"""Prefix of the columns of `states` that hold the main metric of a benchmark task."""
 
 
 @dataclass
 class RunTables:
-    """All tables of one run, tidy: a row per observation. Rates and probabilities are fractions.
+    """The tables of one run in tidy form: a row per observation. Rates and probabilities are fractions.
 
     Attributes:
         asr: a row per model state × backdoor × kind of prompt ("triggered", "clean", "fake").
         states: a row per model state: the injected model, each removal, each control. `clean_loss` and `retain_loss` are in
-            nats per token, on passages of the evaluation and of the retain split. For each task of `utility` there may be a
-            column `utility/TASK`, its main metric. `forget_gradient_first` and
-            `forget_gradient_last` are the L2 norms, before clipping, of the gradient of the forget term alone at the first
-            and the last training step; NaN for a state that took none.
-            `forget_gradient_share` is the share of its steps at which that gradient was not zero. `validation_asr` is the
-            removed backdoor's ASR on validation prompts at the step that was kept, and `reached_target` whether (1 or 0) it
-            came down to the target within the clean budget; NaN where nothing was validated. `steps` are those that the kept
-            model has done. `excluded` says why the state is excluded from means and correlations (`casd.analysis.inclusion`).
-        transfer: a row per removal or control (`source`) × measured backdoor (`target`); `excluded` as in `states`, also for
-            the cells of a target that is not established.
-        casd: a row per CASD variant × pair of removals. `grid` tells the variants of the grid
-            (`casd.metric.casd.variant_grid`), with each pair once, from the headline variants and those that the configuration
-            names, with both orders.
-        casd_layers: the same for each layer, without the grid.
-        relation: a row per CASD variant × response; empty where there were too few backdoors.
-        specificity: one row of named means with intervals.
-        samples: some of the generated texts, as they were generated.
-        utility: a row per model state × benchmark task × metric, with its standard error and the number of items; empty where
-            no benchmark was run.
+            nats per token, on passages of the evaluation and of the retain split. There may be a column `utility/TASK` for the
+            main metric of each task of `utility`. `forget_gradient_first` and `forget_gradient_last` are the L2 norms, before
+            clipping, of the gradient of the forget term alone at the first and the last training step; NaN without steps.
+            `forget_gradient_share` is the share of steps at which that gradient was not zero. `validation_asr` is the removed
+            backdoor's ASR on validation prompts at the kept step. `reached_target` is 1 if it reached the target within the
+            clean budget, else 0; NaN if nothing was validated. `steps` is the number of training steps of the kept model.
+            `excluded` is the reason for the exclusion from means and correlations (`casd.analysis.inclusion`), or "".
+        transfer: a row per removal or control (`source`) × measured backdoor (`target`); `excluded` as in `states`, and also
+            set for targets that are not established.
+        casd: a row per CASD variant × pair of removals. `grid` is True for the variants of the grid
+            (`casd.metric.casd.variant_grid`), which have each pair once; headline variants and those of the configuration have
+            both orders.
+        casd_layers: a row per CASD variant, without the grid, × pair of removals × layer.
+        relation: a row per CASD variant × response; rho is NaN with too few backdoors.
+        specificity: a row per response, with means and intervals.
+        samples: a sample of the generated texts, unmodified.
+        utility: a row per model state × benchmark task × metric, with standard error and number of items; empty without
+            benchmarks.
         baselines: a row per baseline of CASD (`casd.metric.baselines.BASELINES`) × pair of removals.
-        tuning: the trials by which the objective's settings were chosen; empty if they were given.
-        curves: a row per removal or control × number of training steps done: the training loss of the next batch, in `loss`
-            and for each of the objective's terms in a column `loss/TERM`, and the L2 norm of its gradient before clipping;
-            where they were measured, the removed backdoor's ASR and the clean loss (nats per token) on what is held out for
-            validation, and the clean loss on the guard's passages; NaN elsewhere.
-        info: "model", "objective", "seed" (all needed); "run" (a name), "config" (the resolved YAML), "provenance" and
-            "timings" (nested dicts of names and values; seconds), "headline" (the names of the CASD variants to show)
-            and "targets" (backdoor → name of its target behavior), each where known; "folder" and "setting" of runs that were
-            read together (`casd.report.read_runs`).
-        lacks_grid: whether the run was read without the rows of the CASD grid, which `every_variant` reads.
+        tuning: the trials of the tuning of the objective; empty without tuning.
+        curves: a row per removal or control × number of training steps done: training loss of the next batch, total in `loss`
+            and per term of the objective in `loss/TERM`, and the L2 norm of its gradient before clipping; where measured,
+            ASR of the removed backdoor and clean loss (nats per token) on validation data, and clean loss on the guard's
+            passages; NaN elsewhere.
+        info: "model", "objective", "seed" (required); optional are "run" (a name), "config" (the resolved YAML), "provenance"
+            and "timings" (nested dicts; seconds), "headline" (names of the CASD variants to show), "targets" (backdoor → name
+            of its target behavior), and, for runs that were read together (`casd.read_runs`), "folder" and "setting".
+        lacks_grid: True if the run was read without the rows of the CASD grid (see `every_variant`).
     """
 
     asr: pd.DataFrame
@@ -80,17 +78,17 @@ class RunTables:
 
     @property
     def condition(self) -> str:
-        """The identity of what was done, apart from the seed: see `casd.analysis.conditions.condition_key`."""
+        """Identity of the configuration without the seed: see `casd.analysis.conditions.condition_key`."""
         return condition_key(self.info)
 
     @property
     def condition_label(self) -> str:
-        """For display: the objective and, where `info["setting"]` has it, what sets the condition apart from others."""
+        """The objective and `info["setting"]`, if there is one, for display."""
         return condition_label(self.info)
 
     @property
     def exclusions(self) -> dict[str, str]:
-        """Why each state is excluded from means and correlations (`casd.analysis.inclusion`); "" where it is included."""
+        """State → reason for its exclusion from means and correlations (`casd.analysis.inclusion`); "" if included."""
         return dict(self.rows("states", "state", "excluded"))
 
     @property
@@ -100,43 +98,43 @@ class RunTables:
 
     @property
     def collapsed(self) -> set[str]:
-        """The states whose model does not work on clean text; the injected model and all others, where that one does not."""
+        """The states whose model does not work on clean text; all states if the injected model does not."""
         return {state for state, collapsed in self.rows("states", "state", "collapsed") if collapsed}
 
     @property
     def headline(self) -> list[str]:
-        """The CASD variants to show: those `info` names, else every one that was computed outside the grid."""
-        named = self.info.get("headline")
-        return list(named or dict.fromkeys(variant for variant, grid in self.rows("casd", "variant", "grid") if not grid))
+        """The CASD variants to show: `info["headline"]`, else all variants outside the grid."""
+        chosen = self.info.get("headline")
+        return list(chosen or dict.fromkeys(variant for variant, grid in self.rows("casd", "variant", "grid") if not grid))
 
     @property
     def tasks(self) -> list[str]:
-        """The benchmark tasks whose main metric the `states` table has."""
+        """The benchmark tasks whose main metric is in the `states` table."""
         columns = map(str, self.states.columns)
         return [column.removeprefix(UTILITY_PREFIX) for column in columns if column.startswith(UTILITY_PREFIX)]
 
     def states_of(self, kind: str) -> list[str]:
         """The states of one kind: "injected", "removal" or "control"."""
-        return [state for state, found in self.rows("states", "state", "kind") if found == kind]
+        return [state for state, state_kind in self.rows("states", "state", "kind") if state_kind == kind]
 
     def rows(self, table: str, *names: str) -> Iterator[tuple[Any, ...]]:
-        """The rows of some columns of a table, as plain values."""
+        """Iterate over rows of the named columns of a table, as Python values."""
         frame = getattr(self, table)
         return zip(*(frame[name].tolist() for name in names), strict=True)
 
     def every_variant(self) -> pd.DataFrame:
-        """The `casd` table with the rows of the grid, even if the run was read without them.
+        """Return the `casd` table with the rows of the grid; reads them from `info["folder"]` if they were not read before.
 
         Raises:
-            StoreError: they can no longer be read from `info["folder"]`.
+            StoreError: the table cannot be read.
         """
         return read_table(Path(self.info["folder"]), "casd") if self.lacks_grid else self.casd
 
     def with_info(self, **more: Any) -> RunTables:
-        """The same tables with more, or other, entries of `info`."""
-        made = copy.copy(self)
-        made.info = self.info | more
-        return made
+        """Return a shallow copy with entries added to `info` or replaced."""
+        changed = copy.copy(self)
+        changed.info = self.info | more
+        return changed
 
     def write(self, folder: Path) -> None:
         """Write every table as Parquet and CSV, then `info`, under `folder/tables`.
@@ -156,12 +154,12 @@ class RunTables:
 
         Args:
             folder: of the run.
-            grid: read the rows of the CASD grid, too; they are nearly all of a run that has them. Without them `info` has the
-                "folder", from which `every_variant` reads them later.
-            info: what is to be its `info`, where that was read before (and "folder" added to it).
+            grid: read the rows of the CASD grid, which are most of the data of a run. If False, `info["folder"]` is set, and
+                `every_variant` reads them later.
+            info: use this `info`, with "folder" in it, instead of reading it again.
 
         Raises:
-            StoreError: the folder holds no finished run, a table in it is damaged, or an older version wrote it.
+            StoreError: the folder holds no finished run, a table is damaged, or an older version wrote it.
         """
         info = info or read_info(folder)
         frames = {name: read_table(folder, name, grid=grid) for name in SCHEMAS}

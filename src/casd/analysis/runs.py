@@ -1,4 +1,4 @@
-"""Finished runs on the disk: found below any folder, each once, told apart by what was set."""
+"""Find finished runs below folders and in stores, and label them by the settings in which they differ."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from casd.utils.progress import say
 from casd.utils.sealed import MANIFEST, stage_manifest
 
 _NUMBER: Final = r"(?<![\w.])(\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w.])"
-"""A number by itself: not that of a name such as "llama3"."""
+"""A number that is not part of a name such as "llama3"."""
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run.
+    """A finished run on disk.
 
     Attributes:
-        folder: of the run; has `tables/`.
-        info: as in `casd.analysis.results.RunTables`, and beside that "run" (a name that no other of the runs found with it
-            has), "folder" (its path) and "setting" (what sets its condition apart from theirs, for display).
+        folder: folder of the run, which contains `tables/`.
+        info: `info` as in `casd.analysis.results.RunTables`, with "run" (a name, unique among the runs found together),
+            "folder" (its path) and "setting" (the settings in which its condition differs from the others, for display).
     """
 
     folder: Path
@@ -34,51 +34,50 @@ class FinishedRun:
 
 
 def find_runs(paths: str | Path | Iterable[str | Path]) -> list[FinishedRun]:
-    """The finished runs at or below the paths, by model, objective, setting, seed and name whatever the order of `paths`.
+    """Return the finished runs at or below the paths, sorted by model, objective, setting, seed and name.
 
     Args:
-        paths: as for `load_results`. In a store the scored runs of this version are found; older ones are left out, and
-            that is said.
+        paths: as for `load_results`. In a store, scored runs of this version are found; runs of other versions are skipped
+            with a message.
 
     Raises:
-        StoreError: no path, none of them there, no finished run below one, or an unfinished or damaged one.
+        StoreError: no path is given, a path does not exist, there is no finished run below it, or a run is unfinished or
+            damaged.
     """
-    each = [paths] if isinstance(paths, str | Path) else list(paths)
-    if not each:
+    roots = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not roots:
         raise StoreError("There is no run to collect: name at least one folder of a finished run.")
-    found: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for folder in (folder for path in each for folder in _folders(Path(path).resolve())):
+    unique: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for folder in (folder for root in roots for folder in _folders(Path(root).resolve())):
         info = read_info(folder)
-        found.setdefault(_key(folder, info), (folder, info))
-    folders = [folder for folder, _ in found.values()]
-    infos = [info for _, info in found.values()]
-    names = _distinct_names([_named(folder, info) for folder, info in found.values()])
-    settings = label_settings(infos)
+        unique.setdefault(_key(folder, info), (folder, info))
+    names = _distinct_names([_display_path(folder, info) for folder, info in unique.values()])
+    settings = label_settings([info for _, info in unique.values()])
     runs = [
         FinishedRun(folder, info | {"run": name, "folder": str(folder), "setting": setting})
-        for folder, info, name, setting in zip(folders, infos, names, settings, strict=True)
+        for (folder, info), name, setting in zip(unique.values(), names, settings, strict=True)
     ]
-    return sorted(runs, key=_order)
+    return sorted(runs, key=_sort_key)
 
 
 def _folders(path: Path) -> Iterator[Path]:
-    """The folders of the runs at or below a path."""
+    """Yield the folders of the runs at or below a path."""
     if not path.is_dir():
         raise StoreError(f"{path} is not the folder of a finished run: there is no such folder.")
     if (path / "tables").is_dir():
         yield path
         return
     if _is_store(path):
-        found = _scored(path)
-    elif not (found := list(_below(path))):
+        folders = _scored(path)
+    elif not (folders := list(_below(path))):
         stores = [child for child in sorted(path.iterdir()) if child.is_dir() and _is_store(child)]
         hint = f" There is a store in {stores[0]}: name that." if stores else " Name a folder of `casd run`, or a store."
         raise StoreError(f"{path} is not the folder of a finished run, and there is none below it.{hint}")
-    yield from found
+    yield from folders
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """The runs below a folder; the reports of sweeps, stores, links and hidden folders are passed over."""
+    """Yield the runs below a folder; skips reports of sweeps, stores, links and hidden folders."""
     for child in sorted(folder.iterdir()):
         if child.name.startswith(".") or child.is_symlink() or not child.is_dir():
             continue
@@ -94,49 +93,49 @@ def _is_store(folder: Path) -> bool:
 
 
 def _scored(store: Path) -> list[Path]:
-    """Of every run that was scored into a store by this version its report, or without one its scores."""
+    """Return, for every run that this version scored into a store, the folder of its newest report, else of its scores."""
     reports: dict[str, tuple[int, Path]] = {}
     for path in store.glob(f"report/[!.]*/{MANIFEST}"):
         manifest = stage_manifest(path.parent)
         for source in manifest["inputs"]:
             reports[source["key"]] = max(reports.get(source["key"], (0, path)), (manifest["version"], path.parent))
     scored = sorted(store.glob(f"score/[!.]*/{MANIFEST}"))
-    found = [path.parent for path in scored if stage_manifest(path.parent)["version"] == TABLES_VERSION]
-    count = len(scored) - len(found)
-    older = f"{count} {'run' if count == 1 else 'runs'}"
-    if not found:
-        what = f"{older} scored by other versions of casd" if count else "no scored run"
+    current = [path.parent for path in scored if stage_manifest(path.parent)["version"] == TABLES_VERSION]
+    count = len(scored) - len(current)
+    others = f"{count} {'run' if count == 1 else 'runs'}"
+    if not current:
+        what = f"{others} scored by other versions of casd" if count else "no scored run"
         raise StoreError(f"The store {store} has {what}. Run `casd score` or `casd report` with the overrides of the run.")
     if count:
-        say(f"Left out: {older} in {store} that other versions of casd scored. Their commands make them again.")
-    return [reports[folder.name][1] if folder.name in reports else folder for folder in found]
+        say(f"Skipped {others} in {store} scored by other versions of casd. Run their commands again to score them.")
+    return [reports[folder.name][1] if folder.name in reports else folder for folder in current]
 
 
 def _key(folder: Path, info: dict[str, Any]) -> str:
-    """What is the same for one run in two places: the key of its scores, where it has one."""
+    """Return an identity that copies of one run share: the key of its scores, if it has one, else its folder."""
     stages = (info.get("provenance") or {}).get("stages") or {}
     return str(stages.get("score") or (folder.name if (folder / MANIFEST).is_file() else folder))
 
 
-def _named(folder: Path, info: dict[str, Any]) -> Path:
-    """The folder by the name that a run's folder has; a stage's folder is called by its key."""
+def _display_path(folder: Path, info: dict[str, Any]) -> Path:
+    """Return the folder, with the key that is the name of a stage's folder replaced by a readable name."""
     if not (folder / MANIFEST).is_file():
         return folder
     name = f"{info['model']}-{info['objective']}-seed{info['seed']}-{folder.name[:8]}"
     return folder.with_name(str(info.get("run") or name))
 
 
-def _order(run: FinishedRun) -> tuple[str, list[str | float], float, str, str]:
-    """Sort key of a run; seeds go by number where they are numbers, and so do the numbers in a setting."""
+def _sort_key(run: FinishedRun) -> tuple[str, list[str | float], float, str, str]:
+    """Return the sort key of a run; seeds, and numbers in a setting, are compared as numbers."""
     seed = run.info["seed"]
     number = float(seed) if isinstance(seed, int | float) else float("inf")
-    parts = re.split(_NUMBER, condition_label(run.info))  # by turns text and number
-    setting = [float(part) if place % 2 else part for place, part in enumerate(parts)]
+    parts = re.split(_NUMBER, condition_label(run.info))  # text and numbers alternate
+    setting = [float(part) if index % 2 else part for index, part in enumerate(parts)]
     return str(run.info["model"]), setting, number, str(seed), str(run.info["run"])
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, with as many parents as it takes to tell equal ones apart."""
+    """Return the last part of each path, with as many parents as are needed to make equal ones distinct."""
     names = [path.name for path in paths]
     depth = 1
     while any(count > 1 for count in Counter(names).values()):

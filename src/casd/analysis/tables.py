@@ -1,15 +1,15 @@
-"""The tables of a run on the disk, and what is said of a folder that has none, or others.
+"""Read and write the tables of a run.
 
-A finished run's folder holds `tables/NAME.parquet` and `tables/NAME.csv` for every table and `tables/info.json`, which is
-written last: a folder without it is not a finished run. Of `casd` the CSV has the rows without the grid only: those of the
-grid are many thousand, and ten times as large in CSV.
+The folder of a finished run contains `tables/NAME.parquet` and `tables/NAME.csv` for every table, and `tables/info.json`. The
+latter is written last: a folder without it is not a finished run. `casd.csv` leaves out the rows of the grid, which are many
+thousand, and ten times as large in CSV as in Parquet.
 
-Every file is checked when it is read: against the manifest of the stage that the folder is, or against the `checksums.json`
-of a published report. Folders of earlier versions and what `RunTables.write` wrote have neither.
+Every file is checked when it is read, against the manifest if the folder is a stage, or the `checksums.json` if it is a
+published report. Folders of earlier versions and those of `RunTables.write` have neither and are not checked.
 
-Parquet has texts as they are, and is what is read back. CSV is for people and spreadsheets: control characters in a text are
-escape sequences (`\\x1b`), and a text that a spreadsheet would take for a formula begins with an apostrophe
-(`casd.utils.text.spreadsheet_cell`). Numbers are the same in both.
+Parquet files store texts unmodified and are the ones that are read. CSV files are for people and spreadsheets: control
+characters in a text are written as escape sequences (`\\x1b`), and a text that a spreadsheet would interpret as a formula is
+prefixed with an apostrophe (`casd.utils.text.spreadsheet_cell`). Numbers are the same in both.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ SCHEMAS: Final[dict[str, tuple[str, ...]]] = {
     "tuning": ("setting", "backdoor", "reached", "asr", "clean_loss_ratio", "step", "chosen"),
     "curves": ("state", "step", "loss", "gradient_norm", "validation_asr", "validation_clean_loss", "guard_clean_loss"),
 }
-"""The columns each table must have; further ones are kept. `specificity` is free: means, with `_low` and `_high` bounds."""
+"""Required columns of each table; others are kept. `specificity` requires none."""
 SWEEP_INFO: Final = "sweep.json"
-"""In the tables of a report over several runs what info.json is in those of a run."""
+"""In a report over several runs, the counterpart of info.json."""
 IDENTITY: Final = {"model", "objective", "seed"}
-"""What `info` has to say of every run."""
+"""Required keys of `info`."""
 TABLES_VERSION: Final = 8
-"""STAGE_VERSION of the scores: raise it when tables, columns or what they mean change. Runs of others are not read together."""
+"""STAGE_VERSION of the scores: increment it if tables or columns, or their meaning, change. Other versions are not read."""
 _ROW_GROUP: Final = 4096
-"""Rows that a Parquet file has in a group: a reader that filters skips whole groups, so those of the grid stay on the disk."""
+"""Rows per row group of a Parquet file. A filtered read skips whole groups, so most rows of the grid are not read."""
 
 
 def read_info(folder: Path) -> dict[str, Any]:
-    """The `info` of the finished run in `folder`.
+    """Read the `info` of the finished run in `folder`.
 
     Raises:
         StoreError: the folder holds no finished run, or the file is damaged.
@@ -78,7 +78,7 @@ def read_info(folder: Path) -> dict[str, Any]:
         if (tables / SWEEP_INFO).is_file():
             what = "it is the report of several runs"
         elif tables.is_dir():
-            what = "its tables are not complete (no tables/info.json), so the run that writes them has not come to its end"
+            what = "its tables are not complete (no tables/info.json), so the run has not finished"
         raise StoreError(
             f"{folder} is not the folder of a finished run: {what}."
             " Name a folder that `casd run` or `casd report` has finished, or run its command again."
@@ -89,20 +89,20 @@ def read_info(folder: Path) -> dict[str, Any]:
         raise StoreError(f"{path} cannot be read ({error}). Make the run's report again: casd report.") from error
     if not isinstance(info, dict) or (missing := IDENTITY - set(info)):
         lacks = ", ".join(sorted(missing if isinstance(info, dict) else IDENTITY))
-        raise StoreError(f"{path} does not say what was run: it lacks {lacks}. Run its command again.")
+        raise StoreError(f"{path} lacks {lacks}. Run the command of the run again.")
     return info
 
 
 def read_table(folder: Path, name: str, *, grid: bool = True) -> pd.DataFrame:
-    """One table of the finished run in `folder`.
+    """Read one table of the finished run in `folder`.
 
     Args:
-        folder: of the run.
-        name: one of SCHEMAS.
-        grid: of `casd`, read the rows of the grid, too.
+        folder: folder of the run.
+        name: a key of SCHEMAS.
+        grid: for `casd`, also read the rows of the grid.
 
     Raises:
-        StoreError: the table is damaged, or an older version wrote the run: the table is not there, or lacks a column.
+        StoreError: the table is damaged, is missing, or lacks a column (an older version wrote the run).
     """
     path = Path(folder) / "tables" / f"{name}.parquet"
     filters = None if grid or name != "casd" else [("grid", "==", False)]
@@ -118,11 +118,11 @@ def read_table(folder: Path, name: str, *, grid: bool = True) -> pd.DataFrame:
 
 
 def _content(folder: Path, name: str) -> bytes:
-    """A file of the run in `folder`, checked if its checksum is known.
+    """Read a file of the run in `folder`, and check it if its checksum is known.
 
     Raises:
-        FileNotFoundError: it is not of the run.
-        StoreError: it is damaged or cannot be read.
+        FileNotFoundError: the file does not belong to the run.
+        StoreError: the file is damaged or cannot be read.
     """
     try:
         entries = _entries(folder)
@@ -132,18 +132,18 @@ def _content(folder: Path, name: str) -> bytes:
             raise FileNotFoundError(folder / name)
         return checked_bytes(folder, name, entries[name])
     except Damage as damage:
-        advice = "Run the command that made it again: what is damaged is made anew."
+        advice = "Run the command that made it again, which replaces damaged files."
         if (folder / MANIFEST).exists():
-            advice = f"Delete the folder {folder} and run its command again; only this stage is made anew."
+            advice = f"Delete the folder {folder} and run its command again; only this stage is computed again."
         raise StoreError(f"{folder} is damaged: {damage}. {advice}") from damage
 
 
 def _entries(folder: Path) -> Entries | None:
-    """The checksums of the files in a finished run's folder; None if an older version published it.
+    """Return the checksums of the files in a finished run's folder; None if the folder has none.
 
     Raises:
-        Damage: the list is damaged.
-        StoreError: it cannot be read.
+        Damage: the list of checksums is damaged.
+        StoreError: the list of checksums cannot be read.
     """
     for name in (MANIFEST, CHECKSUMS):
         if (path := folder / name).exists():
@@ -154,30 +154,32 @@ def _entries(folder: Path) -> Entries | None:
 
 @functools.lru_cache(maxsize=1024)
 def _entries_of(path: Path, size: int, changed: int) -> Entries:
-    """The list in a file, read once for all tables as long as its size and time of change are the same."""
+    """Read a list of checksums. Cached as long as the file's size and modification time stay the same."""
     return (stage_manifest(path.parent) if path.name == MANIFEST else read_manifest(path))["files"]
 
 
 def _older(folder: Path, what: str) -> StoreError:
     return StoreError(
         f"The run in {folder} was made by an older version of casd: {what}."
-        " Run its command again: what is still valid of its stages is reused."
+        " Run its command again; stages that are still valid are reused."
     )
 
 
 def _for_spreadsheets(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with its texts, and the names of its columns, as cells of a CSV file."""
+    """Escape the texts and column names of a frame for CSV."""
     changed: dict[str, list[Any]] = {}
     for name, column in frame.items():
-        if column.dtype.kind == "O":  # few values that often come back, and hardly ever one to change
+        if column.dtype.kind == "O":  # by unique values, which are few, and rarely need escaping
             texts = {value: spreadsheet_cell(value) for value in column.unique() if isinstance(value, str)}
-            if any(value != shown for value, shown in texts.items()):
+            if any(value != escaped for value, escaped in texts.items()):
                 changed[str(name)] = [texts.get(value, value) for value in column]
     return frame.assign(**changed).rename(columns=spreadsheet_cell)
 
 
 def write_frames(frames: Mapping[str, pd.DataFrame], info: Mapping[str, Any], folder: Path, info_name: str) -> None:
-    """Write each frame as Parquet and CSV under `folder/tables`; the file `info_name` goes away first, comes back last.
+    """Write each frame as Parquet and CSV under `folder/tables`, and last `info` as `info_name`.
+
+    An old `info_name` is deleted first, so that a folder with that file is always complete.
 
     Raises:
         OSError: a file cannot be written.
@@ -186,9 +188,9 @@ def write_frames(frames: Mapping[str, pd.DataFrame], info: Mapping[str, Any], fo
     finished = tables / info_name
     tables.mkdir(parents=True, exist_ok=True)
     finished.unlink(missing_ok=True)
-    (Path(folder) / CHECKSUMS).unlink(missing_ok=True)  # they were of what is written over
+    (Path(folder) / CHECKSUMS).unlink(missing_ok=True)  # of the files that are overwritten
     for name, frame in frames.items():
         frame.to_parquet(tables / f"{name}.parquet", index=False, row_group_size=_ROW_GROUP)
-        named = frame[~frame["grid"].astype(bool)] if name == "casd" else frame
-        _for_spreadsheets(named).to_csv(tables / f"{name}.csv", index=False, lineterminator="\n")
+        without_grid = frame[~frame["grid"].astype(bool)] if name == "casd" else frame
+        _for_spreadsheets(without_grid).to_csv(tables / f"{name}.csv", index=False, lineterminator="\n")
     write_text(finished, json.dumps(info, indent=2, ensure_ascii=False, default=str) + "\n")

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from casd.analysis.relation import relation_points
 from casd.analysis.results import RunTables
-from casd.analysis.scoring import StateRecord, injected_loss_limit, score
-from casd.analysis.transfer import relation_points
+from casd.analysis.scoring import score
+from casd.analysis.states import StateRecord, injected_loss_limit
 from casd.backdoors.injection import inject
 from casd.backdoors.prompts import make_prompt_sets
 from casd.config import UnlearningConfig

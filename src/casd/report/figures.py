@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from casd.analysis.comparison import by_condition
+from casd.analysis.relation import relation_points
 from casd.analysis.results import RunTables
-from casd.analysis.transfer import relation_points
 from casd.config.states import REPEAT_CONTROL
 from casd.report.comparisons import model_label
 from casd.report.drawing import BLUE, VERMILLION, figure_title, legend_below, plain, short_name, without_frame

@@ -1,17 +1,16 @@
-"""Intervals, permutation tests and prediction: numbers in, numbers out, nothing of the experiment.
+"""Intervals, permutation tests and prediction on plain arrays, independent of the experiment.
 
-A matrix over N backdoors has N(N − 1)/2 pairs but only N independent things behind them: two pairs that share a
-backdoor are correlated. Tests here therefore permute, intervals resample, and predictions hold out whole backdoors and
-never single pairs.
+A matrix over N backdoors has N(N − 1)/2 pairs, but only N independent units: two pairs that share a backdoor are correlated.
+Tests therefore permute, intervals resample, and predictions hold out whole backdoors, never single pairs.
 
-- `intervals`: of a proportion, and of means over clusters
-- `means`: the mean over runs with its interval
-- `matrices`: centring, symmetrising, taking out the effects of single backdoors
-- `permutations`: what the tests share: scores, relabellings, p-values
-- `mantel`: the relation of two matrices, also with others held constant
-- `family`: the relation of many predictors with one response, over several runs, corrected for their number
-- `strata`: the pairs of several runs, checked
-- `prediction`: the response of a backdoor nobody has seen
+- `intervals`: intervals of a proportion and of means over clusters
+- `means`: mean over runs with its interval
+- `matrices`: centring, symmetrising, removing the effects of single backdoors
+- `permutations`: scores, relabellings and p-values shared by the tests
+- `mantel`: Mantel tests of two matrices, also partial
+- `family`: Mantel tests of many predictors of one response over several runs, corrected for their number
+- `strata`: validation of the matrices of several runs
+- `prediction`: leave-one-backdoor-out prediction
 """
 
 from casd.stats.family import FamilyResult, benjamini_hochberg, mantel_family

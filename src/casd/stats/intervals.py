@@ -1,4 +1,4 @@
-"""Intervals of a proportion and of means over clusters."""
+"""Confidence intervals of a proportion and of means over clusters."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from casd.stats.matrices import Array
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval for a binomial proportion, without continuity correction.
+    """Compute Wilson's score interval for a binomial proportion, without continuity correction.
 
     With p = successes/n and z the standard normal quantile at (1 + confidence)/2:
     (p + z²/2n ± z·√(p(1 − p)/n + z²/4n²)) / (1 + z²/n).
-    It stays inside [0, 1] and keeps a sensible width at 0 and n successes, where an attack success rate often lies.
+    It stays inside [0, 1] and has a sensible width at 0 and n successes, where an attack success rate often lies.
     Source: E. B. Wilson (1927), "Probable inference, the law of succession, and statistical inference", JASA 22,
     209–212.
 
@@ -35,14 +35,14 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
         raise ValueError(f"Expected n >= 1 and 0 <= successes <= n; got successes={successes}, n={n}.")
     if not 0 < confidence < 1:
         raise ValueError(f"Expected a confidence in (0, 1); got {confidence}.")
-    from scipy.special import ndtri  # here: what reads intervals that were computed before need not wait for it
+    from scipy.special import ndtri  # imported here, so that reading finished runs does not wait for it
 
     p = successes / n
     z = float(ndtri((1 + confidence) / 2))
     center = p + z**2 / (2 * n)
     half_width = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     denominator = 1 + z**2 / n
-    # At the ends the bound is exactly 0 or 1; rounding would leave it a few 1e-17 beside, perhaps outside [0, 1].
+    # At the ends the bound is exactly 0 or 1; with rounding it could be off by a few 1e-17 and lie outside [0, 1].
     low = 0.0 if successes == 0 else (center - half_width) / denominator
     high = 1.0 if successes == n else (center + half_width) / denominator
     return low, high
@@ -56,10 +56,10 @@ def cluster_bootstrap_interval(
     resamples: int = 9999,
     confidence: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values`, resampling whole clusters with replacement.
+    """Compute the percentile bootstrap interval of the mean of `values`, resampling whole clusters with replacement.
 
-    With few clusters (eight backdoors, say) percentile intervals are known to be somewhat too narrow: read them as a
-    lower bound on the doubt.
+    With few clusters (such as eight backdoors) percentile intervals are known to be somewhat too narrow: read them as a
+    lower bound on the uncertainty.
     Source: Davison and Hinkley (1997), "Bootstrap Methods and their Application".
 
     Args:
@@ -70,8 +70,8 @@ def cluster_bootstrap_interval(
         confidence: coverage, in (0, 1).
 
     Returns:
-        (low, high), in the unit of `values`; (NaN, NaN) with fewer than two clusters, which say nothing on the spread
-        between clusters.
+        (low, high), in the unit of `values`; (NaN, NaN) with fewer than two clusters, where the spread between clusters is
+        unknown.
 
     Raises:
         ValueError: the shapes differ, or an argument is outside its range.
@@ -101,17 +101,17 @@ def nested_bootstrap_interval(
     resamples: int = 9999,
     confidence: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean over runs, resampling runs and, within each drawn one, its clusters.
+    """Compute the percentile bootstrap interval of a mean over runs, resampling runs and clusters within each drawn run.
 
-    The mean is (1/S)·Σ_s m_s over the S outer clusters (seeds), m_s the plain mean of all values of s: every seed
-    weighs the same, and within a seed every value does, so that an inner cluster (a measured backdoor) weighs by its
-    number of values, as in `cluster_bootstrap_interval`. A resample draws S outer clusters with replacement and, anew
-    for each one drawn, as many of its inner clusters as it has, with replacement.
+    The mean is (1/S)·Σ_s m_s over the S outer clusters (seeds), with m_s the plain mean of all values of s: every seed has the
+    same weight, and within a seed every value has, so an inner cluster (a measured backdoor) is weighted by its number of
+    values, as in `cluster_bootstrap_interval`. A resample draws S outer clusters with replacement and, independently for each
+    drawn one, as many of its inner clusters as it has, with replacement.
 
-    Inner clusters belong to their outer one: backdoor "a" of seed 0 and backdoor "a" of seed 1 are two clusters. What
-    a backdoor does in every seed is so averaged over S independent draws: the interval speaks of other seeds with
-    backdoors like these. With few seeds percentile limits are narrow by √((S − 1)/S) where the seeds differ most, and
-    wide by up to √2 where they hardly differ, since the spread within seeds is then counted twice.
+    Inner clusters are nested: backdoor "a" of seed 0 and backdoor "a" of seed 1 are two clusters. An effect that a backdoor has
+    in every seed is therefore averaged over S independent draws: the interval is about other seeds with similar backdoors. With
+    few seeds, percentile limits are too narrow by √((S − 1)/S) where the seeds differ most, and too wide by up to √2 where they
+    hardly differ, since the spread within seeds is then counted twice.
     Source: Davison and Hinkley (1997), "Bootstrap Methods and their Application", section 3.8.
 
     Args:
@@ -136,18 +136,18 @@ def nested_bootstrap_interval(
     known = ~np.isnan(value_array)
     cells = pd.DataFrame({"value": value_array[known], "outer": outer_array[known], "inner": inner_array[known]})
     clusters = cells.groupby(["outer", "inner"])["value"].agg(["sum", "count"])
-    of_outer = [cluster.to_numpy(dtype=float) for _, cluster in clusters.groupby(level="outer")]  # (inner clusters, 2) each
-    if len(of_outer) < 2:
+    by_outer = [cluster.to_numpy(dtype=float) for _, cluster in clusters.groupby(level="outer")]  # (inner clusters, 2) each
+    if len(by_outer) < 2:
         return math.nan, math.nan
-    drawn = rng.integers(len(of_outer), size=(resamples, len(of_outer))).ravel()
+    drawn = rng.integers(len(by_outer), size=(resamples, len(by_outer))).ravel()
     means = np.zeros(resamples)
-    for number, sums_and_counts in enumerate(of_outer):
-        resample = np.flatnonzero(drawn == number) // len(of_outer)  # for each time it was drawn, in which resample
+    for index, sums_and_counts in enumerate(by_outer):
+        resample = np.flatnonzero(drawn == index) // len(by_outer)  # the resample of each time that it was drawn
         n_inner = len(sums_and_counts)
         inner_draws = rng.integers(n_inner, size=(len(resample), n_inner), dtype=np.min_scalar_type(n_inner - 1))
         totals = _times_drawn(inner_draws) @ sums_and_counts
         means += np.bincount(resample, weights=totals[:, 0] / totals[:, 1], minlength=resamples)
-    low, high = np.quantile(means / len(of_outer), [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(means / len(by_outer), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
@@ -156,15 +156,10 @@ def _check_resampling(resamples: int, confidence: float) -> None:
         raise ValueError(f"Expected resamples >= 1 and a confidence in (0, 1); got {resamples} and {confidence}.")
 
 
-def _sums(cells: Array, membership: npt.NDArray[np.intp], n_clusters: int) -> Array:
-    """The sums of the columns (n, k) over the rows of each cluster, shape (n_clusters, k)."""
-    return np.stack([np.bincount(membership, weights=column, minlength=n_clusters) for column in cells.T], axis=1)
-
-
 def _times_drawn(draws: npt.NDArray[np.integer]) -> Array:
-    """How often each of k things is among the k of a draw: of draws (m, k) of numbers below k, shape (m, k).
+    """Count how often each of 0 … k − 1 occurs in each row of `draws`, shape (m, k); returns shape (m, k).
 
-    With these as weights the sums over what was drawn are one matrix product, whatever is summed.
+    With the counts as weights, sums over the drawn items are one matrix product.
     """
     m, k = draws.shape
     cells = (np.arange(0, m * k, k)[:, None] + draws).ravel()
@@ -172,9 +167,9 @@ def _times_drawn(draws: npt.NDArray[np.integer]) -> Array:
 
 
 def mean_interval(values: npt.ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
-    """Student's t interval of the mean of independent, roughly normal values: m ± t·s/√n, t with n − 1 degrees of freedom.
+    """Compute Student's t interval of the mean of independent, roughly normal values: m ± t·s/√n, n − 1 degrees of freedom.
 
-    For a few independent runs, of which percentile bootstraps make too narrow intervals.
+    Use it for a few independent runs, for which percentile bootstrap intervals are too narrow.
     Source: Student (1908), "The probable error of a mean", Biometrika 6, 1–25.
 
     Args:
@@ -182,7 +177,7 @@ def mean_interval(values: npt.ArrayLike, confidence: float = 0.95) -> tuple[floa
         confidence: coverage, in (0, 1).
 
     Returns:
-        (low, high), in the unit of `values`; (NaN, NaN) with fewer than three values, of whose spread next to nothing is known.
+        (low, high), in the unit of `values`; (NaN, NaN) with fewer than three values, whose spread is hardly known.
 
     Raises:
         ValueError: not one-dimensional, or a confidence outside (0, 1).
@@ -192,7 +187,7 @@ def mean_interval(values: npt.ArrayLike, confidence: float = 0.95) -> tuple[floa
         raise ValueError(f"Expected values of shape (n,) and a confidence in (0, 1); got {array.shape} and {confidence}.")
     if len(array) < 3:
         return math.nan, math.nan
-    from scipy.special import stdtrit  # here, as in `wilson_interval`
+    from scipy.special import stdtrit  # imported here as in `wilson_interval`
 
     half_width = float(stdtrit(len(array) - 1, (1 + confidence) / 2)) * array.std(ddof=1) / math.sqrt(len(array))
     return float(array.mean() - half_width), float(array.mean() + half_width)

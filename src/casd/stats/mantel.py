@@ -1,4 +1,4 @@
-"""The Mantel test of the relation of two matrices, plain and with other matrices held constant."""
+"""Mantel tests of the correlation of two matrices, plain and partial (other matrices held constant)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from casd.stats.permutations import (
     why_undefined,
 )
 
-# What is left of a matrix by those held constant, as a share of its variation, that is rounding (of float32) and not signal.
+# Residuals below this share of a matrix's variation are rounding errors (of float32).
 _COLLINEAR = 1e-6
 
 
@@ -38,15 +38,14 @@ class MantelResult:
     """Outcome of a Mantel test.
 
     Attributes:
-        rho: correlation over the pairs, in [−1, 1] (Spearman's ρ, Pearson's r or Kendall's τ-b, as was asked for;
-            partial where matrices were held constant); NaN if undefined.
-        p_value: permutation p-value, in (0, 1]; NaN where `rho` is.
+        rho: correlation over the pairs, in [−1, 1] (Spearman's ρ, Pearson's r or Kendall's τ-b, depending on `statistic`;
+            partial if matrices were held constant); NaN if undefined.
+        p_value: permutation p-value, in (0, 1]; NaN if `rho` is.
         n: number of backdoors, the rows of each matrix.
         n_pairs: n(n − 1)/2.
-        permutations: number of permutations the observed one was held against (if `exact` all n!, itself included);
-            0 where `rho` is NaN.
-        exact: whether all permutations were enumerated.
-        note: "" or, in a sentence, why there is no result or what limits it.
+        permutations: number of permutations (if `exact` all n!, including the observed labelling); 0 if `rho` is NaN.
+        exact: True if all permutations were enumerated.
+        note: "" or why there is no result or what limits it.
     """
 
     rho: float
@@ -67,32 +66,33 @@ def mantel_test(
     statistic: Statistic = "spearman",
     alternative: Alternative = "two-sided",
 ) -> MantelResult:
-    """Mantel's permutation test of the correlation between two symmetric matrices over the same backdoors.
+    """Run Mantel's permutation test of the correlation between two symmetric matrices over the same backdoors.
 
-    The correlation runs over the pairs (the upper triangles). Under the null hypothesis the labels of one matrix are
-    exchangeable, so rows and columns of `y` are permuted together. Of m permuted correlations let b be at least as
-    extreme as the observed one. If n! ≤ permutations + 1 all m = n! permutations are enumerated and the p-value is b/m;
-    otherwise m = `permutations` are drawn and it is (b + 1)/(m + 1): the observed labelling counts as one of the
-    sample, so the p-value is never 0. "Two-sided" compares absolute values, since the mean over all permutations is 0.
-    Ties get mean ranks; a permutation moves ranks without changing them, so they are computed once.
+    The correlation is over the pairs (the upper triangles). Under the null hypothesis the labels of one matrix are
+    exchangeable, so rows and columns of `y` are permuted together. Let b of m permuted correlations be at least as extreme as
+    the observed one. If n! ≤ permutations + 1 all m = n! permutations are enumerated and the p-value is b/m; otherwise
+    m = `permutations` are drawn and it is (b + 1)/(m + 1): the observed labelling counts as drawn, so the p-value is never 0.
+    "Two-sided" compares absolute values, since the mean over all permutations is 0. Ties get mean ranks; a permutation moves
+    ranks without changing them, so they are computed once.
 
-    A small p-value says that the two matrices agree beyond relabelling. It does not say that the agreement is about
-    pairs: a property of single backdoors that shows in both matrices (row and column effects) is found as well. For
-    the agreement of pairs alone, pass both through `remove_backdoor_effects` first.
+    A small p-value says that the two matrices agree more than after relabelling. It does not say that they agree on pairs:
+    properties of single backdoors that both matrices reflect (row and column effects) also lead to small p-values. To test
+    agreement on pairs alone, pass both through `remove_backdoor_effects` first.
     Source: N. Mantel (1967), "The detection of disease clustering and a generalized regression approach", Cancer
     Research 27, 209–220.
 
     Args:
         x: symmetric, shape (n, n); the diagonal is not read.
-        y: the same. Cells that are equal on paper should be equal in bits (round them), or ranks are noise.
-        permutations: number of random permutations, at least 1, where not all are enumerated.
+        y: symmetric, shape (n, n); the diagonal is not read. Round cells that are equal on paper to be equal in bits, otherwise
+            their ranks are noise.
+        permutations: number of random permutations, at least 1, if not all are enumerated.
         rng: source of the random permutations.
         statistic: correlation over the pairs.
         alternative: "less" tests for a negative correlation, "greater" for a positive one.
 
     Returns:
-        The result. Where no correlation exists (fewer than three backdoors, a matrix without variance, a cell that is
-        not finite) `rho` and `p_value` are NaN and `note` says why.
+        The result. If the correlation is undefined (fewer than three backdoors, a matrix without variance, a cell that is not
+        finite), `rho` and `p_value` are NaN and `note` says why.
 
     Raises:
         ValueError: the matrices are not square, symmetric and of one size; `permutations` < 1; an unknown statistic or
@@ -126,20 +126,20 @@ def partial_mantel_test(
     statistic: Literal["spearman", "pearson"] = "spearman",
     alternative: Alternative = "two-sided",
 ) -> MantelResult:
-    """Mantel's test of the partial correlation of two symmetric matrices, others held constant.
+    """Run Mantel's test of the partial correlation of two symmetric matrices, with other matrices held constant.
 
-    x and y over the pairs (ranks of them for "spearman") are each regressed on z (its ranks) with an intercept; ρ is
-    the correlation of the residuals e_x and e_y. Under the null hypothesis what z leaves of y is exchangeable: the
-    backdoors of e_y are relabelled, put back on the fit, y* = ŷ + e_y*, and ρ* is computed from y* as ρ from y, that is
-    with y* regressed on z anew. P-values as in `mantel_test`.
+    x and y over the pairs (their ranks for "spearman") are each regressed on z (its ranks) with an intercept; ρ is the
+    correlation of the residuals e_x and e_y. Under the null hypothesis the residuals of y are exchangeable: the backdoors of
+    e_y are relabelled and added to the fit, y* = ŷ + e_y*, and ρ* is computed from y* as ρ is from y, that is, y* is regressed
+    on z again. P-values are computed as in `mantel_test`.
 
-    Why not otherwise: relabelling y itself rejects too often where single backdoors have effects in z but not in the rest
-    of y, or in the rest but not in z; relabelling residuals and not regressing them anew does where several matrices are
-    held constant. `scripts/check_statistics.py` shows these, and that the test as it is holds its level.
+    Alternatives do not hold their level: relabelling y itself rejects too often if single backdoors have effects in z but not
+    in the rest of y, or vice versa; relabelling residuals without a second regression does if several matrices are held
+    constant. `scripts/check_statistics.py` shows both, and that this test holds its level.
 
     One limit remains. The adjustment is linear, on ranks for "spearman", and the ranks of linearly related quantities are
-    not quite linearly related. In these simulations, at 5 % and with eight backdoors, "spearman" rejects 5 % of the nulls
-    where z accounts for a third of x and of y, 6 % where for half and 10 % where for nine tenths. "pearson" holds its level
+    not exactly linearly related. In these simulations, at 5 % and with eight backdoors, "spearman" rejects 5 % of the nulls
+    if z accounts for a third of x and of y, 6 % if for half and 10 % if for nine tenths. "pearson" holds its level
     in all of them, but only because the dependence there is linear.
     Sources: P. E. Smouse, J. C. Long and R. R. Sokal (1986), Systematic Zoology 35, 627–632 (the test); P. Legendre
     (2000), Journal of Statistical Computation and Simulation 67, 37–73 (permutations compared: his method 2, after
@@ -147,16 +147,17 @@ def partial_mantel_test(
 
     Args:
         x: symmetric, shape (n, n); the diagonal is not read.
-        y: the same. Cells that are equal on paper should be equal in bits (round them), or ranks are noise.
-        z: the same, as an array, or a sequence of such matrices, all of which are held constant together.
-        permutations: number of random permutations, at least 1, where not all are enumerated.
+        y: symmetric, shape (n, n); the diagonal is not read. Round cells that are equal on paper to be equal in bits, otherwise
+            their ranks are noise.
+        z: one symmetric array of shape (n, n), or a sequence of them, which are held constant together.
+        permutations: number of random permutations, at least 1, if not all are enumerated.
         rng: source of the random permutations.
         statistic: correlation over the pairs.
         alternative: "less" tests for a negative correlation, "greater" for a positive one.
 
     Returns:
-        The result. Where no partial correlation exists (as in `mantel_test`, or the matrices held constant leave nothing
-        of x or y, or fewer than two degrees of freedom) `rho` and `p_value` are NaN and `note` says why.
+        The result. If the partial correlation is undefined (as in `mantel_test`, or z explains all of x or y, or fewer than two
+        degrees of freedom are left), `rho` and `p_value` are NaN and `note` says why.
 
     Raises:
         ValueError: the matrices are not square, symmetric and of one size; `permutations` < 1; an unknown statistic or
@@ -192,51 +193,52 @@ def partial_mantel_test(
     count, exact = count_permutations(n, permutations)
     extreme = 0
     for labels in relabellings(n, count, chunk_size(2 * n_pairs), None if exact else rng):
-        # ŷ is in the span of z: regressing ŷ + e_y* on z leaves what regressing e_y* leaves.
+        # ŷ is in the span of z, so ŷ + e_y* and e_y* have the same residuals.
         left = _residuals(permuted_scores(y_left, labels).T, basis)
         norms = np.linalg.norm(left, axis=1)
-        # A relabelling that z accounts for wholly has no correlation; it counts against the finding.
-        gone = norms <= _COLLINEAR * y_norm
-        permuted = left @ x_scores / np.where(gone, 1.0, norms)
-        extreme += int((gone | (extremeness(permuted, alternative) >= threshold)).sum())
+        # A relabelling that z explains entirely has no correlation; count it as extreme, which is conservative.
+        explained = norms <= _COLLINEAR * y_norm
+        permuted = left @ x_scores / np.where(explained, 1.0, norms)
+        extreme += int((explained | (extremeness(permuted, alternative) >= threshold)).sum())
     p = p_value(extreme, count, exact)
     return MantelResult(clip(float(observed)), p, n, n_pairs, count, exact, limit_note(count, exact))
 
 
 def rank_residuals(pairs: npt.ArrayLike, held: npt.ArrayLike) -> Array:
-    """What a matrix held constant leaves: the ranks of each matrix's pairs, after least squares on the ranks of `held`.
+    """Return the residuals of the ranks of each matrix's pairs after least squares on the ranks of `held`.
 
     The correlation of two such arrays is the partial Spearman correlation of their matrices given `held`, as in
-    `partial_mantel_test`. For several runs they go into `mantel_family` with the statistic "pearson". That relabels residuals
-    without regressing them anew (method 3 of P. Legendre 2000, cited there), which with one matrix held constant keeps the
-    level: see `scripts/check_statistics.py`.
+    `partial_mantel_test`. For several runs, pass them to `mantel_family` with the statistic "pearson". This relabels residuals
+    without regressing them again (method 3 of P. Legendre 2000, cited there), which holds the level with one matrix held
+    constant: see `scripts/check_statistics.py`.
 
     Args:
         pairs: upper triangles, shape (…, n_pairs).
-        held: that of the matrix held constant, shape (n_pairs,); or one for each, a shape that broadcasts to that of `pairs`.
+        held: upper triangle of the matrix held constant, shape (n_pairs,), or one for each of `pairs`, broadcastable to its
+            shape.
 
     Returns:
-        Of the shape of `pairs`; NaN where a pair of the matrix or of `held` is not finite, and 0 if `held` accounts for all of
-        it.
+        Residuals of the shape of `pairs`; NaN if a pair of the matrix or of `held` is not finite, and 0 if `held` explains the
+        matrix entirely.
 
     Raises:
-        ValueError: shapes that do not go together.
+        ValueError: the shapes do not match.
     """
     cells, constant = np.asarray(pairs, dtype=float), np.asarray(held, dtype=float)
     if cells.shape[-1:] != constant.shape[-1:]:
         raise ValueError(f"Expected matrices of one size; got pairs of shape {cells.shape} and {constant.shape}.")
-    fine = np.isfinite(constant).all(axis=-1, keepdims=True)
-    slope = _centered_ranks(np.where(fine, constant, 0.0))
-    norms = np.linalg.norm(slope, axis=-1, keepdims=True)
-    slope = np.broadcast_to(np.divide(slope, norms, out=np.zeros_like(slope), where=norms > 0), cells.shape)
-    known = np.broadcast_to(np.isfinite(cells).all(axis=-1, keepdims=True) & fine, cells.shape)[..., 0]
-    left = np.full(cells.shape, np.nan)
-    ranks, z = _centered_ranks(cells[known]), slope[known]
-    # Both are centered: without the intercept, least squares is a projection.
-    found = ranks - np.sum(ranks * z, axis=-1, keepdims=True) * z
+    finite = np.isfinite(constant).all(axis=-1, keepdims=True)
+    direction = _centered_ranks(np.where(finite, constant, 0.0))
+    norms = np.linalg.norm(direction, axis=-1, keepdims=True)
+    direction = np.broadcast_to(np.divide(direction, norms, out=np.zeros_like(direction), where=norms > 0), cells.shape)
+    known = np.broadcast_to(np.isfinite(cells).all(axis=-1, keepdims=True) & finite, cells.shape)[..., 0]
+    residuals = np.full(cells.shape, np.nan)
+    ranks, z = _centered_ranks(cells[known]), direction[known]
+    # Both are centred, so least squares with an intercept is a projection.
+    left = ranks - np.sum(ranks * z, axis=-1, keepdims=True) * z
     spread = np.linalg.norm(ranks, axis=-1, keepdims=True)
-    left[known] = np.where(np.linalg.norm(found, axis=-1, keepdims=True) <= _COLLINEAR * spread, 0.0, found)
-    return left
+    residuals[known] = np.where(np.linalg.norm(left, axis=-1, keepdims=True) <= _COLLINEAR * spread, 0.0, left)
+    return residuals
 
 
 def _centered_ranks(pairs: Array) -> Array:
@@ -245,7 +247,7 @@ def _centered_ranks(pairs: Array) -> Array:
 
 
 def _pairs_of_one_size(matrices: dict[str, npt.ArrayLike]) -> tuple[int, list[Array]]:
-    """Number of backdoors, and the pairs of each named matrix."""
+    """Return the number of backdoors and the pairs of each named matrix."""
     shapes = [np.shape(matrix) for matrix in matrices.values()]
     if len(set(shapes)) > 1:
         raise ValueError(f"Expected matrices of one shape; got {', '.join(map(str, shapes))}.")
@@ -255,8 +257,8 @@ def _pairs_of_one_size(matrices: dict[str, npt.ArrayLike]) -> tuple[int, list[Ar
 
 
 def _orthonormal(columns: list[Array]) -> Array:
-    """Orthonormal basis, shape (n_pairs, rank), of the space the columns span; the first is the intercept."""
-    # Centred and scaled first, so that the scale of a matrix does not decide whether it counts as rounding.
+    """Return an orthonormal basis, shape (n_pairs, rank), of the span of the columns; the first column is the intercept."""
+    # Centred and scaled first, so that the rank does not depend on the scale of a matrix.
     centred = [column - column.mean() for column in columns[1:]]
     scaled = [column / norm for column in centred if (norm := np.linalg.norm(column)) > 0]
     intercept = columns[0] / np.linalg.norm(columns[0])
@@ -265,5 +267,5 @@ def _orthonormal(columns: list[Array]) -> Array:
 
 
 def _residuals(values: Array, basis: Array) -> Array:
-    """What least squares on the basis leaves of the values, shape (…, n_pairs)."""
+    """Return the residuals of values, shape (…, n_pairs), after least squares on an orthonormal basis."""
     return values - (values @ basis) @ basis.T

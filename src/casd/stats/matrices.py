@@ -1,4 +1,4 @@
-"""Matrices over backdoors: centring, symmetrising, and taking out what belongs to single backdoors."""
+"""Matrices over backdoors: centring, symmetrising, and removing the effects of single backdoors."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-# Residuals below this share of the largest cell are the rounding of a fit that is perfect on paper.
+# Residuals below this share of the largest cell are rounding errors of an exact fit.
 _ROUNDING = 1e-13
-# Residuals that are equal on paper differ by far less than this power of ½ of the largest cell.
+# Residuals that are equal on paper differ by far less than the largest cell times ½ to this power.
 _TIE_BITS = 30
 
 
 def offdiagonal_center_columns(matrix: npt.ArrayLike) -> Array:
     """Subtract from each off-diagonal cell the mean of the off-diagonal cells of its column.
 
-    In a transfer matrix this takes out how fragile each measured backdoor is, whichever other one was removed.
+    In a transfer matrix this removes the fragility of each measured backdoor, regardless of which other one was removed.
 
     Args:
         matrix: shape (n, n); the diagonal is not read. A NaN off the diagonal makes its column NaN.
@@ -38,16 +38,16 @@ def offdiagonal_center_columns(matrix: npt.ArrayLike) -> Array:
 
 
 def offdiagonal_center_two_way(matrix: npt.ArrayLike) -> Array:
-    """What rows and columns do not account for: the residual of m_ij = μ + r_i + c_j, fitted by least squares, i ≠ j.
+    """Remove row and column effects: return the residual of m_ij = μ + r_i + c_j, fitted by least squares, i ≠ j.
 
-    In a transfer matrix this takes out how strong each removal is (rows) as well as how fragile each measured backdoor
-    is (columns). Subtracting row and column means would be wrong, since without the diagonal row i and column i do not
+    In a transfer matrix this removes the strength of each removal (rows) and the fragility of each measured backdoor
+    (columns). Subtracting row and column means would be wrong, since without the diagonal row i and column i do not
     meet the same rows and columns. With R_i and C_j the off-diagonal sums of rows and columns, μ the off-diagonal mean,
     ρ_i = R_i − (n − 1)μ and γ_j = C_j − (n − 1)μ the normal equations are ρ = (n − 1)r − c and γ = (n − 1)c − r (where
     Σr = Σc = 0), so r = ((n − 1)ρ + γ)/(n(n − 2)) and c = ((n − 1)γ + ρ)/(n(n − 2)).
 
-    Of n(n − 1) cells n² − 3n + 1 degrees of freedom are left: 1 of 6 with three backdoors. That one is a difference of
-    directions, so for three backdoors `symmetrize` of it is 0; in general it is `remove_backdoor_effects` of the
+    The n(n − 1) cells leave n² − 3n + 1 degrees of freedom: 1 of 6 with three backdoors. That one is a difference of
+    directions, so for three backdoors `symmetrize` of the residual is 0; in general it is `remove_backdoor_effects` of the
     symmetrised matrix.
     Source: least squares; the model is that of additive sender and receiver effects, e.g. D. A. Kenny and L. La Voie
     (1984), "The social relations model", Advances in Experimental Social Psychology 18, 141–182.
@@ -56,8 +56,8 @@ def offdiagonal_center_two_way(matrix: npt.ArrayLike) -> Array:
         matrix: shape (n, n); the diagonal is not read. A NaN off the diagonal makes all cells NaN.
 
     Returns:
-        Shape (n, n), the diagonal NaN; all NaN with fewer than three backdoors, where rows and columns account for
-        every cell and cannot be told apart.
+        Shape (n, n), the diagonal NaN; all NaN with fewer than three backdoors, where row and column effects explain every
+        cell and are not identifiable.
 
     Raises:
         ValueError: `matrix` is not square.
@@ -66,27 +66,31 @@ def offdiagonal_center_two_way(matrix: npt.ArrayLike) -> Array:
     n = len(cells)
     if n < 3:
         return np.full((n, n), np.nan)
-    known = _without_diagonal(cells)
+    diagonal = np.eye(n, dtype=bool)
+    known = np.where(diagonal, 0.0, cells)
     mean = known.sum() / (n * (n - 1))
     row_sums = known.sum(axis=1) - (n - 1) * mean
     column_sums = known.sum(axis=0) - (n - 1) * mean
     rows = ((n - 1) * row_sums + column_sums) / (n * (n - 2))
     columns = ((n - 1) * column_sums + row_sums) / (n * (n - 2))
-    return _residual(known, mean + rows[:, None] + columns[None, :])
+    residual = known - (mean + rows[:, None] + columns[None, :])
+    # Rounding errors of an exact fit are set to 0, so that they are not ranked.
+    residual = np.where(np.abs(residual) <= _ROUNDING * np.abs(known).max(), 0.0, residual)
+    return np.where(diagonal, np.nan, residual)
 
 
 def remove_backdoor_effects(matrix: npt.ArrayLike) -> Array:
-    """What single backdoors do not account for: the residual of m_ij = μ + a_i + a_j, fitted by least squares, i ≠ j.
+    """Remove the effects of single backdoors: return the residual of m_ij = μ + a_i + a_j, fitted by least squares, i ≠ j.
 
-    In a distance matrix this takes out that some removals are far from all others; two matrices that agree only because
-    the same backdoors stand out in both no longer do. With R_i the off-diagonal sum of row i and μ the off-diagonal
-    mean, a_i = (R_i − (n − 1)μ)/(n − 2). Of n(n − 1)/2 pairs n(n − 3)/2 degrees of freedom are left: none with three
-    backdoors, where the residual is exactly 0, and two with four, where that of each pair is that of the pair of the others.
+    In a distance matrix this removes that some removals are far from all others. Two matrices that agree only because the same
+    backdoors stand out in both no longer agree afterwards. With R_i the off-diagonal sum of row i and μ the off-diagonal
+    mean, a_i = (R_i − (n − 1)μ)/(n − 2). The n(n − 1)/2 pairs leave n(n − 3)/2 degrees of freedom: none with three backdoors,
+    where the residual is exactly 0, and two with four, where each pair has the same residual as the complementary pair.
 
-    Residuals are rounded to the 2⁻³⁰ of the largest cell, up to a power of two: those that are equal on paper are equal in
-    bits then, where ranks would tell them apart by the rounding of sums. A power of two, and not of ten: residuals of rates
+    Residuals are rounded to multiples of 2⁻³⁰ times the largest cell (rounded up to a power of two), so that residuals that are
+    equal on paper are equal in bits and get tied ranks. The quantum is a power of two, not of ten, since residuals of rates
     (fractions with small odd factors in the denominator) do not lie halfway between two of its multiples. The cells should
-    not have been rounded before: an error of that size can end on either side.
+    not have been rounded before: an error of that size may change the multiple.
     Source: least squares; the effects are the general, the residuals the specific combining abilities of a diallel
     cross without selfs: B. Griffing (1956), Australian Journal of Biological Sciences 9, 463–493, method 4.
 
@@ -95,8 +99,8 @@ def remove_backdoor_effects(matrix: npt.ArrayLike) -> Array:
             all cells of its matrix NaN.
 
     Returns:
-        Symmetric, of the same shape, the diagonal NaN; all NaN with fewer than three backdoors, where the effects cannot be
-        told apart.
+        Symmetric, of the same shape, the diagonal NaN; all NaN with fewer than three backdoors, where the effects are not
+        identifiable.
 
     Raises:
         ValueError: `matrix` is not square and symmetric.
@@ -105,22 +109,25 @@ def remove_backdoor_effects(matrix: npt.ArrayLike) -> Array:
 
 
 def remove_effects_from_pairs(pairs: npt.ArrayLike) -> Array:
-    """`remove_backdoor_effects` of matrices of which only the pairs are given, as `upper_pairs` does; so is the result.
+    """Apply `remove_backdoor_effects` to upper triangles, in the order of `upper_pairs`.
 
     Args:
         pairs: shape (…, n(n − 1)/2).
 
+    Returns:
+        Residuals of the shape of `pairs`.
+
     Raises:
-        ValueError: no number n has so many pairs.
+        ValueError: the number of pairs is not n(n − 1)/2 for any n.
     """
     cells = np.asarray(pairs, dtype=float)
     n = backdoors_of_pairs(cells.shape[-1])
     if n < 3:
         return np.full(cells.shape, np.nan)
     rows, columns = places_of_pairs(n)
-    of_backdoor = numbers_of_pairs(n)[~np.eye(n, dtype=bool)].reshape(n, n - 1)
+    pairs_of_backdoor = numbers_of_pairs(n)[~np.eye(n, dtype=bool)].reshape(n, n - 1)
     mean = cells.mean(axis=-1, keepdims=True)
-    effects = (cells[..., of_backdoor].sum(axis=-1) - (n - 1) * mean) / (n - 2)
+    effects = (cells[..., pairs_of_backdoor].sum(axis=-1) - (n - 1) * mean) / (n - 2)
     residual = cells - (mean + (effects[..., rows] + effects[..., columns]))
     _, exponent = np.frexp(np.abs(cells).max(axis=-1, keepdims=True))
     quantum = np.ldexp(1.0, exponent - _TIE_BITS)
@@ -128,7 +135,7 @@ def remove_effects_from_pairs(pairs: npt.ArrayLike) -> Array:
 
 
 def symmetrize(matrix: npt.ArrayLike) -> Array:
-    """(M + Mᵀ)/2, shape (n, n): the mean of both directions of each pair.
+    """Return (M + Mᵀ)/2, shape (n, n): the mean of both directions of each pair.
 
     Raises:
         ValueError: `matrix` is not square.
@@ -138,10 +145,10 @@ def symmetrize(matrix: npt.ArrayLike) -> Array:
 
 
 def square(matrix: npt.ArrayLike) -> Array:
-    """`matrix` as floats, shape (n, n).
+    """Convert to a float array of shape (n, n).
 
     Raises:
-        ValueError: it is not square.
+        ValueError: `matrix` is not square.
     """
     cells = np.asarray(matrix, dtype=float)
     if cells.ndim != 2 or cells.shape[0] != cells.shape[1]:
@@ -150,24 +157,28 @@ def square(matrix: npt.ArrayLike) -> Array:
 
 
 def upper_pairs(matrices: npt.ArrayLike, name: str) -> Array:
-    """Upper triangles, shape (…, n(n − 1)/2), of symmetric matrices, shape (…, n, n).
+    """Return the upper triangles, shape (…, n(n − 1)/2), of symmetric matrices, shape (…, n, n).
+
+    Args:
+        matrices: shape (…, n, n).
+        name: name of the matrices in error messages.
 
     Raises:
-        ValueError: they are not square and symmetric; the message calls them `name`.
+        ValueError: the matrices are not square and symmetric.
     """
     cells = np.asarray(matrices, dtype=float)
     if cells.ndim < 2 or cells.shape[-1] != cells.shape[-2]:
         raise ValueError(f"Expected a square matrix; {name} has the shape {cells.shape}.")
     rows, columns = places_of_pairs(cells.shape[-1])
     above, below = cells[..., rows, columns], cells[..., columns, rows]
-    # Nearly always they are equal in bits, which is known sooner.
+    # Exact comparison first, since it is faster and nearly always sufficient.
     if not (np.array_equal(above, below) or np.allclose(above, below, rtol=1e-6, atol=1e-12, equal_nan=True)):
         raise ValueError(f"Expected symmetric matrices; {name} is not.")
     return above
 
 
 def matrices_of_pairs(pairs: npt.ArrayLike, n: int) -> Array:
-    """Symmetric matrices, shape (…, n, n), the diagonal NaN, with these upper triangles, shape (…, n(n − 1)/2)."""
+    """Return symmetric matrices, shape (…, n, n), the diagonal NaN, from upper triangles, shape (…, n(n − 1)/2)."""
     cells = np.asarray(pairs, dtype=float)
     matrices = np.full((*cells.shape[:-1], n, n), np.nan)
     rows, columns = places_of_pairs(n)
@@ -176,10 +187,10 @@ def matrices_of_pairs(pairs: npt.ArrayLike, n: int) -> Array:
 
 
 def backdoors_of_pairs(n_pairs: int) -> int:
-    """The number n of backdoors that have n(n − 1)/2 pairs.
+    """Return the number n of backdoors that have n(n − 1)/2 pairs.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such n.
     """
     n = (1 + math.isqrt(1 + 8 * n_pairs)) // 2
     if n * (n - 1) // 2 != n_pairs:
@@ -189,27 +200,14 @@ def backdoors_of_pairs(n_pairs: int) -> int:
 
 @functools.cache
 def places_of_pairs(n: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Rows and columns of the upper triangle of an (n, n) matrix, in the order of `upper_pairs`. Not to be written to."""
+    """Return rows and columns of the upper triangle of an (n, n) matrix. Cached: do not modify the result."""
     return np.triu_indices(n, k=1)
 
 
 @functools.cache
 def numbers_of_pairs(n: int) -> npt.NDArray[np.intp]:
-    """The place of each cell of an (n, n) matrix in `upper_pairs`; 0 on the diagonal. Not to be written to."""
+    """Return the index in `upper_pairs` of each cell of an (n, n) matrix; 0 on the diagonal. Cached: do not modify it."""
     rows, columns = places_of_pairs(n)
     numbers = np.zeros((n, n), dtype=np.intp)
     numbers[rows, columns] = numbers[columns, rows] = np.arange(len(rows))
     return numbers
-
-
-def _without_diagonal(cells: Array) -> Array:
-    """The cells with a diagonal of 0, which sums leave out."""
-    return np.where(np.eye(cells.shape[-1], dtype=bool), 0.0, cells)
-
-
-def _residual(known: Array, fitted: Array) -> Array:
-    """known − fitted, the diagonal NaN; what is rounding alone is 0, so that ranks do not read an order in it."""
-    residual = known - fitted
-    largest = np.abs(known).max(axis=(-2, -1), keepdims=True)
-    residual = np.where(np.abs(residual) <= _ROUNDING * largest, 0.0, residual)
-    return np.where(np.eye(known.shape[-1], dtype=bool), np.nan, residual)

@@ -1,4 +1,4 @@
-"""What the permutation tests share: correlations as products of scores, relabellings of backdoors, p-values."""
+"""Shared parts of the permutation tests: correlations as products of scores, relabellings of backdoors, p-values."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Alternative = Literal["two-sided", "less", "greater"]
 Labels = npt.NDArray[np.intp]
 Moves = npt.NDArray[np.integer]
 
-# Correlations that are equal on paper may differ in their last bits, and equal counts as "at least as extreme".
+# Correlations that are equal on paper may differ in their last bits, and ties count as "at least as extreme".
 TIE_TOLERANCE = 1e-12
-# Numbers held at once while permuting: bounds the memory (8 MB) whatever the number of backdoors and permutations.
+# Numbers per chunk of permutations: bounds the memory (8 MB) for any number of backdoors and permutations.
 _CHUNK_CELLS = 1_000_000
-# Backdoors of which all permutations are kept: 8! = 40 320, 1 MB of them.
+# Maximum number of backdoors for which all permutations are tabulated: 8! = 40 320, in 1 MB.
 _TABULATED = 8
-# A result that could not have come out below this, whatever the data, says so in its note.
+# A note is added to results whose p-value cannot be below this level.
 _USUAL_LEVEL = 0.05
 
 
@@ -40,7 +40,7 @@ def check_arguments(permutations: int, statistic: str, alternative: str, statist
 
 
 def why_undefined(n: int, pairs: Array) -> str:
-    """Why these pairs of n backdoors, shape (n_pairs,), have no correlation with any others; "" if they may have one."""
+    """Return why pairs of n backdoors, shape (n_pairs,), have no correlation with any others; "" if they may have one."""
     if n < 3:
         return f"a correlation over pairs needs at least 3 backdoors, here {n}"
     if not np.isfinite(pairs).all():
@@ -51,15 +51,15 @@ def why_undefined(n: int, pairs: Array) -> str:
 
 
 def pair_scores(pairs: Array, statistic: Statistic) -> Array:
-    """Scores with mean 0 and norm 1: the sum of the products of two such arrays is the correlation.
+    """Compute scores with mean 0 and norm 1, such that the inner product of two of them is the correlation.
 
     Args:
-        pairs: shape (…, n_pairs), none of them constant along the last axis.
-        statistic: the correlation wanted.
+        pairs: shape (…, n_pairs), not constant along the last axis.
+        statistic: the correlation.
 
     Returns:
-        Shape (…, n_pairs); for Kendall's τ-b the signs of all differences, shape (…, n_pairs²), whose norms hold its
-        correction for ties.
+        Shape (…, n_pairs); for Kendall's τ-b the normalised signs of all differences, shape (…, n_pairs²), whose norms contain
+        its correction for ties.
     """
     if statistic == "kendall":
         scores = np.sign(pairs[..., :, None] - pairs[..., None, :]).reshape(*pairs.shape[:-1], -1)
@@ -70,20 +70,20 @@ def pair_scores(pairs: Array, statistic: Statistic) -> Array:
 
 
 def permuted_scores(scores: Array, labels: Labels) -> Array:
-    """Scores of one matrix, shape (cells,), after each relabelling of its backdoors (m, n): shape (cells, m)."""
+    """Return the scores of one matrix, shape (cells,), after each relabelling of its backdoors (m, n): shape (cells, m)."""
     return scores.take(moved_cells(moved_pairs(labels), scores.size))
 
 
 def moved_pairs(labels: Labels) -> Labels:
-    """Which pair stands at the place of each after relabelling the backdoors, (m, n): shape (n_pairs, m)."""
+    """Return the index of the pair that each relabelling (m, n) moves to the position of each pair: shape (n_pairs, m)."""
     n = labels.shape[1]
     rows, columns = places_of_pairs(n)
-    # By one flat index: five times as fast as by two.
+    # One flat index is five times as fast as two.
     return numbers_of_pairs(n).take(labels.T.take(rows, axis=0) * n + labels.T.take(columns, axis=0))
 
 
 def moved_cells(moved: Moves, cells: int) -> Moves:
-    """Which of a matrix's scores stands at the place of each after its pairs were moved, (n_pairs, m): shape (cells, m)."""
+    """Return the index of the score that moves to the position of each score, given `moved_pairs`: shape (cells, m)."""
     n_pairs, m = moved.shape
     if cells == n_pairs:
         return moved
@@ -92,24 +92,24 @@ def moved_cells(moved: Moves, cells: int) -> Moves:
 
 
 def count_permutations(n: int, permutations: int) -> tuple[int, bool]:
-    """(number of relabellings to hold the data against, whether these are all n! of them)."""
+    """Return the number of relabellings to test, and True if these are all n! of them."""
     exact = math.factorial(n) <= permutations + 1
     return (math.factorial(n) if exact else permutations), exact
 
 
 def chunk_size(cells: int) -> int:
-    """How many permutations to treat at once, `cells` numbers being held for each."""
+    """Return the number of permutations per chunk if each needs `cells` numbers."""
     return max(1, _CHUNK_CELLS // cells)
 
 
 def relabellings(n: int, count: int, at_once: int, rng: np.random.Generator | None) -> Iterator[Labels]:
-    """Permutations of range(n) in chunks of shape (m, n), m ≤ at_once: `count` random ones, or without `rng` all of them.
+    """Yield permutations of range(n) in chunks of shape (m, n), m ≤ at_once: `count` random ones, or all if `rng` is None.
 
-    The random ones do not depend on the size of the chunks.
+    The random ones do not depend on the chunk size.
     """
     if rng is None:
-        everything = itertools.permutations(range(n))
-        while chunk := list(itertools.islice(everything, at_once)):
+        permutations = itertools.permutations(range(n))
+        while chunk := list(itertools.islice(permutations, at_once)):
             yield np.array(chunk, dtype=np.intp)
         return
     for start in range(0, count, at_once):
@@ -117,26 +117,26 @@ def relabellings(n: int, count: int, at_once: int, rng: np.random.Generator | No
 
 
 def random_moves(n: int, count: int, at_once: int, rng: np.random.Generator) -> Iterator[Moves]:
-    """`moved_pairs` of `count` random permutations of range(n), in chunks of at most `at_once`, whose size changes nothing.
+    """Yield `moved_pairs` of `count` random permutations of range(n), in chunks of at most `at_once` permutations.
 
-    Of few backdoors every permutation is at hand, and to draw one is to draw its number.
+    The result does not depend on the chunk size. With few backdoors, permutations are drawn from a table of all of them.
     """
     if n > _TABULATED:
         yield from map(moved_pairs, relabellings(n, count, at_once, rng))
         return
-    table = _every_move(n)
+    table = _all_moves(n)
     for start in range(0, count, at_once):
         yield table.take(rng.integers(len(table), size=min(at_once, count - start)), axis=0).T
 
 
 @functools.cache
-def _every_move(n: int) -> npt.NDArray[np.uint8]:
-    """`moved_pairs` of all n! permutations of range(n), a row for each, so that drawing one is one copy: (n!, n_pairs)."""
+def _all_moves(n: int) -> npt.NDArray[np.uint8]:
+    """Return `moved_pairs` of all n! permutations of range(n), one per row so that drawing is one copy: (n!, n_pairs)."""
     return np.ascontiguousarray(moved_pairs(np.array(list(itertools.permutations(range(n))), dtype=np.intp)).T, dtype=np.uint8)
 
 
 def extremeness(correlations: npt.ArrayLike, alternative: Alternative) -> Array:
-    """The correlations on a scale on which larger is more extreme: |r|, −r ("less") or r ("greater")."""
+    """Map correlations to a scale on which larger is more extreme: |r|, −r ("less") or r ("greater")."""
     values = np.asarray(correlations, dtype=float)
     if alternative == "two-sided":
         return np.abs(values)
@@ -144,7 +144,7 @@ def extremeness(correlations: npt.ArrayLike, alternative: Alternative) -> Array:
 
 
 def p_value(extreme: int, count: int, exact: bool) -> float:
-    """b/m if the m relabellings are all there are, else (b + 1)/(m + 1): the observed one counts as one of the sample.
+    """Return b/m if the m relabellings are all there are, else (b + 1)/(m + 1), which counts the observed one as drawn.
 
     Source of the second: B. Phipson and G. K. Smyth (2010), Statistical Applications in Genetics and Molecular
     Biology 9, article 39.
@@ -153,11 +153,11 @@ def p_value(extreme: int, count: int, exact: bool) -> float:
 
 
 def limit_note(count: int, exact: bool) -> str:
-    """A sentence if no p-value from so few relabellings can reach the usual 5 %, else ""."""
+    """Return a sentence if the p-value cannot reach the usual 5 % with so few relabellings, else ""."""
     smallest = p_value(1 if exact else 0, count, exact)
     return f"{count} permutations only: the p-value cannot be below {smallest:.3f}" if smallest > _USUAL_LEVEL else ""
 
 
 def clip(correlation: float) -> float:
-    """The correlation without the few 1e-16 by which rounding may carry a perfect one beyond [−1, 1]."""
+    """Clip a correlation to [−1, 1], which rounding may exceed by a few 1e-16."""
     return min(1.0, max(-1.0, correlation))

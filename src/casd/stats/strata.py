@@ -1,4 +1,4 @@
-"""The pairs of several runs, checked."""
+"""Validate the matrices of several runs (strata) and extract their pairs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from casd.stats.matrices import Array, backdoors_of_pairs, upper_pairs
 
 
 def pairs_of_strata(strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]) -> tuple[list[int], list[Array], list[Array]]:
-    """The pairs of strata that have the same predictors.
+    """Extract the pairs of strata that have the same predictors.
 
     Args:
-        strata: one (xs, y) per run: symmetric matrices of shape (v, n, n) and (n, n); or already their upper triangles, of
-            shape (v, n_pairs) and (n_pairs,).
+        strata: one (xs, y) per run: symmetric matrices of shape (v, n, n) and (n, n), or their upper triangles, of shape
+            (v, n_pairs) and (n_pairs,).
 
     Returns:
-        Per stratum: the number of backdoors n, the pairs of the predictors (v, n_pairs), those of the response (n_pairs,).
+        Three lists with an entry per stratum: the number of backdoors n, the pairs of the predictors, shape (v, n_pairs), and
+        the pairs of the response, shape (n_pairs,).
 
     Raises:
-        ValueError: no stratum or no predictor; matrices that are not square, symmetric and of one size within a stratum;
-            different numbers of predictors.
+        ValueError: there is no stratum or no predictor; matrices are not square, symmetric and of one size within a stratum;
+            numbers of predictors differ.
     """
     sizes, predictors, responses = [], [], []
     for s, (xs, y) in enumerate(strata):
@@ -45,7 +46,7 @@ def pairs_of_strata(strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]) -> tu
 
 
 def first_note(reasons: Sequence[str], prefix: str = "") -> str:
-    """The first reason that is not empty, with its stratum where there are several; "" if all are."""
+    """Return the first non-empty reason, with its stratum if there are several strata; "" if all are empty."""
     for s, reason in enumerate(reasons):
         if reason:
             return prefix + (f"stratum {s}: {reason}" if len(reasons) > 1 else reason)
