@@ -57,7 +57,7 @@ class StepGradients:
         self.precision, self.description = precision, description
 
     def of(self, step: int, batch: Any) -> tuple[dict[str, float], bool]:
-        """Set the gradients of the parameters, which have none before, to those of a step's batch.
+        """Compute the gradients of a step's batch; the parameters must have none before.
 
         If memory runs out, this step and the later ones use half as many rows at once; not in several processes, which would
         wait for each other.
