@@ -96,7 +96,7 @@ def train(
             graph in memory and gives the gradient norm of the first term alone.
         config: steps, learning rate, optimizer, guard.
         guard_batches: clean documents; the run stops when their loss exceeds `guard_factor` × its initial value.
-        callback: may end the run and choose the weights to keep; sees the model in training precision.
+        callback: may end the run and choose the weights to keep; sees the model in training precision (`precision_of`).
         seed: of dropout masks; nothing else is random.
         description: for the progress bar and messages.
         execution: `runtime` and `checkpoint`, see `Execution`.

@@ -38,7 +38,7 @@ class Reference:
             )
         self._model = model
         self._parameters = trained_parameters(model)
-        self.values: Mapping[str, Tensor] = {name: each.detach().clone() for name, each in self._parameters.items()}
+        self.values: Mapping[str, Tensor] = {name: value.detach().clone() for name, value in self._parameters.items()}
 
     @property
     def parameters(self) -> Mapping[str, torch.nn.Parameter]:
