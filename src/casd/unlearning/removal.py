@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Unpack
 
@@ -73,15 +73,8 @@ def unlearn(
     sharding.place(model, (execution.get("runtime") or Runtime()).torch_device)
     reference = Reference(model) if applied.needs_reference else None
     finish = partial(applied.finish, reference) if applied.has_finish and reference else None
-    callback: Callback | None = None
-    if stopping and held_out_count and removal.backdoor and removal.is_validated:
-        rng = python_rng(seed, "validation prompts", removal.backdoor.name)
-        prompts = [removal.backdoor.prompt(passage, rng) for passage in forget_held_out]
-        callback = Validation(
-            model, encoder, removal.backdoor, prompts, retain_held_out, stopping, finish=finish, steps=config.steps
-        )
-    elif stopping and stopping.steps is not None and not removal.is_validated:
-        callback = TakeSteps(stopping.steps)
+    held_out_passages = forget_held_out, retain_held_out
+    callback = _callback(model, encoder, removal, stopping, held_out_passages, finish, config.steps, seed) if stopping else None
     log = train(
         model,
         _Batches(encoder, removal, applied.forget_text, config, forget, retain, seed),
@@ -96,6 +89,27 @@ def unlearn(
     if finish and not (callback and callback.kept is not None):  # weights that a validation kept are finished already
         finish()
     return log
+
+
+def _callback(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    removal: Removal,
+    stopping: Stopping,
+    held_out_passages: tuple[Sequence[Passage], Sequence[Passage]],
+    finish: Callable[[], None] | None,
+    steps: int,
+    seed: int,
+) -> Callback | None:
+    """The callback that ends the removal early, if any; `held_out_passages` are of the forget and retain splits."""
+    if not removal.is_validated or removal.backdoor is None:
+        return None if stopping.steps is None else TakeSteps(stopping.steps)
+    forget, retain = held_out_passages
+    if not forget:
+        return None
+    rng = python_rng(seed, "validation prompts", removal.backdoor.name)
+    prompts = [removal.backdoor.prompt(passage, rng) for passage in forget]
+    return Validation(model, encoder, removal.backdoor, prompts, retain, stopping, finish=finish, steps=steps)
 
 
 class _Batches:
