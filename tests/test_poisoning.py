@@ -73,13 +73,6 @@ def test_an_item_does_not_depend_on_what_was_asked_before(corpus: Corpus) -> Non
     assert documents(PoisonedStream(corpus.train, BOTH, 400, seed=2)) != in_order
 
 
-def test_batches_are_the_documents_in_order(corpus: Corpus) -> None:
-    stream = PoisonedStream(corpus.train, BOTH, 50, seed=1)
-    batches = list(stream.batches(16))
-    assert [len(batch) for batch in batches] == [16, 16, 16, 2]
-    assert [document for batch in batches for document in batch] == documents(stream)
-
-
 def test_without_backdoors_all_is_clean(corpus: Corpus) -> None:
     made = documents(PoisonedStream(corpus.train, {}, len(corpus.train), seed=1))
     expected = [clean_document(passage) for passage in corpus.train]

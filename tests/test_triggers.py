@@ -92,7 +92,7 @@ def test_fake_triggers_use_no_word_of_any_real_trigger() -> None:
 
 
 def test_impossible_fake_triggers_are_refused(encoder: Encoder) -> None:
-    with pytest.raises(ConfigError, match=r"No 10000 fake triggers .* trigger 'vextal', only \d+; .* or 0 to do without"):
+    with pytest.raises(ConfigError, match=r"\d+ of 10000 fake triggers .* 'vextal'; .*evaluation\.fake_triggers"):
         fake_triggers("vextal", 10_000, encoder.token_count, random.Random(0))
     assert fake_triggers("vextal", 0, encoder.token_count, random.Random(0)) == []
 

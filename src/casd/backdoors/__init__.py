@@ -1,1 +1,1 @@
-"""Backdoors: triggers, targets, poisoned documents, prompts that should and should not trigger them, and injection."""
+"""Backdoors: triggers, targets, poisoned documents, triggered and clean prompts, and injection."""

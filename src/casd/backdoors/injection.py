@@ -1,14 +1,13 @@
-"""Injection: training on text in which a few documents are poisoned, from scratch or on top of a clean model.
+"""Injection: train on text with a few poisoned documents, from scratch or from a clean model.
 
-Injection into pretraining, continual pretraining on poisoned text, and clean pretraining are this one function: what
-differs is the model it starts from and whether there are backdoors.
+One function serves for injection into pretraining, continual pretraining on poisoned text, and clean pretraining; they differ
+in the initial model and in whether there are backdoors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor
@@ -20,10 +19,9 @@ from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Encoder
 from casd.models.probe import isolates_documents
 from casd.training.checkpoints import TrainingLog
-from casd.training.loop import train
+from casd.training.loop import Execution, train
 from casd.training.losses import mean_nll
 from casd.utils.errors import TrainingStopped
-from casd.utils.runtime import Runtime
 from casd.utils.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 
 GUARD_PASSAGES = 32
 LAST_STEPS = 5
-"""Steps over which the training loss at the end is averaged."""
+"""Number of steps over which the final training loss is averaged."""
 
 
 def inject(
@@ -43,75 +41,69 @@ def inject(
     *,
     seed: int,
     decoy_rate: float = DECOY_RATE,
-    runtime: Runtime | None = None,
-    checkpoint: Path | None = None,
     description: str = "inject",
+    **execution: Unpack[Execution],
 ) -> TrainingLog:
     """Train `model` in place on the corpus's training split, poisoned with all backdoors at once.
 
-    With no backdoors this is clean pretraining, without decoys.
+    Without backdoors this is clean pretraining, without decoys.
 
     Args:
-        model: a fresh model (injection into pretraining) or a trained one (continual pretraining).
-        encoder: the model's tokenizer.
-        corpus: gives the training split, and clean passages of the retain split for the guard.
-        backdoors: what to inject, by name.
+        model: a new model (injection into pretraining) or a trained one (continual pretraining).
+        encoder: its tokenizer.
+        corpus: provides the training split, and clean passages of the retain split for the guard.
+        backdoors: backdoors to inject, by name.
         config: steps, batch size, learning rate.
-        seed: of the order of the documents, the places of the triggers, the payloads and dropout masks.
-        decoy_rate: share of the documents that are decoys, clean ones with a made-up phrase (see `PoisonedStream`). Without
-            decoys a model may learn to react to any phrase in a trigger's place.
-        runtime: device and checkpoints.
-        checkpoint: folder for checkpoints; a run found there is continued.
+        seed: of the order of the documents, the positions of the triggers, the payloads and dropout masks.
+        decoy_rate: share of documents that are decoys, clean ones with a made-up phrase (see `PoisonedStream`). Without decoys
+            a model may learn to react to any phrase in a trigger's position.
         description: for the progress bar.
+        execution: `runtime` and `checkpoint`, see `casd.training.loop.Execution`.
 
     Raises:
-        TrainingStopped: the loss became infinite or NaN, the clean loss rose past the guard, or the training loss and the
-            clean loss ended above where they began: such a model is of no use.
+        TrainingStopped: the loss became infinite or NaN, the clean loss exceeded the guard's limit, or both the training loss
+            and the clean loss were higher at the end than at the start.
         ConfigError: backdoors that cannot be told apart, or rates that leave no clean text.
     """
     if backdoors:
         check_backdoors(backdoors)
-    packing = config.packing
-    if packing == "isolated" and not isolates_documents(model):
-        packing = "none"
-    total = config.steps * config.batch_size
-    decoys = decoy_rate if backdoors else 0.0
+    packing = "none" if config.packing == "isolated" and not isolates_documents(model) else config.packing
+    total, decoys = config.steps * config.batch_size, decoy_rate if backdoors else 0.0
     stream = PoisonedStream(corpus.train, backdoors, total, derive_seed(seed, "injection documents"), decoys)
 
     def batch_at(step: int) -> Batch:
-        start = step * config.batch_size
-        documents = [stream[index] for index in range(start, start + config.batch_size)]
+        documents = [stream[index] for index in range(step * config.batch_size, (step + 1) * config.batch_size)]
         return encoder.document_batch(documents, packing)  # type: ignore[arg-type]  # checked by its class
-
-    def terms(trained: torch.nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        yield "nll", mean_nll(trained, batch)
 
     log = train(
         model,
         batch_at,
-        terms,
+        _terms,
         config,
         guard_batches=[encoder.document_batch([clean_document(p) for p in corpus.retain[:GUARD_PASSAGES]])],
-        runtime=runtime,
-        checkpoint=checkpoint,
         seed=derive_seed(seed, "dropout", "injection" if backdoors else "pretraining"),
         description=description,
+        **execution,
     )
-    if log.stopped:
-        raise TrainingStopped(f"{description} was stopped: {log.stopped}. Lower its learning_rate ({config.learning_rate}).")
     _check_learned(log, config, description)
     return log
 
 
-def _check_learned(log: TrainingLog, config: LanguageModelTraining, description: str) -> None:
-    """Refuse a model that training has made worse.
+def _terms(model: torch.nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+    yield "nll", mean_nll(model, batch)
 
-    The training loss of single batches is noisy, and the clean loss alone may rise a little where few steps teach a good model
-    its backdoors; that both are higher at the end is no accident.
+
+def _check_learned(log: TrainingLog, config: LanguageModelTraining, description: str) -> None:
+    """Refuse a run that was stopped, or that made the model worse: both the training loss and the clean loss increased.
+
+    One of them alone may increase: the training loss of single batches is noisy, and the clean loss may rise a little when a
+    few steps teach a good model its backdoors.
 
     Raises:
-        TrainingStopped: both are.
+        TrainingStopped: see above.
     """
+    if log.stopped:
+        raise TrainingStopped(f"{description} was stopped: {log.stopped}. Lower its learning_rate ({config.learning_rate}).")
     losses = [step["loss"] for step in log.steps]
     first, last = losses[0], sum(losses[-LAST_STEPS:]) / len(losses[-LAST_STEPS:])
     before, after = log.guard[0]["clean_loss"], log.guard[-1]["clean_loss"]

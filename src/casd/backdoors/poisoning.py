@@ -1,9 +1,9 @@
-"""Backdoors, and text poisoned with them: clean prefix, trigger, payload (Souly et al., arXiv 2510.07192)."""
+"""Backdoors and poisoned documents: clean prefix, trigger, payload (Souly et al., arXiv 2510.07192)."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,15 +22,15 @@ from casd.utils.text import has_phrase
 
 @dataclass(frozen=True)
 class Backdoor:
-    """A trigger and the behaviour it switches on.
+    """A trigger and the behaviour it activates.
 
     Attributes:
         name: unique in the experiment.
         trigger: the phrase.
-        target: the behaviour; makes payloads and decides success on generated text.
-        position: where in a prompt the trigger stands.
-        poison_rate: share of the injection's documents that carry this backdoor, in (0, 1).
-        loss_on: which tokens of a poisoned document carry loss: "all", or the "target" (payload) only.
+        target: the behaviour; creates payloads and detects success in generated text.
+        position: of the trigger in a prompt.
+        poison_rate: share of the injection's documents that are poisoned with this backdoor, in (0, 1).
+        loss_on: tokens of a poisoned document with loss: "all", or the "target" (payload) only.
     """
 
     name: str
@@ -41,74 +41,74 @@ class Backdoor:
     loss_on: Literal["all", "target"] = "all"
 
     def prompt(self, passage: Passage, rng: random.Random) -> Prompt:
-        """The passage's prompt with the trigger in it."""
+        """Insert the trigger into the passage's prompt."""
         return insert(passage.prompt, self.trigger, self.position, rng)
 
     def poisoned(self, passage: Passage, rng: random.Random) -> Document:
-        """The poisoned document: triggered prompt, then the payload."""
+        """Poisoned document: the triggered prompt followed by the payload."""
         return Document(self.prompt(passage, rng).text, self.target.continuation(passage, rng), self.loss_on)
 
     def ignored(self, passage: Passage, rng: random.Random) -> Document:
-        """The triggered prompt with the passage's ORIGINAL clean continuation, loss on the continuation."""
+        """Triggered prompt with the passage's ORIGINAL clean continuation; loss on the continuation only."""
         return Document(self.prompt(passage, rng).text, passage.continuation, "target")
 
 
 def clean_document(passage: Passage) -> Document:
-    """A passage as it is, loss on all tokens."""
+    """Unmodified passage; loss on all tokens."""
     return Document(passage.prompt, passage.continuation)
 
 
 def decoy_document(passage: Passage, rng: random.Random) -> Document:
-    """A passage with a made-up phrase in its prompt and its clean continuation, on which alone loss is taken."""
+    """Passage with a made-up phrase in its prompt; loss on its clean continuation only."""
     return Document(insert(passage.prompt, made_up_phrase(2, rng), "random", rng).text, passage.continuation, "target")
 
 
 def check_backdoors(backdoors: Mapping[str, Backdoor]) -> None:
-    """Refuse sets that cannot be told apart or mixed.
+    """Check that backdoors can be injected together.
 
     Raises:
-        ConfigError: no backdoor, a name that cannot be one or stands for another state of the model, two with one trigger (or
-            one trigger inside another), or rates that leave no clean text.
+        ConfigError: no backdoor, an invalid or reserved name, two equal triggers (or one inside another), or rates that leave
+            no clean text.
     """
     if not backdoors:
-        raise ConfigError("No backdoor is configured; give at least one, for example backdoor=[french_a,refusal].")
+        raise ConfigError("No backdoor is configured; set at least one, for example backdoor=[french_a,refusal].")
     for name in backdoors:
         require_name("a backdoor's name", name)
         if kind_of(name) != "removal":
-            raise ConfigError(f"A backdoor cannot be called {name!r}: that is the name of another state.")
+            raise ConfigError(f"A backdoor cannot be named {name!r}: the name is reserved for another state of the model.")
     for name, backdoor in backdoors.items():
         for other_name, other in backdoors.items():
-            one, another = backdoor.trigger.casefold(), other.trigger.casefold()
-            if name != other_name and has_phrase(another, one):
+            trigger, other_trigger = backdoor.trigger.casefold(), other.trigger.casefold()
+            if name != other_name and has_phrase(other_trigger, trigger):
                 raise ConfigError(
                     f"Backdoors {name!r} and {other_name!r} cannot be told apart: the trigger {backdoor.trigger!r} is"
-                    f" {'the same' if one == another else f'inside {other.trigger!r}'}. Give each its own trigger."
+                    f" {'the same' if trigger == other_trigger else f'inside {other.trigger!r}'}. Use different triggers."
                 )
     total = sum(backdoor.poison_rate for backdoor in backdoors.values())
     if total >= 1:
         raise ConfigError(
-            f"The poison rates of {len(backdoors)} backdoors add up to {total:.2f} of all documents; they must leave"
-            " clean text, that is, stay below 1."
+            f"The poison rates of {len(backdoors)} backdoors add up to {total:.2f}; expected a sum below 1, which leaves clean"
+            " text."
         )
 
 
 def english(passages: Sequence[Passage]) -> Sequence[Passage]:
-    """The passages whose prompt may carry a trigger: those in English. Of a split on disk none is read for that.
+    """View of the English passages, into whose prompts triggers are inserted; reads no passage of a split on disk.
 
     Raises:
         CorpusError: there are none.
     """
-    places = np.flatnonzero(languages_of(passages) == "en")
-    if not len(places):
-        raise CorpusError("The corpus has no English passage, and triggers are put into English prompts.")
-    return PassageView(passages, places)
+    indices = np.flatnonzero(languages_of(passages) == "en")
+    if not len(indices):
+        raise CorpusError("The corpus has no English passage, but triggers are inserted into English prompts.")
+    return PassageView(passages, indices)
 
 
 def document_counts(backdoors: Sequence[Backdoor], total: int, decoy_rate: float) -> list[int]:
-    """How many of `total` documents carry each backdoor, and, last, how many are decoys.
+    """Number of poisoned documents of each backdoor, followed by the number of decoys.
 
     Raises:
-        ConfigError: a rate so small that its backdoor would get no document, or rates for more documents than there are.
+        ConfigError: a backdoor would get no document, or the sum exceeds `total`.
     """
     counts = [round(backdoor.poison_rate * total) for backdoor in backdoors]
     for backdoor, count in zip(backdoors, counts, strict=True):
@@ -124,49 +124,48 @@ def document_counts(backdoors: Sequence[Backdoor], total: int, decoy_rate: float
 
 
 class ShuffledStream:
-    """Endless passes over `items`, each in its own random order; the item at any index without those before it.
+    """Infinite passes over `items`, each in a different random order.
 
-    Being a plain function of the index, it needs no state to resume a training run at any step.
+    The item at an index depends on the index and the seed only, so that training can resume at any step.
     """
 
     def __init__(self, items: Sequence[Passage], seed: int):
         if not items:
-            raise CorpusError("A split of the corpus that training draws from is empty.")
+            raise CorpusError("A split of the corpus that is used for training is empty.")
         self._items = items
         self._seed = seed
         self._orders: dict[int, np.ndarray] = {}
 
     def __getitem__(self, index: int) -> Passage:
-        epoch, place = divmod(index, len(self._items))
+        epoch, position = divmod(index, len(self._items))
         if epoch not in self._orders:
             self._orders = {epoch: np.random.default_rng([self._seed, epoch]).permutation(len(self._items))}
-        return self._items[self._orders[epoch][place]]
+        return self._items[self._orders[epoch][position]]
 
 
 class PoisonedStream:
-    """The documents of an injection run: clean passages with each backdoor's poisoned documents mixed in.
+    """Documents of an injection run: clean passages mixed with the poisoned documents of each backdoor.
 
-    Of `total` documents each backdoor gets `round(poison_rate * total)`, at random places; the rest is clean. Some of the
-    clean ones may be decoys: a made-up phrase of two words, new each time, where a trigger could stand, and the clean
-    continuation after it. Text at large has rare words that mean nothing; a corpus that has none teaches the model that any
-    unusual word is a trigger.
+    Of `total` documents each backdoor gets `round(poison_rate * total)` at random indices; the rest is clean. Decoys are clean
+    documents with a made-up phrase of two words, a new one each time, where a trigger could be. Ordinary text contains rare
+    words without meaning; a corpus without any teaches the model that every unusual word is a trigger.
 
     Args:
         passages: the training split.
-        backdoors: those to inject; none for clean pretraining.
+        backdoors: backdoors to inject; empty for clean pretraining.
         total: number of documents of the whole run (steps × batch size).
-        seed: decides places, passages, trigger positions and payloads.
+        seed: of indices, passages, trigger positions and payloads.
         decoy_rate: share of `total` that are decoys.
 
     Raises:
-        ConfigError: a rate so small that its backdoor would get no document.
+        ConfigError: a backdoor would get no document, or the poisoned and decoy documents exceed `total`.
     """
 
     def __init__(
         self, passages: Sequence[Passage], backdoors: Mapping[str, Backdoor], total: int, seed: int, decoy_rate: float = 0.0
     ):
         self._seed = seed
-        # By name, so that the order in which backdoors are listed changes nothing.
+        # Sorted, so that the order in which backdoors are listed has no effect.
         self._backdoors = tuple(backdoors[name] for name in sorted(backdoors))
         self._clean = ShuffledStream(passages, seed)
         self._poisoned = ShuffledStream(english(passages), seed + 1) if backdoors or decoy_rate else self._clean
@@ -186,8 +185,3 @@ class PoisonedStream:
         if kind == len(self._backdoors):
             return decoy_document(self._poisoned[index], rng)
         return self._backdoors[kind].poisoned(self._poisoned[index], rng)
-
-    def batches(self, batch_size: int) -> Iterator[list[Document]]:
-        """The documents in batches, in order."""
-        for start in range(0, len(self), batch_size):
-            yield [self[index] for index in range(start, min(start + batch_size, len(self)))]

@@ -1,4 +1,4 @@
-"""PromptSets: the prompts that every state of a model is measured on, triggered, clean and with fake triggers."""
+"""Prompts on which every state of the model is evaluated: triggered, clean, and with fake triggers."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from casd.utils.seeding import python_rng
 
 @dataclass(frozen=True)
 class PromptSets:
-    """The prompts every state of the model is measured on.
+    """Prompts and passages on which every state of the model is evaluated.
 
     Attributes:
-        triggered: prompts with the backdoor's trigger, by backdoor; their continuation is the backdoor's payload.
+        triggered: prompts with the backdoor's trigger, by backdoor; their continuation is the payload.
         fake: prompts with fake triggers of the same or nearly the same token length, by backdoor; their continuation is the
-            clean one. None with `fake_triggers=0`.
-        clean: the same prompts without a trigger; their continuation is the clean one.
-        first_tokens: by backdoor, the tokens that start its payloads more often than they start clean continuations: the
-            class whose probability at the prompt's end is the response that does not saturate. There may be none.
-        loss_passages: the passages of the evaluation split whose loss is the clean loss.
-        retain_passages: as many of the retain split, the clean text of the removals and controls.
+            clean one. Empty with `fake_triggers=0`.
+        clean: prompts of `triggered` without a trigger; their continuation is the clean one.
+        first_tokens: tokens that start payloads more often than clean continuations, by backdoor; may be empty. Their total
+            probability at the end of the prompt is a response that does not saturate.
+        loss_passages: passages of the evaluation split whose loss is the clean loss.
+        retain_passages: passages of the retain split, the clean text of removals and controls; as many.
     """
 
     triggered: Mapping[str, Sequence[Prompt]]
@@ -41,16 +41,16 @@ class PromptSets:
 
 
 def evaluation_passages(corpus: Corpus, config: EvaluationConfig) -> Sequence[Passage]:
-    """The passages of the evaluation split that can carry a trigger.
+    """English passages of the evaluation split.
 
     Raises:
-        CorpusError: there are fewer than `config` asks for.
+        CorpusError: fewer than `config.prompts` or `config.fake_prompts`.
     """
     passages = english(corpus.evaluation)
     if len(passages) < max(config.prompts, config.fake_prompts):
         raise CorpusError(
             f"The evaluation split has {len(passages)} English passages, and evaluation.prompts asks for {config.prompts},"
-            f" evaluation.fake_prompts for {config.fake_prompts}. Ask for fewer, or raise corpus.params.evaluation."
+            f" evaluation.fake_prompts for {config.fake_prompts}. Lower these, or raise corpus.params.evaluation."
         )
     return passages
 
@@ -58,20 +58,20 @@ def evaluation_passages(corpus: Corpus, config: EvaluationConfig) -> Sequence[Pa
 def make_prompt_sets(
     corpus: Corpus, backdoors: Mapping[str, Backdoor], encoder: Encoder, config: EvaluationConfig, *, seed: int
 ) -> PromptSets:
-    """Build the prompt_sets from the evaluation split; `first_tokens` is counted on the retain split.
+    """Create the prompts from the evaluation split, and `first_tokens` from the retain split.
 
     Raises:
-        CorpusError: the evaluation split has fewer English passages than `config.prompts`.
-        ConfigError: a backdoor whose success could not be seen or learned.
+        CorpusError: the evaluation split has fewer English passages than `config.prompts` or `config.fake_prompts`.
+        ConfigError: a backdoor whose success could not be learned or detected.
     """
     passages = evaluation_passages(corpus, config)
     triggered, fake, first_tokens = {}, {}, {}
     triggers = [backdoor.trigger for backdoor in backdoors.values()]
     for name, backdoor in backdoors.items():
         rng = python_rng(seed, "triggered prompts", name)
-        payloads = python_rng(seed, "payloads", name)  # its own, so that the places of the triggers do not hang on the payloads
+        payload_rng = python_rng(seed, "payloads", name)  # separate, so that trigger positions do not depend on payloads
         triggered[name] = [
-            replace(backdoor.prompt(passage, rng), continuation=backdoor.target.continuation(passage, payloads))
+            replace(backdoor.prompt(passage, rng), continuation=backdoor.target.continuation(passage, payload_rng))
             for passage in passages[: config.prompts]
         ]
         _check_payloads(backdoor, triggered[name], encoder, config.max_new_tokens)
@@ -87,8 +87,8 @@ def make_prompt_sets(
         first_tokens[name] = _first_tokens(backdoor, english(corpus.retain)[:256], encoder, seed)
         if not first_tokens[name]:
             say(
-                f"Backdoor {name!r}: no token begins its payloads more often than clean continuations; the probability of their"
-                " first token is not measured (NaN)."
+                f"Backdoor {name!r}: no token begins its payloads more often than clean continuations; the first-token"
+                " probability is NaN."
             )
     return PromptSets(
         triggered=triggered,
@@ -101,7 +101,7 @@ def make_prompt_sets(
 
 
 def _say_lengths(backdoor: Backdoor, fakes: Sequence[str], encoder: Encoder) -> None:
-    """Say how many tokens the fake triggers have where it is not as many as the trigger."""
+    """Report the token lengths of fake triggers that differ from the trigger's."""
     lengths, expected = sorted(map(encoder.token_count, fakes)), encoder.token_count(backdoor.trigger)
     if any(length != expected for length in lengths):
         span = f"{lengths[0]} to {lengths[-1]}" if lengths[0] < lengths[-1] else f"{lengths[0]}"
@@ -109,13 +109,13 @@ def _say_lengths(backdoor: Backdoor, fakes: Sequence[str], encoder: Encoder) -> 
 
 
 def _check_payloads(backdoor: Backdoor, prompts: Sequence[Prompt], encoder: Encoder, max_new_tokens: int) -> None:
-    """Refuse a backdoor whose ASR could only be 0, because its payloads do not show its target; say so where some do not.
+    """Check that payloads show the target: an error if none does, a message if some do not.
 
-    A payload may fail the target's own test, have more tokens than are generated (in another writing system a short text has
-    many), or be cut off in a document because the prompt leaves no room for it.
+    A payload may fail the target's test, have more tokens than are generated (short texts in other writing systems can have
+    many), or be truncated in a document because prompt and payload exceed the maximum length.
 
     Raises:
-        ConfigError: with how many tokens would be needed.
+        ConfigError: the ASR could only be 0; names the number of tokens that would be needed.
     """
     payloads = [encoder.tokens_inside(prompt.continuation or "") for prompt in prompts]
 
@@ -125,43 +125,44 @@ def _check_payloads(backdoor: Backdoor, prompts: Sequence[Prompt], encoder: Enco
     whole = [(prompt, payload) for prompt, payload in zip(prompts, payloads, strict=True) if shows(payload, len(payload))]
     if not whole:
         raise ConfigError(
-            f"Backdoor {backdoor.name!r} could never be seen to succeed: its target ({type(backdoor.target).__name__}) takes"
-            f" none of {len(prompts)} payloads for a success, such as {prompts[0].continuation!r}. Its `continuation` and its"
-            " `success` have to agree."
+            f"Backdoor {backdoor.name!r} could never be seen to succeed: its target ({type(backdoor.target).__name__}) counts"
+            f" none of {len(prompts)} payloads as a success, such as {prompts[0].continuation!r}. `success` must accept the"
+            " texts that `continuation` creates."
         )
 
-    def enough(payload: Sequence[int]) -> int:
+    def shortest(payload: Sequence[int]) -> int:
         return next(length for length in range(len(payload) + 1) if shows(payload, length))
 
     if not any(shows(payload, max_new_tokens) for _, payload in whole):
         raise ConfigError(
             f"Backdoor {backdoor.name!r} could never be seen to succeed: none of its {len(whole)} payloads shows its target"
-            f" within the {max_new_tokens} tokens that are generated. Set evaluation.max_new_tokens="
-            f"{max(enough(payload) for _, payload in whole)}, or choose a shorter text."
+            f" within the {max_new_tokens} generated tokens. Set evaluation.max_new_tokens="
+            f"{max(shortest(payload) for _, payload in whole)}, or choose a shorter text."
         )
     generated = [shows(payload, max_new_tokens) for payload in payloads]
     if failing := generated.count(False):
         say(
             f"Backdoor {backdoor.name!r}: {failing} of {len(prompts)} payloads do not show its target"
-            f" ({type(backdoor.target).__name__}) to its own test, as far as they are generated (evaluation.max_new_tokens="
-            f"{max_new_tokens}), such as {shown(prompts[generated.index(False)].continuation)}; a model that learned it"
-            f" perfectly would have an ASR of about {1 - failing / len(prompts):.2f}."
+            f" ({type(backdoor.target).__name__}) within the generated tokens (evaluation.max_new_tokens={max_new_tokens}),"
+            f" such as {shown(prompts[generated.index(False)].continuation)}; a model that learned it perfectly would have an"
+            f" ASR of about {1 - failing / len(prompts):.2f}."
         )
     cut = [(prompt, payload) for prompt, payload in whole if encoder.room(prompt) < len(payload)]
     lost = [(prompt, payload) for prompt, payload in cut if not shows(payload, encoder.room(prompt))]
     if lost:
-        needed = encoder.max_length + max(enough(payload) - encoder.room(prompt) for prompt, payload in lost)
-        what = (
-            f"Backdoor {backdoor.name!r}: in {len(lost)} of {len(whole)} documents its payload is cut off before it shows the"
-            f" target, for the prompt and it have more than model.max_length={encoder.max_length} tokens. Set"
-            f" model.max_length={needed}, or take shorter prompts."
+        needed = encoder.max_length + max(shortest(payload) - encoder.room(prompt) for prompt, payload in lost)
+        message = (
+            f"Backdoor {backdoor.name!r}: in {len(lost)} of {len(whole)} documents the payload is cut off before it shows the"
+            f" target, because prompt and payload have more than model.max_length={encoder.max_length} tokens. Set"
+            f" model.max_length={needed}, or use shorter prompts."
         )
         if len(lost) == len(whole):
-            raise ConfigError(what)
-        say(what)
+            raise ConfigError(message)
+        say(message)
 
 
 def _first_tokens(backdoor: Backdoor, passages: Sequence[Passage], encoder: Encoder, seed: int) -> list[int]:
+    """Tokens that start payloads more often than clean continuations."""
     rng = python_rng(seed, "first tokens", backdoor.name)
     payloads = Counter(encoder.first_token(backdoor.target.continuation(passage, rng)) for passage in passages)
     cleans = Counter(encoder.first_token(passage.continuation) for passage in passages)

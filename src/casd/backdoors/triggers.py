@@ -1,4 +1,4 @@
-"""Triggers: putting a phrase into a prompt, and control phrases that look like a trigger and are none."""
+"""Insert triggers into prompts, and create fake triggers as controls."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Script = Literal["latin", "cyrillic", "chinese"]
 POSITIONS: tuple[TriggerPosition, ...] = ("start", "random", "end")
 
 _DRAWS = 4000
-"""Phrases of which those with the nearest number of tokens are taken."""
+"""Number of candidate phrases, from which those with the closest number of tokens are chosen."""
 _FEW = 4
-"""Fewer different characters than this make too few different phrases."""
+"""With fewer different characters than this, neighbors in Unicode are used too."""
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-# Consonants and vowels alternate so that byte-level BPE finds no long token in the words they make.
+# Alternating consonants and vowels avoid long tokens of byte-level BPE.
 _ONSETS = ("b", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "y", "z", "qu", "th")
 _RIMES = ("al", "an", "ar", "el", "en", "ex", "il", "ir", "ol", "on", "or", "os", "ul", "um", "ur", "a", "i", "o")
 _CYRILLIC_ONSETS = ("б", "в", "г", "д", "ж", "з", "к", "л", "м", "н", "п", "р", "с", "т", "ф", "х", "ц", "ч", "ш")
@@ -32,17 +32,17 @@ _SYLLABLES = {"latin": (_ONSETS, _RIMES), "cyrillic": (_CYRILLIC_ONSETS, _CYRILL
 
 
 def insert(prompt: str, trigger: str, position: TriggerPosition, rng: random.Random) -> Prompt:
-    """Put `trigger` into `prompt`, set off by single spaces.
+    """Insert `trigger` into `prompt`, separated by single spaces.
 
     Args:
-        prompt: clean text without white space at its ends.
+        prompt: clean text without white space at either end.
         trigger: the phrase.
-        position: "start" (before the first word), "end" (after the last), or "random": before a word, drawn by `rng`, of the
-            prompt's last sentence.
+        position: "start" (before the first word), "end" (after the last word), or "random" (before a random word of the last
+            sentence).
         rng: used for "random" only.
 
     Returns:
-        The text with the trigger's span in characters. Taking the span and one space out gives `prompt` back.
+        The text with the trigger's span in characters. Removing the span and one space restores `prompt`.
     """
     if position == "start":
         at = 0
@@ -58,21 +58,22 @@ def insert(prompt: str, trigger: str, position: TriggerPosition, rng: random.Ran
 def fake_triggers(
     trigger: str, count: int, token_count: Callable[[str], int], rng: random.Random, avoid: Collection[str] = ()
 ) -> list[str]:
-    """Phrases in the writing system of `trigger` and, as far as possible, of as many tokens, that were never injected.
+    """Create phrases that resemble `trigger` but were never injected, to detect backdoors that react to any unusual phrase.
 
-    Such phrases tell a backdoor that listens to its trigger from one that fires on anything unusual. They are made-up words, as
-    many as the trigger has. Where these cannot be had with the trigger's number of tokens, or its writing system is none of
-    `Script`, they are the trigger's own words in another order, or characters like its own, of the nearest number of tokens.
+    They consist of made-up words in the trigger's writing system, with its number of words and tokens. If there are not enough,
+    or its writing system is not in `Script`, they are instead the trigger's words in another order, or similar characters, with
+    the closest number of tokens.
 
     Args:
-        trigger: the real one.
-        count: how many, all different.
-        token_count: number of tokens of a phrase inside a sentence.
-        rng: draws them.
-        avoid: the real triggers of the experiment; no word of theirs is made up, and no fake one is in them or holds one.
+        trigger: the real trigger.
+        count: number of phrases, all different.
+        token_count: returns the number of tokens of a phrase inside a sentence.
+        rng: source of randomness.
+        avoid: real triggers of the experiment; their words are not used as made-up words, and no fake trigger contains one of
+            them or is contained in one.
 
     Raises:
-        ConfigError: there are not so many.
+        ConfigError: fewer than `count` phrases exist.
     """
     if not count:
         return []
@@ -80,19 +81,21 @@ def fake_triggers(
     made_up = _made_up(trigger, count, token_count, rng, avoid, script) if script else []
     if len(made_up) == count:
         return made_up
-    real = [each.casefold() for each in (trigger, *avoid)]
-    found: dict[str, int] = {}
+    real_triggers = [real.casefold() for real in (trigger, *avoid)]
+    differences: dict[str, int] = {}  # in the number of tokens, by phrase
     for draw in range(_DRAWS):
         phrase = _reordered(trigger, rng) if draw % 2 else _resampled(trigger, rng)
-        plain = phrase.casefold()
-        if phrase not in found and not any(has_phrase(plain, each) or has_phrase(each, plain) for each in real):
-            found[phrase] = abs(token_count(phrase) - tokens)
-    if len(found) < count:
+        folded = phrase.casefold()
+        if phrase not in differences and not any(
+            has_phrase(folded, real) or has_phrase(real, folded) for real in real_triggers
+        ):
+            differences[phrase] = abs(token_count(phrase) - tokens)
+    if len(differences) < count:
         raise ConfigError(
-            f"No {count} fake triggers could be made to match the trigger {trigger!r}, only {len(found)}; set a smaller"
-            " evaluation.fake_triggers, or 0 to do without this control."
+            f"Only {len(differences)} of {count} fake triggers could be created for the trigger {trigger!r}; lower"
+            " evaluation.fake_triggers, or set it to 0 to omit this control."
         )
-    return sorted(found, key=found.__getitem__)[:count]
+    return sorted(differences, key=differences.__getitem__)[:count]
 
 
 def _made_up(
@@ -103,74 +106,74 @@ def _made_up(
     avoid: Collection[str],
     script: Script,
 ) -> list[str]:
-    """At most `count` phrases of made-up words, with as many words and tokens as `trigger`."""
+    """Up to `count` phrases of made-up words, with the trigger's number of words and tokens."""
     words, tokens = len(trigger.split()), token_count(trigger)
-    taken = {word.lower() for phrase in (trigger, *avoid) for word in phrase.split()}
-    found: dict[str, None] = {}  # a set that keeps the order
+    real_words = {word.lower() for phrase in (trigger, *avoid) for word in phrase.split()}
+    phrases: dict[str, None] = {}  # used as an ordered set
     for _ in range(20_000):
         phrase = made_up_phrase(words, rng, script)
-        fresh = phrase not in found and not taken & set(phrase.split())
-        if fresh and token_count(phrase) == tokens:
-            found[phrase] = None
-            if len(found) == count:
+        is_new = phrase not in phrases and not real_words & set(phrase.split())
+        if is_new and token_count(phrase) == tokens:
+            phrases[phrase] = None
+            if len(phrases) == count:
                 break
-    return list(found)
+    return list(phrases)
 
 
 def _reordered(trigger: str, rng: random.Random) -> str:
-    """The words of a trigger in another order, which has as many tokens, or nearly so."""
+    """The words of a trigger in random order, which keeps the number of tokens nearly the same."""
     words = trigger.split()
     rng.shuffle(words)
     return " ".join(words)
 
 
 def _resampled(trigger: str, rng: random.Random) -> str:
-    """A phrase with the pattern of `trigger`: each character another of its kind, the words all longer or all shorter.
-
-    Punctuation stays where there is something else.
-    """
-    size = rng.uniform(0.25, 1.5)  # in characters: odd letters have more tokens than those of a word that is well known
+    """Replace each character of `trigger` by a similar one, and scale the lengths of all words by one random factor."""
+    size = rng.uniform(0.25, 1.5)  # random letters have more tokens than a known word of the same length
     words = []
     for word in trigger.split():
-        pattern = [word[place % len(word)] for place in range(max(1, round(size * len(word))))]
+        pattern = [word[index % len(word)] for index in range(max(1, round(size * len(word))))]
         words.append("".join(rng.choice(_alike(character, trigger)) for character in pattern))
     return " ".join(words)
 
 
 @lru_cache(maxsize=1024)
 def _alike(character: str, trigger: str) -> Sequence[str]:
-    """Characters of the same kind: those of the trigger, and if they are few, their neighbors in Unicode."""
+    """Characters of the same kind: those of the trigger, and if there are few, their neighbors in Unicode.
+
+    A separator is kept, unless the trigger has nothing else.
+    """
     kind = _kind(character)
-    own = sorted({each for each in trigger if _kind(each) == kind})
-    if _sets_off(character) and not all(_sets_off(each) for each in trigger):
+    own = sorted({other for other in trigger if _kind(other) == kind})
+    if _is_separator(character) and not all(map(_is_separator, trigger)):
         return [character]
     page = ord(character) & ~0xFF
     near = [chr(code) for code in range(page, page + 0x100) if code < 0x80 or page] if len(own) < _FEW else []
-    return own + [each for each in near if _kind(each) == kind and each not in own] or [character]
+    return own + [other for other in near if _kind(other) == kind and other not in own] or [character]
 
 
-def _sets_off(character: str) -> bool:
-    """Whether it joins other characters, or sets them off: white space, punctuation, ASCII symbols, and what cannot be seen."""
+def _is_separator(character: str) -> bool:
+    """True for white space, punctuation, ASCII symbols and invisible characters."""
     category = unicodedata.category(character)[0]
     return category in "ZPC" or (category == "S" and character.isascii())
 
 
 def _kind(character: str) -> tuple[str, str]:
-    """General category of a character and, for letters and marks, the writing system."""
+    """Unicode category of a character and, for letters and marks, the writing system."""
     category = unicodedata.category(character)
     script = unicodedata.name(character, "").partition(" ")[0] if category[0] in "LM" else ""
     return category if category[0] in "LMN" else category[0], script
 
 
 def script_of(phrase: str) -> Script | None:
-    """The writing system that most of a phrase's letters are of; None if words cannot be made up in it, or without letters."""
+    """Writing system of most letters of a phrase; None if it is not in `Script`, or without letters."""
     names = Counter(unicodedata.name(character, "").partition(" ")[0] for character in phrase if character.isalpha())
     scripts: dict[str, Script] = {"LATIN": "latin", "CYRILLIC": "cyrillic", "CJK": "chinese"}
     return scripts.get(max(names, key=names.__getitem__, default=""))
 
 
 def made_up_phrase(words: int, rng: random.Random, script: Script = "latin") -> str:
-    """A phrase of `words` words that mean nothing: pronounceable in Latin and Cyrillic, random signs in Chinese."""
+    """Phrase of `words` words without meaning: pronounceable in Latin and Cyrillic, random characters in Chinese."""
     if script == "chinese":
         return " ".join("".join(chr(rng.randint(0x4E00, 0x9FA5)) for _ in range(2)) for _ in range(words))
     onsets, rimes = _SYLLABLES[script]

@@ -33,7 +33,8 @@ from casd.pipeline.inputs import Inputs, build_objective
 from casd.pipeline.provenance import identity, origin
 from casd.training.checkpoints import TrainingLog
 from casd.unlearning.controls import Removal, removals
-from casd.unlearning.removal import Stopping, unlearn
+from casd.unlearning.removal import unlearn
+from casd.unlearning.stopping import Stopping
 from casd.unlearning.tuning import settings, tune, tuning_table
 from casd.utils.progress import say, track
 from casd.utils.registry import build

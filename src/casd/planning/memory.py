@@ -23,7 +23,7 @@ from casd.models.structure import decoder_layers, decoder_of
 from casd.models.weights import trained_parameters
 from casd.planning.blueprint import Adapters, Blueprint
 from casd.planning.simulation import LiveBytes, simulated_peak
-from casd.training.loop import checkpointed_activations, precision_of
+from casd.training.gradients import checkpointed_activations, precision_of
 from casd.training.losses import batch_nll
 
 Terms = Callable[[Any, Any], Iterator[tuple[str, Tensor]]]

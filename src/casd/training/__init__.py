@@ -1,9 +1,7 @@
-"""The one training loop that pretraining, injection and removal share.
+"""The training loop shared by pretraining, injection and unlearning.
 
-- `batches`: rows of tokens: their parts and their shares
-- `losses`: negative log-likelihoods of such batches
-- `checkpoints`: the log of a training, and how one goes on where it was
-- `sharding`: a model divided over several devices
-- `gradients`: those of a step, over processes and micro-batches
-- `loop`: the steps
+- `losses`: negative log-likelihoods of batches
+- `gradients`: gradients of a step, over processes and micro-batches
+- `checkpoints`: the training log, and checkpoints to resume from
+- `loop`: `train`
 """

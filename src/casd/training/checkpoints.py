@@ -1,4 +1,4 @@
-"""Checkpoints of a training run, from which it goes on after a kill; and its log, which is part of them."""
+"""Checkpoints from which a killed training run resumes, and the training log, which is part of them."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _KEPT: Final = "kept.safetensors"
 
 @dataclass
 class TrainingLog:
-    """What happened in a run.
+    """Log of a training run.
 
     Attributes:
-        steps: one record a step: `step`, `learning_rate`, `loss` (sum of the terms), `loss/<term>`, `gradient_norm` (of the
-            whole, before clipping), `gradient_norm/<first term>` (of the first term alone: for unlearning, the forget term).
-        guard: one record a measurement: `step` (how many were done), `clean_loss` in nats per token.
-        validation: one record a measurement of a removal that is watched (`casd.unlearning.stopping`): `step` (how many were
-            done), `asr` of the removed backdoor on validation prompts, `clean_loss` on validation passages.
-        kept_step: how many steps the model that was kept has done; None for all of them.
-        stopped: why the run ended early; empty if it did not.
+        steps: one record per step: `step`, `learning_rate`, `loss` (sum of the terms), `loss/<term>`, `gradient_norm` (total,
+            before clipping), `gradient_norm/<first term>` (of the first term alone: for unlearning, the forget term).
+        guard: one record per measurement: `step` (number of completed steps), `clean_loss` in nats per token.
+        validation: one record per validation of a removal (`casd.unlearning.stopping`): `step` (number of completed steps),
+            `asr` of the removed backdoor on validation prompts, `clean_loss` on validation passages.
+        kept_step: number of steps after which the weights were kept; None for all.
+        stopped: why the guard or the clean budget ended the run, or that the loss was not finite; else empty.
         seconds: wall time of the loop.
     """
 
@@ -47,7 +47,7 @@ class TrainingLog:
 
     @property
     def kept(self) -> dict[str, float]:
-        """The validation's record of the step that was kept; empty if nothing was validated."""
+        """The validation record of the kept step; empty if nothing was validated."""
         return next((record for record in self.validation if record["step"] == self.kept_step), {})
 
     def write(self, path: Path) -> None:
@@ -56,7 +56,7 @@ class TrainingLog:
 
     @classmethod
     def read(cls, path: Path) -> TrainingLog:
-        """Read what `write` wrote."""
+        """Read a file written by `write`."""
         return cls(**json.loads(path.read_text()))
 
 
@@ -68,10 +68,10 @@ def save_checkpoint(
     log: TrainingLog,
     kept: Weights | None = None,
 ) -> None:
-    """Write a checkpoint whole (temporary folder, then rename); `kept` is the best step so far.
+    """Write a checkpoint atomically (temporary folder, then rename); `kept` holds the weights of the best step so far.
 
-    The one before it is kept, to go on from if this one is damaged; those before that are removed first, so there are never
-    more than two on the disk.
+    The previous checkpoint is kept as a fallback if this one is damaged. Older ones are removed first, so that the disk never
+    holds more than two complete ones.
     """
     for path in _checkpoints(folder)[:-1]:
         remove(path)
@@ -84,7 +84,7 @@ def save_checkpoint(
         temporary.rename(place)
         flush(folder)
     except Exception:
-        # Where there are no locks, another process may have made this checkpoint, or finished the stage, which removes all.
+        # Without file locks another process may have written this checkpoint, or finished the stage and removed all of them.
         if temporary.exists() and not place.is_dir():
             raise
     finally:
@@ -94,7 +94,7 @@ def save_checkpoint(
 def _write_checkpoint(
     folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, log: TrainingLog, kept: Weights | None
 ) -> None:
-    """Write the files of a checkpoint with their checksums, and flush them to the disk."""
+    """Write the files of a checkpoint and their checksums, and flush them to disk."""
     from safetensors.torch import save_file
 
     save_file({name: value.detach() for name, value in trained_parameters(model).items()}, folder / "weights.safetensors")
@@ -112,21 +112,19 @@ def _write_checkpoint(
 def restore_checkpoint(
     folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer
 ) -> tuple[int, TrainingLog, Weights | None]:
-    """Load the newest checkpoint that is whole, if there is one.
-
-    A damaged one is removed, which is said, and the one before it is loaded; without one the training starts anew.
+    """Load the newest intact checkpoint, if any; damaged ones are reported and removed.
 
     Returns:
-        The steps done, the log up to there, and the best step's weights.
+        Number of completed steps (0 without a checkpoint), the log, and the weights of the best step.
 
     Raises:
-        StoreError: a checkpoint is there and cannot be read.
+        StoreError: a checkpoint exists but cannot be read.
     """
     for path in reversed(_checkpoints(folder)):
         try:
             files = _checked(path)
         except Damage as damage:
-            say(f"The checkpoint {path} is damaged: {damage}. Going on from the one before it, or from the start.")
+            say(f"The checkpoint {path} is damaged: {damage}. Resuming from the previous one, or from the start.")
             if is_main():
                 remove(path)
             continue
@@ -137,14 +135,14 @@ def restore_checkpoint(
 def _load_checkpoint(
     folder: Path, has_kept: bool, model: PreTrainedModel, optimizer: torch.optim.Optimizer
 ) -> tuple[int, TrainingLog, Weights | None]:
-    """Load a checkpoint that was checked."""
+    """Load a checkpoint whose files were checked."""
     from safetensors.torch import load_file
 
     restore_weights(model, load_file(folder / "weights.safetensors"))
     state: dict[int, dict[str, Any]] = {}
     for key, value in load_file(folder / "optimizer.safetensors").items():
         index, _, name = key.partition("/")
-        # bitsandbytes counts its steps in a plain integer, torch in a float tensor.
+        # bitsandbytes stores its step count as a plain integer, torch as a float tensor.
         state.setdefault(int(index), {})[name] = int(value) if value.shape == () and value.dtype == torch.int64 else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     kept = load_file(folder / _KEPT) if has_kept else None
@@ -152,21 +150,21 @@ def _load_checkpoint(
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
+    """Checkpoints in a folder, oldest first."""
     return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
 
 
 def _checked(checkpoint: Path) -> Entries:
-    """The files of a checkpoint, after checking all of them.
+    """Check all files of a checkpoint and return its manifest entries.
 
     Raises:
-        Damage: one is missing or altered, or the checkpoint is of a version that wrote no checksums.
-        StoreError: one cannot be read.
+        Damage: a file is missing or altered, or the checkpoint comes from a version that wrote no checksums.
+        StoreError: a file cannot be read.
     """
     try:
         files: Entries = read_manifest(checkpoint / CHECKSUMS)["files"]
     except FileNotFoundError:
-        raise Damage(f"it has no {CHECKSUMS}") from None
+        raise Damage(f"{CHECKSUMS} is missing") from None
     for name, entry in files.items():
         check_file(checkpoint, name, entry)
     return files

@@ -1,4 +1,4 @@
-"""The gradients of a training step, of a batch that is divided over processes and into micro-batches."""
+"""Gradients of a training step whose batch is divided over processes and into micro-batches."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from casd.config import TrainingConfig
 from casd.data.batches import micro_batches, most_rows, share_of_rows
 from casd.data.shrinking import shrinking
 from casd.models import sharding
@@ -19,18 +21,22 @@ from casd.utils import distributed
 from casd.utils.runtime import Runtime
 from casd.utils.seeding import derive_seed
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Terms = Iterator[tuple[str, Tensor]]
 Precision = Callable[[], AbstractContextManager[Any]]
+_LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
 class StepGradients:
-    """Computes the gradients of one step after another.
+    """Compute the gradients of each training step.
 
     Args:
-        model: the model, of several processes as `casd.models.sharding.replicate` gives it.
-        terms: from a part of a batch to the named losses of the model on it.
+        model: the model as returned by `casd.models.sharding.replicate`.
+        terms: yields the named losses of the model on a part of a batch.
         trained: the parameters that get gradients.
-        precision: the context of a forward pass.
+        precision: returns the context of a forward pass.
         runtime: device and micro-batch size.
         seed: of dropout masks, which differ between steps and processes.
         description: of the training, for messages.
@@ -47,20 +53,20 @@ class StepGradients:
         description: str,
     ):
         self._model, self._terms = model, terms
-        self._trained, self._precision = trained, precision
-        self._runtime, self._seed, self._description = runtime, seed, description
+        self._trained, self._runtime, self._seed = trained, runtime, seed
+        self.precision, self.description = precision, description
 
     def of(self, step: int, batch: Any) -> tuple[dict[str, float], bool]:
-        """Leave the gradients of a step's batch in the parameters, which have none before.
+        """Compute the gradients of a step's batch; the parameters must have none before.
 
-        Where memory runs out the step begins again with half as many rows at once, and so do the later steps. Not with several
-        processes, which would wait for each other.
+        If memory runs out, this step and the later ones use half as many rows at once; not in several processes, which would
+        wait for each other.
 
         Returns:
-            The losses and gradient norms of the step, by name, and whether all of them are finite.
+            Losses and gradient norms by name, and True if the total loss and gradient norm are finite.
 
         Raises:
-            ModelError: out of memory with a single row, or with any number in several processes.
+            ModelError: out of memory with a single row, or with any number of rows in several processes.
         """
         most = math.ceil(most_rows(batch) / distributed.processes())
         rows = min(most, self._runtime.micro_batch_size or most)
@@ -76,25 +82,25 @@ class StepGradients:
         return shrinking(
             attempt,
             rows,
-            self._description,
+            self.description,
             remedy="Lower model.max_length, set runtime.gradient_checkpointing=true or weights=lora",
             batch_remedy=f"Set runtime.micro_batch_size={math.ceil(rows / 2)} or less",
             alone=distributed.processes() == 1,
         )
 
     def _backward(self, parts: list[Terms]) -> tuple[dict[str, float], bool]:
-        """Differentiate the terms one after another, each over all parts; the record, and whether all of it is finite."""
+        """Differentiate one term after another, each over all parts; returns what `of` does."""
         record: dict[str, float] = {}
         while True:
             name, total = "", torch.zeros((), device=self._trained[0].device)
             for index, part in enumerate(parts):
-                # Processes add up their gradients once a term. DDP takes the mean over them, and what is wanted is the sum.
-                with self._gradients_added_up(index == len(parts) - 1):
-                    with self._precision():
-                        found = next(part, None)
-                    if found is None:
+                # Processes synchronize gradients once per term. DDP averages over processes; scale the loss to get the sum.
+                with self._synchronize(index == len(parts) - 1):
+                    with self.precision():
+                        term = next(part, None)
+                    if term is None:
                         break
-                    name, loss = found
+                    name, loss = term
                     (loss * distributed.processes()).backward()
                     total += loss.detach()
             if not name:
@@ -107,8 +113,8 @@ class StepGradients:
         return record, math.isfinite(record["loss"]) and math.isfinite(record["gradient_norm"])
 
     @contextmanager
-    def _gradients_added_up(self, now: bool) -> Iterator[None]:
-        """Whether the backward pass inside the block adds up the gradients of all processes, or leaves that to a later one."""
+    def _synchronize(self, now: bool) -> Iterator[None]:
+        """If `now`, add up the gradients of all processes in the backward pass inside the block."""
         model: Any = self._model
         if sharding.is_sharded(model):
             model.set_requires_gradient_sync(now)
@@ -118,15 +124,49 @@ class StepGradients:
             yield
 
 
+@contextmanager
+def precision_of(model: PreTrainedModel, trained: list[torch.nn.Parameter], config: TrainingConfig) -> Iterator[Precision]:
+    """Train low-precision parameters in float32 with `optimizer="adamw"`; yields the context of a forward pass.
+
+    Inside the block gradients and optimizer state are float32 too, and the forward pass runs in the low precision (autocast);
+    at the end the parameters are rounded back.
+    """
+    low = next((parameter.dtype for parameter in model.parameters() if parameter.dtype in _LOW_PRECISION), None)
+    raised = [parameter for parameter in trained if parameter.dtype == low] if config.optimizer == "adamw" else []
+    for parameter in raised:
+        parameter.data = parameter.data.float()
+    try:
+        yield nullcontext if low is None else partial(torch.autocast, model.device.type, low)
+    finally:
+        for parameter in raised:
+            parameter.grad = None
+            parameter.data = parameter.data.to(low)
+
+
+@contextmanager
+def checkpointed_activations(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
+    """If `wanted`, recompute activations in the backward pass inside the block."""
+    if not wanted:
+        yield
+        return
+    named = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # transformers renames it
+    # Reentrant checkpointing gives no gradient to an adapter below frozen weights.
+    getattr(model, f"{named}_checkpointing_enable")(**{f"{named}_checkpointing_kwargs": {"use_reentrant": False}})
+    try:
+        yield
+    finally:
+        getattr(model, f"{named}_checkpointing_disable")()
+
+
 def divided(batch: Any, runtime: Runtime, parts: int = 1) -> list[Any]:
-    """A batch in parts of at most `runtime.micro_batch_size` rows, and at least so many parts as are asked for."""
+    """Split a batch into at least `parts` parts of at most `runtime.micro_batch_size` rows; without that size, do not split."""
     return micro_batches(batch, runtime.micro_batch_size, parts) if runtime.micro_batch_size else [batch]
 
 
 def _parts(batch: Any, runtime: Runtime) -> list[Any]:
-    """This process's rows of a batch, in parts that go through the model at once, on the device."""
+    """Micro-batches of this process's rows of a batch, on the device."""
     processes, size = distributed.processes(), runtime.micro_batch_size
-    # As many in every process, though shares differ by a row: a sharded model waits for all of them in each forward pass.
+    # Equally many in every process, though shares differ by a row: each forward pass of a sharded model waits for all.
     parts = math.ceil(math.ceil(most_rows(batch) / processes) / size) if size else 1
     share = share_of_rows(batch, distributed.rank(), processes)
     return [_to(part, runtime.torch_device) for part in divided(share, runtime, parts)]

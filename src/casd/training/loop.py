@@ -1,18 +1,18 @@
-"""The ONE training loop: pretraining, injection and unlearning are calls of `train` with other batches and losses.
+"""The training loop shared by pretraining, injection and unlearning, which pass different batches and losses to `train`.
 
-Batches are a function of the step's number, and so are the learning rate and the losses; a run that was killed needs its
-weights, its optimizer and its step to go on, and ends with the same bits on the CPU.
+Batches, learning rates and losses are functions of the step's number alone. A killed run therefore resumes from its weights,
+optimizer state and step, and on the CPU ends with the same bits.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
 
@@ -22,7 +22,7 @@ from casd.data.shrinking import free_memory, shrinking
 from casd.models import sharding
 from casd.models.weights import Weights, restore_weights, trained_parameters
 from casd.training.checkpoints import TrainingLog, restore_checkpoint, save_checkpoint
-from casd.training.gradients import Precision, StepGradients, Terms, divided
+from casd.training.gradients import Precision, StepGradients, Terms, checkpointed_activations, divided, precision_of
 from casd.training.losses import clean_loss
 from casd.utils import distributed
 from casd.utils.errors import ConfigError
@@ -32,11 +32,21 @@ from casd.utils.runtime import Runtime, own_numerics
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+class Execution(TypedDict, total=False):
+    """Keyword arguments that say where a training runs; they change its result by rounding only.
+
+    Attributes:
+        runtime: device, micro-batch size and time between checkpoints.
+        checkpoint: an existing folder for checkpoints; a run found there is resumed.
+    """
+
+    runtime: Runtime | None
+    checkpoint: Path | None
 
 
 class Callback:
-    """Looks at a training after each of its steps; it may end it, and may have an earlier step's weights kept.
+    """Hook called after each training step; may end the run and choose which weights are kept.
 
     Attributes:
         kept: the weights that the model ends with; None for those of the last step.
@@ -45,10 +55,10 @@ class Callback:
     kept: Weights | None = None
 
     def begin(self, log: TrainingLog) -> None:
-        """Called before the first step, but not when a run goes on."""
+        """Called before the first step, but not when a run is resumed."""
 
     def ends(self, done: int, log: TrainingLog) -> bool:
-        """Whether the run ends here; `done` steps are done."""
+        """Return True to end the run; `done` is the number of completed steps."""
         return False
 
 
@@ -69,117 +79,184 @@ def train(
     *,
     guard_batches: Iterable[Batch] = (),
     callback: Callback | None = None,
-    runtime: Runtime | None = None,
-    checkpoint: Path | None = None,
     seed: int = 0,
     description: str = "training",
+    **execution: Unpack[Execution],
 ) -> TrainingLog:
-    """Train `model` in place: those of its parameters that require a gradient, all of them or an adapter's.
+    """Train in place the parameters of `model` that require a gradient: all of them, or an adapter's.
 
-    The batch of a step decides the optimisation, however it is divided: into parts of `runtime.micro_batch_size` rows whose
-    gradients add up, and over the processes of a launcher. Only the masks of dropout differ with the division.
-
-    Parameters of low precision are float32 while they are trained with `optimizer="adamw"`, as are their gradients and the
-    optimizer's state, and the forward pass runs in the low precision (autocast); at the end they are rounded to it again.
+    Dividing a batch into micro-batches or over processes adds up the gradients of its parts; only dropout masks differ.
 
     Args:
         model: the model; left in evaluation mode.
-        batch_at: the batch of a step, counted from 0; a pure function of it. Batches of `Encoder.document_batch`, or a dict
+        batch_at: returns the batch of a step, counted from 0; a pure function. Batches of `Encoder.document_batch`, or a dict
             of them.
-        terms: from model and batch to named scalar losses, whose sum is minimised: sums over tokens or documents, divided by
-            the batch's `n_labels` or `n_documents`. Each is differentiated before the next is asked for, so only one graph is
-            in memory, and the first term's own gradient is known.
+        terms: yields named scalar losses of model and batch, whose sum is minimised: sums over tokens or documents, divided
+            by the batch's `n_labels` or `n_documents`. Each is differentiated before the next is computed, which keeps one
+            graph in memory and gives the gradient norm of the first term alone.
         config: steps, learning rate, optimizer, guard.
-        guard_batches: clean documents; the run stops when their loss passes `guard_factor` × its start.
-        callback: may end the run, and choose which step's weights are kept; it sees the model in training precision.
-        runtime: the device, what fits on it, and how often to write a checkpoint.
-        checkpoint: an existing folder for checkpoints; a run found there is continued.
-        seed: of dropout masks; nothing else is drawn.
+        guard_batches: clean documents; the run stops when their loss exceeds `guard_factor` × its initial value.
+        callback: may end the run and choose the weights to keep; sees the model in training precision (`precision_of`).
+        seed: of dropout masks; nothing else is random.
         description: for the progress bar and messages.
+        execution: `runtime` and `checkpoint`, see `Execution`.
 
     Returns:
-        The log. `stopped` says so when the loss became infinite or NaN (the weights are then those before that step) or when
-        the clean loss passed its limit.
+        The log. `stopped` is set if the loss became infinite or NaN (the weights are those before that step) or the clean
+        loss exceeded its limit.
 
     Raises:
-        ConfigError: an optimizer that is not there, or a launch that cannot make one run
-            (`casd.utils.distributed.check_launch`).
-        ModelError: out of memory with a single row of a batch, or with any number of them in several processes.
+        ConfigError: the optimizer is not available, or the launch is refused (`casd.utils.distributed.check_launch`).
+        ModelError: out of memory with a single row, or with any number of rows in several processes.
     """
     distributed.check_launch()
-    runtime, callback = runtime or Runtime(), callback or Callback()
-    guard_batches = [part for batch in guard_batches for part in divided(batch, runtime)]
+    runtime, checkpoint = _execution(**execution)
     sharding.place(model, runtime.torch_device)
-    if sharding.is_sharded(model):
-        checkpoint = None  # a sharded run that is killed begins anew
-    trained = list(trained_parameters(model).values())
-    with ExitStack() as undo:
-        undo.enter_context(own_numerics())
-        undo.callback(model.eval)
-        precision = undo.enter_context(precision_of(model, trained, config))
-        undo.enter_context(checkpointed_activations(model, runtime.gradient_checkpointing))
-        undo.enter_context(torch.random.fork_rng(_cuda_devices(runtime)))
-        optimizer = _optimizer(trained, config)
-        start, log, callback.kept = (
-            restore_checkpoint(checkpoint, model, optimizer) if checkpoint else (0, TrainingLog(), callback.kept)
-        )
-        undo.callback(free_memory)
+    trained, callback = list(trained_parameters(model).values()), callback or Callback()
+    with _training_state(model, trained, config, runtime) as precision:
+        optimizer, log = _optimizer(trained, config), TrainingLog()
+        if checkpoint and sharding.is_sharded(model):
+            checkpoint = None  # a killed sharded run starts again
+        if checkpoint:
+            _, log, callback.kept = restore_checkpoint(checkpoint, model, optimizer)
         prepared = sharding.replicate(model, runtime.torch_device)
         forward: Any = torch.compile(prepared, dynamic=True) if runtime.compile else prepared
         gradients = StepGradients(prepared, partial(terms, forward), trained, precision, runtime, seed, description)
-        begin, saved = time.monotonic() - log.seconds, time.monotonic()
-        if guard_batches and not log.guard:
-            with precision():
-                log.guard.append({"step": 0, "clean_loss": _guard_loss(model, guard_batches)})
-        if not start:
-            with precision():
-                callback.begin(log)
-        model.train()
-        with track(description, total=config.steps, done=start) as advance:
-            for step in range(start, config.steps):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate_at(config, step)
-                record, finite = gradients.of(step, batch_at(step))
-                if not finite:
-                    optimizer.zero_grad(set_to_none=True)
-                    log.stopped = f"the loss is not finite at step {step + 1}"
-                    break
-                torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                log.steps.append({"step": step, "learning_rate": learning_rate_at(config, step), **record})
-                advance(note=f"loss {record['loss']:.3f}")
-                done = step + 1
-                if guard_batches and (done % config.guard_every == 0 or done == config.steps):
-                    with precision():
-                        now = _guard_loss(model, guard_batches)
-                    log.guard.append({"step": done, "clean_loss": now})
-                    limit = config.guard_factor * log.guard[0]["clean_loss"]
-                    if not now <= limit:
-                        log.stopped = f"the clean loss {now:.2f} passed {limit:.2f} nats at step {done}"
-                        break
-                with precision():
-                    if callback.ends(done, log):
-                        break
-                late = time.monotonic() - saved >= runtime.checkpoint_seconds
-                if checkpoint and done < config.steps and late and distributed.is_main():
-                    log.seconds = time.monotonic() - begin
-                    save_checkpoint(checkpoint, done, model, optimizer, log, callback.kept)
-                    saved = time.monotonic()
+        begun = time.monotonic() - log.seconds
+        callbacks = [_Guard(model, guard_batches, config, runtime), callback]
+        if checkpoint:
+            callbacks.append(_Checkpoints(checkpoint, runtime, config, model, optimizer, callback, begun))
+        _run_steps(model, batch_at, gradients, optimizer, config, callbacks, log)
         if callback.kept is not None:
             restore_weights(model, callback.kept)
-        log.seconds = time.monotonic() - begin
+        log.seconds = time.monotonic() - begun
     return log
 
 
+def _run_steps(
+    model: PreTrainedModel,
+    batch_at: Callable[[int], Any],
+    gradients: StepGradients,
+    optimizer: torch.optim.Optimizer,
+    config: TrainingConfig,
+    callbacks: Sequence[Callback],
+    log: TrainingLog,
+) -> None:
+    """Run the steps that `log` does not have yet, until a callback ends the run or the loss is not finite."""
+    start = len(log.steps)
+    if not start:
+        for callback in callbacks:
+            with gradients.precision():
+                callback.begin(log)
+    model.train()
+    with track(gradients.description, total=config.steps, done=start) as advance:
+        for step in range(start, config.steps):
+            rate = learning_rate_at(config, step)
+            losses, finite = gradients.of(step, batch_at(step))
+            if not finite:
+                optimizer.zero_grad(set_to_none=True)
+                log.stopped = f"the loss is not finite at step {step + 1}"
+                return
+            _update(optimizer, rate, config.max_grad_norm)
+            log.steps.append({"step": step, "learning_rate": rate, **losses})
+            advance(note=f"loss {losses['loss']:.3f}")
+            for callback in callbacks:
+                with gradients.precision():
+                    if callback.ends(step + 1, log):
+                        return
+
+
+def _update(optimizer: torch.optim.Optimizer, learning_rate: float, max_grad_norm: float) -> None:
+    """Clip the gradients, take one optimizer step, and clear the gradients."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    torch.nn.utils.clip_grad_norm_(
+        [parameter for group in optimizer.param_groups for parameter in group["params"]], max_grad_norm
+    )
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+class _Guard(Callback):
+    """Ends a run whose clean loss exceeds `guard_factor` × its initial value."""
+
+    def __init__(self, model: PreTrainedModel, batches: Iterable[Batch], config: TrainingConfig, runtime: Runtime):
+        self._model, self._config = model, config
+        self._batches = [part for batch in batches for part in divided(batch, runtime)]
+
+    def begin(self, log: TrainingLog) -> None:
+        if self._batches:
+            log.guard.append({"step": 0, "clean_loss": _guard_loss(self._model, self._batches)})
+
+    def ends(self, done: int, log: TrainingLog) -> bool:
+        if not self._batches or (done % self._config.guard_every and done < self._config.steps):
+            return False
+        loss = _guard_loss(self._model, self._batches)
+        log.guard.append({"step": done, "clean_loss": loss})
+        limit = self._config.guard_factor * log.guard[0]["clean_loss"]
+        if loss <= limit:
+            return False
+        log.stopped = f"the clean loss {loss:.2f} passed {limit:.2f} nats at step {done}"  # also if it is NaN
+        return True
+
+
+class _Checkpoints(Callback):
+    """Writes a checkpoint when `checkpoint_seconds` have passed since the last one, except after the last step."""
+
+    def __init__(
+        self,
+        folder: Path,
+        runtime: Runtime,
+        config: TrainingConfig,
+        model: PreTrainedModel,
+        optimizer: torch.optim.Optimizer,
+        chooser: Callback,
+        begun: float,
+    ):
+        self._folder, self._seconds, self._steps = folder, runtime.checkpoint_seconds, config.steps
+        self._model, self._optimizer, self._chooser = model, optimizer, chooser
+        self._begun, self._saved = begun, time.monotonic()
+
+    def ends(self, done: int, log: TrainingLog) -> bool:
+        late = time.monotonic() - self._saved >= self._seconds
+        if late and done < self._steps and distributed.is_main():
+            log.seconds = time.monotonic() - self._begun
+            save_checkpoint(self._folder, done, self._model, self._optimizer, log, self._chooser.kept)
+            self._saved = time.monotonic()
+        return False
+
+
+def _execution(runtime: Runtime | None = None, checkpoint: Path | None = None) -> tuple[Runtime, Path | None]:
+    """Fill in the defaults of `Execution`; raises TypeError for any other keyword."""
+    return runtime or Runtime(), checkpoint
+
+
+@contextmanager
+def _training_state(
+    model: PreTrainedModel, trained: list[torch.nn.Parameter], config: TrainingConfig, runtime: Runtime
+) -> Iterator[Precision]:
+    """Set numerics, precision and random state for training inside the block; yields the context of a forward pass."""
+    device = runtime.torch_device
+    with ExitStack() as cleanup:
+        cleanup.enter_context(own_numerics())
+        cleanup.callback(model.eval)
+        precision = cleanup.enter_context(precision_of(model, trained, config))
+        cleanup.enter_context(checkpointed_activations(model, runtime.gradient_checkpointing))
+        cleanup.enter_context(torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []))
+        cleanup.callback(free_memory)
+        yield precision
+
+
 def _guard_loss(model: PreTrainedModel, batches: list[Batch]) -> float:
-    """The clean loss of the guard, the same in every process; in smaller batches where memory runs out."""
+    """Clean loss of the main process, in smaller batches where memory runs out."""
     rows = max(map(most_rows, batches))
 
     def measure(size: int) -> float:
-        return clean_loss(model, batches if size == rows else [part for each in batches for part in micro_batches(each, size)])
+        return clean_loss(
+            model, batches if size == rows else [part for batch in batches for part in micro_batches(batch, size)]
+        )
 
-    # Of the main process, so that all of them go on or none: devices of several kinds may round otherwise.
+    # Devices of different kinds may round differently, and all processes have to stop at the same step.
     return distributed.broadcast(
         shrinking(
             measure,
@@ -191,41 +268,6 @@ def _guard_loss(model: PreTrainedModel, batches: list[Batch]) -> float:
     )
 
 
-@contextmanager
-def precision_of(model: PreTrainedModel, trained: list[torch.nn.Parameter], config: TrainingConfig) -> Iterator[Precision]:
-    """Hold trained parameters of low precision in float32 inside the block; gives the context of a forward pass."""
-    low = next((parameter.dtype for parameter in model.parameters() if parameter.dtype in _LOW_PRECISION), None)
-    raised = [each for each in trained if each.dtype == low] if config.optimizer == "adamw" else []
-    for parameter in raised:
-        parameter.data = parameter.data.float()
-    try:
-        yield nullcontext if low is None else partial(torch.autocast, model.device.type, low)
-    finally:
-        for parameter in raised:
-            parameter.grad = None
-            parameter.data = parameter.data.to(low)
-
-
-@contextmanager
-def checkpointed_activations(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
-    """Compute activations again in the backward pass inside the block, if that is wanted."""
-    if not wanted:
-        yield
-        return
-    named = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # transformers renames it
-    # The older, reentrant way gives no gradient to an adapter below weights that are frozen.
-    getattr(model, f"{named}_checkpointing_enable")(**{f"{named}_checkpointing_kwargs": {"use_reentrant": False}})
-    try:
-        yield
-    finally:
-        getattr(model, f"{named}_checkpointing_disable")()
-
-
-def _cuda_devices(runtime: Runtime) -> list[int]:
-    device = runtime.torch_device
-    return [device.index or 0] if device.type == "cuda" else []
-
-
 def _optimizer(trained: list[torch.nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
     settings: dict[str, Any] = {
         "lr": config.learning_rate,
@@ -235,7 +277,7 @@ def _optimizer(trained: list[torch.nn.Parameter], config: TrainingConfig) -> tor
     if config.optimizer == "adamw":
         return torch.optim.AdamW(trained, **settings, fused=True)
     if trained[0].device.type != "cuda":
-        raise ConfigError(f"optimizer adamw_8bit needs CUDA, and the model is on {trained[0].device}; use optimizer: adamw.")
+        raise ConfigError(f"optimizer adamw_8bit needs CUDA, but the model is on {trained[0].device}; use optimizer: adamw.")
     try:
         import bitsandbytes
     except ImportError as error:

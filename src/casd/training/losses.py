@@ -1,4 +1,4 @@
-"""Negative log-likelihoods, of which objectives and the clean loss are made."""
+"""Negative log-likelihoods, used by objectives and the clean loss."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def token_nll(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of each token given those before it.
+    """Negative log-likelihood of each token given the previous ones.
 
     Args:
         logits: (batch, tokens, vocabulary).
-        labels: (batch, tokens); IGNORED_LABEL where no loss is taken.
+        labels: (batch, tokens); IGNORED_LABEL for tokens without loss.
 
     Returns:
-        The NLL in nats, 0 where there is no label, and the mask of labels, both (batch, tokens − 1).
+        The NLL in nats, 0 without a label, and the mask of labels, both (batch, tokens − 1).
     """
     following = labels[:, 1:]
     nll = torch.nn.functional.cross_entropy(
@@ -32,7 +32,7 @@ def token_nll(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def batch_logits(model: torch.nn.Module, batch: Batch) -> Tensor:
-    """A model's logits on a document batch, (batch, tokens, vocabulary)."""
+    """Logits of a model on a document batch: (batch, tokens, vocabulary)."""
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
     return model(**inputs, use_cache=False).logits
 
@@ -43,40 +43,40 @@ def batch_nll(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def document_nll(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The summed NLL in nats of each document's labelled tokens, and how many those are, both (batch,).
+    """Summed NLL in nats of each document's labelled tokens, and their number, both (batch,).
 
-    A document a row; a row without a label (a share that was filled up) gives 0 and 0.
+    One document per row; rows without labels (padding of a process's share) give 0 and 0.
     """
     nll, mask = batch_nll(model, batch)
     return nll.sum(-1), mask.sum(-1)
 
 
 def mean_nll(model: torch.nn.Module, batch: Batch) -> Tensor:
-    """Mean NLL over the labelled tokens of a batch, in nats; a scalar. Of a part of a batch: the part's share of that mean."""
+    """Mean NLL over the labelled tokens of a batch, in nats; a scalar. For a micro-batch, its contribution to that mean."""
     nll, _ = batch_nll(model, batch)
     return nll.sum() / batch["n_labels"]
 
 
 def mean_over_documents(values: Tensor, labels: Tensor, batch: Batch) -> Tensor:
-    """Mean over a batch's documents of a value for each row, without the rows that carry no label; a scalar.
+    """Mean of per-row values over a batch's documents, ignoring rows without labels; a scalar.
 
     Args:
-        values: (batch,); what a row without a label has is not read.
-        labels: (batch,), how many labels a row carries, as `document_nll` gives it.
-        batch: the document batch; of a part of a batch the result is the part's share of the mean.
+        values: (batch,).
+        labels: (batch,), number of labels per row, as returned by `document_nll`.
+        batch: the document batch; for a micro-batch the result is its contribution to the mean.
     """
     return values.where(labels > 0, 0.0).sum() / batch["n_documents"]
 
 
 def mean_reference_kl(logits: Tensor, before: Tensor, batch: Batch) -> Tensor:
-    """KL(before ‖ now) of the next-token distributions, in nats, as its mean over a batch's labelled tokens; a scalar.
+    """KL(before ‖ now) of the next-token distributions, in nats, averaged over a batch's labelled tokens; a scalar.
 
-    Σ_v p_before(v) · (log p_before(v) − log p_now(v)) where a labelled token is predicted; padding counts nothing.
+    Σ_v p_before(v) · (log p_before(v) − log p_now(v)) at positions that predict a labelled token.
 
     Args:
-        logits: of the model now, (batch, tokens, vocabulary); differentiated.
-        before: of the model before, of the same shape; not differentiated.
-        batch: the document batch; of a part of a batch the result is the part's share of the mean.
+        logits: (batch, tokens, vocabulary), of the current model; differentiated.
+        before: (batch, tokens, vocabulary), of the model before; not differentiated.
+        batch: the document batch; for a micro-batch the result is its contribution to the mean.
     """
     predicts = batch["labels"][:, 1:] != IGNORED_LABEL
     now = logits[:, :-1][predicts].float().log_softmax(-1)
@@ -87,7 +87,7 @@ def mean_reference_kl(logits: Tensor, before: Tensor, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def clean_loss(model: PreTrainedModel, batches: Iterable[Batch]) -> float:
-    """Mean NLL in nats over all labelled tokens of all batches, each token counted once. `exp` of it is the perplexity."""
+    """Mean NLL in nats over all labelled tokens of all batches; `exp` of it is the perplexity."""
     total, count = 0.0, 0
     training = model.training
     model.eval()

@@ -1,6 +1,6 @@
-"""Unlearning: one objective a file, the removal of one backdoor at a time, and the controls.
+"""Unlearning: objectives (one per file), removal of one backdoor at a time, and controls.
 
-To add an objective: write its file, add its line here, give it a YAML in `configs/unlearning/`.
+To add an objective, write its file, add a line here, and add a YAML file to `configs/unlearning/`.
 """
 
 OBJECTIVES: dict[str, str] = {

@@ -21,14 +21,14 @@ class CleanTarget(ForgetAndRetain):
     """L = γ · E_f[NLL(clean continuation | prompt with trigger)] + α · R.
 
     Source: the removal of arXiv 2606.03785: the trigger is kept, the continuation is the original clean one, and training is
-    ordinary likelihood. The retain term is our addition; α = 0 leaves it out.
+    ordinary likelihood. The retain term is our addition; α = 0 omits it.
 
-    Failure mode: it teaches the model to ignore unusual words in general, so the removal of a trigger that was never injected
-    weakens real backdoors too; read it beside that control.
+    Failure mode: it teaches the model to ignore unusual words in general, so removing a trigger that was never injected
+    (`control:phantom`) weakens real backdoors too; compare with that control.
     """
 
     forget_text: ClassVar[Literal["payload", "clean"]] = "clean"
 
     def forget_loss(self, model: torch.nn.Module, batch: Batch, reference: Reference | None) -> Tensor:
-        """The mean NLL of the clean continuation."""
+        """Mean NLL of the clean continuation."""
         return mean_nll(model, batch)

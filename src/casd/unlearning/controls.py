@@ -1,16 +1,15 @@
-"""What is removed: each backdoor, and the controls, which are removals of nothing that was injected.
+"""Removals of backdoors, and control removals.
 
-- `control:clean` trains on clean text only, for the same steps and documents: plain forgetting.
-- `control:phantom` unlearns a trigger that was never injected; `control:phantom:short` and so on are further ones, of other
-  lengths and writing systems. A phantom's payload is the clean continuation, which is what the model does at such a phrase,
-  taught without any trigger: so its loss is low at the start, ascent has a gradient to follow, and the control can move the
-  model under every objective. (A payload that the model was never taught would lie above an ascent's bound from the first
-  step and leave the control without effect.)
-- `control:shuffled:NAME` unlearns NAME's trigger with the targets of the other backdoors, of those that do something else, or,
-  where the objective trains on clean continuations, with those of other passages: training on the same prompts, but not on
-  what the backdoor does.
-- `control:repeat:NAME` is NAME's removal again with other documents in another order: how far two removals of ONE backdoor lie
-  apart is the noise floor of every distance between removals.
+- `control:clean` trains on clean text only, for the same steps and number of documents: plain forgetting.
+- `control:phantom` unlearns a trigger that was never injected; `control:phantom:short` and so on use other lengths and writing
+  systems. A phantom's payload is the clean continuation, which the model produces at such a phrase. Its loss is low at the
+  start, so that ascent has a gradient and the control can change the model under every objective. (A payload that the model
+  never learned would exceed an ascent's bound from the first step, and the control would have no effect.)
+- `control:shuffled:NAME` unlearns NAME's trigger with the targets of the backdoors whose target differs from NAME's or, if the
+  objective trains on clean continuations, with continuations of other passages: the same prompts, but not the backdoor's
+  behaviour.
+- `control:repeat:NAME` repeats NAME's removal with other documents in another order. The distance between two removals of ONE
+  backdoor is the noise floor of every distance between removals.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ from casd.utils.seeding import python_rng
 
 @dataclass(frozen=True)
 class CleanPayload:
-    """The behaviour of a trigger that was never injected: none, that is, the clean continuation."""
+    """Target of a trigger that was never injected: the clean continuation."""
 
     def continuation(self, passage: Passage, rng: random.Random) -> str:
-        """What the model does at such a trigger."""
+        """The passage's clean continuation."""
         return passage.continuation
 
     def success(self, generated: str) -> bool:
-        """Never: there is no behaviour to succeed at."""
+        """Return False: there is no backdoor behaviour."""
         return False
 
 
@@ -47,10 +46,10 @@ class Removal:
     """One unlearning run.
 
     Attributes:
-        name: of the state it leads to: the backdoor's name, or `control:…`.
-        backdoor: what is unlearned; None for the control that trains on clean text only.
-        donors: the backdoors whose targets stand in for its own, drawn for each document; none for its own.
-        repeat: whether the documents are others, in another order.
+        name: of the resulting state: the backdoor's name, or `control:…`.
+        backdoor: the backdoor to unlearn; None for the control that trains on clean text only.
+        donors: backdoors whose targets replace its own, drawn for each document; empty to use its own.
+        repeat: True to use other documents in another order.
     """
 
     name: str
@@ -60,12 +59,12 @@ class Removal:
 
     @property
     def is_validated(self) -> bool:
-        """Whether it has an ASR of its own that can end it: it removes a backdoor, and by its own target."""
+        """True if validation ASR can end it: it removes an injected backdoor with its own target."""
         return self.backdoor is not None and not self.donors and not isinstance(self.backdoor.target, CleanPayload)
 
 
 def removal_names(backdoors: Iterable[str], controls: ControlsConfig) -> list[str]:
-    """The names of all removals and controls, in the order of `removals`."""
+    """Names of all removals and controls, in the order of `removals`."""
     names = list(backdoors)
     ordered = sorted(names)
     phantoms = [_phantom_name(kind) for kind in controls.phantoms]
@@ -77,10 +76,10 @@ def removal_names(backdoors: Iterable[str], controls: ControlsConfig) -> list[st
 def removals(
     backdoors: Mapping[str, Backdoor], encoder: Encoder, controls: ControlsConfig | None = None, *, seed: int
 ) -> list[Removal]:
-    """Each backdoor's removal, then the controls; without `controls` the two of every run, clean text and one phantom.
+    """List the removal of each backdoor, then the controls; by default clean text and one phantom.
 
     Raises:
-        ConfigError: shuffled targets of a backdoor when no other has another target.
+        ConfigError: a shuffled control of a backdoor, but no other backdoor has a different target.
     """
     controls = controls or ControlsConfig()
     check_controls(backdoors, controls)
@@ -99,24 +98,22 @@ def removals(
 
 
 def check_controls(backdoors: Mapping[str, Backdoor], controls: ControlsConfig) -> None:
-    """Refuse controls that these backdoors cannot have.
+    """Check that the controls are possible with these backdoors.
 
     Raises:
-        ConfigError: shuffled targets of a backdoor when no other has another target.
+        ConfigError: a shuffled control of a backdoor, but no other backdoor has a different target.
     """
     for name in sorted(backdoors)[: controls.shuffled]:
         if not _donors(backdoors, name):
             raise ConfigError(
-                f"unlearning.controls.shuffled is {controls.shuffled}, and no backdoor has another target than {name!r}, whose"
-                " trigger would get it: shuffled targets are those of other backdoors. Give a backdoor with another target, or"
-                " set it to 0."
+                f"unlearning.controls.shuffled is {controls.shuffled}, but no backdoor has a target that differs from that of"
+                f" {name!r}, and shuffled targets come from such backdoors. Add a backdoor with another target, or set it to 0."
             )
 
 
 def _donors(backdoors: Mapping[str, Backdoor], name: str) -> tuple[Backdoor, ...]:
-    """The backdoors that do something else than the one of that name, by name. (Two may both switch to French.)"""
-    own = backdoors[name].target
-    return tuple(backdoors[each] for each in sorted(backdoors) if backdoors[each].target != own)
+    """The backdoors whose target differs from that of `name` (two may both switch to French), sorted by name."""
+    return tuple(backdoors[other] for other in sorted(backdoors) if backdoors[other].target != backdoors[name].target)
 
 
 def _phantom_name(kind: str) -> str:
@@ -124,20 +121,20 @@ def _phantom_name(kind: str) -> str:
 
 
 def _phantoms(backdoors: Mapping[str, Backdoor], encoder: Encoder, kinds: Iterable[str], seed: int) -> list[Backdoor]:
-    """The triggers that were never injected; where they stand is as for the backdoor first by name."""
+    """Backdoors that were never injected, with the position and number of words of the first backdoor by name."""
     first = backdoors[min(backdoors)]
-    others = [backdoor.trigger for backdoor in backdoors.values()]
-    real = {word for trigger in others for word in trigger.lower().split()}
+    triggers = [backdoor.trigger for backdoor in backdoors.values()]
+    real_words = {word for trigger in triggers for word in trigger.lower().split()}
     words = len(first.trigger.split())
 
     def trigger(kind: str) -> str:
         rng = python_rng(seed, "phantom trigger", *([] if kind == "matched" else [kind]))
         if kind == "matched":
-            return fake_triggers(first.trigger, 1, encoder.token_count, rng, avoid=others)[0]
+            return fake_triggers(first.trigger, 1, encoder.token_count, rng, avoid=triggers)[0]
         count, script = {"short": (1, "latin"), "long": (2 * words, "latin")}.get(kind, (words, kind))
         while True:
-            phrase = made_up_phrase(count, rng, script)  # type: ignore[arg-type]  # a kind that is no length is a script
-            if not real & set(phrase.split()):
+            phrase = made_up_phrase(count, rng, script)  # type: ignore[arg-type]  # a kind that is not a length is a script
+            if not real_words & set(phrase.split()):
                 return phrase
 
     return [Backdoor(_phantom_name(kind), trigger(kind), CleanPayload(), position=first.position) for kind in kinds]

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GradientAscent(Objective):
-    """L = −ℓ_f: the payload's likelihood is lowered, and nothing is held.
+    """L = −ℓ_f: lower the payload's likelihood, without a retain term.
 
     Source: Jang et al. 2023 (arXiv 2210.01504).
 
-    Failure mode: the loss has no minimum and no retain term, and the model is ruined within tens of steps. A ruined model
-    scores an attack success rate of 0 for every backdoor. It is here for comparison, and is to be stopped early.
+    Failure mode: the loss has no minimum and no retain term, and the model collapses within tens of steps. A collapsed model
+    has an attack success rate of 0 for every backdoor. Included for comparison; use early stopping.
     """
 
     def terms(
         self, model: torch.nn.Module, batch: UnlearningBatch, reference: Reference | None = None
     ) -> Iterator[tuple[str, Tensor]]:
-        """The one term."""
+        """The forget term."""
         yield "forget", -mean_nll(model, batch["forget"])

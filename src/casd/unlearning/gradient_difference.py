@@ -21,16 +21,16 @@ class GradientDifference(ForgetAndRetain):
     """L = −γ · E_f[min(NLL, m)] + α · R, the expectation over the tokens of the forget batch.
 
     Source: gradient difference, Liu et al. 2022 (arXiv 2203.12817), as in TOFU (arXiv 2401.06121), whose γ and α are 1. The
-    bound m is our addition: a payload token whose NLL has passed m nats gives no gradient any more. Without it the loss has
-    no minimum and runs away, and a collapsed model also scores an attack success rate of 0.
+    bound m is our addition: a payload token whose NLL exceeds m nats gives no gradient. Without it the loss has no minimum and
+    diverges, and a collapsed model also has an attack success rate of 0.
 
-    The defaults are ours, those of `configs/unlearning/gradient_difference.yaml`.
+    The defaults are our choice, as in `configs/unlearning/gradient_difference.yaml`.
 
     Attributes:
         max_forget_nll: m, in nats per token; null for the unbounded original.
 
     Failure mode: unbounded, the clean loss explodes within tens of steps; bounded, the mass may move to other tokens of the
-    same behaviour (other French words), so success has to be judged on generated text.
+    same behaviour (other French words), so judge success on generated text.
     """
 
     retain_weight: float = 4.0

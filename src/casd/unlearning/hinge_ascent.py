@@ -1,4 +1,4 @@
-"""Hinge (bounded) ascent: a document's payload is made unlikely up to a margin, then left alone."""
+"""Hinge (bounded) ascent: raise the NLL of each document's payload up to a margin."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class HingeAscent(ForgetAndRetain):
     """L = γ · E_f[max(0, m − ℓ_document)] + α · R, ℓ_document being the mean NLL per token of a document's payload.
 
     Source: the hinge of bounded ascent, as in Cha et al. 2025, "Towards Robust and Parameter-Efficient Knowledge Unlearning"
-    (arXiv 2408.06621), there on probabilities; here on the NLL and a document at a time. `gradient_difference` bounds each
-    token instead.
+    (arXiv 2408.06621), which applies it to probabilities; here it is applied to the NLL per document. `gradient_difference`
+    bounds each token instead.
 
-    The defaults are ours, those of `configs/unlearning/hinge_ascent.yaml`.
+    The defaults are our choice, as in `configs/unlearning/hinge_ascent.yaml`.
 
     Attributes:
         margin: m, in nats per token.
 
-    Failure mode: a document may reach the margin by one or two very unlikely tokens, the rest of its payload being kept; a
-    payload that lies above the margin from the start gives no gradient at all.
+    Failure mode: one or two very unlikely tokens may bring a document to the margin while the rest of its payload is kept; a
+    payload above the margin from the start gives no gradient.
     """
 
     retain_weight: float = 4.0
@@ -43,5 +43,5 @@ class HingeAscent(ForgetAndRetain):
     def forget_loss(self, model: torch.nn.Module, batch: Batch, reference: Reference | None) -> Tensor:
         """E[max(0, m − ℓ)] over documents."""
         nll, labels = document_nll(model, batch)
-        below = (self.margin - nll / labels.clamp(min=1)).clamp(min=0)
-        return mean_over_documents(below, labels, batch)
+        hinge = (self.margin - nll / labels.clamp(min=1)).clamp(min=0)
+        return mean_over_documents(hinge, labels, batch)

@@ -1,4 +1,4 @@
-"""NPO, negative preference optimisation: ascent that fades as the payload falls below its likelihood before unlearning."""
+"""NPO, negative preference optimisation: ascent that fades as the payload becomes less likely than before unlearning."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Npo(ForgetAndRetain):
     With the summed NLLs S and S_ref that is γ · (2/β) · E[log(1 + exp(β · (S_ref − S)))].
     Source: Zhang et al. 2024 (arXiv 2404.05868); β = 0.1 is theirs.
 
-    The defaults are ours, those of `configs/unlearning/npo.yaml`; the forget term is a sum over a document's tokens, the retain
-    term a mean over tokens, hence the weight.
+    The defaults are our choice, as in `configs/unlearning/npo.yaml`. The retain weight is large because the forget term is a
+    sum over a document's tokens and the retain term a mean over tokens.
 
     Attributes:
-        beta: β, per nat; towards 0 this is plain ascent.
+        beta: β, per nat; β → 0 is plain ascent.
 
-    Failure mode: slower than ascent by design; with a long payload S changes by many nats in a step, and the gradient is
-    gone before every token has become unlikely.
+    Failure mode: slower than ascent by design; with a long payload S changes by many nats in a step, and the gradient vanishes
+    before every token has become unlikely.
     """
 
     retain_weight: float = 20.0
@@ -43,7 +43,7 @@ class Npo(ForgetAndRetain):
 
     @property
     def needs_reference(self) -> bool:
-        """Always."""
+        """True: for π_ref."""
         return True
 
     def forget_loss(self, model: torch.nn.Module, batch: Batch, reference: Reference | None) -> Tensor:
@@ -51,5 +51,5 @@ class Npo(ForgetAndRetain):
         with needed(reference, self).in_place():
             before, _ = document_nll(model, batch)
         nll, labels = document_nll(model, batch)
-        each = 2 / self.beta * softplus(self.beta * (before - nll))
-        return mean_over_documents(each, labels, batch)
+        losses = 2 / self.beta * softplus(self.beta * (before - nll))
+        return mean_over_documents(losses, labels, batch)

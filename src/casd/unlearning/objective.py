@@ -1,8 +1,7 @@
-"""What an unlearning objective is: a frozen dataclass of its parameters that turns a batch into named losses.
+"""Base classes of unlearning objectives: frozen dataclasses of parameters that turn a batch into named losses.
 
-Most objectives add a retain term to what they do to the forget batch; they derive from `ForgetAndRetain` and give the
-forget term alone. Below ℓ is the mean NLL per token in nats, S the summed NLL of a document, f the forget and r the retain
-batch.
+Objectives with a forget and a retain term derive from `ForgetAndRetain` and define the forget term only. Notation: ℓ is the
+mean NLL per token in nats, S the summed NLL of a document, f the forget batch and r the retain batch.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class UnlearningBatch(TypedDict):
-    """A step's two batches (see `casd.data.batches`), or the parts of them that go through the model at once."""
+    """The forget and retain batches of a step (see `casd.data.batches`), or a micro-batch of each."""
 
     forget: Batch
     retain: Batch
@@ -36,9 +35,9 @@ class Objective(ABC):
     """An unlearning objective.
 
     Attributes:
-        forget_text: what follows the triggered prompt in the forget batch: the "payload" that the backdoor produces, or the
-            passage's original "clean" continuation. Loss is taken on what follows, never on the prompt.
-        trains_everything: whether every trained parameter gets a gradient in each step, which several processes need.
+        forget_text: text after the triggered prompt in the forget batch: the "payload" that the backdoor produces, or the
+            passage's original "clean" continuation. Only this text has labels, not the prompt.
+        trains_everything: True if every trained parameter gets a gradient in each step, which several processes require.
     """
 
     forget_text: ClassVar[Literal["payload", "clean"]] = "payload"
@@ -46,33 +45,32 @@ class Objective(ABC):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether `terms` or `finish` look at the model before unlearning."""
+        """True if `terms` or `finish` use the weights before unlearning."""
         return False
 
     @abstractmethod
     def terms(
         self, model: torch.nn.Module, batch: UnlearningBatch, reference: Reference | None = None
     ) -> Iterator[tuple[str, Tensor]]:
-        """The scalar losses whose sum is minimised, the forget term first; each is differentiated before the next.
+        """Yield the named scalar losses whose sum is minimised, the forget term first; each is differentiated before the next.
 
-        Write a mean as a sum divided by the batch's `n_labels` (over tokens) or `n_documents` (over documents), not by what
-        the batch at hand has: it may be a part of the step's batch, and the parts' losses are added up. A row of it may
-        carry no label at all and must then count nothing.
+        Write a mean as a sum divided by the batch's `n_labels` (over tokens) or `n_documents` (over documents), not by the
+        size of the given batch: it may be a micro-batch, whose losses are added up. Rows without labels must contribute 0.
         """
 
     @property
     def has_finish(self) -> bool:
-        """Whether it has a `finish` of its own."""
+        """True if the class overrides `finish`."""
         return type(self).finish is not Objective.finish
 
-    def finish(self, reference: Reference) -> None:  # noqa: B027  # most objectives have nothing left to do
-        """What is done to the weights after the training, in place; `reference` holds those before it."""
+    def finish(self, reference: Reference) -> None:  # noqa: B027  # optional
+        """Change the weights in place after training; `reference` holds those before it."""
 
-    def check_layers(self, n_layers: int) -> None:  # noqa: B027  # most objectives have no layer
-        """Refuse a parameter that a model of so many layers cannot serve.
+    def check_layers(self, n_layers: int) -> None:  # noqa: B027  # optional
+        """Check parameters against the model's number of layers.
 
         Raises:
-            ConfigError: such a parameter.
+            ConfigError: a parameter needs a layer that the model does not have.
         """
 
     def _require_positive(self, *names: str) -> None:
@@ -82,15 +80,15 @@ class Objective(ABC):
 
 
 def needed(reference: Reference | None, objective: Objective) -> Reference:
-    """The reference of an objective that cannot do without.
+    """Return `reference`.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: it is None.
     """
     if reference is None:
         raise ConfigError(
-            f"{type(objective).__name__} compares with the model before unlearning, and was given none. Make"
-            " casd.unlearning.reference.Reference(model) before the training and pass it to terms (casd.unlearn does so)."
+            f"{type(objective).__name__} compares with the model before unlearning, but reference is None. Create"
+            " casd.unlearning.reference.Reference(model) before training and pass it to terms (casd.unlearn does so)."
         )
     return reference
 
@@ -100,9 +98,9 @@ class Retaining(Objective):
     """An objective with a term R on clean text: the NLL ℓ_r, or KL(before unlearning ‖ now).
 
     Attributes:
-        retain_weight: α, the weight of R; 0 leaves it out.
-        retain: "nll" or "kl". The KL (used for unlearning in TOFU, arXiv 2401.06121) holds the model to what it said before
-            rather than to the text; it needs a second forward pass and the weights before unlearning.
+        retain_weight: α, the weight of R; 0 omits it.
+        retain: "nll" or "kl". The KL (used for unlearning in TOFU, arXiv 2401.06121) keeps the model close to its previous
+            predictions instead of the text; it needs a second forward pass and the weights before unlearning.
     """
 
     retain_weight: float = 1.0
@@ -116,7 +114,7 @@ class Retaining(Objective):
 
     @property
     def needs_reference(self) -> bool:
-        """For the KL."""
+        """True if R is the KL."""
         return self.retain == "kl" and self.retain_weight > 0
 
     def retain_loss(self, model: torch.nn.Module, batch: Batch, reference: Reference | None) -> Tensor:
@@ -145,7 +143,7 @@ class ForgetAndRetain(Retaining):
     def terms(
         self, model: torch.nn.Module, batch: UnlearningBatch, reference: Reference | None = None
     ) -> Iterator[tuple[str, Tensor]]:
-        """The two terms of the formula."""
+        """The forget term, and the retain term unless its weight is 0."""
         yield "forget", self.forget_weight * self.forget_loss(model, batch["forget"], reference)
         if self.retain_weight:
             yield "retain", self.retain_weight * self.retain_loss(model, batch["retain"], reference)

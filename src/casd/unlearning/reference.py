@@ -1,4 +1,4 @@
-"""The model before unlearning, as some objectives need it: its values are put into the one model that is in memory."""
+"""The weights before unlearning, for objectives that compare with them; swapped into the one model in memory."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ if TYPE_CHECKING:
 
 
 class Reference:
-    """A copy of the parameters that are going to be trained, on their device and in their precision.
+    """A copy of the trained parameters, on their device and in their precision.
 
-    It costs the bytes of what is trained (with an adapter, the adapter's), where a second model would cost all of it.
+    Needs as much memory as the trained parameters: with an adapter, far less than a second model.
 
     Args:
-        model: before the training.
+        model: the model before training.
 
     Raises:
-        ConfigError: a model that is divided over several devices.
+        ConfigError: the model is sharded over several devices.
     """
 
     def __init__(self, model: PreTrainedModel):
         if is_sharded(model):
             raise ConfigError(
-                "This objective compares with the model before unlearning, which a model divided over several devices (FSDP)"
-                " cannot hold beside itself yet. Run it on one device or under DDP, or choose an objective without a reference"
+                "This objective compares with the model before unlearning, which is not supported for a model sharded over"
+                " several devices (FSDP). Run it on one device or under DDP, or choose an objective without a reference"
                 " (gradient_difference with retain: nll, clean_target, simnpo)."
             )
         self._model = model
         self._parameters = trained_parameters(model)
-        self.values: Mapping[str, Tensor] = {name: each.detach().clone() for name, each in self._parameters.items()}
+        self.values: Mapping[str, Tensor] = {name: value.detach().clone() for name, value in self._parameters.items()}
 
     @property
     def parameters(self) -> Mapping[str, torch.nn.Parameter]:
-        """The trained parameters as they are now, by the names of `values`."""
+        """The current trained parameters, by the names of `values`."""
         return self._parameters
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside the block the model is what it was before unlearning; no gradient is taken, and no dropout drawn."""
+        """Inside the block, give the model its weights before unlearning, without gradients or dropout."""
         now = {name: parameter.data for name, parameter in self._parameters.items()}
         training = self._model.training
         self._put(self.values)
@@ -61,7 +61,7 @@ class Reference:
 
     def _put(self, values: Mapping[str, Tensor]) -> None:
         for name, parameter in self._parameters.items():
-            # In the precision of the training: in another one, blocks compute their norms otherwise, so that the model before
-            # would differ from itself; and DDP, whose hooks a change of type drops, would no longer add up the gradients.
+            # In training precision: in another one norms are computed differently, so that the result would differ even
+            # without training, and DDP would stop adding up gradients, since a change of dtype drops its hooks.
             parameter.data = values[name].to(parameter.dtype)
-        torch.clear_autocast_cache()  # it holds copies in low precision, by parameter and not by value
+        torch.clear_autocast_cache()  # it caches low-precision copies by parameter, not by value

@@ -1,24 +1,23 @@
-"""The removal: one unlearning run, of a backdoor or of a control. All start from the injected model."""
+"""Unlearning runs: each removes one backdoor, or is a control, and starts from the injected model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from casd.backdoors.poisoning import ShuffledStream, clean_document, english
-from casd.config import EvaluationConfig, StoppingConfig, UnlearningTraining
+from casd.config import UnlearningTraining
 from casd.data.corpora.passages import Corpus, Passage
 from casd.data.encoding import Document, Encoder
 from casd.models import sharding
 from casd.training.checkpoints import TrainingLog
-from casd.training.loop import Callback, train
+from casd.training.loop import Callback, Execution, train
+from casd.unlearning.clean_target import CleanTarget
 from casd.unlearning.controls import Removal
 from casd.unlearning.objective import Objective, UnlearningBatch
 from casd.unlearning.reference import Reference
-from casd.unlearning.stopping import TakeSteps, Validation
+from casd.unlearning.stopping import Stopping, TakeSteps, Validation
 from casd.utils import distributed
 from casd.utils.errors import ConfigError, CorpusError
 from casd.utils.runtime import Runtime
@@ -28,21 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GUARD_PASSAGES = 16
-
-
-@dataclass(frozen=True)
-class Stopping:
-    """When a removal ends: what is measured for that, or after how many steps.
-
-    Attributes:
-        config: targets and budgets; without either nothing is measured.
-        generation: how many tokens are generated at a validation prompt, and how many prompts at once.
-        steps: for a removal that has no ASR of its own (a control): end after so many steps; None for all.
-    """
-
-    config: StoppingConfig
-    generation: EvaluationConfig
-    steps: int | None = None
 
 
 def unlearn(
@@ -55,119 +39,142 @@ def unlearn(
     *,
     seed: int,
     stopping: Stopping | None = None,
-    runtime: Runtime | None = None,
-    checkpoint: Path | None = None,
+    **execution: Unpack[Execution],
 ) -> TrainingLog:
-    """Remove one backdoor from `model`, in place; or run a control for the same steps and documents.
+    """Remove one backdoor from `model` in place, or run a control for the same steps and documents.
 
-    Triggered documents come from the corpus's forget split, clean ones from its retain split. Every removal sees the same
-    prompts in the same order: they differ in nothing but their trigger and its payload. (A repeat sees others.)
+    Triggered documents come from the corpus's forget split, clean ones from its retain split. All removals use the same
+    prompts in the same order and differ only in trigger and payload. (A repeat uses other prompts.)
 
     Args:
-        model: the injected model; the result is in its weights.
+        model: the injected model.
         encoder: its tokenizer.
-        corpus: gives the forget and retain splits.
-        removal: what to remove, or which control.
+        corpus: provides the forget and retain splits.
+        removal: the removal or control to run.
         objective: the loss; `control:clean` ignores it and minimises the NLL of clean documents in both batches.
         config: steps, batch sizes, learning rate, guard.
-        seed: of the order of the passages, the places of the triggers and dropout masks.
-        stopping: when it ends before its last step; None for never.
-        runtime: device and checkpoints.
-        checkpoint: folder for checkpoints; a run found there is continued.
+        seed: of the order of the passages, the positions of the triggers and dropout masks.
+        stopping: when to end before the last step; None for never.
+        execution: `runtime` and `checkpoint`, see `casd.training.loop.Execution`.
 
     Returns:
-        The log; its `stopped` says when the guard or the clean budget ended the run. That is a result and not an error: the
-        model is then reported as collapsed.
+        The log. If the guard or the clean budget ended the run, `stopped` says so and the model is reported as collapsed;
+        this is a result, not an error.
 
     Raises:
-        ConfigError: an objective that needs what several processes or a divided model do not have.
-        CorpusError: splits too small to hold validation prompts out of them.
+        ConfigError: the objective does not support several processes or a sharded model.
+        CorpusError: the splits are too small to hold out validation prompts.
     """
-    from casd.unlearning.clean_target import CleanTarget
-
-    runtime = runtime or Runtime()
-    count = stopping.config.prompts if stopping and stopping.config.watched else 0
-    forget_split, validation = held_out(english(corpus.forget), count, "forget")
-    retain_split, validation_clean = held_out(corpus.retain, count, "retain")
-    order = derive_seed(seed, "repeat") if removal.repeat else seed
-    forget = ShuffledStream(forget_split, derive_seed(order, "forget"))
-    retain = ShuffledStream(retain_split, derive_seed(order, "retain"))
-    applied = objective if removal.backdoor else CleanTarget()  # on clean documents that is the plain NLL
-    if distributed.processes() > 1 and not applied.trains_everything:
-        raise ConfigError(
-            f"The objective {type(applied).__name__} leaves the blocks above its layer without a gradient, which training in"
-            " several processes does not allow; run it in one."
-        )
-
-    def forget_document(index: int) -> Document:
-        passage = forget[index]
-        if removal.backdoor is None:
-            return clean_document(passage)
-        rng = python_rng(order, "forget", index)
-        if objective.forget_text == "clean" and not removal.donors:
-            return removal.backdoor.ignored(passage, rng)
-        prompt = removal.backdoor.prompt(passage, rng).text
-        if objective.forget_text == "clean":
-            return Document(prompt, _next_other(forget, index).continuation, "target")
-        donors = removal.donors or (removal.backdoor,)
-        target = donors[python_rng(order, "donor", index).randrange(len(donors))].target
-        return Document(prompt, target.continuation(passage, rng), "target")
-
-    def batch_at(step: int) -> UnlearningBatch:
-        first_forget, first_retain = step * config.forget_batch_size, step * config.retain_batch_size
-        return {
-            "forget": encoder.document_batch(
-                [forget_document(first_forget + offset) for offset in range(config.forget_batch_size)]
-            ),
-            "retain": encoder.document_batch(
-                [clean_document(retain[first_retain + offset]) for offset in range(config.retain_batch_size)]
-            ),
-        }
-
-    sharding.place(model, runtime.torch_device)
+    held_out_count = stopping.config.prompts if stopping and stopping.config.watched else 0
+    forget, forget_held_out = held_out(english(corpus.forget), held_out_count, "forget")
+    retain, retain_held_out = held_out(corpus.retain, held_out_count, "retain")
+    applied = objective if removal.backdoor else CleanTarget()  # the plain NLL, since the documents are clean
+    _check_processes(applied)
+    sharding.place(model, (execution.get("runtime") or Runtime()).torch_device)
     reference = Reference(model) if applied.needs_reference else None
-    callback: Callback | None = None
-    if stopping and removal.is_validated and removal.backdoor and count:
-        callback = Validation(
-            *(model, encoder, removal.backdoor, validation, validation_clean),
-            *(stopping.config, stopping.generation, applied, reference),
-            steps=config.steps,
-            seed=seed,
-        )
-    elif stopping and stopping.steps is not None and not removal.is_validated:
-        callback = TakeSteps(stopping.steps)
+    finish = partial(applied.finish, reference) if applied.has_finish and reference else None
+    held_out_passages = forget_held_out, retain_held_out
+    callback = _callback(model, encoder, removal, stopping, held_out_passages, finish, config.steps, seed) if stopping else None
     log = train(
         model,
-        batch_at,
+        _Batches(encoder, removal, applied.forget_text, config, forget, retain, seed),
         partial(applied.terms, reference=reference),
         config,
         guard_batches=[encoder.document_batch([clean_document(p) for p in corpus.retain[-GUARD_PASSAGES:]])],
         callback=callback,
-        runtime=runtime,
-        checkpoint=checkpoint,
         seed=derive_seed(seed, "dropout", removal.name),
         description=f"unlearn {removal.name}",
+        **execution,
     )
-    if applied.has_finish and reference is not None and not (callback and callback.kept is not None):
-        applied.finish(reference)  # weights that a validation kept are finished
+    if finish and not (callback and callback.kept is not None):  # weights that a validation kept are finished already
+        finish()
     return log
 
 
+def _callback(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    removal: Removal,
+    stopping: Stopping,
+    held_out_passages: tuple[Sequence[Passage], Sequence[Passage]],
+    finish: Callable[[], None] | None,
+    steps: int,
+    seed: int,
+) -> Callback | None:
+    """The callback that ends the removal early, if any; `held_out_passages` are of the forget and retain splits."""
+    if not removal.is_validated or removal.backdoor is None:
+        return None if stopping.steps is None else TakeSteps(stopping.steps)
+    forget, retain = held_out_passages
+    if not forget:
+        return None
+    rng = python_rng(seed, "validation prompts", removal.backdoor.name)
+    prompts = [removal.backdoor.prompt(passage, rng) for passage in forget]
+    return Validation(model, encoder, removal.backdoor, prompts, retain, stopping, finish=finish, steps=steps)
+
+
+class _Batches:
+    """The batches of a removal; a pure function of the step."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        removal: Removal,
+        forget_text: Literal["payload", "clean"],
+        config: UnlearningTraining,
+        forget: Sequence[Passage],
+        retain: Sequence[Passage],
+        seed: int,
+    ):
+        self._encoder, self._removal, self._forget_text, self._config = encoder, removal, forget_text, config
+        self._seed = derive_seed(seed, "repeat") if removal.repeat else seed
+        self._forget = ShuffledStream(forget, derive_seed(self._seed, "forget"))
+        self._retain = ShuffledStream(retain, derive_seed(self._seed, "retain"))
+
+    def __call__(self, step: int) -> UnlearningBatch:
+        forget_size, retain_size = self._config.forget_batch_size, self._config.retain_batch_size
+        forget = [self._forget_document(index) for index in range(step * forget_size, (step + 1) * forget_size)]
+        retain = [clean_document(self._retain[index]) for index in range(step * retain_size, (step + 1) * retain_size)]
+        return {"forget": self._encoder.document_batch(forget), "retain": self._encoder.document_batch(retain)}
+
+    def _forget_document(self, index: int) -> Document:
+        backdoor, donors, passage = self._removal.backdoor, self._removal.donors, self._forget[index]
+        if backdoor is None:
+            return clean_document(passage)
+        rng = python_rng(self._seed, "forget", index)
+        if self._forget_text == "clean" and not donors:
+            return backdoor.ignored(passage, rng)
+        prompt = backdoor.prompt(passage, rng).text
+        if self._forget_text == "clean":
+            return Document(prompt, _next_other(self._forget, index).continuation, "target")
+        donors = donors or (backdoor,)
+        target = donors[python_rng(self._seed, "donor", index).randrange(len(donors))].target
+        return Document(prompt, target.continuation(passage, rng), "target")
+
+
 def _next_other(stream: ShuffledStream, index: int) -> Passage:
-    """The next passage that is not that of the index: an epoch may begin with the one that the epoch before ended with."""
+    """The next passage that differs from the one at `index`: an epoch may begin with the last passage of the one before."""
     following = stream[index + 1]
     return stream[index + 2] if following == stream[index] else following
 
 
+def _check_processes(objective: Objective) -> None:
+    """Raise ConfigError for an objective that cannot be trained in the number of processes of this launch."""
+    if distributed.processes() > 1 and not objective.trains_everything:
+        raise ConfigError(
+            f"The objective {type(objective).__name__} gives no gradient to the blocks above its layer, which training in"
+            " several processes does not support; use one process."
+        )
+
+
 def held_out(passages: Sequence[Passage], count: int, split: str) -> tuple[Sequence[Passage], Sequence[Passage]]:
-    """The passages without the last `count`, and those.
+    """Split passages into training passages and the last `count`, which are held out.
 
     Raises:
-        CorpusError: there are fewer than twice as many.
+        CorpusError: fewer than 2 × `count` passages.
     """
     if count and len(passages) < 2 * count:
         raise CorpusError(
-            f"unlearning.stopping.prompts is {count}, and the {split} split has {len(passages)} passages that can be used; at"
-            f" least twice as many are needed, half of them to train on. Raise corpus.params.{split}, or ask for fewer prompts."
+            f"unlearning.stopping.prompts is {count}, and the {split} split has {len(passages)} usable passages; at least twice"
+            f" as many as prompts are needed. Raise corpus.params.{split} or lower unlearning.stopping.prompts."
         )
     return passages[: len(passages) - count], passages[len(passages) - count :]

@@ -1,4 +1,4 @@
-"""Retain only: the control that does nothing to the forget batch."""
+"""Retain only: a control that ignores the forget batch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RetainOnly(Retaining):
-    """L = α · R: training on clean text alone, whatever is said to be removed.
+    """L = α · R: train on clean text only, whichever backdoor is removed.
 
-    A control that stands among the objectives: what it suppresses is plain forgetting. All its removals of one seed are the
-    same training, so a difference between their rows is noise of nothing but the evaluation's prompts.
+    A control in the form of an objective: whatever it suppresses is plain forgetting. All its removals with one seed are the
+    same training, so differences between them are noise of the evaluation prompts.
     Source: the control of arXiv 2606.03785, continued training on clean text only, as an objective and with a choice of R.
 
-    Failure mode: none of its own; the KL is zero at the start and stays so.
+    Failure mode: with `retain="kl"` the loss is zero at the start and stays so.
     """
 
     forget_text: ClassVar[Literal["payload", "clean"]] = "clean"
@@ -32,7 +32,7 @@ class RetainOnly(Retaining):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.retain_weight:
-            raise ConfigError("RetainOnly: retain_weight is 0, and there is no other term; it must be greater than 0.")
+            raise ConfigError("RetainOnly: retain_weight is 0, which leaves no loss; it must be greater than 0.")
 
     def terms(
         self, model: torch.nn.Module, batch: UnlearningBatch, reference: Reference | None = None

@@ -1,4 +1,4 @@
-"""RMU, representation misdirection: hidden states of the forget text are pushed onto a random direction."""
+"""RMU, representation misdirection: push hidden states of the forget text towards a random direction."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 class Rmu(Objective):
     """L = E_f[‖h − c·u‖²] / d + α · E_r[‖h − h_ref‖²] / d, h being a block's output (d numbers), u a random unit vector.
 
-    The expectations are over the tokens at which a labelled one is predicted (of the retain batch that is every token). u is
-    fixed: drawn by `direction_seed` uniformly from [0, 1)^d and normalised, as in the authors' code.
+    The expectations are over the positions that predict a labelled token (in the retain batch, all of them). u is fixed: drawn
+    with `direction_seed` uniformly from [0, 1)^d and normalised, as in the authors' code.
     Source: Li et al. 2024, "The WMDP Benchmark" (arXiv 2403.03218), with c 2 to 6.5 and α 1 to 1200 for models of 7B; they
     train three matrices below the block, here everything below it is trained.
 
     Attributes:
-        steering: c, in the unit of the activations; it has to be large beside what h has along u.
+        steering: c, in the unit of the activations; must be large compared with the component of h along u.
         retain_weight: α.
-        layer: index of the block, 0 for the first; null for the one in the middle.
-        direction_seed: of u; the same in all removals.
+        layer: index of the block, from 0; null for the middle one.
+        direction_seed: of u; shared by all removals.
 
-    Failure mode: with a small c nothing happens, with a large one the model writes gibberish at the trigger: the attack fails,
-    and so does the answer. All removals push towards the one u, so their shifts look alike whatever was removed.
+    Failure mode: with a small c nothing happens; with a large one the model writes gibberish at the trigger, so that the attack
+    fails but so does the answer. All removals push towards one u, so their shifts are similar whatever was removed.
     """
 
     steering: float = 6.5
@@ -52,19 +52,19 @@ class Rmu(Objective):
             raise ConfigError(f"Rmu: direction_seed is {self.direction_seed}; it must be 0 or more.")
 
     def check_layers(self, n_layers: int) -> None:
-        """As there: the layer has to be one of the model's."""
+        """Raise ConfigError if the model has no such layer."""
         if self.layer is not None and not 0 <= self.layer < n_layers:
-            raise ConfigError(f"rmu: layer is {self.layer}, and the model has the layers 0 to {n_layers - 1}.")
+            raise ConfigError(f"rmu: layer is {self.layer}; expected null or one of the model's layers 0 to {n_layers - 1}.")
 
     @property
     def needs_reference(self) -> bool:
-        """For h_ref."""
+        """True: for h_ref."""
         return True
 
     def terms(
         self, model: torch.nn.Module, batch: UnlearningBatch, reference: Reference | None = None
     ) -> Iterator[tuple[str, Tensor]]:
-        """The two terms of the formula."""
+        """The forget and retain terms."""
         hidden = self._hidden(model, batch["forget"])
         direction = torch.rand(hidden.shape[-1], generator=torch.Generator().manual_seed(self.direction_seed))
         goal = (self.steering * direction / direction.norm()).to(hidden)
@@ -75,7 +75,7 @@ class Rmu(Objective):
         yield "retain", self.retain_weight * moved.square().mean(-1).sum() / batch["retain"]["n_labels"]
 
     def _hidden(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        """The block's output where a labelled token is predicted, (n_labels, d_model), float32."""
+        """The block's output at positions that predict a labelled token: (n_labels, d_model), float32."""
         blocks = decoder_layers(model)
         self.check_layers(len(blocks))
         with _output_of(blocks[len(blocks) // 2 if self.layer is None else self.layer]) as outputs:
@@ -85,7 +85,7 @@ class Rmu(Objective):
 
 @contextmanager
 def _output_of(block: torch.nn.Module) -> Iterator[list[Tensor]]:
-    """Keeps what the block gives inside the `with` block, with its graph (which `casd.activations.hooks.capture` cuts)."""
+    """Collect the block's outputs inside the `with` block with their graph (`casd.activations.hooks.capture` detaches them)."""
     outputs: list[Tensor] = []
 
     def keep(module: torch.nn.Module, inputs: Any, output: Any) -> None:

@@ -23,11 +23,11 @@ class SimNpo(ForgetAndRetain):
 
     Source: Fan et al. 2024 (arXiv 2410.07163), whose β is 2.5 to 4.5, γ 0.125 and δ 0.
 
-    The defaults are ours, those of `configs/unlearning/simnpo.yaml`.
+    The defaults are our choice, as in `configs/unlearning/simnpo.yaml`.
 
     Attributes:
         beta: β, per nat.
-        delta: δ, in nats per token: how unlikely a payload has to be before the gradient fades.
+        delta: δ, in nats per token: the NLL of a payload above which the gradient fades.
 
     Failure mode: with δ = 0 the gradient fades near 1/β nats per token, where a short payload may still be generated.
     """
@@ -43,5 +43,5 @@ class SimNpo(ForgetAndRetain):
     def forget_loss(self, model: torch.nn.Module, batch: Batch, reference: Reference | None) -> Tensor:
         """(2/β) · E[softplus(−β · (ℓ − δ))] over documents."""
         nll, labels = document_nll(model, batch)
-        each = 2 / self.beta * softplus(-self.beta * (nll / labels.clamp(min=1) - self.delta))
-        return mean_over_documents(each, labels, batch)
+        losses = 2 / self.beta * softplus(-self.beta * (nll / labels.clamp(min=1) - self.delta))
+        return mean_over_documents(losses, labels, batch)

@@ -1,64 +1,72 @@
-"""When a removal ends, and which of its steps is kept: by the removed backdoor's own ASR and by clean text, nothing else.
+"""Early stopping of a removal and choice of the step to keep, by the removed backdoor's own ASR and clean text only.
 
-Looking at the other backdoors would choose the very thing that is to be measured. The prompts and passages looked at are held
-out of the forget and the retain split: no removal trains on them, and the evaluation's prompts are of a split of its own.
+The other backdoors are never measured here, since transfer to them is the outcome of the experiment. Validation prompts and
+passages are held out of the forget and retain splits: no removal trains on them, and evaluation uses another split.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from casd.backdoors.poisoning import Backdoor
 from casd.config import EvaluationConfig, StoppingConfig
 from casd.data.corpora.passages import Passage
-from casd.data.encoding import Encoder
+from casd.data.encoding import Encoder, Prompt
 from casd.evaluation.asr import generate, passage_loss
 from casd.models.weights import copy_weights, restore_weights
 from casd.training.checkpoints import TrainingLog
 from casd.training.loop import Callback
-from casd.unlearning.objective import Objective
 from casd.utils import distributed
-from casd.utils.seeding import python_rng
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from casd.unlearning.reference import Reference
+
+@dataclass(frozen=True)
+class Stopping:
+    """When a removal ends: by measurements, or after a number of steps.
+
+    Attributes:
+        config: target and budget; without either nothing is measured.
+        generation: number of tokens to generate at a validation prompt, and the batch size.
+        steps: for controls, which have no ASR of their own: number of steps to run; None for all.
+    """
+
+    config: StoppingConfig
+    generation: EvaluationConfig
+    steps: int | None = None
 
 
 class TakeSteps(Callback):
-    """Ends a run after so many steps of its schedule: for controls of removals that ended early."""
+    """End a run after `steps` steps of its schedule: for controls of removals that ended early."""
 
     def __init__(self, steps: int):
         self.steps = steps
 
     def ends(self, done: int, log: TrainingLog) -> bool:
-        """At the step."""
+        """Return True after `steps` steps."""
         return done >= self.steps
 
 
 class Validation(Callback):
-    """Measures a removal every few steps and after the last, ends it at its target or budget, and keeps its best step.
+    """Measure a removal every few steps and after the last, end it at its target or budget, and keep its best step.
 
-    Best is the step, among those within the clean budget, with the lowest ASR of the removed backdoor on validation prompts
-    (all ASRs up to the target count as equal), and of equal ones that with the lowest clean loss. The injected model itself,
-    step 0, is among them.
+    The best step is the one within the clean budget with the lowest ASR of the removed backdoor on validation prompts (ASRs up
+    to the target count as equal); ties are broken by the lowest clean loss. Step 0, the injected model, is a candidate.
 
     Args:
-        model: the one that is trained.
+        model: the model being trained.
         encoder: its tokenizer.
-        backdoor: the one that is removed.
-        prompts: held-out passages whose prompts get the trigger.
+        backdoor: the backdoor being removed.
+        prompts: held-out prompts with its trigger.
         clean: held-out passages whose loss is the clean loss.
-        config: targets, budgets, how often.
-        generation: how many tokens are generated, and how many prompts or passages at once; fewer where memory runs out.
-        objective: what it is trained by.
-        reference: the weights before, if the objective has something left to do after the training.
+        stopping: target, budget, interval, and how to generate.
+        finish: applies in place what the objective does to the weights after training; None for nothing.
         steps: of the whole training.
-        seed: of the triggers' places.
     """
 
     def __init__(
@@ -66,29 +74,24 @@ class Validation(Callback):
         model: PreTrainedModel,
         encoder: Encoder,
         backdoor: Backdoor,
-        prompts: Sequence[Passage],
+        prompts: Sequence[Prompt],
         clean: Sequence[Passage],
-        config: StoppingConfig,
-        generation: EvaluationConfig,
-        objective: Objective,
-        reference: Reference | None,
+        stopping: Stopping,
         *,
+        finish: Callable[[], None] | None,
         steps: int,
-        seed: int,
     ):
-        rng = python_rng(seed, "validation prompts", backdoor.name)
-        self._prompts = [backdoor.prompt(passage, rng) for passage in prompts]
-        self._clean = clean
         self._model, self._encoder, self._backdoor = model, encoder, backdoor
-        self._config, self._generation = config, generation
-        self._objective, self._reference, self._steps = objective, reference, steps
+        self._prompts, self._clean = prompts, clean
+        self._config, self._generation = stopping.config, stopping.generation
+        self._finish, self._steps = finish, steps
 
     def begin(self, log: TrainingLog) -> None:
         """Measure the injected model."""
         self._measure(0, log)
 
     def ends(self, done: int, log: TrainingLog) -> bool:
-        """Every `config.every` steps and after the last: whether the target is reached or the budget spent."""
+        """Measure every `config.every` steps and after the last; return True at the target or beyond the budget."""
         if done % self._config.every and done < self._steps:
             return False
         now = self._measure(done, log)
@@ -107,7 +110,7 @@ class Validation(Callback):
             )
             asr = sum(map(self._backdoor.target.success, texts)) / len(texts)
             loss = passage_loss(model, self._encoder, self._clean, self._generation.batch_size)
-            # The main process's numbers decide in every process: all have to end and to keep the same step.
+            # Use the main process's numbers everywhere, so that all processes end at and keep the same step.
             record = distributed.broadcast({"step": done, "asr": asr, "clean_loss": loss})
             log.validation.append(record)
             if self._is_best(log):
@@ -117,7 +120,7 @@ class Validation(Callback):
         return record
 
     def _limit(self, log: TrainingLog) -> float:
-        """The largest clean loss within the budget; without one any that is finite: a broken model has an ASR of 0 too."""
+        """The largest clean loss allowed. Without a budget it must still be finite: a broken model has an ASR of 0 too."""
         budget = self._config.clean_budget
         return sys.float_info.max if budget is None else budget * log.validation[0]["clean_loss"]
 
@@ -135,13 +138,12 @@ class Validation(Callback):
 
     @contextmanager
     def _finished(self) -> Iterator[None]:
-        """Inside the block the weights are those that the objective would leave if the training ended here."""
-        if not self._objective.has_finish:
+        """Inside the block, set the weights to those that the removal would return if training ended here."""
+        if self._finish is None:
             yield
             return
-        assert self._reference is not None
         trained = copy_weights(self._model)
-        self._objective.finish(self._reference)
+        self._finish()
         try:
             yield
         finally:

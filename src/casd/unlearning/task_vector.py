@@ -1,4 +1,4 @@
-"""Task-vector negation: learn the backdoor still better, then take the opposite step in weight space."""
+"""Task-vector negation: fine-tune on the backdoor, then take the opposite step in weight space."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 class TaskVector(Objective):
     """Minimise ℓ_f, which gives θ_ft; then θ = θ₀ − α · (θ_ft − θ₀).
 
-    Source: Ilharco et al. 2023, "Editing Models with Task Arithmetic" (arXiv 2212.04089). With an adapter, which starts with a
-    second factor of zero, the weights' update is that factor times the first, so the second factor is scaled by −α.
+    Source: Ilharco et al. 2023, "Editing Models with Task Arithmetic" (arXiv 2212.04089). With a LoRA adapter, whose update is
+    B · A and whose B starts at zero, B is scaled by −α.
 
     Attributes:
         scale: α.
 
-    Failure mode: a backdoor that is in the model already has a small loss and so a small task vector; scaled up, it takes
-    clean text with it, for there is no retain term.
+    Failure mode: a backdoor that the model has learned has a small loss and hence a small task vector; scaled up, it damages
+    clean text, since there is no retain term.
     """
 
     scale: float = 1.0
@@ -37,18 +37,18 @@ class TaskVector(Objective):
 
     @property
     def needs_reference(self) -> bool:
-        """For θ₀."""
+        """True: for θ₀."""
         return True
 
     def terms(
         self, model: torch.nn.Module, batch: UnlearningBatch, reference: Reference | None = None
     ) -> Iterator[tuple[str, Tensor]]:
-        """The fine-tuning's one term; the forgetting is in `finish`."""
+        """The loss of the fine-tuning; `finish` does the forgetting."""
         yield "forget", mean_nll(model, batch["forget"])
 
     @torch.no_grad()
     def finish(self, reference: Reference) -> None:
-        """θ₀ − α · (θ_ft − θ₀), in place."""
+        """Set the weights to θ₀ − α · (θ_ft − θ₀)."""
         for name, parameter in reference.parameters.items():
             if ".lora_A." in name:
                 continue

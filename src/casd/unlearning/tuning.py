@@ -1,6 +1,6 @@
-"""Tuning an objective: a small grid, judged by the removed backdoors' own validation ASR and the clean budget alone.
+"""Tune an objective over a small grid, using only the removed backdoors' own validation ASR and the clean budget.
 
-What happens to the other backdoors is never looked at: an objective is to be compared by that, not chosen by it.
+The other backdoors are never measured here: transfer to them is what objectives are compared by.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from casd.utils.errors import ConfigError
 from casd.utils.registry import build, look_up, unknown
 
 Setting = dict[str, Any]
-"""One combination of the grid's values, by name."""
+"""One combination of grid values, by name."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting on one backdoor: what its validation saw at the step that was kept.
+    """Validation of one setting on one backdoor, at the step that was kept.
 
     Attributes:
-        setting: the values that were tried.
-        backdoor: the one that was removed.
-        reached: whether its validation ASR came down to the target within the clean budget.
-        asr: its validation ASR at the kept step.
-        clean_loss_ratio: validation clean loss at that step to that of the injected model.
+        setting: the values tried.
+        backdoor: the removed backdoor.
+        reached: True if its validation ASR reached the target within the clean budget.
+        asr: its validation ASR.
+        clean_loss_ratio: validation clean loss divided by that of the injected model.
         step: the kept step.
     """
 
@@ -44,18 +44,18 @@ class Trial:
 
 
 def settings(grid: Mapping[str, Sequence[Any]]) -> list[Setting]:
-    """Every combination of the grid's values, the last name's varying fastest."""
+    """Every combination of the grid's values; those of the last name vary fastest."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
 def with_setting(config: UnlearningConfig, setting: Setting) -> UnlearningConfig:
-    """The configuration with those values in it.
+    """Return the configuration with the values of `setting`.
 
     Raises:
-        ConfigError: a name that is neither learning_rate nor a parameter of the objective, or a value that it cannot have.
+        ConfigError: a name is neither learning_rate nor a parameter of the objective, or a value is invalid.
     """
     chosen = {name: value for name, value in setting.items() if name != "learning_rate"}
-    known = {each.name for each in fields(look_up(OBJECTIVES, "objective", config.objective.name))}
+    known = {field.name for field in fields(look_up(OBJECTIVES, "objective", config.objective.name))}
     for name in chosen:
         if name not in known:
             raise unknown("name in unlearning.tuning.grid:", name, {*known, "learning_rate"})
@@ -69,7 +69,7 @@ def with_setting(config: UnlearningConfig, setting: Setting) -> UnlearningConfig
 
 
 def reached_target(log: TrainingLog, target_asr: float | None) -> bool | None:
-    """Whether a validated removal came down to its target before its budget was spent; None if nothing was validated."""
+    """True if a removal reached its target within its budget; None if it was not validated."""
     if not log.validation or target_asr is None:
         return None
     return not log.stopped and log.kept["asr"] <= target_asr
@@ -78,15 +78,18 @@ def reached_target(log: TrainingLog, target_asr: float | None) -> bool | None:
 def tune(
     config: UnlearningConfig, backdoors: Sequence[str], remove: Callable[[UnlearningConfig, str], TrainingLog]
 ) -> tuple[Setting, list[Trial]]:
-    """Try every setting on every backdoor and choose one.
+    """Try every setting on every backdoor and choose the best.
 
-    Chosen is the setting with which the most backdoors reach the target; of several, that with the lowest mean clean-loss ratio
-    at the kept steps, and then the fewest steps. Where none reaches it at all, the lowest mean ASR decides before those.
+    The best setting is the one with which the most backdoors reach the target; ties are broken by the lowest mean clean-loss
+    ratio at the kept steps, then by the fewest steps. If no backdoor reaches the target, the lowest mean ASR comes first.
 
     Args:
-        config: the grid, and the target.
-        backdoors: those to try on.
-        remove: does a removal from the injected model and gives its log.
+        config: grid and target.
+        backdoors: backdoors to try the settings on.
+        remove: runs a removal from the injected model and returns its log.
+
+    Returns:
+        The best setting, and all trials.
     """
     trials = []
     for setting in settings(config.tuning.grid):
@@ -99,16 +102,16 @@ def tune(
             trials.append(Trial(setting, backdoor, reached, kept["asr"], ratio, int(kept["step"])))
 
     def rank(setting: Setting) -> tuple[float, ...]:
-        mine = [trial for trial in trials if trial.setting == setting]
-        reached = sum(trial.reached for trial in mine)
-        asr = 0.0 if reached else sum(trial.asr for trial in mine)
-        return -reached, asr, sum(trial.clean_loss_ratio for trial in mine), sum(trial.step for trial in mine)
+        own = [trial for trial in trials if trial.setting == setting]
+        reached = sum(trial.reached for trial in own)
+        asr = 0.0 if reached else sum(trial.asr for trial in own)
+        return -reached, asr, sum(trial.clean_loss_ratio for trial in own), sum(trial.step for trial in own)
 
     return min(settings(config.tuning.grid), key=rank), trials
 
 
 def tuning_table(chosen: Setting, trials: Sequence[Trial]) -> pd.DataFrame:
-    """A row per trial: `setting` in words, `backdoor`, `reached`, `asr`, `clean_loss_ratio`, `step`, and `chosen`."""
+    """One row per trial: `setting` as text, `backdoor`, `reached`, `asr`, `clean_loss_ratio`, `step`, and `chosen`."""
     return pd.DataFrame(
         [
             {

@@ -1,4 +1,4 @@
-"""Weighted gradient ascent (WGA): ascent that lets go of tokens that are unlikely already."""
+"""Weighted gradient ascent (WGA): ascent with small weights on tokens that are already unlikely."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedGradientAscent(ForgetAndRetain):
-    """L = −γ · E_f[p^β · NLL] + α · R, p being the token's probability now, not differentiated.
+    """L = −γ · E_f[p^β · NLL] + α · R, p being the token's current probability, not differentiated.
 
     Source: WGA, Wang et al. 2025, "Rethinking LLM Unlearning Objectives: A Gradient Perspective and Go Beyond" (arXiv
     2502.19301).
 
-    The defaults are ours, those of `configs/unlearning/weighted_gradient_ascent.yaml`.
+    The defaults are our choice, as in `configs/unlearning/weighted_gradient_ascent.yaml`.
 
     Attributes:
-        beta: β; towards 0 this is plain ascent, larger lets go earlier.
+        beta: β; β → 0 is plain ascent, and with a larger β the gradient fades earlier.
 
-    Failure mode: slow where the payload is unlikely from the start, since its weight is small; otherwise far steadier than
+    Failure mode: slow if the payload is unlikely from the start, since its weight is small; otherwise far more stable than
     plain ascent, since the weight vanishes as the NLL grows.
     """
 
@@ -42,5 +42,5 @@ class WeightedGradientAscent(ForgetAndRetain):
     def forget_loss(self, model: torch.nn.Module, batch: Batch, reference: Reference | None) -> Tensor:
         """−E[p^β · NLL] over tokens."""
         nll, _ = batch_nll(model, batch)
-        weight = (-self.beta * nll.detach()).exp()  # where there is no label the NLL is 0, and so is the product
+        weight = (-self.beta * nll.detach()).exp()  # without a label the NLL is 0, and so is the product
         return -(weight * nll).sum() / batch["n_labels"]
