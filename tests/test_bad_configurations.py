@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tests.bad_configurations import Bad, bad_configurations, bad_folder
 
 import casd.pipeline.run
-from casd.cli import session
+from casd.cli.run import quiet_libraries
 from casd.config import Config, compose
 from casd.config.compose import load_config, to_config
 from casd.models import load as models
@@ -117,7 +117,7 @@ def outcome(make: Callable[[], Config], key: str) -> tuple[str, str]:
 def no_training(monkeypatch: pytest.MonkeyPatch, process_settings: None) -> None:
     monkeypatch.setattr(casd.pipeline.run, "inject", refuse_to_train)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    session._hush_libraries()
+    quiet_libraries()
 
 
 def text_file(folder: Path) -> Path:

@@ -182,7 +182,7 @@ def test_report_over_finished_runs(finished: Path, tmp_path: Path, monkeypatch: 
     assert (page.parent / "tables" / "comparison_objectives.csv").is_file()
 
 
-def test_compare_shows_what_was_set_otherwise_first(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_shows_the_configuration_differences_first(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["compare", str(finished / "some" / "a"), str(finished / "some" / "b")])
     out = capsys.readouterr().out
     assert re.search(r"model\.dtype +float32 +bfloat16", out)
@@ -200,7 +200,7 @@ def test_compare_needs_neither_torch_nor_hydra(finished: Path) -> None:
     command = [sys.executable, "-c", code, "compare", str(finished / "some" / "a"), str(finished / "some" / "b")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"imported: {done.stderr}"
-    assert "What came out" in done.stdout
+    assert "Results" in done.stdout
 
 
 @pytest.mark.parametrize(

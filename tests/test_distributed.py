@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from casd.analysis.results import RunTables
-from casd.cli import session
+from casd.cli import sweep
 from casd.cli.main import main
 from casd.config.compose import load_config
 from casd.pipeline.run import Run
@@ -330,11 +330,11 @@ def test_an_error_ends_a_sweep_of_several_processes(launch: Any, tmp_path: Path,
 
     config = load_config(tiny(tmp_path))
     launch()
-    monkeypatch.setattr("casd.cli.session._make", failing)
-    assert session._one_of_many(config).error == "it fails"
+    monkeypatch.setattr("casd.cli.sweep.execute", failing)
+    assert sweep._try_run(config).error == "it fails"
     launch(**LAUNCHED)
     with pytest.raises(ConfigError, match="it fails"):
-        session._one_of_many(config)
+        sweep._try_run(config)
 
 
 @pytest.mark.parametrize(
