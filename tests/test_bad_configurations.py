@@ -24,8 +24,9 @@ from tests.bad_configurations import Bad, bad_configurations, bad_folder
 
 import casd.pipeline.run
 from casd.cli.run import quiet_libraries
-from casd.config import Config, compose
+from casd.config import Config
 from casd.config.compose import load_config, to_config
+from casd.config.hydra_errors import explaining
 from casd.models import load as models
 from casd.pipeline.run import Run
 from casd.planning.check import check
@@ -87,7 +88,7 @@ def plain(config: Config) -> dict[str, Any]:
 
 def composed(bad: Bad) -> Config:
     """As a command line's values become a configuration."""
-    with compose._explaining([str(bad)]):
+    with explaining([str(bad)]):
         try:
             merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(bad.config))
         except OmegaConfBaseException as error:
