@@ -331,7 +331,7 @@ def test_a_mistake_in_a_run(overrides: str, says: str, folder_of_mistakes: Path,
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_no_gpu(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     said = refused(capfd, "inject", *tiny(tmp_path, "runtime.device=cuda"))
-    assert "finds 0 cuda devices here. Use runtime.device=auto or cpu." in said
+    assert "finds 0 cuda devices on this machine. Use runtime.device=auto or cpu." in said
     assert list(tmp_path.iterdir()) == [], "it was found out only after the first stages"
 
 
@@ -389,7 +389,7 @@ def test_ctrl_c(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     with pytest.raises(SystemExit) as exit_:
         main(["inject", *tiny(tmp_path)])
     assert exit_.value.code == 130
-    assert "the same command goes on from there" in capsys.readouterr().err
+    assert "the same command resumes from there" in capsys.readouterr().err
     assert {path.parent.name for path in (tmp_path / "store").glob("*/[!.]*")} == {"corpus"}
 
 

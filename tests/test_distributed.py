@@ -346,7 +346,7 @@ def test_an_error_ends_a_sweep_of_several_processes(launch: Any, tmp_path: Path,
 )
 def test_an_exchange_with_a_process_that_has_ended_is_told_in_a_line(launch: Any, message: str) -> None:
     launch(**LAUNCHED)
-    with pytest.raises(CasdError, match="Process 0 of 2 cannot exchange") as error, distributed.explaining_lost_processes():
+    with pytest.raises(CasdError, match="Process 0 of 2 cannot communicate") as error, distributed.explaining_lost_processes():
         raise RuntimeError(message)
     assert "\n" not in str(error.value)
     with pytest.raises(RuntimeError, match="shapes"), distributed.explaining_lost_processes():

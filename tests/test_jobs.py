@@ -178,7 +178,7 @@ def test_no_process_outlives_its_parent(number: int, code: int, tmp_path: Path) 
     assert "Traceback" not in said
     if code > 0:
         assert said.count("casd: ") == 1
-        assert "the same command goes on from there" in said
+        assert "the same command resumes from there" in said
     children = [int(path.name) for path in begun.iterdir()]
     assert len(children) == 2
     until(lambda: not any(map(is_running, children)))
