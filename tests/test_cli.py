@@ -248,7 +248,7 @@ def test_status(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert sorted(line.split()[0] for line in lines[1:-1]) == ["base", "corpus", "inject", "tokens"]
     assert lines[-1].startswith("4 finished stages, ")
-    assert lines[-1].endswith("begun and not finished: 0123456789abcdef0123")
+    assert lines[-1].endswith("not finished: 0123456789abcdef0123")
 
 
 BINARY = "model=hub model.path=binary injection=continual"

@@ -484,7 +484,7 @@ def test_status_tells_what_is_damaged_and_lists_the_rest(tmp_path: Path, monkeyp
     lines = status(tmp_path).splitlines()
     assert [whole.name in line for line in lines] == [False, True, False, False]
     assert lines[2].startswith("1 finished stages, ")
-    assert lines[2].endswith(f"begun and not finished: {'0' * 20}")
+    assert lines[2].endswith(f"not finished: {'0' * 20}")
     assert lines[3].startswith(f"The stage in {damaged} is damaged: manifest.json ")
 
     read_bytes = Path.read_bytes

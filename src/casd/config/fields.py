@@ -76,7 +76,7 @@ def require_different(section: object, *names: str) -> None:
 
 
 def require(section: object, condition: str, accepts: Any, *names: str) -> None:
-    """Raise ConfigError for the first of the fields `names` for whose value `accepts` is false; `condition` says what is expected."""
+    """Raise ConfigError, with the `condition`, for the first of the fields `names` whose value `accepts` rejects."""
     for name in names:
         value = getattr(section, name)
         if not accepts(value):

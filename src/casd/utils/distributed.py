@@ -121,7 +121,7 @@ def join(device: str) -> torch.device:
     check_launch()
     if device not in ("auto", "cuda", "cpu"):
         raise ConfigError(
-            f"runtime.device is {device!r}, and there are {processes()} processes: use auto, cuda or cpu, which give each its own."
+            f"runtime.device is {device!r}, and there are {processes()} processes: use auto, cuda or cpu: each gets its own."
         )
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     try:

@@ -57,13 +57,13 @@ class Runtime:
         available = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)
         if (device.index or 0) >= available:
             raise ConfigError(
-                f"runtime.device is {self.device!r}, and torch {torch.__version__} finds {available} {device.type} devices on this machine."
-                " Use runtime.device=auto or cpu."
+                f"runtime.device is {self.device!r}, and torch {torch.__version__} finds {available} {device.type} devices on"
+                " this machine. Use runtime.device=auto or cpu."
             )
 
     @property
     def torch_device(self) -> torch.device:
-        """The device of this process. One of several processes joins the others first (`casd.utils.distributed.join`)."""
+        """The device of this process, which joins the others first if there are several (`casd.utils.distributed.join`)."""
         if distributed.processes() > 1:
             return distributed.join(self.device)
         if self.device == "auto":
@@ -105,9 +105,9 @@ def own_numerics() -> Iterator[None]:
 def give_freed_memory_back(model: torch.nn.Module, device: torch.device) -> None:
     """Return freed blocks of 1 MiB and more to the system at once, for a large model on the CPU (Linux with glibc only).
 
-    By default glibc keeps freed blocks of up to 32 MiB, which fragment: training a 117M model with an adapter took 1.56 GiB with
-    that default and 1.24 GiB without, for 5 to 10 % more time (`scripts/check_memory.py`). Tiny models, whose memory hardly
-    matters, would take 40 % more time.
+    By default glibc keeps freed blocks of up to 32 MiB, which fragment: training a 117M model with an adapter took 1.56 GiB
+    with that default and 1.24 GiB without, for 5 to 10 % more time (`scripts/check_memory.py`). Tiny models, whose memory
+    hardly matters, would take 40 % more time.
     """
     if device.type != "cpu" or sys.platform != "linux" or sum(each.nbytes for each in model.parameters()) < LARGE_MODEL:
         return
