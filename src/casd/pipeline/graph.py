@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from casd.config.states import CONTROL_PREFIX, INJECTED, REPEAT_CONTROL
 from casd.data.corpora import CORPORA
 from casd.evaluation import benchmarks as utility
 from casd.models import load as models
-from casd.pipeline.store import Stage
+from casd.pipeline.stage import Stage
 from casd.unlearning.controls import removal_names
 from casd.utils.registry import build
 
@@ -80,16 +81,7 @@ def stage_graph(config: Config) -> StageGraph:
 
     tune, unlearn_stages = _unlearning_stages(config, injected)
     measured = {INJECTED: injected, **unlearn_stages}
-    # Batch sizes change no measurement, and thresholds are part of the scoring.
-    evaluation = _without(config.evaluation, "batch_size", "collapse_clean_loss_ratio", "collapse_degenerate_rate")
-    prompt_sets = {name: evaluation[name] for name in ("prompts", "fake_prompts", "fake_triggers")}
-    capture = {**_without(config.activations, "batch_size"), "prompt_sets": prompt_sets}
-    evaluate_stages = {name: Stage("evaluate", 2, evaluation, (stage,), name) for name, stage in measured.items()}
-    activations = {name: Stage("activations", 1, capture, (stage,), name) for name, stage in measured.items()}
-    utility_stages = {}
-    if config.utility.tasks:
-        benchmarks = {**_without(config.utility, "batch_size"), "fingerprint": utility.fingerprint(config.utility.tasks)}
-        utility_stages = {name: Stage("utility", 1, benchmarks, (stage,), name) for name, stage in measured.items()}
+    evaluate_stages, activations, utility_stages = _measurement_stages(config, measured)
     scoring = {
         "metric": dataclasses.asdict(config.metric),
         "collapse_clean_loss_ratio": config.evaluation.collapse_clean_loss_ratio,
@@ -138,6 +130,21 @@ def _unlearning_stages(config: Config, injected: Stage) -> tuple[Stage | None, d
         if name not in stages:
             stages[name] = stage(name, *(() if name.startswith(REPEAT_CONTROL) else all_removals))
     return tune, stages
+
+
+def _measurement_stages(config: Config, measured: Mapping[str, Stage]) -> tuple[dict[str, Stage], ...]:
+    """Return the stages of attack success, activations and benchmarks of every state; batch sizes do not change them."""
+    # The thresholds of a collapse are part of the scoring.
+    evaluation = _without(config.evaluation, "batch_size", "collapse_clean_loss_ratio", "collapse_degenerate_rate")
+    prompt_sets = {name: evaluation[name] for name in ("prompts", "fake_prompts", "fake_triggers")}
+    capture = {**_without(config.activations, "batch_size"), "prompt_sets": prompt_sets}
+    evaluate_stages = {name: Stage("evaluate", 2, evaluation, (stage,), name) for name, stage in measured.items()}
+    activations = {name: Stage("activations", 1, capture, (stage,), name) for name, stage in measured.items()}
+    utility_stages = {}
+    if config.utility.tasks:
+        benchmarks = {**_without(config.utility, "batch_size"), "fingerprint": utility.fingerprint(config.utility.tasks)}
+        utility_stages = {name: Stage("utility", 1, benchmarks, (stage,), name) for name, stage in measured.items()}
+    return evaluate_stages, activations, utility_stages
 
 
 def _without(section: Any, *names: str) -> dict[str, Any]:

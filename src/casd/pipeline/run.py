@@ -27,7 +27,8 @@ from casd.data.shrinking import explaining_out_of_memory
 from casd.pipeline import checks, stages
 from casd.pipeline.graph import stage_graph
 from casd.pipeline.inputs import Inputs, build_backdoors
-from casd.pipeline.store import Stage, StageStore
+from casd.pipeline.stage import Stage
+from casd.pipeline.store import StageStore
 from casd.report.publish import is_published, publishing
 from casd.utils import distributed, ending
 from casd.utils.errors import ConfigError

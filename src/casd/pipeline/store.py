@@ -19,22 +19,19 @@ from __future__ import annotations
 
 import datetime
 import errno
-import hashlib
-import json
-import math
 import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from casd.pipeline.stage import Stage
 from casd.utils.atomic import flush, flush_all, give_default_rights, locked, remove, remove_leftovers, temporary_beside
 from casd.utils.disk import explaining_disk_errors
-from casd.utils.errors import ConfigError, StoreError
+from casd.utils.errors import StoreError
 from casd.utils.sealed import (
     MANIFEST,
     Damage,
@@ -46,47 +43,6 @@ from casd.utils.sealed import (
     unreadable,
     write_manifest,
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """Description of a stage, which determines its key.
-
-    `config` is copied and converted to a canonical form: tuples become lists, and floats without a fraction become integers,
-    because YAML allows both `1` and `1.0` for the same number. (`true` and `1` stay different.)
-
-    Raises:
-        ConfigError: a number in `config` is NaN or infinite.
-        TypeError: `config` has a value that JSON cannot represent.
-    """
-
-    name: str
-    """Kind of the stage; also its folder below the store's root."""
-    version: int
-    """Version of the code that makes it: increase it when the result of the same configuration changes."""
-    config: Mapping[str, Any]
-    """The stage's own settings that can change its result: no devices, folders or logging."""
-    inputs: tuple[Stage, ...] = ()
-    """Stages that it reads, in order."""
-    label: str = ""
-    """Label for display ("french_a"). Not part of the key."""
-
-    def __post_init__(self) -> None:
-        if not self.name.isidentifier():
-            raise ValueError(
-                f"A stage's name has letters, digits and underscores, because it is also a folder's name; got {self.name!r}."
-            )
-        object.__setattr__(self, "config", _canonical(self.config))
-
-    @cached_property
-    def key(self) -> str:
-        """20 hexadecimal digits (80 bits) of the SHA-256 of name, version, configuration and the inputs' keys."""
-        parts = [self.name, self.version, self.config, [stage.key for stage in self.inputs]]
-        text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.label})" if self.label else self.name
 
 
 @dataclass(frozen=True)
@@ -198,14 +154,6 @@ class StageStore:
         """The stages that this object made or reused, in order, each once."""
         return tuple(self._events.values())
 
-    def summary(self) -> str:
-        """One line: "3 stages executed in 41.2 s, 5 reused"."""
-        executed = [event for event in self.events if event.outcome == "executed"]
-        seconds = sum(event.seconds for event in executed)
-        noun = "stage" if len(executed) == 1 else "stages"
-        took = f" in {seconds:.1f} s" if executed else ""
-        return f"{len(executed)} {noun} executed{took}, {len(self.events) - len(executed)} reused"
-
     def _place(self, stage: Stage) -> Path:
         return self.root / stage.name / stage.key
 
@@ -281,25 +229,6 @@ def _check_plain(folder: Path) -> None:
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or name == MANIFEST:
             raise ValueError(f"A stage may write neither links nor {MANIFEST}; it wrote {name}.")
-
-
-def _canonical(value: Any) -> Any:
-    match value:
-        case None | bool() | str():
-            return value
-        case int():
-            return int(value)
-        case float():
-            if not math.isfinite(value):
-                raise ConfigError(f"A number of the configuration is {value}; expected a finite one.")
-            return int(value) if value.is_integer() else float(value)
-        case Mapping():
-            if invalid := [name for name in value if not isinstance(name, str)]:
-                raise TypeError(f"A stage's configuration has the key {invalid[0]!r}, which is not a string.")
-            return {name: _canonical(item) for name, item in value.items()}
-        case list() | tuple():
-            return [_canonical(item) for item in value]
-    raise TypeError(f"A stage's configuration has a {type(value).__name__}, which JSON cannot represent: {value!r}.")
 
 
 def _manifest(stage: Stage, files: Mapping[str, Any], seconds: float) -> dict[str, Any]:
