@@ -230,7 +230,7 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> Any:
         # as `accelerate launch --num_processes 2` leaves them on a machine without GPUs
         (
             {"ACCELERATE_USE_CPU": "False", "ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"},
-            "asked for several processes and started one",
+            "to start several processes and started one",
         ),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE is 2 and WORLD_SIZE is not set"),
         ({"PMI_SIZE": "4"}, "PMI_SIZE is 4 and WORLD_SIZE is not set"),

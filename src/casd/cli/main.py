@@ -213,7 +213,7 @@ def _reproduce(arguments: Sequence[str]) -> None:
     if not names:
         raise ConfigError("reproduce needs the name of a table or figure, or all; casd list reproduce shows the names.")
     if len(scales) > 1:
-        raise ConfigError(f"reproduce takes one scale; given were {', '.join(scales)}.")
+        raise ConfigError(f"reproduce takes one scale at a time; given were {', '.join(scales)}.")
     reproduce(names, scales[0] if scales else "tiny", overrides)
 
 
