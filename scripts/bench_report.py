@@ -26,7 +26,8 @@ from casd.analysis.results import RunTables
 from casd.analysis.tables import SCHEMAS, TABLES_VERSION
 from casd.analysis.transfer import specificity, transfer_table
 from casd.metric.baselines import BASELINES
-from casd.pipeline.store import Stage, StageStore
+from casd.pipeline.stage import Stage
+from casd.pipeline.store import StageStore
 from casd.stats import wilson_interval
 
 MODELS = ("qwen3_tiny", "llama3_tiny", "gaperon_tiny", "smollm2")

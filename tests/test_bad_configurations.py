@@ -23,9 +23,10 @@ from omegaconf.errors import OmegaConfBaseException
 from tests.bad_configurations import Bad, bad_configurations, bad_folder
 
 import casd.pipeline.run
-from casd.cli import session
-from casd.config import Config, compose
+from casd.cli.run import quiet_libraries
+from casd.config import Config
 from casd.config.compose import load_config, to_config
+from casd.config.hydra_errors import explaining
 from casd.models import load as models
 from casd.pipeline.run import Run
 from casd.planning.check import check
@@ -87,7 +88,7 @@ def plain(config: Config) -> dict[str, Any]:
 
 def composed(bad: Bad) -> Config:
     """As a command line's values become a configuration."""
-    with compose._explaining([str(bad)]):
+    with explaining([str(bad)]):
         try:
             merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(bad.config))
         except OmegaConfBaseException as error:
@@ -117,7 +118,7 @@ def outcome(make: Callable[[], Config], key: str) -> tuple[str, str]:
 def no_training(monkeypatch: pytest.MonkeyPatch, process_settings: None) -> None:
     monkeypatch.setattr(casd.pipeline.run, "inject", refuse_to_train)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    session._hush_libraries()
+    quiet_libraries()
 
 
 def text_file(folder: Path) -> Path:

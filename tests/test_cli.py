@@ -182,7 +182,7 @@ def test_report_over_finished_runs(finished: Path, tmp_path: Path, monkeypatch: 
     assert (page.parent / "tables" / "comparison_objectives.csv").is_file()
 
 
-def test_compare_shows_what_was_set_otherwise_first(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_shows_the_configuration_differences_first(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["compare", str(finished / "some" / "a"), str(finished / "some" / "b")])
     out = capsys.readouterr().out
     assert re.search(r"model\.dtype +float32 +bfloat16", out)
@@ -200,7 +200,7 @@ def test_compare_needs_neither_torch_nor_hydra(finished: Path) -> None:
     command = [sys.executable, "-c", code, "compare", str(finished / "some" / "a"), str(finished / "some" / "b")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"imported: {done.stderr}"
-    assert "What came out" in done.stdout
+    assert "Results" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_status(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert sorted(line.split()[0] for line in lines[1:-1]) == ["base", "corpus", "inject", "tokens"]
     assert lines[-1].startswith("4 finished stages, ")
-    assert lines[-1].endswith("begun and not finished: 0123456789abcdef0123")
+    assert lines[-1].endswith("not finished: 0123456789abcdef0123")
 
 
 BINARY = "model=hub model.path=binary injection=continual"
@@ -331,7 +331,7 @@ def test_a_mistake_in_a_run(overrides: str, says: str, folder_of_mistakes: Path,
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_no_gpu(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     said = refused(capfd, "inject", *tiny(tmp_path, "runtime.device=cuda"))
-    assert "finds 0 cuda devices here. Use runtime.device=auto or cpu." in said
+    assert "finds 0 cuda devices on this machine. Use runtime.device=auto or cpu." in said
     assert list(tmp_path.iterdir()) == [], "it was found out only after the first stages"
 
 
@@ -389,7 +389,7 @@ def test_ctrl_c(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     with pytest.raises(SystemExit) as exit_:
         main(["inject", *tiny(tmp_path)])
     assert exit_.value.code == 130
-    assert "the same command goes on from there" in capsys.readouterr().err
+    assert "the same command resumes from there" in capsys.readouterr().err
     assert {path.parent.name for path in (tmp_path / "store").glob("*/[!.]*")} == {"corpus"}
 
 

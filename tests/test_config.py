@@ -38,6 +38,7 @@ from casd.config import (
 )
 from casd.config.compose import configs as swept
 from casd.config.compose import jobs, load_config, sweep, to_yaml
+from casd.config.hydra_errors import unknown_key
 from casd.config.options import config_folder, groups
 from casd.data.corpora import CORPORA
 from casd.pipeline.inputs import build_backdoors
@@ -301,7 +302,7 @@ def test_a_misspelt_key_on_the_command_line(path: str, cls: type, prefix: str) -
 
 @pytest.mark.parametrize(("path", "name"), FIELDS, ids=lambda value: value)
 def test_every_misspelt_field_has_its_message(path: str, name: str) -> None:
-    error = casd.config.compose._unknown_key(".".join(filter(None, (path, misspelt(name)))))
+    error = unknown_key(".".join(filter(None, (path, misspelt(name)))))
     assert f"Unknown key{f' in {path}:' if path else ''} {misspelt(name)!r}. Did you mean {name!r}?" in str(error)
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from casd.analysis.results import RunTables
-from casd.cli import session
+from casd.cli import sweep
 from casd.cli.main import main
 from casd.config.compose import load_config
 from casd.pipeline.run import Run
@@ -230,7 +230,7 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> Any:
         # as `accelerate launch --num_processes 2` leaves them on a machine without GPUs
         (
             {"ACCELERATE_USE_CPU": "False", "ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"},
-            "asked for several processes and started one",
+            "to start several processes and started one",
         ),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE is 2 and WORLD_SIZE is not set"),
         ({"PMI_SIZE": "4"}, "PMI_SIZE is 4 and WORLD_SIZE is not set"),
@@ -330,11 +330,11 @@ def test_an_error_ends_a_sweep_of_several_processes(launch: Any, tmp_path: Path,
 
     config = load_config(tiny(tmp_path))
     launch()
-    monkeypatch.setattr("casd.cli.session._make", failing)
-    assert session._one_of_many(config).error == "it fails"
+    monkeypatch.setattr("casd.cli.sweep.execute", failing)
+    assert sweep._try_run(config).error == "it fails"
     launch(**LAUNCHED)
     with pytest.raises(ConfigError, match="it fails"):
-        session._one_of_many(config)
+        sweep._try_run(config)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_an_error_ends_a_sweep_of_several_processes(launch: Any, tmp_path: Path,
 )
 def test_an_exchange_with_a_process_that_has_ended_is_told_in_a_line(launch: Any, message: str) -> None:
     launch(**LAUNCHED)
-    with pytest.raises(CasdError, match="Process 0 of 2 cannot exchange") as error, distributed.explaining_lost_processes():
+    with pytest.raises(CasdError, match="Process 0 of 2 cannot communicate") as error, distributed.explaining_lost_processes():
         raise RuntimeError(message)
     assert "\n" not in str(error.value)
     with pytest.raises(RuntimeError, match="shapes"), distributed.explaining_lost_processes():

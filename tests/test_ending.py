@@ -55,7 +55,7 @@ def test_a_signal_ends_the_process(
     with pytest.raises(SystemExit) as exit_, orderly_end():
         end(number)
     assert exit_.value.code == code
-    assert capsys.readouterr().err == f"casd: {what}; finished stages are kept, and the same command goes on from there.\n"
+    assert capsys.readouterr().err == f"casd: {what}; finished stages are kept, and the same command resumes from there.\n"
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
     ending.check()  # what comes after it in the same process is not ended
 

@@ -23,7 +23,8 @@ from rich.console import Console
 from casd.analysis.results import RunTables
 from casd.cli.compare import print_two_runs
 from casd.cli.main import main
-from casd.pipeline.store import Stage, StageStore
+from casd.pipeline.stage import Stage
+from casd.pipeline.store import StageStore
 from casd.report import print_run, print_sweep, read_runs, write_report, write_sweep_report
 from casd.report.gallery import run_drawings, sweep_drawings
 from casd.report.markup import table_of, to_latex, to_markdown

@@ -24,7 +24,8 @@ from casd.analysis.results import RunTables
 from casd.analysis.runs import find_runs
 from casd.analysis.tables import TABLES_VERSION
 from casd.analysis.tidy import load_results
-from casd.pipeline.store import Stage, StageStore
+from casd.pipeline.stage import Stage
+from casd.pipeline.store import StageStore
 from casd.utils.errors import CasdError
 
 AFTER = np.array([[0.0, 0.5, 0.75], [0.25, 0.125, 1.0], [0.875, 1.0, 0.0]])

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import torch
 
-from casd.cli import session
+from casd.cli import sweep
 from casd.config import Config
 from casd.config.compose import load_config
 from casd.pipeline.sweep import KILLED, Outcome, _injections_first, run_all, tell_failures
@@ -98,8 +98,8 @@ def test_a_run_that_raises_anything_is_recorded_and_the_others_are_made(
             raise error
         return SimpleNamespace(folder=Path(str(config.seed)), store=SimpleNamespace(events=()))
 
-    monkeypatch.setattr(session, "_make", make)
-    outcomes = run_all(seeds(config, 0, 1, 2), session._one_of_many, jobs=1, description="")
+    monkeypatch.setattr(sweep, "execute", make)
+    outcomes = run_all(seeds(config, 0, 1, 2), sweep._try_run, jobs=1, description="")
     assert [each.folder is None for each in outcomes] == [False, True, False]
     [log] = (tmp_path / "smoke" / "failed").iterdir()
     assert outcomes[1].error.startswith(f"{type(error).__name__}: {' '.join(str(error).split())}")
@@ -112,9 +112,9 @@ def test_ctrl_c_is_no_failed_run(config: Config, monkeypatch: pytest.MonkeyPatch
     def make(config: Config) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "_make", make)
+    monkeypatch.setattr(sweep, "execute", make)
     with pytest.raises(KeyboardInterrupt):
-        run_all(seeds(config, 0, 1), session._one_of_many, jobs=1, description="")
+        run_all(seeds(config, 0, 1), sweep._try_run, jobs=1, description="")
 
 
 def test_what_failed_is_listed_with_the_command_that_makes_it_again() -> None:
@@ -178,7 +178,7 @@ def test_no_process_outlives_its_parent(number: int, code: int, tmp_path: Path) 
     assert "Traceback" not in said
     if code > 0:
         assert said.count("casd: ") == 1
-        assert "the same command goes on from there" in said
+        assert "the same command resumes from there" in said
     children = [int(path.name) for path in begun.iterdir()]
     assert len(children) == 2
     until(lambda: not any(map(is_running, children)))

@@ -150,7 +150,7 @@ def test_a_changed_evaluation(copied: Path, capfd: pytest.CaptureFixture[str]) -
     assert executed(again) == {"evaluate": 7, "score": 1, "report": 1}
     said = capfd.readouterr().err
     for name in REMOVALS:  # their weights were not kept, and the user is told why it takes so long
-        assert f"The weights of {name} were not kept (runtime.save_models); training it again." in said
+        assert f"The weights of {name} were not saved (runtime.save_models); training it again." in said
 
 
 def test_a_changed_metric(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:

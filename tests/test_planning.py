@@ -402,7 +402,7 @@ def test_a_plan_knows_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_sweep_is_planned_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["plan", *tiny(tmp_path, "unlearning=clean_target,gradient_difference", "backdoor=[refusal]", "runtime.tflops=0.1")])
     out = " ".join(capsys.readouterr().out.split())
-    assert "Left to do in 2 runs, what they share once" in out
+    assert "Left to do in 2 runs, shared stages counted once" in out
     assert re.search(r"inject 1 0 [\d.]+ k [\d.e+]+ (< 1|\d+) s", out), "the injection is shared, and has a time"
     assert not (tmp_path / "store").exists() or not any((tmp_path / "store").glob("*/[!.]*")), "something was made"
 

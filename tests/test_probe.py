@@ -199,7 +199,7 @@ def test_every_token_needs_a_row(config: Config, encoder: Encoder, probes: Promp
     tokenizer = copy.deepcopy(encoder.tokenizer)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     assert tokenizer.pad_token_id == 420
-    with pytest.raises(ModelError, match=r"needs the token 420 \('\[PAD\]'\), and the embedding has 420 rows"):
+    with pytest.raises(ModelError, match=r"needs the token 420 \('\[PAD\]'\), but the embedding has 420 rows"):
         check_model(config, tiny_model("llama"), Encoder(tokenizer, 128), probes)
     check_model(config, tiny_model("llama", rows=421), Encoder(tokenizer, 128), probes)
 

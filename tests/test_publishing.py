@@ -25,7 +25,8 @@ from casd.analysis.runs import find_runs
 from casd.analysis.tables import SWEEP_INFO, TABLES_VERSION
 from casd.analysis.tidy import load_results
 from casd.cli.compare import read_two_runs
-from casd.pipeline.store import Stage, StageStore
+from casd.pipeline.stage import Stage
+from casd.pipeline.store import StageStore
 from casd.report import read_runs, write_report, write_sweep_report
 from casd.report.publish import check_output, is_published, publishing
 from casd.utils.errors import CasdError, ConfigError, StoreError

@@ -310,7 +310,6 @@ def test_again_nothing_is_made_and_one_lost_stage_is_made_alone(
     reproduced: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("casd.reproduction.scales.read_scale", lambda name: _smallest(reproduced))
-    monkeypatch.setattr("casd.cli.session._executed", [])
     folder, store = reproduced / "reproduce", reproduced / "store"
     before, page = _files(folder), folder / "tiny" / "all" / "report.html"
     written = page.stat().st_mtime_ns
@@ -318,7 +317,6 @@ def test_again_nothing_is_made_and_one_lost_stage_is_made_alone(
     assert "0 stages executed" in capfd.readouterr().err
     assert page.stat().st_mtime_ns == written
 
-    monkeypatch.setattr("casd.cli.session._executed", [])
     lost = sorted((store / "evaluate").glob("[!.]*"))[0]
     shutil.rmtree(lost)
     main(["reproduce", "all"])

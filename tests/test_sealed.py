@@ -211,7 +211,7 @@ def test_errors_without_a_stage_are_told(tmp_path: Path) -> None:
     assert told(FileNotFoundError(errno.ENOENT, "no", str(missing))) == f"Cannot open {missing}: No such file or directory."
     assert told(PermissionError(errno.EACCES, "no", str(missing))).startswith(f"Cannot write {missing}: Permission denied.")
     assert told(PermissionError(errno.EACCES, "no"), missing, reading=True).startswith(f"Cannot read {missing}: Permission")
-    assert told(OSError("a library's own\nand more")) == "The operating system refused something: a library's own."
+    assert told(OSError("a library's own\nand more")) == "The operating system reported an error: a library's own."
     assert told(ValueError("a bug")) == ""
     assert told(KeyError("No such file or directory")) == ""
 
@@ -231,7 +231,7 @@ def test_a_file_that_cannot_be_read_is_not_told_as_one_that_cannot_be_written(
         lambda: checked_bytes(manifest.parent, "b", entry),
         lambda: read_manifest(manifest),
     ):
-        with pytest.raises(StoreError, match=r"^Cannot read .*: Permission denied. Ask its owner for the right to read"):
+        with pytest.raises(StoreError, match=r"^Cannot read .*: Permission denied. Ask its owner for permission to read"):
             read()
 
 

@@ -27,8 +27,9 @@ import safetensors.numpy
 import casd.pipeline.store
 import casd.utils.atomic
 import casd.utils.sealed
+from casd.pipeline.stage import Stage
 from casd.pipeline.status import status
-from casd.pipeline.store import Stage, StageStore
+from casd.pipeline.store import StageStore
 from casd.utils.atomic import temporary_beside
 from casd.utils.disk import explaining_disk_errors
 from casd.utils.errors import ConfigError, StoreError
@@ -135,7 +136,6 @@ def test_executes_once(tmp_path: Path) -> None:
     later.run(STAGE, never)
     later.run(STAGE, never)
     assert [(event.outcome, event.seconds) for event in later.events] == [("reused", 0.0)]
-    assert later.summary() == "0 stages executed, 1 reused"
     assert later.file(STAGE, "model/weights.bin").read_bytes() == bytes(range(256)) * 8192
 
 
@@ -144,7 +144,7 @@ def test_changed_field_leads_to_another_stage(tmp_path: Path) -> None:
     first = store.run(STAGE, write_files)
     second = store.run(Stage("inject", 2, {**STAGE.config, "steps": 301}, STAGE.inputs), write_files)
     assert first != second
-    assert store.summary().startswith("2 stages executed in ")
+    assert [event.outcome for event in store.events] == ["executed", "executed"]
 
 
 def test_manifest_tells_what_made_the_stage(tmp_path: Path) -> None:
@@ -308,7 +308,8 @@ def test_file_is_read_for_its_checksum_once(tmp_path: Path, monkeypatch: pytest.
 WORKER = """
 import os, shutil, sys, time
 from pathlib import Path
-from casd.pipeline.store import Stage, StageStore
+from casd.pipeline.stage import Stage
+from casd.pipeline.store import StageStore
 from casd.pipeline.status import status
 
 root, moment, log = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
@@ -484,7 +485,7 @@ def test_status_tells_what_is_damaged_and_lists_the_rest(tmp_path: Path, monkeyp
     lines = status(tmp_path).splitlines()
     assert [whole.name in line for line in lines] == [False, True, False, False]
     assert lines[2].startswith("1 finished stages, ")
-    assert lines[2].endswith(f"begun and not finished: {'0' * 20}")
+    assert lines[2].endswith(f"not finished: {'0' * 20}")
     assert lines[3].startswith(f"The stage in {damaged} is damaged: manifest.json ")
 
     read_bytes = Path.read_bytes

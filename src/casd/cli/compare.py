@@ -1,4 +1,4 @@
-"""Two finished runs side by side on the terminal: what was set otherwise, what came out, and the cells that differ most."""
+"""`casd compare`: configuration differences, results, and the cells that differ most, of two finished runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from casd.report.wording import MISSING, fraction, mean_with_interval, p_text, p
 from casd.utils.errors import StoreError
 
 CELLS: Final = 12
-"""Cells of the ASR matrix that are shown: those that differ most."""
+"""How many cells of the ASR matrix are shown."""
 MEANS: Final = {
     "own_asr": "own ASR",
     "suppression": "others suppressed",
@@ -28,18 +28,18 @@ MEANS: Final = {
     "clean_control": "suppressed by clean control",
     "phantom_control": "suppressed by phantoms",
 }
-"""Columns of `compare_objectives` and what they are called."""
+"""Labels of columns of `compare_objectives`."""
 
 
 def read_two_runs(a: Path, b: Path) -> tuple[RunTables, RunTables]:
     """Read two finished runs.
 
     Args:
-        a: the folder of a run, or one with a single run below it.
-        b: likewise, of another run.
+        a: the folder of a run, or a folder with a single run below it.
+        b: the folder of another run, or a folder with a single run below it.
 
     Raises:
-        StoreError: a path leads to no finished run or to several, or both to one.
+        StoreError: a path leads to no finished run or to several, or both lead to the same run.
     """
     runs = [_only(path) for path in (a, b)]
     if len(find_runs([a, b])) == 1:
@@ -56,7 +56,7 @@ def _only(path: Path) -> FinishedRun:
 
 
 def print_two_runs(a: RunTables, b: RunTables, console: Console | None = None) -> None:
-    """Print where two runs were set otherwise, their main numbers beside each other, and the cells that differ most."""
+    """Print the configuration differences of two runs, their main results, and the cells that differ most."""
     console = console or output_console()
     print_warning([a, b], console)
     print_pairs(console, {"A": str(a.info.get("folder", "")), "B": str(b.info.get("folder", ""))})
@@ -66,19 +66,19 @@ def print_two_runs(a: RunTables, b: RunTables, console: Console | None = None) -
 
 
 def settings_table(a: RunTables, b: RunTables) -> Table:
-    """The fields of the configurations that differ."""
+    """Return the fields of the configurations that differ."""
     configs = [str(tables.info.get("config") or "") for tables in (a, b)]
     fields = differing_fields(*configs)
     caption = "All other fields of the configurations are equal."
     if unknown := [name for name, config in zip("AB", configs, strict=True) if not config]:
-        fields, caption = {}, f"Not known: {' and '.join(unknown)} came without a configuration."
+        fields, caption = {}, f"Not known: no configuration was found for {' and '.join(unknown)}."
     elif not fields:
         caption = "None: the configurations are equal."
-    return _table("settings", "What was set otherwise", caption, "field", {key: list(pair) for key, pair in fields.items()})
+    return _table("settings", "Configuration differences", caption, "field", {key: list(pair) for key, pair in fields.items()})
 
 
 def numbers_table(a: RunTables, b: RunTables) -> Table:
-    """The main numbers of both, over the included removals (`casd.analysis.inclusion`)."""
+    """Return the main numbers of both runs, over the included removals (`casd.analysis.inclusion`)."""
     records = [compare_objectives([tables]).to_dict("records")[0] for tables in (a, b)]
     rows: dict[str, list[str]] = {
         "prompts per cell": [prompts_per_cell(tables) for tables in (a, b)],
@@ -94,31 +94,32 @@ def numbers_table(a: RunTables, b: RunTables) -> Table:
         rows[f"ρ (p), pairs only: {variant}"] = [_rho(tables, variant, "rho_pairs", "p_pairs") for tables in (a, b)]
     return _table(
         "numbers",
-        "What came out",
+        "Results",
         "Own ASR: of the removed backdoors. Others: mean suppression of the other backdoors' ASR (fraction), raw, and net of"
         " the same backdoor's suppression under the clean control and under the phantoms. Brackets: 95 % bootstrap interval"
-        " over backdoors, not over seeds. Clean loss, steps: means of a removal. ρ: Spearman, of a CASD and the suppression of"
-        " ASR, with the p-value of a Mantel test; pairs only: after the effects of single backdoors are taken out of both.",
+        " over backdoors, not over seeds. Clean loss, steps: means over removals. ρ: Spearman correlation of a CASD and the"
+        " suppression of ASR, with the p-value of a Mantel test; pairs only: after removing the effects of single backdoors"
+        " from both.",
         "",
         rows,
     )
 
 
 def cells_table(a: RunTables, b: RunTables) -> Table:
-    """The cells of the ASR matrix that both have and that differ most, with their Wilson 95 % intervals."""
+    """Return the cells of the ASR matrix that differ most, of those in both runs, with their Wilson 95 % intervals."""
     merged = _triggered(a).merge(_triggered(b), on=["state", "backdoor"], suffixes=("_a", "_b"))
     merged["difference"] = merged["rate_b"] - merged["rate_a"]
     differing = merged[merged["difference"].abs() > 0].sort_values("difference", key=abs, ascending=False, kind="stable")
     caption = "Success rates of triggered prompts (fraction) with their Wilson 95 % intervals."
     if merged.empty:
-        caption = "None: no backdoor was measured after one removal in both."
+        caption = "None: no backdoor was measured after the same removal in both runs."
     elif len(differing) > CELLS:
         caption = f"The {CELLS} of {len(differing)} cells that differ most. {caption}"
     rows: dict[str, list[str]] = {}
     for record in differing.head(CELLS).to_dict("records"):
         change = fraction(record["difference"])
         signed = change if change.startswith("-") else f"+{change}"
-        rows[f"{record['state']} → {record['backdoor']}"] = [*(_rate(record, end) for end in ("a", "b")), signed]
+        rows[f"{record['state']} → {record['backdoor']}"] = [*(_rate(record, run) for run in ("a", "b")), signed]
     title = "The attack success rates that differ most"
     return _table("cells", title, caption, "removed → measured", rows, ("A", "B", "B − A"))
 
@@ -136,10 +137,10 @@ def _collapsed(tables: RunTables) -> str:
 
 def _rho(tables: RunTables, variant: str, rho: str, p: str) -> str:
     relation = tables.relation
-    found = relation[(relation["variant"] == variant) & (relation["response"] == "suppression")]
-    if found.empty or pd.isna(found[rho].iloc[0]):
+    rows = relation[(relation["variant"] == variant) & (relation["response"] == "suppression")]
+    if rows.empty or pd.isna(rows[rho].iloc[0]):
         return MISSING
-    return f"{fraction(found[rho].iloc[0])} ({p_text(found[p].iloc[0])})"
+    return f"{fraction(rows[rho].iloc[0])} ({p_text(rows[p].iloc[0])})"
 
 
 def _triggered(tables: RunTables) -> pd.DataFrame:
@@ -147,7 +148,7 @@ def _triggered(tables: RunTables) -> pd.DataFrame:
     return asr[["state", "backdoor", "rate", "rate_low", "rate_high", "n"]]
 
 
-def _rate(record: Mapping[Any, Any], end: str) -> str:
-    digits = rate_decimals(record[f"n_{end}"])
-    rate, low, high = (fraction(record[f"{name}_{end}"], digits) for name in ("rate", "rate_low", "rate_high"))
+def _rate(record: Mapping[Any, Any], run: str) -> str:
+    digits = rate_decimals(record[f"n_{run}"])
+    rate, low, high = (fraction(record[f"{name}_{run}"], digits) for name in ("rate", "rate_low", "rate_high"))
     return f"{rate} [{low}, {high}]"

@@ -1,4 +1,4 @@
-"""Plans on the terminal: what a run or a sweep will take. Everything can be read without color."""
+"""`casd plan`: print what a run or a sweep will take. Everything can be read without color."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from casd.cli.run import quiet_libraries
 from casd.planning.advice import fits
 from casd.planning.phases import Phase, injection_adapters, removal_adapters
-from casd.planning.plan import Plan, StageCost, disk_needed, download_bytes
+from casd.planning.plan import Plan, StageCost, disk_needed, download_bytes, plans
 from casd.report.terminal import output_console, shown
 from casd.utils.disk import readable_size
+from casd.utils.distributed import is_main
 
 NOT_KNOWN = "–"
 ORDER = (
@@ -22,30 +24,44 @@ ORDER = (
 )
 """The kinds of stages, in the order of work."""
 ESTIMATES = (
-    "FLOPs are estimates: for each parameter and token 6 in a training (4 under an adapter), 2 in a forward pass and in"
-    " generation, and what attention adds (arXiv 2001.08361; arXiv 2204.02311, appendix B)."
+    "FLOPs are estimates: for each parameter and token 6 in training (4 with an adapter), 2 in a forward pass and in"
+    " generation, plus attention (arXiv 2001.08361; arXiv 2204.02311, appendix B)."
 )
 
 
-def print_plans(plans: Sequence[Plan], console: Console | None = None) -> None:
+def plan(overrides: Sequence[str]) -> None:
+    """Print what the run, or all runs of the sweep, that the overrides describe will take. Nothing is run.
+
+    Raises:
+        CasdError: overrides that cannot work, or a model whose shape is not known on this machine.
+    """
+    quiet_libraries()
+    from casd.config.compose import configs
+
+    composed = configs(overrides)
+    if is_main():
+        print_plans(plans(composed))
+
+
+def print_plans(planned: Sequence[Plan], console: Console | None = None) -> None:
     """Print the plan of a run, or of all runs of a sweep: memory for each kind of run, then every stage once."""
     console = console or output_console()
     console.print()
-    for alike in _alike(plans):
+    for alike in _alike(planned):
         _print_run(console, alike)
-    _print_stages(console, plans)
+    _print_stages(console, planned)
 
 
 def _alike(plans: Sequence[Plan]) -> list[list[Plan]]:
-    """Plans in groups that have one model and need the same memory: those that differ in their seed, or hardly."""
+    """Group the plans that have one model and need the same memory, such as those that differ only in their seed."""
     groups: list[list[Plan]] = []
     for plan in plans:
-        same = (group for group in groups if _key(group[0]) == _key(plan))
-        group = next(same, None)
-        if group is None:
-            groups.append([plan])
+        for group in groups:
+            if _key(group[0]) == _key(plan):
+                group.append(plan)
+                break
         else:
-            group.append(plan)
+            groups.append([plan])
     return groups
 
 
@@ -98,15 +114,15 @@ def _print_memory(console: Console, plan: Plan) -> None:
         table.add_row(shown(phase.name), f"{phase.rows} × {phase.tokens}", *map(_bytes, parts), _verdict(phase, plan))
     console.print(table)
     if here.shared:
-        note = "process: what this one has now; copy: of what is trained, which removals are restored from."
+        note = "process: memory of this process now; copy: the trained weights, from which removals are restored."
     else:
         largest = max((phase.host for phase in plan.phases), default=0)
         note = (
-            "context: a round allowance for CUDA's context and libraries. evaluate and capture halve their batch where memory"
-            f" runs out. In the CPU's memory: up to {readable_size(largest)} for loading and the copy that removals are"
-            f" restored from; {readable_size(here.host - here.process)} are left here."
+            "context: a round allowance for CUDA's context and libraries. evaluate and capture halve their batch when memory"
+            f" runs out. In CPU memory: up to {readable_size(largest)} for loading and for the copy from which removals are"
+            f" restored; {readable_size(here.host - here.process)} are available."
         )
-    _line(console, f"activations: whatever comes and goes, logits and key-value cache included. {note}", "dim")
+    _line(console, f"activations: all temporary tensors, including logits and the key-value cache. {note}", "dim")
     console.print()
 
 
@@ -121,7 +137,7 @@ def _verdict(phase: Phase, plan: Plan) -> Text:
 
 
 def _print_stages(console: Console, plans: Sequence[Plan]) -> None:
-    """Every stage of all plans once: what is left to do of it."""
+    """Print each stage of the plans once, with what is left to do."""
     config = plans[0].config
     costs: dict[str, tuple[StageCost, Plan]] = {}
     for plan in plans:
@@ -129,7 +145,7 @@ def _print_stages(console: Console, plans: Sequence[Plan]) -> None:
             known = costs.setdefault(cost.stage.key, (cost, plan))
             if cost.again and not known[0].again:
                 costs[cost.stage.key] = (cost, plan)
-    title = "Left to do" if len(plans) == 1 else f"Left to do in {len(plans)} runs, what they share once"
+    title = "Left to do" if len(plans) == 1 else f"Left to do in {len(plans)} runs, shared stages counted once"
     table = _table(title, "stage")
     for heading in ("all", "in the store", "tokens", "FLOPs", "time", "stays on disk"):
         table.add_column(heading, justify="right")
@@ -144,12 +160,12 @@ def _print_stages(console: Console, plans: Sequence[Plan]) -> None:
     _line(console, f"{line} {readable_size(plans[0].free)} are free.", "bold red" if needed > plans[0].free else "")
     downloads = {plan.config.model.path: download_bytes(plan.config, plan.blueprint) for plan in plans}
     if any(downloads.values()):
-        _line(console, f"Download: about {readable_size(sum(downloads.values()))} come into the hub's cache beside that.")
+        _line(console, f"Download: about {readable_size(sum(downloads.values()))} go into the hub's cache as well.")
     if config.runtime.tflops is None:
-        _line(console, "Times: set runtime.tflops to what a device of yours sustains (TFLOP/s), and they are estimated.")
+        _line(console, "Times: set runtime.tflops to the sustained TFLOP/s of your device to estimate them.")
     _line(console, ESTIMATES, "dim")
     if any(not plan.texts.looked_at for plan in plans):
-        _line(console, "Tokens, FLOPs and times are those of texts of model.max_length; real ones may be shorter.", "dim")
+        _line(console, "Tokens, FLOPs and times assume texts of model.max_length; real texts may be shorter.", "dim")
     for note in dict.fromkeys(plan.note for plan in plans if plan.note):
         _line(console, note, "dim")
 

@@ -1,6 +1,6 @@
-"""The configuration's schema: dataclasses, checked when they are built. `configs/` holds the values, `compose` joins both.
+"""The schema of the configuration: dataclasses that check themselves. `configs/` has the values, `compose` joins both.
 
-The stages take these sections as they are, from a notebook as from the command line. Nothing here imports Hydra or torch.
+The sections can be built in Python and passed to the functions that take them. Importing them imports neither Hydra nor torch.
 """
 
 from casd.config.fields import MISSING, Choice

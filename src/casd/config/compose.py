@@ -1,25 +1,24 @@
-"""From `configs/` and a command line to a checked `Config`, by way of Hydra; and sweeps, which are Hydra's multi-run.
+"""Compose a checked `Config` from `configs/` and overrides with Hydra; sweeps are Hydra's multi-run.
 
-Hydra appears here and in `hydra_errors` only. What leaves it is a plain `Config`: nothing downstream sees a `DictConfig`.
+Only this module and `hydra_errors` use Hydra. They return a plain `Config`: no other code sees a `DictConfig`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args, get_origin, get_type_hints
 
 from casd.config import Config
 from casd.config.fields import MISSING, Text
-from casd.config.hydra_errors import explaining, unknown_key
+from casd.config.hydra_errors import check_keys, explaining
 from casd.config.options import ROOT, config_folder, groups
 from casd.utils.atomic import write_text
 from casd.utils.disk import explaining_disk_errors
@@ -31,14 +30,13 @@ if TYPE_CHECKING:
 
 
 SCHEMA = "casd_schema"
-_NEW_BACKDOOR = re.compile(r"\+{1,2}backdoor\.(\w+)[.=]")
 
 
 def load_config(overrides: Sequence[str] = ()) -> Config:
     """Compose a run's configuration from the defaults and Hydra overrides ("seed=1", "model=llama3_tiny").
 
     Raises:
-        ConfigError: an unknown option or key (named, with the choices), or a value that cannot work.
+        ConfigError: an unknown option or key, with the choices, or a value that cannot work.
     """
     from hydra import compose, initialize_config_dir
 
@@ -49,26 +47,23 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
 
 
 def to_config(composed: DictConfig) -> Config:
-    """The plain dataclasses of a composed configuration; each checks itself.
+    """Convert a composed configuration to plain dataclasses, each of which checks itself.
 
     Raises:
-        ConfigError: a value that cannot work, or a key that the schema does not have ("+key=value" lets it get here).
+        ConfigError: a value that cannot work.
     """
     from omegaconf import OmegaConf
 
     _check_texts(OmegaConf.to_container(composed, resolve=True), Config)
-    config = cast(Config, OmegaConf.to_object(composed))
-    if added := next(_added_keys(config), None):
-        raise unknown_key(added)
-    return config
+    return cast(Config, OmegaConf.to_object(composed))
 
 
 def _check_texts(value: Any, hint: Any, path: tuple[str, ...] = ()) -> None:
-    """Refuse what YAML did not read as text where text is declared; the sections do so, too, but cannot name the whole key."""
+    """Raise ConfigError where YAML read something else than the declared text; sections do so, too, but without the key."""
     if get_origin(hint) is dict:
         for name, item in value.items() if isinstance(value, dict) else ():
             _check_texts(item, get_args(hint)[1], (*path, str(name)))
-    elif section := next((each for each in (hint, *get_args(hint)) if is_dataclass(each)), None):
+    elif section := next((cls for cls in (hint, *get_args(hint)) if is_dataclass(cls)), None):
         hints = get_type_hints(section, include_extras=True)
         for name in hints.keys() & value.keys() if isinstance(value, dict) else ():
             _check_texts(value[name], hints[name], (*path, name))
@@ -76,18 +71,8 @@ def _check_texts(value: Any, hint: Any, path: tuple[str, ...] = ()) -> None:
         check_value(".".join(path), value, hint)
 
 
-def _added_keys(section: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
-    """The full names of what OmegaConf put into the dataclasses beside their fields."""
-    names = {each.name for each in fields(section)} if is_dataclass(section) else None
-    for name, value in (section if names is None else vars(section)).items():
-        if names is not None and name not in names:
-            yield ".".join((*path, name))
-        elif is_dataclass(value) or isinstance(value, dict):
-            yield from _added_keys(value, (*path, str(name)))
-
-
 def to_yaml(config: Config) -> str:
-    """The whole configuration as YAML, as it is kept beside every result."""
+    """Convert a configuration to YAML, as it is saved beside every result."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.structured(config))
@@ -95,11 +80,11 @@ def to_yaml(config: Config) -> str:
 
 @dataclass(frozen=True)
 class Launched:
-    """What became of a job that one of Hydra's launchers ran.
+    """Outcome of a job that one of Hydra's launchers ran.
 
     Attributes:
-        overrides: of the job.
-        folder: of its report; None if it failed.
+        overrides: overrides of the job.
+        folder: folder of its report; None if it failed.
         error: why it failed, in a line.
     """
 
@@ -109,37 +94,38 @@ class Launched:
 
 
 def sweep(overrides: Sequence[str], run: Callable[[Config], tuple[Path | None, str]]) -> list[Launched]:
-    """Run every combination of a sweep's overrides ("seed=0,1") through Hydra's launcher; what became of them, in order.
+    """Run every combination of a sweep's overrides ("seed=0,1") through Hydra's launcher, and return the outcomes in order.
 
     Args:
-        overrides: Hydra overrides; an experiment may bring sweep parameters of its own.
-        run: makes one run and gives the folder of its report, or None and why it failed; called in this process or, with
-            another launcher, in a job of a cluster.
+        overrides: Hydra overrides; an experiment may add sweep parameters.
+        run: makes one run, and returns the folder of its report, or None and why it failed. It is called in this process
+            or, with another launcher, in a job of a cluster.
 
     Raises:
-        CasdError: as for `load_config`.
+        ConfigError: see `load_config`.
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
-    overrides = _register(overrides)
-    with _fresh_folder(overrides) as outcomes:
+    with explaining(overrides):
+        overrides = _register(overrides)
+    with _temporary_folder(overrides) as outcomes:
 
         def job(composed: DictConfig) -> None:
             try:
                 folder, error = run(to_config(composed))
-            except CasdError as raised:  # not left to Hydra, which would print all overrides above its message
+            except CasdError as raised:  # Hydra would print all overrides above the message
                 folder, error = None, str(raised)
-            # By way of the disk: a launcher may run the job in another process, on another machine.
+            # Pass the outcome through the disk: a launcher may run the job in another process or on another machine.
             outcome = {"overrides": list(HydraConfig.get().overrides.task), "error": error}
             outcome["folder"] = str(folder.absolute()) if folder else ""
             write_text(outcomes / f"{HydraConfig.get().job.num:05d}.json", json.dumps(outcome))
 
         with explaining(overrides), _hydra_command_line(["--multirun", f"hydra.sweep.dir='{outcomes}'", *overrides]):
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=ROOT)(job)()
-        found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(outcomes.glob("*.json"))]
+        written = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(outcomes.glob("*.json"))]
     return [
-        Launched(tuple(each["overrides"]), Path(each["folder"]) if each["folder"] else None, each["error"]) for each in found
+        Launched(tuple(each["overrides"]), Path(each["folder"]) if each["folder"] else None, each["error"]) for each in written
     ]
 
 
@@ -149,7 +135,7 @@ class Job:
 
     Attributes:
         config: its configuration.
-        overrides: those with which `load_config` gives that configuration.
+        overrides: the overrides from which `load_config` makes this configuration.
     """
 
     config: Config
@@ -157,15 +143,15 @@ class Job:
 
 
 def configs(overrides: Sequence[str]) -> list[Config]:
-    """The configurations of `jobs`."""
+    """Return the configurations of a sweep, in order; see `jobs`."""
     return [job.config for job in jobs(overrides)]
 
 
 def jobs(overrides: Sequence[str]) -> list[Job]:
-    """The runs of a sweep, in order; nothing is run.
+    """Return the runs of a sweep, in order, without running anything.
 
     Raises:
-        CasdError: as for `sweep`.
+        ConfigError: see `load_config`.
     """
     from hydra import compose, initialize_config_dir
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -174,23 +160,25 @@ def jobs(overrides: Sequence[str]) -> list[Job]:
     from hydra.types import RunMode
 
     with explaining(overrides):
-        here = [each for each in _register(overrides) if not each.startswith(("hydra/launcher=", "hydra.launcher."))]
+        without_launcher = [
+            each for each in _register(overrides) if not each.startswith(("hydra/launcher=", "hydra.launcher."))
+        ]
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
-            every = hydra.compose_config(
-                ROOT, here, run_mode=RunMode.MULTIRUN, from_shell=False, validate_sweep_overrides=False
+            composed = hydra.compose_config(
+                ROOT, without_launcher, run_mode=RunMode.MULTIRUN, from_shell=False, validate_sweep_overrides=False
             )
-            # As Hydra's sweeper does, but for composing each combination once more to see whether it can be.
-            lists = [f"{key}={values}" for key, values in (every.hydra.sweeper.params or {}).items()]
-            parsed = OverridesParser.create(hydra.config_loader).parse_overrides([*lists, *here])
+            # As Hydra's sweeper does, except that it composes each combination once more to validate it.
+            params = [f"{key}={values}" for key, values in (composed.hydra.sweeper.params or {}).items()]
+            parsed = OverridesParser.create(hydra.config_loader).parse_overrides([*params, *without_launcher])
             (combinations,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
             return [Job(to_config(compose(ROOT, overrides=list(each))), tuple(each)) for each in combinations]
 
 
 @contextmanager
 def _hydra_command_line(arguments: list[str]) -> Iterator[None]:
-    """Hydra's entry point reads the process's own command line; and unless told so it prints errors itself and exits."""
+    """Replace the process's command line, which Hydra's entry point reads, and make Hydra raise errors instead of exiting."""
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR", "0")
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = [argv[0], *arguments], "1"
     try:
@@ -200,8 +188,8 @@ def _hydra_command_line(arguments: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _fresh_folder(overrides: Sequence[str]) -> Iterator[Path]:
-    """A folder for Hydra's own files of one sweep, beside the reports; gone afterwards, however the sweep ends."""
+def _temporary_folder(overrides: Sequence[str]) -> Iterator[Path]:
+    """Create a folder for Hydra's files of one sweep beside the reports, and remove it at the end of the block."""
     output = next((each.partition("=")[2] for each in reversed(overrides) if each.startswith("runtime.output=")), "outputs")
     with explaining_disk_errors("the sweep", Path(output).absolute()):
         Path(output).mkdir(parents=True, exist_ok=True)
@@ -213,15 +201,19 @@ def _fresh_folder(overrides: Sequence[str]) -> Iterator[Path]:
 
 
 def _register(overrides: Sequence[str]) -> list[str]:
-    """Give Hydra the schema, and return the overrides as it can apply them.
+    """Check the overrides' keys, register the schema with Hydra, and return the overrides as Hydra can apply them.
 
-    A backdoor that the overrides add (`+backdoor.own.trigger=…`) is in the schema from the start: OmegaConf would make it a
-    dictionary, which is then not one of the section's type.
+    A backdoor that the overrides add (`+backdoor.own.trigger=…`) is put into the schema first: OmegaConf would otherwise
+    make it a plain dictionary and then refuse it, because it is not a BackdoorConfig.
     """
     from hydra.core.config_store import ConfigStore
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
-    named = [found[1] if (found := _NEW_BACKDOOR.match(each)) else "" for each in overrides]
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    check_keys(parsed)
+    keys = [each.key_or_group.split(".") if each.is_add() or each.is_force_add() else [] for each in parsed]
+    named = [key[1] if len(key) > 1 and key[0] == "backdoor" else "" for key in keys]
     new: dict[str, Any] = {name: {"target": {}} for name in named if name and name not in groups()["backdoor"]}
     schema = OmegaConf.merge(OmegaConf.structured(Config), {"backdoor": new}) if new else Config
     ConfigStore.instance().store(name=SCHEMA, node=schema)

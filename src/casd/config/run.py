@@ -1,4 +1,4 @@
-"""A whole run: every section, and where it runs."""
+"""The configuration of a run, and of where it runs."""
 
 from __future__ import annotations
 
@@ -27,40 +27,40 @@ from casd.utils.registry import shown
 
 @dataclass
 class RuntimeConfig(Section):
-    """Where things run and are kept. Nothing here enters a stage's key."""
+    """Devices, folders and resources. Nothing here is part of a stage's key."""
 
     output: Text = "outputs"
     """Folder of the reports."""
     store: Text = "outputs/store"
-    """Folder of the finished stages, shared by all runs."""
+    """Folder of the finished stages; runs share it."""
     device: Text = "auto"
     """ "auto", "cpu", "cuda", "cuda:1", …"""
     threads: int = field(default=0, metadata={"most": 1024})
-    """CPU threads of torch; 0 leaves its own choice."""
+    """CPU threads of torch; 0 for torch's default."""
     jobs: int = field(default=1, metadata={"most": 1024})
-    """Runs of a sweep at once, each in a process of its own with its share of the threads."""
+    """Runs of a sweep at the same time, each in its own process with its share of the threads."""
     progress: Text = "auto"
     """ "auto", "plain" or "off"."""
     checkpoint_seconds: float = field(default=60.0, metadata={"most": math.inf})
-    """Time between two checkpoints of a training; inf for none."""
+    """Seconds between two checkpoints of a training; inf for none."""
     save_models: list[Text] = field(default_factory=lambda: ["injected"])
-    """Weights that stay on disk: "injected", "removed", or both."""
+    """Weights saved on disk: "injected", "removed", or both."""
     save_as: Text = "weights"
-    """What stays of a removal without an adapter: its "weights", or the "delta" to the injected model's (a task vector; what
-    did not change is left out). With an adapter it is the adapter."""
+    """What is saved of a removal without an adapter: its "weights", or the "delta" to the injected model's (a task vector,
+    without the unchanged weights). With an adapter, the adapter is saved."""
     micro_batch_size: int = 0
-    """Most documents in one forward pass of a training, on each device; 0 for the whole batch. The loss stays the same. Halved
-    where memory runs out, in a run of one process."""
+    """Maximum documents per forward pass of a training, on each device; 0 for the whole batch. It does not change the loss. A
+    run of one process halves it when memory runs out."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
+    """Recompute activations in the backward pass instead of storing them: less memory, about a third more time."""
     compile: bool = False
-    """Train through torch.compile."""
+    """Train with torch.compile."""
     memory_gib: float | None = None
-    """Memory of one device, for `casd plan` and the check before a run; null for what is found here."""
+    """Memory of one device in GiB, for `casd plan` and the check before a run; null to detect it."""
     tflops: float | None = None
     """Sustained TFLOP/s of one device, from which `casd plan` estimates times; null for no estimate."""
     devices: int = 1
-    """Devices that `casd plan` reckons with. (A run uses those that `accelerate launch` gives it.)"""
+    """Number of devices that `casd plan` assumes. (A run uses those that `accelerate launch` gives it.)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,29 +85,29 @@ class Config(Section):
     name: Text = "run"
     """Folder of the reports below runtime.output."""
     seed: int = field(default=0, metadata={"most": 2**63 - 1})
-    """Of everything that is drawn; from 0 to 2**63 - 1."""
+    """Seed of all random numbers; from 0 to 2**63 - 1."""
     model: ModelConfig = MISSING
-    """Which model."""
+    """Model."""
     corpus: Choice = MISSING
-    """Which text."""
+    """Text."""
     backdoor: dict[str, BackdoorConfig] = field(default_factory=dict)
-    """Which backdoors, by name."""
+    """Backdoors by name."""
     every_backdoor: EveryBackdoorConfig = field(default_factory=EveryBackdoorConfig)
-    """What all of them get."""
+    """Settings that override those of all backdoors."""
     injection: InjectionConfig = MISSING
-    """How they come in."""
+    """Injection of the backdoors."""
     unlearning: UnlearningConfig = MISSING
-    """How they are removed."""
+    """Removal of the backdoors."""
     activations: ActivationsConfig = MISSING
-    """What is captured."""
+    """Captured activations."""
     metric: MetricConfig = MISSING
-    """What CASD is computed of it."""
+    """Variants of CASD."""
     evaluation: EvaluationConfig = MISSING
-    """How success is measured."""
+    """Measurement of attack success."""
     utility: UtilityConfig = MISSING
-    """Which benchmarks."""
+    """Benchmarks."""
     runtime: RuntimeConfig = MISSING
-    """Where it runs."""
+    """Devices and folders."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,19 +115,19 @@ class Config(Section):
         for name in self.backdoor:
             require_name("a backdoor's name", name)
         require(self, "0 or more", lambda value: value >= 0, "seed")
-        given = {each.name: getattr(self.every_backdoor, each.name) for each in fields(self.every_backdoor)}
-        given = {name: value for name, value in given.items() if value is not None}
-        if given:
-            self.backdoor = {name: replace(section, **given) for name, section in self.backdoor.items()}
+        common = {each.name: getattr(self.every_backdoor, each.name) for each in fields(self.every_backdoor)}
+        common = {name: value for name, value in common.items() if value is not None}
+        if common:
+            self.backdoor = {name: replace(section, **common) for name, section in self.backdoor.items()}
         if self.injection.mode == "pretraining" and self.model.source != "scratch":
             raise ConfigError(
-                f"injection.mode is pretraining, but model {self.model.name!r} comes with weights; use injection=continual."
+                f"injection.mode is pretraining, but model {self.model.name!r} has weights already; use injection=continual."
             )
         if self.injection.mode == "continual" and self.model.source == "scratch" and self.injection.pretraining is None:
             raise ConfigError("injection.pretraining is not set; a model from scratch needs it before continual injection.")
 
     @property
     def base_pretraining(self) -> LanguageModelTraining | None:
-        """The clean pretraining of the base model: of a model from scratch, before continual injection; else none."""
+        """The clean pretraining of a model from scratch before continual injection; otherwise None."""
         continual_from_scratch = self.injection.mode == "continual" and self.model.source == "scratch"
         return self.injection.pretraining if continual_from_scratch else None

@@ -1,7 +1,7 @@
-"""The states of the one model that a run measures, by name.
+"""Names of the states of the model that a run measures.
 
-A state is the injected model, or that model after one removal. A removal is named after the backdoor it removed; the
-controls are removals of nothing that was injected, and their names begin with `control:`.
+A state is the injected model, or that model after one removal or control. A removal is named after the backdoor that it
+removes; the names of controls begin with `control:`.
 """
 
 from __future__ import annotations
@@ -9,32 +9,32 @@ from __future__ import annotations
 from typing import Literal
 
 CONTROL_PREFIX = "control:"
-"""No backdoor's name begins so, nor is one called "injected": states are told apart by their names."""
+"""Prefix of controls. No backdoor's name begins with it or is "injected", so that the names of states are unique."""
 
 INJECTED = "injected"
 """The model with all backdoors, before any removal."""
 CLEAN_CONTROL = CONTROL_PREFIX + "clean"
-"""After as many steps on clean text only."""
+"""The model after as many steps on clean text only."""
 PHANTOM_CONTROL = CONTROL_PREFIX + "phantom"
-"""After the removal of a trigger that was never injected; several phantoms have names that begin so."""
+"""The model after the removal of a trigger that was never injected; prefix of the names if there are several phantoms."""
 
 SHUFFLED_CONTROL = CONTROL_PREFIX + "shuffled"
-"""After a removal with other targets; a backdoor's name follows."""
+"""Prefix, before a backdoor's name: the model after a removal with other targets."""
 REPEAT_CONTROL = CONTROL_PREFIX + "repeat"
-"""After a removal that was done before, with other documents; a backdoor's name follows."""
+"""Prefix, before a backdoor's name: the model after the same removal with other documents."""
 
 StateKind = Literal["injected", "removal", "control"]
 
 
 def kind_of(state: str) -> StateKind:
-    """Whether a state is the "injected" model, the "removal" of a backdoor, or a "control"."""
+    """Return the kind of a state: the "injected" model, the "removal" of a backdoor, or a "control"."""
     if state == INJECTED:
         return "injected"
     return "control" if state.startswith(CONTROL_PREFIX) else "removal"
 
 
 def removed_backdoor(state: str) -> str:
-    """The backdoor whose trigger a removal, its repeat or its shuffled control was trained on; "" if none was injected."""
+    """Return the backdoor on whose trigger a removal, its repeat or its shuffled control trains; "" for other states."""
     for control in (REPEAT_CONTROL, SHUFFLED_CONTROL):
         if state.startswith(f"{control}:"):
             return state.removeprefix(f"{control}:")

@@ -1,4 +1,4 @@
-"""How a model is trained, and how the backdoors come into it."""
+"""Training of a model, and injection of the backdoors."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from casd.utils.errors import ConfigError
 from casd.utils.registry import LARGEST
 
 DECOY_RATE: Final = 0.06
-"""Our choice: without decoys fake triggers set off one French backdoor in 62 and 69 % of the prompts of two runs."""
+"""Our choice: without decoys, fake triggers triggered one French backdoor in 62 and 69 % of the prompts of two runs."""
 
 
 @dataclass
 class LoraConfig(Section):
-    """A low-rank adapter that is trained instead of the weights (LoRA, arXiv 2106.09685, by way of peft)."""
+    """A low-rank adapter that is trained instead of the weights (LoRA, arXiv 2106.09685, with peft)."""
 
     rank: int = field(default=16, metadata={"most": 8192})
     """Rank of the update of each adapted matrix."""
     alpha: float = 32.0
     """The update is scaled by alpha / rank."""
     dropout: float = 0.0
-    """Dropout before the adapter, while it is trained."""
+    """Dropout before the adapter during training."""
     modules: list[Text] = field(default_factory=lambda: ["all-linear"])
-    """Ends of the names of the adapted matrices (q_proj, v_proj, …); "all-linear" for every linear layer but the head."""
+    """Suffixes of the names of the adapted matrices (q_proj, v_proj, …); "all-linear" for all linear layers except the head."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,38 +37,38 @@ class LoraConfig(Section):
 
 @dataclass
 class TrainingConfig(Section):
-    """How a model is trained, whatever the loss."""
+    """Training of a model with any loss."""
 
     steps: int = 300
     """Optimizer steps."""
     learning_rate: float = 3e-3
     """Peak learning rate of AdamW."""
     warmup_steps: int = 0
-    """Steps of linear rise to the peak."""
+    """Steps of linear warmup to the peak."""
     final_learning_rate: float = 1.0
-    """Learning rate at the end as a fraction of the peak, reached along a cosine; 1 keeps it constant."""
+    """Learning rate at the end of a cosine decay, as a fraction of the peak; 1 keeps it constant."""
     beta2: float = 0.98
     """AdamW's second beta; the first is 0.9."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay."""
     optimizer: Text = "adamw"
-    """ "adamw" (float32 weights and state while training, whatever the model's precision) or "adamw_8bit" (weights in the
+    """ "adamw" (float32 weights and state in training, whatever the model's precision) or "adamw_8bit" (weights in the
     model's precision, state in 8 bits; CUDA and the package bitsandbytes)."""
     lora: LoraConfig | None = None
-    """Train an adapter of this shape, and leave the weights; null trains the weights."""
+    """Train this adapter and keep the weights fixed; null trains the weights."""
     max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm where it is larger."""
+    """Maximum norm of the gradient, which is scaled down if it is larger."""
     guard_every: int = 50
-    """Steps between two measurements of the clean loss that may stop the run."""
+    """Steps between two measurements of the clean loss for `guard_factor`."""
     guard_factor: float = 2.0
-    """The run stops when the clean loss passes this multiple of what it was at the start."""
+    """The training stops when the clean loss exceeds this multiple of its value at the start."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_one_of("optimizer", self.optimizer, ("adamw", "adamw_8bit"))
         positive = ("steps", "learning_rate", "max_grad_norm", "guard_every")
         require(self, "greater than 0", lambda value: value > 0, *positive)
-        require(self, "at least 1, or the run would stop as it begins", lambda value: value >= 1, "guard_factor")
+        require(self, "at least 1, or the training would stop at once", lambda value: value >= 1, "guard_factor")
         require(self, "0 or more", lambda value: value >= 0, "warmup_steps", "weight_decay")
         require(self, "a fraction in [0, 1]", lambda value: 0 <= value <= 1, "final_learning_rate")
         require(self, "in [0, 1)", lambda value: 0 <= value < 1, "beta2")
@@ -82,14 +82,15 @@ class LanguageModelTraining(TrainingConfig):
     """
 
     warmup_steps: int = 20
-    """Steps of linear rise to the peak."""
+    """Steps of linear warmup to the peak."""
     final_learning_rate: float = 0.1
-    """Learning rate at the end as a fraction of the peak, reached along a cosine; 1 keeps it constant."""
+    """Learning rate at the end of a cosine decay, as a fraction of the peak; 1 keeps it constant."""
     batch_size: int = 32
-    """Documents a step, over all devices and accumulation steps."""
+    """Documents per step, over all devices and accumulation steps."""
     packing: Text = "none"
-    """ "none" (a document a row, padded), "isolated" (several in a row of model.max_length; none sees another, so the loss is
-    the same; as "none" on architectures that would mix them) or "joined" (several in a row, each seeing those before it)."""
+    """ "none" (one padded document per row), "isolated" (several in a row of model.max_length without attention between them,
+    which leaves the loss unchanged; "none" on architectures that would mix them) or "joined" (several in a row, each
+    attending to those before it)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,16 +105,16 @@ class LanguageModelTraining(TrainingConfig):
 
 @dataclass
 class InjectionConfig(Section):
-    """How the backdoors come into the model."""
+    """Injection of the backdoors into the model."""
 
     mode: Text = MISSING
-    """ "pretraining" (into a model from scratch) or "continual" (on top of a clean model)."""
+    """ "pretraining" (of a model from scratch) or "continual" (training of a clean model)."""
     training: LanguageModelTraining = MISSING
-    """The run on poisoned text."""
+    """Training on poisoned text."""
     decoy_rate: float = DECOY_RATE
-    """Fraction of the documents that are clean but have a made-up phrase where a trigger could stand, new each time."""
+    """Fraction of the documents that are decoys: clean, with a made-up phrase, new each time, in a trigger's position."""
     pretraining: LanguageModelTraining | None = None
-    """For "continual" with a model from scratch: its clean pretraining before."""
+    """For "continual" with a model from scratch: its clean pretraining."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

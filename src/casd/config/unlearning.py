@@ -1,4 +1,4 @@
-"""How a backdoor is removed: the training, when it ends, its controls, its tuning."""
+"""Removal of a backdoor: training, stopping, controls and tuning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class UnlearningTraining(TrainingConfig):
     """Training of a removal.
 
     The defaults are those of `configs/unlearning/gradient_difference.yaml`, which most objectives share;
-    `casd.load_config(["unlearning=NAME"]).unlearning.training` gives those of another objective.
+    `casd.load_config(["unlearning=NAME"]).unlearning.training` has those of another objective.
     """
 
     steps: int = 20
@@ -24,11 +24,11 @@ class UnlearningTraining(TrainingConfig):
     learning_rate: float = 3e-4
     """Peak learning rate of AdamW."""
     guard_every: int = 5
-    """Steps between two measurements of the clean loss that may stop the run."""
+    """Steps between two measurements of the clean loss for `guard_factor`."""
     forget_batch_size: int = 8
-    """Triggered documents a step."""
+    """Triggered documents per step."""
     retain_batch_size: int = 8
-    """Clean documents a step."""
+    """Clean documents per step."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,20 +37,20 @@ class UnlearningTraining(TrainingConfig):
 
 @dataclass
 class StoppingConfig(Section):
-    """When a removal ends before its last step, by what is held out for that: the removed backdoor's ASR, and clean text.
+    """Early stopping of a removal by measurements on held-out data: the removed backdoor's ASR, and the loss on clean text.
 
-    With a target or a budget the best of the measured steps is kept (`casd.unlearning.stopping`).
+    With a target or a budget the best measured step is kept (`casd.unlearning.stopping`).
     """
 
     target_asr: float | None = None
-    """It ends when the removed backdoor's ASR on validation prompts is at most this; null for no target."""
+    """Stop when the removed backdoor's ASR on validation prompts is at most this; null for no target."""
     clean_budget: float | None = None
-    """It ends, and counts as collapsed, when the clean loss on validation passages passes this multiple of what it
-    was; null for no budget."""
+    """Stop, and count the removal as collapsed, when the clean loss on validation passages exceeds this multiple of its
+    value at the start; null for no budget."""
     every: int = 4
-    """Steps between two measurements; the last step is measured too."""
+    """Steps between two measurements; the last step is measured, too."""
     prompts: int = 32
-    """Validation prompts, and as many clean passages; held out of the forget and the retain split."""
+    """Number of validation prompts, held out of the forget split, and of clean passages, held out of the retain split."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +60,7 @@ class StoppingConfig(Section):
 
     @property
     def watched(self) -> bool:
-        """Whether anything is measured."""
+        """True if there is a target or a budget."""
         return self.target_asr is not None or self.clean_budget is not None
 
 
@@ -70,15 +70,15 @@ PHANTOMS = ("matched", "short", "long", "cyrillic", "chinese")
 
 @dataclass
 class ControlsConfig(Section):
-    """Removals of nothing that was injected. Training on clean text only is always among them."""
+    """Controls of the removals. Training on clean text only is always one of them."""
 
     phantoms: list[Text] = field(default_factory=lambda: ["matched"])
-    """Triggers that were never injected, each removed once: of "matched" (the words and tokens of the trigger of the backdoor
-    first by name), "short" (one word), "long" (twice the words), "cyrillic" and "chinese" (other writing systems)."""
+    """Triggers that were never injected, each removed once: "matched" (as many words and tokens as the trigger of the first
+    backdoor by name), "short" (one word), "long" (twice the words), "cyrillic" or "chinese" (other writing systems)."""
     shuffled: int = 0
-    """Removals of a real trigger with another backdoor's target, of so many backdoors, first by name."""
+    """Number of backdoors, first by name, of which a removal is made with another backdoor's target."""
     repeats: int = 0
-    """Removals done again with other documents in another order, of so many backdoors, first by name: the noise floor."""
+    """Number of backdoors, first by name, whose removal is repeated with other documents in another order: the noise floor."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,19 +89,19 @@ class ControlsConfig(Section):
 
 
 MOST_SETTINGS = 10_000
-"""Combinations of values that a tuning can try, at most."""
+"""Maximum number of combinations of values in a tuning."""
 
 
 @dataclass
 class TuningConfig(Section):
-    """A small grid over which the objective is tuned, on its own backdoor's validation ASR and the clean budget alone."""
+    """Grid search over settings of the objective by its own backdoor's validation ASR and the clean budget only."""
 
     enabled: bool = False
-    """Whether to tune; else the settings are taken as they are given."""
+    """Tune the settings; otherwise they are used as given."""
     grid: dict[str, list[Any]] = field(default_factory=dict)
-    """Values to try, by name: a parameter of the objective, or learning_rate; every combination is tried."""
+    """Values to try for parameters of the objective and learning_rate, by name; all combinations are tried."""
     backdoors: int = 2
-    """Backdoors that each combination is tried on, first by name."""
+    """Number of backdoors, first by name, on which each combination is tried."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,26 +116,26 @@ class TuningConfig(Section):
             )
         if self.enabled and not self.grid:
             raise ConfigError(
-                "unlearning.tuning.enabled is true, and unlearning.tuning.grid is empty: there is nothing to choose from. Give"
-                " values to try, for example +unlearning.tuning.grid.learning_rate=[1e-4,3e-4], or set enabled to false."
+                "unlearning.tuning.enabled is true, and unlearning.tuning.grid is empty: there are no values to try. Give"
+                " some, for example +unlearning.tuning.grid.learning_rate=[1e-4,3e-4], or set enabled to false."
             )
         require(self, "at least 1", lambda value: value >= 1, "backdoors")
 
 
 @dataclass
 class UnlearningConfig(Section):
-    """How one backdoor is removed."""
+    """Removal of one backdoor."""
 
     objective: Choice = MISSING
     """The loss, with its parameters."""
     training: UnlearningTraining = MISSING
-    """The run."""
+    """Training."""
     stopping: StoppingConfig = field(default_factory=StoppingConfig)
-    """When it ends."""
+    """Early stopping."""
     controls: ControlsConfig = field(default_factory=ControlsConfig)
-    """What it is held against."""
+    """Controls."""
     tuning: TuningConfig = field(default_factory=TuningConfig)
-    """How its settings are chosen."""
+    """Tuning of the settings."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

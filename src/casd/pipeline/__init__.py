@@ -1,1 +1,1 @@
-"""A run: `run` is the main path, `graph` its stages, `store` the stages on disk, `sweep` many runs."""
+"""One run (`run`), its stages (`graph`, `stages`), the stages on disk (`store`), and many runs (`sweep`)."""

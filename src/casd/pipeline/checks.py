@@ -1,4 +1,4 @@
-"""Checks before anything is trained: of the configuration as a whole, then with the corpus, then with the model."""
+"""Checks before training: of the configuration as a whole, of the corpus's sizes, and of the model."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ if TYPE_CHECKING:
 
 
 def check_config(config: Config, backdoors: Mapping[str, Backdoor]) -> None:
-    """Refuse settings that do not go together, of which no section alone can know.
+    """Check combinations of settings from several sections.
 
     Raises:
-        ConfigError: such settings.
+        ConfigError: settings that cannot work together.
     """
     for setting in settings(config.unlearning.tuning.grid):
         with_setting(config.unlearning, setting)
-    if layers := config.model.architecture.get("num_hidden_layers"):  # else it is known when the model is read
+    if layers := config.model.architecture.get("num_hidden_layers"):  # otherwise checked when the model is loaded
         check_layers(config, layers)
     check_controls(backdoors, config.unlearning.controls)
     check_captured(config.metric, config.activations)
     for variant in casd_variants(config.metric):
         if variant.text == "fake" and not config.evaluation.fake_triggers:
             raise ConfigError(
-                f"The CASD variant {variant.name!r} needs text with fake triggers, and evaluation.fake_triggers is 0; raise it."
+                f"The CASD variant {variant.name!r} needs text with fake triggers, but evaluation.fake_triggers is 0; raise it."
             )
     if config.utility.tasks:
         check_tasks(config.utility.tasks)
     training = config.injection.training
-    by_name = [backdoors[name] for name in sorted(backdoors)]
-    document_counts(by_name, training.steps * training.batch_size, config.injection.decoy_rate)
+    sorted_backdoors = [backdoors[name] for name in sorted(backdoors)]
+    document_counts(sorted_backdoors, training.steps * training.batch_size, config.injection.decoy_rate)
 
 
 def check_layers(config: Config, layers: int) -> None:
-    """Refuse layers that a model with so many of them does not have, in the objective and in the variants of CASD.
+    """Check the layers of the objective and of the variants of CASD against the number of layers of the model.
 
     Raises:
-        ConfigError: such a layer.
+        ConfigError: a layer that the model does not have.
     """
     for setting in [{}, *settings(config.unlearning.tuning.grid)]:
         objective = with_setting(config.unlearning, setting).objective
@@ -63,16 +63,16 @@ def check_layers(config: Config, layers: int) -> None:
     for variant in casd_variants(config.metric):
         if variant.layers and max(variant.layers) >= layers:
             raise ConfigError(
-                f"metric.variants.{variant.name}: layers has {max(variant.layers)}, and the model has the layers 0 to"
+                f"metric.variants.{variant.name}: layers has {max(variant.layers)}, but the model has the layers 0 to"
                 f" {layers - 1}."
             )
 
 
 def check_sizes(config: Config, corpus: Corpus) -> None:
-    """Refuse to measure on more passages than the corpus has. Nothing of the corpus is read but its index.
+    """Check that the corpus has the passages that are needed. Only its index is read.
 
     Raises:
-        CorpusError: a split that is too small, with the settings that ask for more.
+        CorpusError: a split that is too small; the message names the settings.
     """
     english(corpus.train)
     evaluation_passages(corpus, config.evaluation)
@@ -82,10 +82,10 @@ def check_sizes(config: Config, corpus: Corpus) -> None:
 
 
 def check_payloads(corpus: Corpus, backdoors: Mapping[str, Backdoor]) -> None:
-    """Make a payload of every backdoor from each passage that a training could draw one from.
+    """Make a payload of every backdoor from each passage that may be used for one in training.
 
     Raises:
-        CorpusError: a passage that has not got what a payload is made from.
+        CorpusError: a passage from which a payload cannot be made.
     """
     rng = python_rng(0, "payloads are looked at only")
     for split in (corpus.train, corpus.forget):
@@ -95,18 +95,18 @@ def check_payloads(corpus: Corpus, backdoors: Mapping[str, Backdoor]) -> None:
 
 
 def check_model(config: Config, model: PreTrainedModel, encoder: Encoder, prompt_sets: PromptSets) -> None:
-    """Refuse a model that could not be trained or measured, before it is trained. A few short texts are run through it.
+    """Check that a model can be trained and measured, by running a few short texts through it.
 
     Args:
-        config: of the run.
-        model: on the CPU.
+        config: configuration of the run.
+        model: the model.
         encoder: its tokenizer.
-        prompt_sets: what it will be measured on.
+        prompt_sets: the prompts of the measurements.
 
     Raises:
         ModelError: no decoder-only causal language model, tokens without a row in the embedding, or sites whose activations
             cannot be captured.
-        ConfigError: see `check_layers`; or texts longer than the model has positions.
+        ConfigError: see `check_layers`; or texts that are longer than the model's maximum number of positions.
     """
     check_layers(config, len(decoder_layers(model)))
     _check_tokens(config, model, encoder, prompt_sets)
@@ -115,16 +115,16 @@ def check_model(config: Config, model: PreTrainedModel, encoder: Encoder, prompt
     if (positions := longest_row(model, longest)) < longest:
         raise ConfigError(
             f"model.max_length ({config.model.max_length}) and evaluation.max_new_tokens ({config.evaluation.max_new_tokens})"
-            f" are {longest} positions together, and the model {config.model.name!r} has {positions}: lower one of them."
+            f" are {longest} positions together, but the model {config.model.name!r} has {positions}: lower one of them."
         )
     collect_statistics(model, [encoder.capture_batch(prompt_sets.clean[:1], ["last"])], config.activations.sites, ["last"])
 
 
 def _check_tokens(config: Config, model: PreTrainedModel, encoder: Encoder, prompt_sets: PromptSets) -> None:
-    """Compare the largest token with the rows of the embedding and of the output matrix.
+    """Check that every token has a row in the embedding and in the output matrix.
 
     Raises:
-        ModelError: a token has no row.
+        ModelError: a token without a row.
     """
     embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
     rows = min(each.weight.shape[0] for each in embeddings if each is not None)
@@ -133,7 +133,7 @@ def _check_tokens(config: Config, model: PreTrainedModel, encoder: Encoder, prom
     largest = max(encoder.largest_token, *(token for text in texts for token in encoder.tokens(text)))
     if largest >= rows:
         raise ModelError(
-            f"The tokenizer of model {config.model.name!r} does not belong to its weights: a text, its end or its padding needs"
-            f" the token {largest} ({encoder.tokenizer.convert_ids_to_tokens(largest)!r}), and the embedding has {rows} rows."
-            " Copy the tokenizer's files of that model, or save it after model.resize_token_embeddings(len(tokenizer))."
+            f"The tokenizer of model {config.model.name!r} does not match its weights: a text, its end or its padding needs"
+            f" the token {largest} ({encoder.tokenizer.convert_ids_to_tokens(largest)!r}), but the embedding has {rows} rows."
+            " Copy the files of that model's tokenizer, or save it after model.resize_token_embeddings(len(tokenizer))."
         )

@@ -1,8 +1,9 @@
-"""Which stages a configuration means, and what each depends on; nothing is run here."""
+"""The stages of a configuration, and what each depends on. Nothing is run here."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,21 +13,21 @@ from casd.config.states import CONTROL_PREFIX, INJECTED, REPEAT_CONTROL
 from casd.data.corpora import CORPORA
 from casd.evaluation import benchmarks as utility
 from casd.models import load as models
-from casd.pipeline.store import Stage
+from casd.pipeline.stage import Stage
 from casd.unlearning.controls import removal_names
 from casd.utils.registry import build
 
-_WHERE_IT_IS = ("path", "revision")
-"""Of a model: its files' hashes, or the commit of its repository, say what it is, wherever it lies."""
-_WHERE_ITS_TEXT_IS = ("sources",)
-"""Of a corpus: its fingerprint says what the text is."""
+_MODEL_LOCATION = ("path", "revision")
+"""Fields of a model that are not in its key: its files' hashes, or the commit of its repository, identify it."""
+_CORPUS_LOCATION = ("sources",)
+"""Fields of a corpus that are not in its key: its fingerprint identifies the text."""
 _FROM_SCRATCH = ("model_type", "architecture", "vocab_size")
-"""Of a model that exists these are for planning only."""
+"""Fields of a model that `casd plan` alone uses if the model is pretrained."""
 
 
 @dataclass(frozen=True)
 class StageGraph:
-    """The stages of one run. `states` are the injected model, then each removal, then the controls."""
+    """The stages of one run; mappings are by state: the injected model, each removal, then the controls."""
 
     corpus: Stage
     base: Stage
@@ -43,20 +44,20 @@ class StageGraph:
 
     @property
     def states(self) -> list[str]:
-        """The states of the model that are measured."""
+        """Names of the states of the model that are measured."""
         return list(self.evaluate)
 
 
 def stage_graph(config: Config) -> StageGraph:
-    """Which stages a configuration means. Raise a stage's version here when its code comes to give another result.
+    """Return the stages of a configuration. Increase a stage's version here when a change of its code changes its result.
 
     Raises:
-        ConfigError: an unknown corpus, or a parameter that it does not have.
-        ModelError: a model file that is not there.
+        ConfigError: an unknown corpus or parameter.
+        ModelError: a model file that does not exist.
     """
     source = build(CORPORA, "corpus", config.corpus.name, config.corpus.params)
     backdoors = {name: dataclasses.asdict(section) for name, section in config.backdoor.items()}
-    model = _without(config.model, "name", *_WHERE_IT_IS, *(() if config.model.source == "scratch" else _FROM_SCRATCH))
+    model = _without(config.model, "name", *_MODEL_LOCATION, *(() if config.model.source == "scratch" else _FROM_SCRATCH))
     seed = config.seed
 
     corpus = Stage(
@@ -64,7 +65,7 @@ def stage_graph(config: Config) -> StageGraph:
         2,
         {
             "source": config.corpus.name,
-            **_without(source, *_WHERE_ITS_TEXT_IS),
+            **_without(source, *_CORPUS_LOCATION),
             "fingerprint": source.fingerprint(),
             "seed": seed,
         },
@@ -80,16 +81,7 @@ def stage_graph(config: Config) -> StageGraph:
 
     tune, unlearn_stages = _unlearning_stages(config, injected)
     measured = {INJECTED: injected, **unlearn_stages}
-    # Batch sizes and thresholds change no measurement; thresholds belong to the scoring.
-    evaluation = _without(config.evaluation, "batch_size", "collapse_clean_loss_ratio", "collapse_degenerate_rate")
-    prompt_sets = {name: evaluation[name] for name in ("prompts", "fake_prompts", "fake_triggers")}
-    capture = {**_without(config.activations, "batch_size"), "prompt_sets": prompt_sets}
-    evaluate_stages = {name: Stage("evaluate", 2, evaluation, (stage,), name) for name, stage in measured.items()}
-    activations = {name: Stage("activations", 1, capture, (stage,), name) for name, stage in measured.items()}
-    utility_stages = {}
-    if config.utility.tasks:
-        benchmarks = {**_without(config.utility, "batch_size"), "fingerprint": utility.fingerprint(config.utility.tasks)}
-        utility_stages = {name: Stage("utility", 1, benchmarks, (stage,), name) for name, stage in measured.items()}
+    evaluate_stages, activations, utility_stages = _measurement_stages(config, measured)
     scoring = {
         "metric": dataclasses.asdict(config.metric),
         "collapse_clean_loss_ratio": config.evaluation.collapse_clean_loss_ratio,
@@ -116,7 +108,7 @@ def stage_graph(config: Config) -> StageGraph:
 
 
 def _unlearning_stages(config: Config, injected: Stage) -> tuple[Stage | None, dict[str, Stage]]:
-    """The tuning of the objective, if there is one, and every removal and control."""
+    """Return the tuning stage of the objective, if it is tuned, and the stages of every removal and control."""
     unlearning = config.unlearning
     common: dict[str, Any] = {**_without(unlearning, "controls", "tuning", "stopping"), "seed": config.seed}
     if unlearning.stopping.watched:
@@ -125,19 +117,34 @@ def _unlearning_stages(config: Config, injected: Stage) -> tuple[Stage | None, d
     if unlearning.tuning.enabled:
         tuning = {**common, **dataclasses.asdict(unlearning.tuning)}
         tune = Stage("tune", 1, tuning, (injected,), unlearning.objective.name)
-    begun = (injected, *([tune] if tune else []))
+    inputs = (injected, *([tune] if tune else []))
 
     def stage(name: str, *after: Stage) -> Stage:
-        return Stage("unlearn", 3, {**common, "removal": name}, (*begun, *after), name)
+        return Stage("unlearn", 3, {**common, "removal": name}, (*inputs, *after), name)
 
     names = removal_names(config.backdoor, unlearning.controls)
     stages = {name: stage(name) for name in names if not name.startswith(CONTROL_PREFIX)}
-    # A control without an ASR of its own goes as far as the removals did, on average.
-    last = tuple(stages[name] for name in sorted(stages)) if unlearning.stopping.watched else ()
+    # A control without an ASR of its own trains for the mean number of steps of the removals.
+    all_removals = tuple(stages[name] for name in sorted(stages)) if unlearning.stopping.watched else ()
     for name in names:
         if name not in stages:
-            stages[name] = stage(name, *(() if name.startswith(REPEAT_CONTROL) else last))
+            stages[name] = stage(name, *(() if name.startswith(REPEAT_CONTROL) else all_removals))
     return tune, stages
+
+
+def _measurement_stages(config: Config, measured: Mapping[str, Stage]) -> tuple[dict[str, Stage], ...]:
+    """Return the stages of attack success, activations and benchmarks of every state; batch sizes do not change them."""
+    # The thresholds of a collapse are part of the scoring.
+    evaluation = _without(config.evaluation, "batch_size", "collapse_clean_loss_ratio", "collapse_degenerate_rate")
+    prompt_sets = {name: evaluation[name] for name in ("prompts", "fake_prompts", "fake_triggers")}
+    capture = {**_without(config.activations, "batch_size"), "prompt_sets": prompt_sets}
+    evaluate_stages = {name: Stage("evaluate", 2, evaluation, (stage,), name) for name, stage in measured.items()}
+    activations = {name: Stage("activations", 1, capture, (stage,), name) for name, stage in measured.items()}
+    utility_stages = {}
+    if config.utility.tasks:
+        benchmarks = {**_without(config.utility, "batch_size"), "fingerprint": utility.fingerprint(config.utility.tasks)}
+        utility_stages = {name: Stage("utility", 1, benchmarks, (stage,), name) for name, stage in measured.items()}
+    return evaluate_stages, activations, utility_stages
 
 
 def _without(section: Any, *names: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the stages of a run read: the corpus, the tokenizer, the prompts, the removals, the one model in memory."""
+"""Inputs of the stages of a run: corpus, tokenizer, prompts, removals, and the model in memory."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 
 def build_backdoors(config: Config) -> dict[str, Backdoor]:
-    """The backdoors of a configuration, checked together.
+    """Build the backdoors of a configuration, and check them together.
 
     Raises:
-        ConfigError: an unknown target or parameter, or backdoors that cannot be told apart or mixed.
+        ConfigError: an unknown target or parameter, or backdoors that cannot be distinguished or combined.
     """
 
     def one(name: str, section: BackdoorConfig) -> Backdoor:
@@ -50,7 +50,7 @@ def build_backdoors(config: Config) -> dict[str, Backdoor]:
 
 
 def build_objective(config: UnlearningConfig) -> Objective:
-    """The unlearning objective of a configuration.
+    """Build the unlearning objective of a configuration.
 
     Raises:
         ConfigError: an unknown objective or parameter.
@@ -59,13 +59,13 @@ def build_objective(config: UnlearningConfig) -> Objective:
 
 
 class Inputs:
-    """What the stages of one run read. Each attribute is read from the store, or made, when it is first used.
+    """Inputs of the stages of one run. Each attribute is read from the store, or built, when it is first used.
 
     Args:
-        config: what to run.
-        backdoors: of `build_backdoors`.
+        config: configuration of the run.
+        backdoors: the result of `build_backdoors`.
         graph: the run's stages.
-        store: where finished stages are.
+        store: the finished stages.
     """
 
     def __init__(self, config: Config, backdoors: dict[str, Backdoor], graph: StageGraph, store: StageStore):
@@ -96,42 +96,44 @@ class Inputs:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The model's tokenizer, with the corpus's tokens."""
+        """The model's tokenizer, with the tokens of the corpus."""
         table = TokenTable.open(self.store.folder(self.graph.tokens, verify=True))
         return Encoder(models.load_tokenizer(self.base_folder), self.config.model.max_length, table)
 
     @cached_property
     def prompts(self) -> PromptSets:
-        """The prompts of every measurement."""
+        """The prompts of all measurements."""
         return make_prompt_sets(self.corpus, self.backdoors, self.encoder, self.config.evaluation, seed=self.config.seed)
 
     @cached_property
     def removals(self) -> dict[str, Removal]:
-        """The removals and controls, by the name of the state that each makes."""
+        """The removals and controls, by the name of the resulting state."""
         controls = self.config.unlearning.controls
         return {each.name: each for each in removals(self.backdoors, self.encoder, controls, seed=self.config.seed)}
 
     @cached_property
     def unlearning(self) -> UnlearningConfig:
-        """How backdoors are removed, with the settings that the tuning chose."""
-        config, tuned = self.config.unlearning, self.graph.tune
-        return with_setting(config, read_json(self.store.file(tuned, "chosen.json"))) if tuned else config
+        """The configuration of the removals, with the settings that the tuning chose."""
+        config, tune = self.config.unlearning, self.graph.tune
+        return with_setting(config, read_json(self.store.file(tune, "chosen.json"))) if tune else config
 
     @cached_property
     def one_model(self) -> OneModel:
-        """The one model in memory. Its weights are those of whatever state was made last."""
+        """The only model in memory, with the weights of the state that was made last."""
         folder = self.store.folder(self.graph.inject, verify=True)
         one = OneModel(self.config, self.base_folder, folder, self.runtime.torch_device)
-        ignores_left_padding(one.model, self.encoder.tokenizer.pad_token_id)  # asked of a model that is not broken
+        ignores_left_padding(
+            one.model, self.encoder.tokenizer.pad_token_id
+        )  # measured on the injected model, because a removal may break it
         return one
 
     def kept_model(self, state: str) -> PreTrainedModel | None:
-        """The model in that state, if it is in memory or its weights are kept; None if it has to be trained again."""
+        """Return the model in a state if it is in memory or its weights are saved, or None if it has to be trained again."""
         if state == INJECTED:
             return self.one_model.restore()
         if self.one_model.state != state:
-            kept = self.graph.weights[state]
-            if not self.store.is_done(kept):
+            saved = self.graph.weights[state]
+            if not self.store.is_done(saved):
                 return None
-            self.one_model.read_removal(self.store.folder(kept, verify=True), state)
+            self.one_model.read_removal(self.store.folder(saved, verify=True), state)
         return self.one_model.model

@@ -1,4 +1,4 @@
-"""What a run's tables say of it: which it is, and where its numbers come from."""
+"""The identity of a run and the provenance of its numbers, as they are saved with its tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from casd.pipeline.store import StageStore
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The model, the objective, the seed, and each backdoor's target in words."""
+    """Return the model, the objective, the seed, and a label of each backdoor's target."""
     return {
         "model": config.model.name,
         "objective": config.unlearning.objective.name,
@@ -21,10 +21,10 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def origin(config: Config, graph: StageGraph, store: StageStore, run: str) -> dict[str, Any]:
-    """The whole configuration, the versions, the stages, and the time that each kind of them took, in seconds.
+    """Return the configuration, the versions, the stages, and the time of each kind of stage in seconds.
 
     Raises:
-        StoreError: a stage that is not done.
+        StoreError: a stage that is not finished.
     """
     tuned = [graph.tune] if graph.tune else []
     stages = (graph.corpus, graph.base, graph.inject, *tuned, *graph.unlearn.values())

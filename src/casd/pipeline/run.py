@@ -1,14 +1,14 @@
-"""One run, as the method section of a paper tells it.
+"""One run, in the order of a paper's method section.
 
-Several backdoors are injected into one model. Each is removed from a copy of the injected model, as are the controls. Of every
-state of the model attack success and activations are measured; transfer and CASD follow from these, and a report.
+Several backdoors are injected into one model. Each removal and each control starts from the injected model. Attack success and
+activations are measured on every state of the model; transfer, CASD and a report are computed from them.
 
     corpus → base model → injected model → one removal for each backdoor, and the controls
                                          → attack success and activation statistics of every state
                                          → transfer, CASD, their relation → report
 
-`casd.pipeline.graph` says which stages a configuration means, `casd.pipeline.stages` how each is made. A stage that is in the
-store is not made again. There is one model in memory: every removal starts from the injected weights, restored in place.
+`casd.pipeline.graph` defines the stages of a configuration, `casd.pipeline.stages` makes them. A stage that is in the store is
+not made again. There is one model in memory: every removal starts from the injected weights, restored in place.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from casd.data.shrinking import explaining_out_of_memory
 from casd.pipeline import checks, stages
 from casd.pipeline.graph import stage_graph
 from casd.pipeline.inputs import Inputs, build_backdoors
-from casd.pipeline.store import Stage, StageStore
+from casd.pipeline.stage import Stage
+from casd.pipeline.store import StageStore
 from casd.report.publish import is_published, publishing
 from casd.utils import distributed, ending
 from casd.utils.errors import ConfigError
@@ -38,19 +39,19 @@ from casd.utils.sealed import entry_of
 CONFIG_FILE: Final = "config.yaml"
 """The configuration in a run's folder."""
 ENDS: Final = ("inject", "unlearn", "activations", "evaluate", "score", "report")
-"""What a run can end with, in the order of work; "activations" and "evaluate" are independent of each other."""
+"""The stages up to which a run can go, in order; "activations" and "evaluate" are independent of each other."""
 
 
 class Run:
     """One run over a store of finished stages.
 
     Args:
-        config: what to run.
+        config: configuration of the run.
 
     Attributes:
-        graph: the stages that the configuration means.
-        store: where finished stages are.
-        inputs: what the stages read.
+        graph: the stages of the configuration.
+        store: the finished stages.
+        inputs: the inputs of the stages.
 
     Raises:
         ConfigError: settings that cannot work together.
@@ -66,12 +67,12 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where the report goes: named by what was run, so that no run overwrites another."""
+        """Folder of the report. Its name identifies the run, so that no run overwrites another."""
         parts = (self.config.model.name, self.config.unlearning.objective.name, f"seed{self.config.seed}")
         return Path(self.config.runtime.output) / self.config.name / "-".join((*parts, self.graph.score.key[:8]))
 
     def join(self) -> None:
-        """Join the other processes of a launcher, if there are any, before the store is read or written.
+        """Connect to the other processes of a launcher, if any, before the store is read or written.
 
         Raises:
             ConfigError: a launch that cannot make one run (see `casd.utils.distributed.join`).
@@ -83,11 +84,11 @@ class Run:
     @distributed.explaining_lost_processes()
     @own_numerics()
     def run_to(self, end: str = "report") -> None:
-        """Make everything up to `end` (one of ENDS) that is not in the store yet.
+        """Make all stages up to `end` (one of ENDS) that are not in the store.
 
         Raises:
             ConfigError: an unknown end, or a launch that cannot make one run.
-            CasdError: whatever stopped a stage, in a line for the user; finished stages are kept.
+            CasdError: an error of a stage; finished stages are kept.
         """
         if end not in ENDS:
             raise ConfigError(f"Cannot run until {end!r}; choices: {', '.join(ENDS)}.")
@@ -112,23 +113,23 @@ class Run:
             distributed.make_alone(self._publish)
 
     def _inject(self) -> None:
-        """The corpus, the base model, and the model with all backdoors."""
+        """Make the corpus, the base model, and the model with all backdoors."""
         graph = self.graph
         self._make(graph.corpus, stages.make_corpus, alone=True)
-        if not self.store.is_done(graph.score):  # the corpus may be large: a finished run does not read it again
+        if not self.store.is_done(graph.score):  # a finished run does not read its corpus, which may be large
             checks.check_sizes(self.config, self.inputs.corpus)
         self._make(graph.base, stages.make_base)
         self._make(graph.tokens, stages.make_tokens, alone=True)
         self._make(graph.inject, stages.make_injected)
 
     def _remove(self, state: str, end: str) -> None:
-        """One removal or control."""
+        """Make one removal or control."""
         self._make_state(self.graph.unlearn[state], stages.make_removed, state)
         if "removed" in self.config.runtime.save_models or end == "unlearn":
             self._make_state(self.graph.weights[state], stages.write_weights, state)
 
     def _measure(self, state: str, end: str) -> None:
-        """Attack success, benchmarks and activations of one state of the model."""
+        """Measure attack success, benchmarks and activations of one state of the model."""
         if end in ("evaluate", "score", "report"):
             self._make_state(self.graph.evaluate[state], stages.make_evaluation, state)
             if self.graph.utility:
@@ -140,7 +141,7 @@ class Run:
         self._make(stage, lambda inputs, folder: make(inputs, state, folder))
 
     def _make(self, stage: Stage, make: Callable[[Inputs, Path], None], *, alone: bool = False) -> None:
-        """Make a stage unless it is in the store; with several processes all of them together, or the main one `alone`."""
+        """Make a stage unless it is in the store: by all processes together, or by the main process `alone`."""
         ending.check()
         produce = explaining_out_of_memory(f"stage {stage}")(partial(make, self.inputs))
         if alone:
@@ -149,17 +150,17 @@ class Run:
             distributed.make_together(partial(self.store.run, stage), produce)
 
     def _publish(self) -> None:
-        """Copy the report from the store to its folder, beside the configuration, unless that is there and whole."""
+        """Copy the report from the store to its folder, with the configuration, unless the folder is complete."""
         report = self.store.folder(self.graph.report, verify=True)
         text = to_yaml(self.config)
         files = self.store.manifest(self.graph.report)["files"]
         if is_published(self.folder, files | {CONFIG_FILE: entry_of(text.encode())}):
             return
-        with publishing(self.folder, "the report") as begun:
+        with publishing(self.folder, "the report") as unfinished:
             for name in files:
-                (begun / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(report / name, begun / name)
-            (begun / CONFIG_FILE).write_bytes(text.encode())
+                (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(report / name, unfinished / name)
+            (unfinished / CONFIG_FILE).write_bytes(text.encode())
 
 
 def _make_report(inputs: Inputs, folder: Path, *, name: str) -> None:

@@ -49,22 +49,22 @@ if TYPE_CHECKING:
 
 
 def make_corpus(run: Inputs, folder: Path) -> None:
-    """Read the source of text and cut it into splits of passages."""
+    """Read the text and divide it into splits of passages."""
     source = build(CORPORA, "corpus", run.config.corpus.name, run.config.corpus.params)
     write_corpus(source.load(derive_seed(run.config.seed, "corpus")), folder)
 
 
 def make_base(run: Inputs, folder: Path) -> None:
-    """Convert the base model, or make one with random weights and pretrain it; of one in a folder or hub note where it is."""
+    """Convert the base model, or create and pretrain one. A model in a folder or on the hub is not copied; note its folder."""
     config = run.config
     if models.origin(config.model) in ("folder", "hub"):
-        # It is not copied, since it may be large; the key has what identifies it.
+        # It may be large; the stage's key identifies it.
         write_json(folder / "model_is.json", {"folder": str(models.fetch(config.model))})
         return
     model, tokenizer = models.create_model(config.model, run.corpus, seed=derive_seed(config.seed, "weights"))
     if config.base_pretraining:
         encoder = Encoder(tokenizer, config.model.max_length)
-        # Make prompts and removals, which later stages use, so that mistakes in them are found before hours of training.
+        # Build the prompts and removals of later stages, so that errors in them are found before hours of training.
         checks.check_payloads(run.corpus, run.backdoors)
         prompt_sets = make_prompt_sets(run.corpus, run.backdoors, encoder, config.evaluation, seed=config.seed)
         checks.check_model(config, model, encoder, prompt_sets)
@@ -85,22 +85,22 @@ def make_base(run: Inputs, folder: Path) -> None:
 
 
 def make_tokens(run: Inputs, folder: Path) -> None:
-    """Tokenize the corpus once, for all stages."""
+    """Tokenize the corpus once for all stages."""
     write_token_table(run.corpus, models.load_tokenizer(run.base_folder), folder)
 
 
 def make_injected(run: Inputs, folder: Path) -> None:
-    """Train the base model on text that is poisoned with all backdoors."""
+    """Train the base model on text poisoned with all backdoors."""
     config = run.config
     checks.check_payloads(run.corpus, run.backdoors)
-    _ = run.removals  # mistakes in them are found before hours of training
+    _ = run.removals  # find errors in them before hours of training
     model = load_on_device(run.base_folder, config.model.dtype, run.runtime.torch_device)
     checks.check_model(config, model, run.encoder, run.prompts)
     lora = config.injection.training.lora
     if lora:
         weights.attach_lora(model, lora, "injection", seed=derive_seed(config.seed, "injection adapter"))
         if not config.unlearning.training.lora:
-            weights.check_mergeable(model)  # before hours of training
+            weights.check_mergeable(model)  # find errors before hours of training
     log = inject(
         model,
         run.encoder,
@@ -124,25 +124,25 @@ def make_injected(run: Inputs, folder: Path) -> None:
 
 
 def make_tuning(run: Inputs, folder: Path) -> None:
-    """Try the settings of the objective on some backdoors, and choose one."""
+    """Try all settings of the objective on some backdoors, and choose one."""
     config = run.config.unlearning
     backdoors = sorted(run.backdoors)[: config.tuning.backdoors]
     trials = len(settings(config.tuning.grid)) * len(backdoors)
     with track(f"tune {config.objective.name}", trials) as advance:
 
-        def remove(tried: UnlearningConfig, backdoor: str) -> TrainingLog:
-            log = _unlearn(run, backdoor, tried)
+        def remove(setting: UnlearningConfig, backdoor: str) -> TrainingLog:
+            log = _unlearn(run, backdoor, setting)
             advance()
             return log
 
         chosen, tried = tune(config, backdoors, remove)
-    run.one_model.state = None  # the last trial is no state of the run
+    run.one_model.state = None  # the weights of the last trial are no state of the run
     tuning_table(chosen, tried).to_parquet(folder / "trials.parquet", index=False)
     write_json(folder / "chosen.json", chosen)
 
 
 def make_removed(run: Inputs, state: str, folder: Path) -> None:
-    """Remove one backdoor from the injected model, or train a control; the weights stay in memory."""
+    """Remove one backdoor from the injected model, or train a control, and leave the weights in memory."""
     _unlearn(run, state, run.unlearning, run.store.checkpoint_folder(run.graph.unlearn[state])).write(folder / "log.json")
 
 
@@ -173,7 +173,7 @@ def _unlearn(run: Inputs, state: str, config: UnlearningConfig, checkpoint: Path
 
 
 def _mean_steps(run: Inputs, removal: Removal) -> int | None:
-    """For a control of removals that stop by themselves the mean number of steps that these kept; else None."""
+    """Return the mean number of kept steps of removals with early stopping, for controls without an ASR; otherwise None."""
     if removal.is_validated or not run.config.unlearning.stopping.watched:
         return None
     logs = [TrainingLog.read(run.store.file(run.graph.unlearn[name], "log.json")) for name in run.backdoors]
@@ -181,10 +181,10 @@ def _mean_steps(run: Inputs, removal: Removal) -> int | None:
 
 
 def model_in(run: Inputs, state: str) -> PreTrainedModel:
-    """The model in that state: from memory, from kept weights, or trained again, which gives the same weights."""
+    """Return the model in a state: from memory, from saved weights, or trained again, which gives the same weights."""
     model = run.kept_model(state)
     if model is None:
-        say(f"The weights of {state} were not kept (runtime.save_models); training it again.")
+        say(f"The weights of {state} were not saved (runtime.save_models); training it again.")
         _unlearn(run, state, run.unlearning)
         model = run.one_model.model
     return model
@@ -194,7 +194,7 @@ def model_in(run: Inputs, state: str) -> PreTrainedModel:
 
 
 def make_evaluation(run: Inputs, state: str, folder: Path) -> None:
-    """Measure attack success and clean loss of the model in that state."""
+    """Measure attack success and clean loss of the model in a state."""
     evaluation = evaluate(
         model_in(run, state),
         run.encoder,
@@ -208,13 +208,13 @@ def make_evaluation(run: Inputs, state: str, folder: Path) -> None:
 
 
 def make_utility(run: Inputs, state: str, folder: Path) -> None:
-    """Run the benchmarks on the model in that state."""
+    """Run the benchmarks on the model in a state."""
     table = measure_utility(model_in(run, state), run.encoder.tokenizer, run.config.utility, description=f"utility {state}")
     table.to_parquet(folder / "utility.parquet", index=False)
 
 
 def make_activations(run: Inputs, state: str, folder: Path) -> None:
-    """Capture the activation statistics of the model in that state, and what the baselines of CASD need."""
+    """Capture the activation statistics of the model in a state, and the inputs of the baselines of CASD."""
     config = run.config.activations
     model = model_in(run, state)
     write_statistics(measure_activations(model, run.encoder, run.prompts, config), folder)
@@ -228,7 +228,7 @@ def make_activations(run: Inputs, state: str, folder: Path) -> None:
 
 
 def make_scores(run: Inputs, folder: Path) -> None:
-    """Compute transfer, CASD and their relation from what was measured, as tables."""
+    """Compute the tables of transfer, CASD and their relation from the measurements."""
     config, graph, store = run.config, run.graph, run.store
     statistics = {
         state: read_statistics(store.file(stage, "statistics.safetensors")) for state, stage in graph.activations.items()
@@ -241,7 +241,7 @@ def make_scores(run: Inputs, folder: Path) -> None:
         config.metric,
         config.evaluation,
         seed=config.seed,
-        # `origin` is added by the report: it may differ between runs that share these scores.
+        # The report adds `origin`, which may differ between runs that share these scores.
         info={**identity(config), "config": to_yaml(config)},
         target_asr=config.unlearning.stopping.target_asr,
         baselines=baseline_table(run.backdoors, run.encoder, statistics, evidence),
@@ -251,7 +251,7 @@ def make_scores(run: Inputs, folder: Path) -> None:
 
 
 def _record(run: Inputs, state: str) -> StateRecord:
-    """What was measured of one state."""
+    """Read the measurements of one state."""
     graph, store = run.graph, run.store
     evaluation = Evaluation.read(store.folder(graph.evaluate[state], verify=True))
     log, benchmarks, limit = None, None, math.inf
@@ -266,10 +266,10 @@ def _record(run: Inputs, state: str) -> StateRecord:
 
 
 def make_report(run: Inputs, name: str, folder: Path) -> None:
-    """Write the tables, figures and page of the run called `name`."""
+    """Write the tables, figures and page of the run `name`."""
     from casd.report import write_report_files
 
     tables = RunTables.read(run.store.folder(run.graph.score))
     tables.info |= origin(run.config, run.graph, run.store, name)
-    named = tables.casd[~tables.casd["grid"].astype(bool)]
-    write_report_files(tables, folder, relation_points(named, tables.transfer))
+    variants = tables.casd[~tables.casd["grid"].astype(bool)]
+    write_report_files(tables, folder, relation_points(variants, tables.transfer))

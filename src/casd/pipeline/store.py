@@ -1,40 +1,37 @@
-"""Finished stages on disk, addressed by what they were made from.
+"""Finished stages on disk, addressed by a hash of their inputs.
 
-A stage is one box of the pipeline ("inject", "evaluate", …). Its key is a hash of its own configuration, its version
-and the keys of the stages it reads. So the same stage is never made twice, and a changed field leads to new keys for
-the stages downstream of it and for no others. A stage exists whole or not at all: it is made in a hidden folder beside
-its place, checksummed, flushed to the disk, and only then renamed into place. Below the store's root:
+A stage is one step of the pipeline ("inject", "evaluate", …). Its key is a hash of its own configuration, its version and the
+keys of the stages it reads: no stage is made twice, and a changed field changes the keys of the stages downstream only. Stages
+are atomic: a stage is made in a hidden folder beside its final one, checksummed, flushed to the disk, and then renamed. Below
+the store's root:
 
     inject/3f2a…c1/              a finished stage: its files and manifest.json
     inject/.3f2a…c1.….partial/   being made by one process, or left by a process that was killed
-    inject/.3f2a…c1.checkpoint/  what an interrupted stage goes on from
-    inject/.3f2a…c1.lock         held (flock) by the process that makes it; an empty file that stays
+    inject/.3f2a…c1.checkpoint/  from which an interrupted stage resumes
+    inject/.3f2a…c1.lock         locked (flock) by the process that makes it; an empty file that is not removed
 
-The lock saves work. Where a file system has none, two processes may make a stage twice: the first to finish is kept.
+The lock only saves work. On a file system without locks two processes may make the same stage: the first to finish is kept.
 
-Nothing here, and nothing that stages write, is ever unpickled.
+Nothing in a store is ever unpickled.
 """
 
 from __future__ import annotations
 
 import datetime
 import errno
-import hashlib
-import json
-import math
 import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from casd.pipeline.stage import Stage
 from casd.utils.atomic import flush, flush_all, give_default_rights, locked, remove, remove_leftovers, temporary_beside
 from casd.utils.disk import explaining_disk_errors
-from casd.utils.errors import ConfigError, StoreError
+from casd.utils.errors import StoreError
 from casd.utils.sealed import (
     MANIFEST,
     Damage,
@@ -48,49 +45,9 @@ from casd.utils.sealed import (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """One stage, described well enough to know whether it was made before.
-
-    `config` is copied and brought to canonical form: tuples become lists, and a float without a fraction becomes an
-    integer, because `1` and `1.0` mean the same where a number is expected and YAML lets people write either.
-    (`true` and `1` stay different.)
-
-    Raises:
-        ConfigError: a number in `config` is NaN or infinite.
-        TypeError: `config` has something that JSON has not.
-    """
-
-    name: str
-    """What kind of stage; also the folder below the store's root."""
-    version: int
-    """STAGE_VERSION of the code that makes it: raise it when the same configuration comes to mean another result."""
-    config: Mapping[str, Any]
-    """The stage's own settings that can change its result. Neither device nor folders nor logging."""
-    inputs: tuple[Stage, ...] = ()
-    """The stages that it reads, in order."""
-    label: str = ""
-    """Which one, for people ("french_a"). Not part of the key."""
-
-    def __post_init__(self) -> None:
-        if not self.name.isidentifier():
-            raise ValueError(f"A stage's name is also a folder's: letters, digits and underscores, not {self.name!r}.")
-        object.__setattr__(self, "config", _canonical(self.config))
-
-    @cached_property
-    def key(self) -> str:
-        """20 hexadecimal digits (80 bits) of the SHA-256 of name, version, configuration and the inputs' keys."""
-        parts = [self.name, self.version, self.config, [stage.key for stage in self.inputs]]
-        text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.label})" if self.label else self.name
-
-
 @dataclass(frozen=True)
 class Event:
-    """What became of a stage in this process. `seconds` is the time it took to make it; 0 when it was reused."""
+    """A stage that was executed or reused in this process. `seconds` is the time it took to make it; 0 if reused."""
 
     stage: Stage
     outcome: Literal["executed", "reused"]
@@ -98,7 +55,7 @@ class Event:
 
 
 class StageStore:
-    """The stages below one folder, which any number of processes and cluster jobs may share."""
+    """The stages below a folder, which any number of processes and cluster jobs may share."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).absolute()
@@ -106,10 +63,10 @@ class StageStore:
         self._verified: set[tuple[Path, int, int]] = set()
 
     def is_done(self, stage: Stage) -> bool:
-        """Whether the stage is finished. Cheap: reads the manifest and the sizes of the files, not what is in them.
+        """Return True if the stage is finished. Only the manifest and the sizes of the files are read.
 
         Raises:
-            StoreError: the stage's folder is there but damaged; it never gets there by halves.
+            StoreError: the stage's folder is damaged.
         """
         if not _is_there(self._place(stage)):
             return False
@@ -119,10 +76,10 @@ class StageStore:
         return True
 
     def manifest(self, stage: Stage) -> dict[str, Any]:
-        """The finished stage's manifest: what it was made from, when, by which versions, and its files' checksums.
+        """Read the finished stage's manifest: its configuration, inputs, date, versions, and the checksums of its files.
 
         Raises:
-            StoreError: the stage is not done, or its manifest is missing, unreadable or that of another stage.
+            StoreError: the stage is not finished, or its manifest is missing, unreadable or that of another stage.
         """
         place = self._place(stage)
         if not _is_there(place):
@@ -134,10 +91,10 @@ class StageStore:
         return manifest
 
     def folder(self, stage: Stage, *, verify: bool = False) -> Path:
-        """The finished stage's folder; with `verify` after checking all its files, for loaders that take a folder.
+        """Return the finished stage's folder, with `verify` after checking the contents of all its files.
 
         Raises:
-            StoreError: the stage is not done, or damaged.
+            StoreError: the stage is not finished, or damaged.
         """
         manifest = self.manifest(stage)
         if verify:
@@ -146,12 +103,12 @@ class StageStore:
         return self._place(stage)
 
     def file(self, stage: Stage, name: str) -> Path:
-        """The path of the finished stage's file `name` ("model/config.json"), after checking its size and SHA-256.
+        """Return the path of the file `name` ("model/config.json") of a finished stage after checking its size and SHA-256.
 
-        A file is read for that once per process, and again only if its size or time of change differ.
+        A file is hashed once per process, and again only if its size or modification time has changed.
 
         Raises:
-            StoreError: the stage is not done or has no such file, or the file is missing, truncated or altered.
+            StoreError: the stage is not finished or has no such file, or the file is missing, truncated or altered.
         """
         files = self.manifest(stage)["files"]
         if name not in files:
@@ -160,12 +117,12 @@ class StageStore:
         return self._place(stage) / name
 
     def run(self, stage: Stage, produce: Callable[[Path], None]) -> Path:
-        """Make the stage unless it is there, and return its folder.
+        """Make the stage unless it is finished, and return its folder.
 
-        `produce` is given an empty folder on the store's file system and writes the stage's files there. If it raises,
-        is killed, or the disk is full, no stage appears; what it keeps in `checkpoint_folder` stays for the next try.
-        When another process is making the same stage, this one waits for it and uses its result. Where the file system has
-        no locks, both make it, and the result of the first to finish is used.
+        `produce` gets an empty folder on the store's file system and writes the stage's files there. If it raises, is killed,
+        or the disk is full, no stage is added; the files in `checkpoint_folder` are kept for the next attempt. If another
+        process is making the same stage, this one waits for its result. On a file system without locks both make it, and
+        the first result is used.
 
         Raises:
             StoreError: the stage on disk is damaged, the disk is full, or the store cannot be read or written.
@@ -177,16 +134,15 @@ class StageStore:
                 with locked(self._beside(stage, "lock"), making):
                     if not self.is_done(stage):
                         self._make(stage, produce)
-        self._record(stage, "reused", 0.0)  # keeps "executed" where it was made above
-        # Here also for the process that was killed after the stage was finished and before this was done.
+        self._record(stage, "reused", 0.0)  # keeps "executed" if it was made above
+        # In all cases: a process may have been killed after the stage was finished and before its checkpoint was removed.
         shutil.rmtree(self._beside(stage, "checkpoint"), ignore_errors=True)
         return self._place(stage)
 
     def checkpoint_folder(self, stage: Stage) -> Path:
-        """The folder (made if need be) for what `produce` wants to find after a kill; gone once the stage is done.
+        """Create and return the folder of the stage's checkpoints, which is removed when the stage is finished.
 
-        The store does not look inside: a checkpoint that must not be seen half-written is written under another name
-        and renamed.
+        The store does not check its contents: write a checkpoint under a temporary name and rename it.
         """
         folder = self._beside(stage, "checkpoint")
         with explaining_disk_errors(f"stage {stage}", self.root):
@@ -195,16 +151,8 @@ class StageStore:
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """The stages that were run through this store, in order, each once: executed if it was made here."""
+        """The stages that this object made or reused, in order, each once."""
         return tuple(self._events.values())
-
-    def summary(self) -> str:
-        """One line: "3 stages executed in 41.2 s, 5 reused"."""
-        executed = [event for event in self.events if event.outcome == "executed"]
-        seconds = sum(event.seconds for event in executed)
-        noun = "stage" if len(executed) == 1 else "stages"
-        took = f" in {seconds:.1f} s" if executed else ""
-        return f"{len(executed)} {noun} executed{took}, {len(self.events) - len(executed)} reused"
 
     def _place(self, stage: Stage) -> Path:
         return self.root / stage.name / stage.key
@@ -216,7 +164,7 @@ class StageStore:
         self._events.setdefault(stage.key, Event(stage, outcome, seconds))
 
     def _make(self, stage: Stage, produce: Callable[[Path], None]) -> None:
-        """Produce, seal and rename into place, and record it."""
+        """Produce a stage, write its manifest, rename it into place, and record it."""
         place = self._place(stage)
         remove_leftovers(place)
         partial = temporary_beside(place)
@@ -239,7 +187,7 @@ class StageStore:
         self._record(stage, "executed", seconds)
 
     def _moved(self, partial: Path, stage: Stage) -> bool:
-        """Rename a stage into its place; False if another process was first, which is possible only without locks."""
+        """Rename a stage into its place, and return False if another process was first, which happens only without locks."""
         try:
             partial.rename(self._place(stage))
         except OSError:
@@ -249,7 +197,7 @@ class StageStore:
         return True
 
     def _verify(self, stage: Stage, name: str, entry: Mapping[str, Any]) -> None:
-        """Check a file, unless it was checked before and its size and time of change are the same."""
+        """Check a file, unless it was checked before and its size and modification time are unchanged."""
         place = self._place(stage)
         with self._naming(stage):
             check_size(place, name, entry)
@@ -259,7 +207,7 @@ class StageStore:
 
     @contextmanager
     def _naming(self, stage: Stage) -> Iterator[None]:
-        """Say which stage is damaged, and what to do."""
+        """Name the damaged stage in errors, and say what to do."""
         try:
             yield
         except Damage as damage:
@@ -276,30 +224,11 @@ def _is_there(path: Path) -> bool:
 
 
 def _check_plain(folder: Path) -> None:
-    """What `produce` wrote are plain files: checksums follow no links, and the manifest is the store's own."""
+    """Raise ValueError if `produce` wrote links, which checksums do not follow, or the manifest, which the store writes."""
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or name == MANIFEST:
-            raise ValueError(f"A stage writes plain files, none of them a link or called {MANIFEST}: {name}.")
-
-
-def _canonical(value: Any) -> Any:
-    match value:
-        case None | bool() | str():
-            return value
-        case int():
-            return int(value)
-        case float():
-            if not math.isfinite(value):
-                raise ConfigError(f"A number of the configuration is {value}; expected a finite one.")
-            return int(value) if value.is_integer() else float(value)
-        case Mapping():
-            if strange := [name for name in value if not isinstance(name, str)]:
-                raise TypeError(f"A stage's configuration has the key {strange[0]!r}, which is not a string.")
-            return {name: _canonical(item) for name, item in value.items()}
-        case list() | tuple():
-            return [_canonical(item) for item in value]
-    raise TypeError(f"A stage's configuration has a {type(value).__name__}, which JSON does not: {value!r}.")
+            raise ValueError(f"A stage may write neither links nor {MANIFEST}; it wrote {name}.")
 
 
 def _manifest(stage: Stage, files: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -318,7 +247,7 @@ def _manifest(stage: Stage, files: Mapping[str, Any], seconds: float) -> dict[st
 
 
 def _versions() -> dict[str, str]:
-    """The versions that could matter to a result, read from the installed packages' metadata without importing them."""
+    """Return the versions that may affect a result, from the installed packages' metadata without importing them."""
     from importlib import metadata
 
     versions = {"python": platform.python_version()}

@@ -1,7 +1,7 @@
-"""Many runs: one after another in this process, or several at once, each in a process of its own.
+"""Make many runs: one after another in this process, or several at once in child processes.
 
-Two runs side by side with one thread each get further than one with two threads: the models of a laptop are small, and what is
-between two products of matrices runs on one thread anyhow. They share the store, where each stage has a lock.
+On a laptop two runs at once with one thread each are faster than one after the other with two threads: the models are small,
+and the work between matrix products uses one thread anyway. The runs share the store, where each stage has a lock.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from casd.utils.processes import end_with_parent, threads_of_libraries
 from casd.utils.progress import say, track
 
 KILLED = "the process was killed, perhaps because memory ran out"
-"""What is told of a run whose process ended without a word."""
+"""Error of a run whose process was killed."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run.
+    """Outcome of a run.
 
     Attributes:
-        folder: of its report; None if it failed.
-        error: why, in a line.
-        executed: stages that it made.
-        reused: stages that were there.
+        folder: folder of its report; None if it failed.
+        error: why it failed, in one line.
+        executed: number of stages that it made.
+        reused: number of stages that it found in the store.
     """
 
     folder: Path | None
@@ -49,38 +49,38 @@ class Outcome:
 
 
 Outcomes = Generator[tuple[Config, Outcome], None, None]
-"""Runs, each with what became of it, as they are finished."""
+"""Configurations and outcomes of runs, as they finish."""
 
 
 def run_all(configs: Sequence[Config], make: Callable[[Config], Outcome], *, jobs: int, description: str) -> list[Outcome]:
-    """Make every run, also when some fail; in the order of `configs`.
+    """Make all runs, even if some fail, and return their outcomes in the order of `configs`.
 
     Args:
-        configs: of the runs; equal ones are made once.
-        make: makes one, and tells errors instead of raising them. With several jobs it has to be a function of a
-            module, which another process can import.
-        jobs: how many at once.
-        description: for the progress.
+        configs: configurations of the runs; equal ones are made once.
+        make: makes one run, and returns errors instead of raising them. With several jobs it has to be a module-level
+            function, which child processes can import.
+        jobs: number of runs at once.
+        description: for the progress bar.
 
     Raises:
         ConfigError: several jobs in several processes.
     """
     outcomes: dict[str, Outcome] = {}
     different = list({repr(config): config for config in configs}.values())
-    made = _one_by_one(different, make) if jobs == 1 else _at_once(different, make, jobs)
-    # Closed also where Ctrl-C gets between two outcomes, so that no process of the pool is left.
-    with track(description, len(different)) as advance, closing(made):
-        for config, outcome in made:
+    finished = ((config, make(config)) for config in different) if jobs == 1 else _at_once(different, make, jobs)
+    # Close the generator also after Ctrl-C between two outcomes, so that no process of the pool is left.
+    with track(description, len(different)) as advance, closing(finished):
+        for config, outcome in finished:
             outcomes[repr(config)] = outcome
             advance(note=f"{config.model.name}, {config.unlearning.objective.name}, seed {config.seed}")
     return [outcomes[repr(config)] for config in configs]
 
 
 def failed(config: Config, error: BaseException) -> Outcome:
-    """The outcome of a run that ended with an error. One that is not written for the user leaves its traceback in a file.
+    """Return the outcome of a run that raised `error`. The traceback of an unexpected error is written to a file.
 
     Raises:
-        KeyboardInterrupt: the error is Ctrl-C, or came of it.
+        KeyboardInterrupt: the error is Ctrl-C, or was caused by it.
     """
     ending.check()
     if isinstance(error, KeyboardInterrupt):
@@ -101,53 +101,48 @@ def failed(config: Config, error: BaseException) -> Outcome:
     return Outcome(None, f"{line} (its traceback is in {file})")
 
 
-def tell_failures(made: Sequence[tuple[Sequence[str], Outcome]]) -> None:
-    """Raise an error that lists the runs that failed, why, and how to make each again; nothing where none has failed.
+def tell_failures(runs: Sequence[tuple[Sequence[str], Outcome]]) -> None:
+    """Raise an error that lists the failed runs with their reasons and commands, if there are any.
 
     Args:
-        made: of every run its overrides, and what became of it.
+        runs: overrides and outcome of every run.
 
     Raises:
         CasdError: a run failed.
     """
-    reasons = {outcome.error for _, outcome in made if outcome.error}
+    reasons = {outcome.error for _, outcome in runs if outcome.error}
     if not reasons:
         return
-    if all(outcome.error for _, outcome in made) and len(reasons) == 1:
-        raise CasdError(reasons.pop())  # most likely a mistake in what they have in common
-    lines = dict.fromkeys(f"  {shlex.join(['casd', 'run', *job])}: {outcome.error}" for job, outcome in made if outcome.error)
+    if all(outcome.error for _, outcome in runs) and len(reasons) == 1:
+        raise CasdError(reasons.pop())  # most likely an error in what they have in common
+    lines = dict.fromkeys(f"  {shlex.join(['casd', 'run', *job])}: {outcome.error}" for job, outcome in runs if outcome.error)
     raise CasdError(
         "\n".join(
-            [f"{len(lines)} of {len(made)} runs failed; the others are finished, and the same command reuses them.", *lines]
+            [f"{len(lines)} of {len(runs)} runs failed; the others are finished, and the same command reuses them.", *lines]
         )
     )
 
 
-def _one_by_one(configs: Sequence[Config], make: Callable[[Config], Outcome]) -> Outcomes:
-    for config in configs:
-        yield config, make(config)
-
-
 def _at_once(configs: Sequence[Config], make: Callable[[Config], Outcome], jobs: int) -> Outcomes:
-    """As each is finished. Those with an injection of their own come first: two that share one would wait for each other.
+    """Make several runs at once. Runs with different injections come first: two that share one would wait for each other.
 
-    A process that is killed takes with it those beside it. What is left is then made one at a time, which needs less memory
-    and shows which run it is that is killed.
+    If a process is killed, the pool ends the others. The remaining runs are then made one at a time, which needs less memory
+    and shows which run is killed.
     """
     if processes() > 1:
         raise ConfigError("runtime.jobs is for runs in one process each; under accelerate launch set runtime.jobs=1.")
-    left = _injections_first(configs)
+    remaining = _injections_first(configs)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    while left:
+    while remaining:
         try:
-            for config, outcome in _in_pool(left, make, jobs, threads):
-                left = [each for each in left if each is not config]
+            for config, outcome in _in_pool(remaining, make, jobs, threads):
+                remaining = [each for each in remaining if each is not config]
                 yield config, outcome
         except BrokenProcessPool:
             if jobs == 1:
-                yield left.pop(0), Outcome(None, KILLED)
+                yield remaining.pop(0), Outcome(None, KILLED)
             else:
-                say(f"One of {jobs} runs at once was killed, perhaps because memory ran out: going on with one at a time.")
+                say(f"One of {jobs} runs at once was killed, perhaps because memory ran out: continuing with one at a time.")
             jobs = 1
 
 
@@ -155,11 +150,11 @@ def _in_pool(configs: Sequence[Config], make: Callable[[Config], Outcome], jobs:
     context = multiprocessing.get_context("spawn")
     with threads_of_libraries(threads), ProcessPoolExecutor(jobs, context, initializer=end_with_parent) as pool:
         try:
-            with _interrupts_held_back():
-                waiting = {pool.submit(make, _for_a_child(config, threads)): config for config in configs}
-            for done in as_completed(waiting):
-                yield waiting[done], done.result()
-        except BaseException:  # Ctrl-C, SIGTERM or a killed process: without this the pool would wait for the others
+            with _interrupts_blocked():
+                futures = {pool.submit(make, _for_a_child(config, threads)): config for config in configs}
+            for done in as_completed(futures):
+                yield futures[done], done.result()
+        except BaseException:  # after Ctrl-C, SIGTERM or a killed process the pool would wait for the others
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
@@ -167,8 +162,8 @@ def _in_pool(configs: Sequence[Config], make: Callable[[Config], Outcome], jobs:
 
 
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Ctrl-C in the block has its effect after it, and in processes that it starts once they are ready (`end_with_parent`)."""
+def _interrupts_blocked() -> Iterator[None]:
+    """Delay Ctrl-C until the end of the block, and in child processes until they can handle it (`end_with_parent`)."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -180,7 +175,7 @@ def _interrupts_held_back() -> Iterator[None]:
 
 
 def _injections_first(configs: Sequence[Config]) -> list[Config]:
-    """The first run of every injection, then the others."""
+    """Return the first run of every injection, then the others."""
     seen: set[str] = set()
     first: list[Config] = []
     others: list[Config] = []
@@ -192,7 +187,7 @@ def _injections_first(configs: Sequence[Config]) -> list[Config]:
 
 
 def _for_a_child(config: Config, threads: int) -> Config:
-    """With its share of the threads, and progress that several processes can show on one screen: lines."""
+    """Give a child process its share of the threads, and plain progress lines, which several processes can print."""
     runtime = config.runtime
     progress = "off" if runtime.progress == "off" else "plain"
     return replace(config, runtime=replace(runtime, threads=runtime.threads or threads, progress=progress))

@@ -15,7 +15,7 @@ from casd.metric.baselines.shifts import PROMPTS_PER_SET
 from casd.metric.baselines.updates import SKETCH_SIZE
 from casd.models import load as models
 from casd.pipeline.run import Run
-from casd.pipeline.store import Stage
+from casd.pipeline.stage import Stage
 from casd.planning.blueprint import Adapters, Blueprint, blueprint
 from casd.planning.machine import Machine, free_disk, machine
 from casd.planning.memory import EIGHT_BIT_STATE

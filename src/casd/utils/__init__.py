@@ -1,1 +1,1 @@
-"""What every package may use: errors, seeds, registry, progress, processes, disk."""
+"""Utilities of all packages: errors, seeds, registry, progress, processes, disk."""

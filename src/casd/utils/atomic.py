@@ -1,7 +1,7 @@
-"""Writing files and folders so that other processes see them whole or not at all.
+"""Write files and folders atomically: other processes see them complete or not at all.
 
-Everything is written under a temporary name that no other process uses and then renamed into place. Locks only save work
-(two processes do not make the same thing twice): no file depends on them, because not every shared file system has them.
+Everything is written under a unique temporary name and then renamed into place. Locks only avoid duplicate work; correctness
+does not depend on them, because not every shared file system has them.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from casd.utils.progress import say
 WAIT_NOTICE_S = 3.0
 """Seconds to wait for another process's lock before saying so."""
 ABANDONED_S: Final = 7 * 24 * 3600.0
-"""Age in seconds after which a temporary name of another host is taken for a leftover."""
+"""Age in seconds after which a temporary file of another host counts as abandoned."""
 _POLL_S: Final = 0.1
 _SUFFIX: Final = ".partial"
 
 
 def temporary_beside(path: Path) -> Path:
-    """A hidden name beside `path` that no other process uses: `.NAME.HOST-PID-RANDOM.partial`."""
+    """Return a unique hidden name beside `path`: `.NAME.HOST-PID-RANDOM.partial`."""
     return path.with_name(f"{_prefix(path)}{_host()}-{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}")
 
 
 def remove_leftovers(path: Path) -> None:
     """Remove the temporary files and folders beside `path` whose processes are dead.
 
-    Whether a process of another host is alive is not known here: its files are removed when they are a week old.
+    Processes of other hosts cannot be checked: their files are removed when they are a week old.
     """
     prefix, suffix = _prefix(path), _SUFFIX.removeprefix(".")
     for each in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
@@ -47,7 +47,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all that is in it, as far as that is possible."""
+    """Remove a file or a folder with its contents, and ignore errors."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -57,13 +57,13 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def locked(file: Path, waiting_for: str) -> Iterator[None]:
-    """Hold the lock `file`, an empty file that stays. The operating system releases it when its holder dies.
+    """Hold a lock on `file` in the block. The operating system releases it when the process dies.
 
-    Where the file system has no locks, or the file cannot be opened, the block runs without.
+    If the file system has no locks, or the file cannot be opened, the block runs without one.
 
     Args:
-        file: of the lock.
-        waiting_for: what another process is doing, to be said after WAIT_NOTICE_S ("stage inject, which … is making").
+        file: the lock, an empty file that is not removed.
+        waiting_for: what another process is doing, printed after WAIT_NOTICE_S ("stage inject, which … is making").
     """
     with ExitStack() as opened:
         with suppress(OSError):
@@ -72,7 +72,7 @@ def locked(file: Path, waiting_for: str) -> Iterator[None]:
 
 
 def _wait_for(file: IO[bytes], waiting_for: str) -> None:
-    """Wait until this process holds the lock; closing the file releases it."""
+    """Wait until this process holds the lock. Closing the file releases it."""
     notice: float | None = time.monotonic() + WAIT_NOTICE_S
     while True:
         try:
@@ -98,7 +98,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have a file's contents, or a folder's list of names, survive a loss of power."""
+    """Flush a file's contents, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -114,9 +114,9 @@ def flush_all(folder: Path) -> None:
 
 
 def give_default_rights(folder: Path, like: Path) -> None:
-    """Give the files in `folder` the rights of the file `like`, which was made by `open` and so follows the umask.
+    """Give the files in `folder` the permissions of the file `like`, which was created by `open` and so follows the umask.
 
-    Some libraries (safetensors) make files that only their owner can read.
+    Some libraries (safetensors) create files that only their owner can read.
     """
     mode = like.stat().st_mode & 0o777
     for path in folder.rglob("*"):
@@ -133,14 +133,14 @@ def _host() -> str:
 
 
 def _is_leftover(path: Path, owner: str) -> bool:
-    """Whether the process that made a temporary file is dead. `owner` is what its name says: HOST-PID-RANDOM."""
-    if not owner:  # of a version that relied on locks alone; its process would hold the lock
+    """Return True if the process that made a temporary file is dead. `owner` is the part HOST-PID-RANDOM of its name."""
+    if not owner:  # written by an earlier version, whose process would hold the lock
         return True
-    named = re.fullmatch(r"(\w+)-(\d+)-[0-9a-f]{8}", owner)
-    if named is None:
+    parts = re.fullmatch(r"(\w+)-(\d+)-[0-9a-f]{8}", owner)
+    if parts is None:
         return False
-    if named[1] == _host():
-        return not _is_alive(int(named[2]))
+    if parts[1] == _host():
+        return not _is_alive(int(parts[2]))
     try:
         newest = max(each.stat().st_mtime for each in (path, *path.rglob("*")))
     except OSError:
@@ -153,6 +153,6 @@ def _is_alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it is another user's
+    except OSError:  # the process belongs to another user
         return True
     return True

@@ -1,4 +1,4 @@
-"""What the operating system can refuse (room, rights, memory, open files), told to the user in a line."""
+"""Report errors of the operating system (disk space, permissions, memory, open files) in one line."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _LIMITS: Final = {
     errno.EFBIG: "a file would be larger than this process or the file system allows; raise the limit (ulimit -f unlimited)",
     errno.EAGAIN: "this user may not have more processes or threads; raise the limit (ulimit -u)",
 }
-"""Limits other than room on a disk, and what to do about them."""
+"""Limits other than disk space, and what to do about them."""
 _PHRASES: Final = {"can't start new thread": errno.EAGAIN, "failed to map segment": errno.ENOMEM}
-"""What libraries say of a limit in words of their own."""
+"""How libraries report a limit in their own words."""
 _FEW_INODES: Final = 100
-"""So few are none: what was begun is removed before the error is told, which gives its own back."""
+"""Fewer free inodes than this count as none: removing the unfinished files has already freed some."""
 
 
 @contextmanager
 def explaining_disk_errors(what: str, folder: Path) -> Iterator[None]:
-    """Turn errors of the operating system, while `what` ("stage inject") is written below `folder`, into a line for the user.
+    """Turn errors of the operating system while `what` ("stage inject") is written below `folder` into one line.
 
-    The message promises that nothing half-written was left: the block removes what it had begun before the error leaves it.
+    The message says that no partial files were left: the block has to remove them before it raises.
 
     Raises:
         StoreError: the disk is full, a quota or another limit is exhausted, or something below `folder` cannot be read or
@@ -54,7 +54,7 @@ def explaining_disk_errors(what: str, folder: Path) -> Iterator[None]:
             ) from error
         if refused := _refused(error, folder):
             path = _named(refused) or folder
-            if _is_of_reading(path):
+            if _is_unreadable(path):
                 raise StoreError(told(refused, path, reading=True)) from error
             raise StoreError(
                 f"Cannot write {what} to {folder}: {os.strerror(refused.errno or 0)} ({path}). Choose a folder that can be"
@@ -64,12 +64,12 @@ def explaining_disk_errors(what: str, folder: Path) -> Iterator[None]:
 
 
 def told(error: BaseException, path: Path | None = None, *, reading: bool = False) -> str:
-    """One line about an error of the operating system: what could not be done, why, and what to do; "" for other errors.
+    """Return one line about an error of the operating system: what failed, why, and what to do; "" for other errors.
 
     Args:
-        error: an error of the operating system or of memory, or one of a library that tells of it.
-        path: the file, where the error does not name it.
-        reading: whether it is known that the file was to be read.
+        error: an OSError or MemoryError, or a library's error that reports one in its message.
+        path: the file, if the error does not name it.
+        reading: True if the file was being read; otherwise this is inferred.
     """
     code = _limit(error)
     path = path or (_named(error) if isinstance(error, OSError) else None)
@@ -81,18 +81,18 @@ def told(error: BaseException, path: Path | None = None, *, reading: bool = Fals
         return ""
     reason = os.strerror(error.errno) if error.errno else first_line(error)
     if path is None:
-        return f"The operating system refused something: {reason}."
+        return f"The operating system reported an error: {reason}."
     if error.errno in (errno.EACCES, errno.EPERM):
-        if reading or _is_of_reading(path):
-            return f"Cannot read {path}: {reason}. Ask its owner for the right to read it (chmod a+rX)."
-        return f"Cannot write {path}: {reason}. Ask its owner for the right to write there, or choose another folder."
+        if reading or _is_unreadable(path):
+            return f"Cannot read {path}: {reason}. Ask its owner for permission to read it (chmod a+rX)."
+        return f"Cannot write {path}: {reason}. Ask its owner for permission to write there, or choose another folder."
     if error.errno == errno.EROFS:
         return f"Cannot write {path}: {reason}. Choose a folder that can be written to."
     return f"Cannot {'read' if reading else 'open'} {path}: {reason}."
 
 
 def readable_size(n_bytes: int) -> str:
-    """A number of bytes as "1.2 GiB" or "0.35 MiB"."""
+    """Format a number of bytes as "1.2 GiB" or "0.35 MiB"."""
     return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.2f} MiB"
 
 
@@ -108,9 +108,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _limit(error: BaseException) -> int:
-    """The system's code for a full disk, a quota or another limit, if one is behind `error`; else 0.
+    """Return the errno of a full disk, a quota or another limit if it caused `error`; else 0.
 
-    Libraries written in Rust or C++ (safetensors, pyarrow, torch) report it in the message of an error of their own.
+    Libraries written in Rust or C++ (safetensors, pyarrow, torch) report it only in the message of their own error.
     """
     causes = list(_causes(error))
     for code in (*_FULL, *_LIMITS):
@@ -124,7 +124,7 @@ def _limit(error: BaseException) -> int:
 
 
 def _no_room(code: int, what: str, folder: Path) -> str:
-    """What is exhausted on the disk of `folder`, and what to do."""
+    """Say what is exhausted on the disk of `folder`, and what to do."""
     kept = "Nothing half-written was left and what was finished is kept"
     while not folder.exists():
         folder = folder.parent
@@ -139,7 +139,7 @@ def _no_room(code: int, what: str, folder: Path) -> str:
 
 
 def _refused(error: BaseException, root: Path) -> OSError | None:
-    """The system's refusal to read or write something below `root`, if that is behind `error`."""
+    """Return the system's refusal to read or write something below `root`, if that caused `error`."""
     for each in _causes(error):
         if isinstance(each, OSError) and each.errno in _REFUSED:
             path = _named(each) or root
@@ -149,12 +149,12 @@ def _refused(error: BaseException, root: Path) -> OSError | None:
 
 
 def _named(error: OSError) -> Path | None:
-    """The file that an error is about."""
+    """Return the file that an error names."""
     return Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes | os.PathLike) else None
 
 
-def _is_of_reading(path: Path) -> bool:
-    """Whether a file that the system denied cannot be read; one that can was to be written."""
+def _is_unreadable(path: Path) -> bool:
+    """Return True if `path` is not readable; if it is, access must have been denied for writing."""
     try:
         return path.exists() and not os.access(path, os.R_OK)
     except OSError:  # a folder above it cannot be entered

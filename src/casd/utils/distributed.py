@@ -1,9 +1,8 @@
-"""The processes that a launcher starts for one run (`accelerate launch -m casd …`, torchrun), and what they exchange.
+"""Communication between the processes that a launcher starts for one run (`accelerate launch -m casd …`, torchrun).
 
 Every process executes the whole program on its own part of each batch. The main process (rank 0) writes the stages and the
-messages. Without a launcher there is one process, and nothing is exchanged. `join` connects the processes; it refuses a launch
-in which the processes that would work together are not those that were started, because a stage's key does not say how many
-processes made it.
+messages. Without a launcher there is one process and no communication. `join` connects the processes; it refuses a launch in
+which the connected processes are not those that were started, because a stage's key does not contain their number.
 """
 
 from __future__ import annotations
@@ -24,67 +23,67 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Taken from the launcher's environment, so that accelerate leaves the model to `casd.models.sharding`.
-_SHARDING_ASKED_FOR = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+# Removed from the environment, because `casd.models.sharding` shards the model and not accelerate.
+_SHARDING_REQUESTED = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
 
 _TIMEOUT = timedelta(days=7)
-"""For one exchange. The others wait while the main process downloads a corpus, or waits for a stage that another run makes."""
+"""Of one collective. Processes wait while the main one downloads a corpus, or waits for a stage that another run makes."""
 
-_NOT_FOLLOWED = {
+_UNSUPPORTED = {
     "ACCELERATE_MIXED_PRECISION": "Launch with --mixed_precision no: casd computes in model.dtype.",
     "ACCELERATE_DYNAMO_BACKEND": "Launch with --dynamo_backend no: casd compiles with runtime.compile=true.",
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "Unset it: casd divides a batch by runtime.micro_batch_size.",
-    "ACCELERATE_USE_DEEPSPEED": "Launch with --use_fsdp to divide a model over devices.",
-    "ACCELERATE_USE_MEGATRON_LM": "Launch with --use_fsdp to divide a model over devices.",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "Launch with --use_fsdp to divide a model over devices.",
-    # Read by the libraries below torch, where nothing in this process can overrule them.
+    "ACCELERATE_USE_DEEPSPEED": "Launch with --use_fsdp to shard a model over devices.",
+    "ACCELERATE_USE_MEGATRON_LM": "Launch with --use_fsdp to shard a model over devices.",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "Launch with --use_fsdp to shard a model over devices.",
+    # Read by libraries below torch, which this process cannot override.
     "NVIDIA_TF32_OVERRIDE": "Unset it: casd multiplies float32 matrices in full precision.",
     "DNNL_DEFAULT_FPMATH_MODE": "Unset it: casd multiplies float32 matrices in full precision.",
     "ONEDNN_DEFAULT_FPMATH_MODE": "Unset it: casd multiplies float32 matrices in full precision.",
 }
-"""Variables that ask for another computation, and what to do instead. No stage's key has them."""
+"""Environment variables that would change results without being in any stage's key, and what to do instead."""
 _NEUTRAL = ("no", "false", "strict")
-"""Values that ask for nothing else."""
+"""Values that change nothing."""
 _MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _SEVERAL = "torchrun --nproc_per_node N -m casd …, or accelerate launch --multi_gpu --num_processes N -m casd …"
-"""Commands that start N processes with GPUs and without."""
+"""Commands that start N processes, on the CPU or on GPUs."""
 
 
 def processes() -> int:
-    """How many processes the run is spread over."""
+    """Return the number of processes of the run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return int(os.environ.get("RANK", "0")) if processes() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this is the main process, which writes stages and messages."""
+    """Return True in the main process, which writes stages and messages."""
     return rank() == 0
 
 
 def sharding_asked_for() -> bool:
-    """Whether the launcher asked for a model that is divided over the processes (`accelerate launch --use_fsdp`)."""
-    return _SHARDING_ASKED_FOR
+    """Return True if the launcher requested a sharded model (`accelerate launch --use_fsdp`)."""
+    return _SHARDING_REQUESTED
 
 
 def sharded() -> bool:
-    """Whether the model itself is divided over the processes."""
+    """Return True if the model is sharded over the processes."""
     return sharding_asked_for() and processes() > 1
 
 
 def check_launch() -> None:
-    """Refuse a launch whose processes would not make one run together, or would train otherwise than the configuration says.
+    """Check that the processes make one run together, and train as the configuration says.
 
     Raises:
-        ConfigError: what the launcher did, and a command that works.
+        ConfigError: they do not; the message gives a command that works.
     """
-    for name, instead in _NOT_FOLLOWED.items():
+    for name, instead in _UNSUPPORTED.items():
         value = os.environ.get(name, "no")
         if value.lower() not in _NEUTRAL and (name, value) != ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"):
-            raise ConfigError(f"{name} is {value!r}: results would not be those that the configuration says. {instead}")
+            raise ConfigError(f"{name} is {value!r}, which would change results against the configuration. {instead}")
     if processes() > 1:
         if absent := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
             raise ConfigError(
@@ -95,7 +94,7 @@ def check_launch() -> None:
     # Without several GPUs `accelerate launch --num_processes 2` prepares this address, and then starts one process.
     if "WORLD_SIZE" not in os.environ and "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ:
         raise ConfigError(
-            "accelerate launch was asked for several processes and started one, as it does where it finds no several GPUs."
+            "accelerate launch was to start several processes and started one, as it does without several GPUs."
             f" Use {_SEVERAL}; or python -m casd for a run in one process."
         )
     for name in _MPI_SIZES:
@@ -107,7 +106,7 @@ def check_launch() -> None:
 
 
 def join(device: str) -> torch.device:
-    """Join the other processes of the run, unless that is done, and return this process's device.
+    """Connect to the other processes of the run, unless already done, and return this process's device.
 
     Args:
         device: `runtime.device`: "auto" (CUDA if there is one, else the CPU), "cuda" or "cpu".
@@ -122,7 +121,7 @@ def join(device: str) -> torch.device:
     check_launch()
     if device not in ("auto", "cuda", "cpu"):
         raise ConfigError(
-            f"runtime.device is {device!r}, and there are {processes()} processes: use auto, cuda or cpu, and each has its own."
+            f"runtime.device is {device!r}, and there are {processes()} processes: use auto, cuda or cpu: each gets its own."
         )
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     try:
@@ -144,10 +143,10 @@ def join(device: str) -> torch.device:
 
 @contextmanager
 def explaining_lost_processes() -> Iterator[None]:
-    """Turn a failed exchange, as when another process has ended, into a line for the user.
+    """Report a failed collective, for example because another process has ended, in one line.
 
     Raises:
-        CasdError: the exchange failed. Other errors pass.
+        CasdError: a collective failed. Other errors pass.
     """
     try:
         yield
@@ -160,13 +159,13 @@ def explaining_lost_processes() -> Iterator[None]:
             raise
         reason = first_line(error)
         raise CasdError(
-            f"Process {rank()} of {processes()} cannot exchange with the others: {reason}. If one of"
-            " them has ended, its own message says why. Finished stages are kept, and the same command goes on from there."
+            f"Process {rank()} of {processes()} cannot communicate with the others: {reason}. If one of"
+            " them has ended, its own message says why. Finished stages are kept, and the same command resumes from there."
         ) from error
 
 
 def broadcast(value: T) -> T:
-    """The main process's value, in every process; all of them have to call this."""
+    """Return the main process's value in every process. All processes have to call this."""
     if processes() == 1:
         return value
     _check_joined()
@@ -176,26 +175,26 @@ def broadcast(value: T) -> T:
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
-    """This process's part of `items` to measure: every `processes()`-th, so that the parts are alike where neighbours are.
+    """Return this process's share of `items`: every `processes()`-th, so that shares are similar if neighbours are.
 
-    With a sharded model it is all of them: every process takes part in every forward pass.
+    With a sharded model it is all items: every process takes part in every forward pass.
     """
     return items if sharded() else items[rank() :: processes()]
 
 
 def gather(part: Sequence[Any]) -> list[Any]:
-    """What `share` divided, whole and in order again, in every process; all of them have to call this."""
+    """Put the results for the shares of `share` back into order, in every process. All processes have to call this."""
     if processes() == 1 or sharded():
         return list(part)
     parts = gather_each(list(part))
-    whole: list[Any] = [None] * sum(map(len, parts))
-    for index, each in enumerate(parts):
-        whole[index :: len(parts)] = each
-    return whole
+    results: list[Any] = [None] * sum(map(len, parts))
+    for index, share_results in enumerate(parts):
+        results[index :: len(parts)] = share_results
+    return results
 
 
 def total(value: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over the processes, in every process; all of them have to call this."""
+    """Sum a tensor over the processes, in place and in every process. All processes have to call this."""
     if processes() > 1:
         from torch import distributed
 
@@ -204,7 +203,7 @@ def total(value: torch.Tensor) -> torch.Tensor:
 
 
 def gather_each(value: T) -> list[T]:
-    """What each process found for its share, in every process; all of them have to call this."""
+    """Return the values of all processes, by rank, in every process. All processes have to call this."""
     if processes() == 1 or sharded():
         return [value]
     _check_joined()
@@ -214,7 +213,7 @@ def gather_each(value: T) -> list[T]:
 
 
 def make_alone(make: Callable[[], Any]) -> None:
-    """Let the main process alone `make` something on the disk; the others wait for it."""
+    """Call `make`, which writes to the disk, in the main process only; the others wait for it."""
     _check_joined()
     if is_main():
         make()
@@ -222,10 +221,10 @@ def make_alone(make: Callable[[], Any]) -> None:
 
 
 def make_together(make: Callable[[Callable[[Path], None]], Any], produce: Callable[[Path], None]) -> None:
-    """Let the main process `make` something on the disk by `produce`, in which all processes take part.
+    """Call `make` in the main process, and `produce` in all processes if `make` calls it.
 
-    `make` (the store's) calls `produce` with a folder if the thing is not there yet, perhaps after waiting for another run
-    that makes it. The other processes take part if it does, with a folder whose contents are dropped, and wait if not.
+    `make` (of the store) calls `produce` with a folder if the stage does not exist yet, perhaps after waiting for another
+    run that makes it. The other processes then call `produce` with a temporary folder, whose contents are discarded.
     """
     _check_joined()
     if processes() == 1:
@@ -243,14 +242,14 @@ def make_together(make: Callable[[Callable[[Path], None]], Any], produce: Callab
         if not started:
             broadcast(False)
     elif broadcast(False):
-        with TemporaryDirectory() as dropped, _printing_own_errors():
-            produce(Path(dropped))
+        with TemporaryDirectory() as discarded, _printing_own_errors():
+            produce(Path(discarded))
     broadcast(None)  # a barrier: the others read the stage next
 
 
 @contextmanager
 def _printing_own_errors() -> Iterator[None]:
-    """Print an error for the user in this process: the command line prints only those of the main process."""
+    """Print errors for the user in this process: the command line prints only those of the main process."""
     try:
         yield
     except CasdError as error:
@@ -259,7 +258,7 @@ def _printing_own_errors() -> Iterator[None]:
 
 
 def _check_joined() -> None:
-    """Stages are made by all processes that were launched, or not at all."""
+    """Raise CasdError unless all launched processes have joined."""
     if processes() == 1:
         return
     from torch import distributed

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM: an orderly end of the process, whatever a library makes of the exception that they raise.
+"""Exit cleanly on Ctrl-C and SIGTERM, even if a library swallows KeyboardInterrupt.
 
 Libraries written in other languages turn KeyboardInterrupt into errors of their own, and Python itself drops it in some places
-(a `__del__` method, for one). So the signal is remembered, and looked at where a stage or a run of a sweep begins or fails.
+(such as a `__del__` method). The signal is therefore recorded, and `check` is called where a stage or a run begins or fails.
 """
 
 from __future__ import annotations
@@ -21,21 +21,23 @@ _received = 0
 
 @contextmanager
 def orderly_end() -> Iterator[None]:
-    """Inside the block, Ctrl-C and SIGTERM raise KeyboardInterrupt; after it the process exits with 128 + the signal's number.
+    """Raise KeyboardInterrupt on Ctrl-C and SIGTERM in the block, and exit with 128 + the signal's number after it.
 
-    A second signal of the kind ends the process at once. A signal that is ignored, or that the program handles already, is left
-    alone; so is SIGTERM under a launcher of several processes, which may wait for each other.
+    A second signal of the same kind ends the process at once. Signals that are ignored or that the program already handles are
+    left alone, as is SIGTERM under a launcher of several processes, which may wait for each other.
 
     Raises:
-        SystemExit: with 130 or 143, in place of whatever else comes out of the block, where there was a signal.
+        SystemExit: 130 or 143 after a signal, in place of any other exception of the block.
     """
     global _received
     _received = 0
-    before: dict[int, Any] = {}
+    replaced: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        usual = {signal.SIGINT: signal.default_int_handler} | ({signal.SIGTERM: signal.SIG_DFL} if processes() == 1 else {})
-        before = {number: handler for number, handler in usual.items() if signal.getsignal(number) is handler}
-    for number in before:
+        default_handlers = {signal.SIGINT: signal.default_int_handler} | (
+            {signal.SIGTERM: signal.SIG_DFL} if processes() == 1 else {}
+        )
+        replaced = {number: handler for number, handler in default_handlers.items() if signal.getsignal(number) is handler}
+    for number in replaced:
         signal.signal(number, _receive)
     ended_by = 0
     try:
@@ -45,20 +47,20 @@ def orderly_end() -> Iterator[None]:
             raise
         ended_by = signal.SIGINT
     finally:
-        for number, handler in before.items():
+        for number, handler in replaced.items():
             signal.signal(number, handler)
         ended_by, _received = _received or ended_by, 0
     if ended_by:
         if is_main():
             what = "interrupted" if ended_by == signal.SIGINT else "terminated"
             print(
-                f"casd: {what}; finished stages are kept, and the same command goes on from there.", file=sys.stderr, flush=True
+                f"casd: {what}; finished stages are kept, and the same command resumes from there.", file=sys.stderr, flush=True
             )
         sys.exit(128 + ended_by)
 
 
 def check() -> None:
-    """Raise KeyboardInterrupt if a signal was received in the block of `orderly_end` and something swallowed its exception."""
+    """Raise KeyboardInterrupt if `orderly_end` received a signal whose exception was swallowed."""
     if _received:
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""The errors a user can mend. The CLI prints each as a line or two and exits with status 1; anything else is a bug."""
+"""Errors that the user can fix. The CLI prints each as a line or two and exits with status 1; any other error is a bug."""
 
 
 class CasdError(Exception):
@@ -10,7 +10,7 @@ class ConfigError(CasdError):
 
 
 class CorpusError(CasdError):
-    """Text that is missing, unreadable, empty, or too little for the splits that were asked for."""
+    """Text that is missing, unreadable, empty, or too short for the requested splits."""
 
 
 class ModelError(CasdError):
@@ -22,9 +22,9 @@ class StoreError(CasdError):
 
 
 class TrainingStopped(CasdError):
-    """Training that gives no model of use: its loss is not finite, or ended too high. What was finished before is kept."""
+    """Training that ended without a usable model: its loss is not finite, or ended too high. Finished stages are kept."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its kind if it has none."""
+    """Return the first line of an exception's message, or its type's name if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 
 
 def end_with_parent() -> None:
-    """In a child process: end at once on Ctrl-C or SIGTERM, and when the parent has ended, even if it was killed.
+    """In a child process, exit at once on Ctrl-C, on SIGTERM, and when the parent has ended, even if it was killed.
 
     Interrupted stages of the child resume on the next run, as after a kill.
     """
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(signal, "pthread_sigmask"):  # see `casd.pipeline.sweep`: Ctrl-C was held back until this process is ready for it
+    if hasattr(signal, "pthread_sigmask"):  # `casd.pipeline.sweep` blocked Ctrl-C until this process can handle it
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -31,7 +31,7 @@ def end_with_parent() -> None:
 
 @contextmanager
 def threads_of_libraries(threads: int) -> Iterator[None]:
-    """Set OMP_NUM_THREADS, unless it is set, for libraries imported and processes started in the block.
+    """Set OMP_NUM_THREADS, unless it is already set, for libraries imported and processes started in the block.
 
     Some libraries read it only once, when they are imported.
     """

@@ -1,7 +1,7 @@
-"""Progress on stderr: what is being done, how far it is, and how long it will still take.
+"""Progress bars on stderr, with the time left.
 
-On a terminal these are live bars, one below the other when they are nested. Where stderr goes to a file or a pipe, they
-become plain lines, at most one every ten seconds, so that logs stay readable. stdout is never written to.
+On a terminal these are live bars, nested ones below each other. In a file or a pipe they are plain lines, at most one every ten
+seconds. Nothing is written to stdout.
 
     with track("inject", total=300) as advance:
         for step in range(300):
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
 Mode = Literal["auto", "plain", "off"]
 
 PLAIN_INTERVAL_S = 10.0
-"""Seconds between two plain lines, and before the first: what is over sooner needs no progress line in a log."""
+"""Seconds between two plain lines, and before the first."""
 
 
 class Advance(Protocol):
-    """What `track` hands out."""
+    """The function that `track` yields."""
 
     def __call__(self, steps: int = 1, note: str = "") -> None:
-        """Move the bar on by `steps`; a `note` ("loss 1.23") replaces the text at its end."""
+        """Advance the bar by `steps`; a `note` ("loss 1.23") replaces the text at its end."""
 
 
 @contextmanager
 def track(description: str, total: int | None, done: int = 0) -> Iterator[Advance]:
-    """Show a bar while the block runs; bars opened inside the block are shown below it and go when they end.
+    """Show a bar while the block runs. Bars opened inside the block are shown below it, and removed when they end.
 
     Args:
-        description: what is being done ("inject", "evaluate french_a").
-        total: number of steps; None when it is not known, which leaves out the time left.
-        done: steps that an earlier, interrupted run has done already; they do not enter the estimate of the time left.
+        description: text before the bar ("inject", "evaluate french_a").
+        total: number of steps; None if it is not known, in which case no time left is shown.
+        done: steps that an earlier, interrupted run has done; they are not used to estimate the time left.
     """
     bar = _Bar(printable(description), total, done, done_before=done, started=time.monotonic())
     _display.open(bar)
@@ -57,7 +57,7 @@ def track(description: str, total: int | None, done: int = 0) -> Iterator[Advanc
 
 
 def set_progress(mode: str) -> None:
-    """Choose how progress is shown from the next outermost bar on.
+    """Set how progress is shown, starting with the next outermost bar.
 
     Args:
         mode: "auto": bars on a terminal, plain lines elsewhere; "plain": plain lines; "off": nothing.
@@ -71,9 +71,9 @@ def set_progress(mode: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line to stderr, above the live bars if there are any. Not silenced by "off": it is no progress.
+    """Print a line to stderr, above the live bars if there are any, in the main process. The mode "off" does not silence it.
 
-    Of several processes the main one speaks. Where stderr is closed or full, nothing is printed: that is no reason to stop.
+    Errors in writing (stderr is closed, or its disk full) are ignored.
     """
     if not is_main():
         return
@@ -98,15 +98,15 @@ class _Bar:
 
     @property
     def how_far(self) -> str:
-        """Such as "120/300 (40%)", or "120" when the total is not known."""
+        """ "120/300 (40%)", or "120" if the total is not known."""
         if not self.total:
             return str(self.done)
         return f"{self.done}/{self.total} ({self.done / self.total:.0%})"
 
     def time_left(self) -> str:
-        """Such as "0:18": the mean time of a step so far times the steps that remain; "-:--" while it cannot be told.
+        """Return "0:18", the mean time of a step so far times the remaining steps; "-:--" before the first step.
 
-        The mean over the whole bar, because the steps of the outer bar (stages) are few and uneven.
+        The mean is over the whole bar, because the steps of the outer bar (stages) are few and uneven.
         """
         steps = self.done - self.done_before
         if not self.total or steps <= 0:
@@ -115,7 +115,7 @@ class _Bar:
         return _clock(max(0.0, at_last_step - (time.monotonic() - self.moved)))
 
     def line(self) -> str:
-        """The bar as text, for logs."""
+        """Format the bar as text, for logs."""
         parts = [f"{self.description} {self.how_far}", f"{_clock(time.monotonic() - self.started)} elapsed"]
         if self.total:
             parts.append(f"{self.time_left()} left")
@@ -129,7 +129,7 @@ def _clock(seconds: float) -> str:
 
 
 class _Display:
-    """The bars that are open, outermost first, and the one place of the terminal where they are drawn."""
+    """The open bars, outermost first, and the live display that draws them."""
 
     def __init__(self) -> None:
         self.mode: str = "auto"
@@ -163,13 +163,13 @@ class _Display:
             return
         if self.bars and bar.task is not None:
             self.live.remove_task(bar.task)
-        elif not self.bars:  # the outermost bar stays on the screen as it ended
+        elif not self.bars:  # leave the outermost bar on the screen
             self.live.stop()
             self.live = None
 
 
 def _new_live() -> Progress:
-    """Rich's live display; imported here because most commands never show a bar."""
+    """Create Rich's live display; it is imported here because most commands show no bar."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
     from rich.text import Text
@@ -187,7 +187,7 @@ def _new_live() -> Progress:
         TextColumn("{task.fields[bar].note}", markup=False),
         console=Console(stderr=True),
         refresh_per_second=4,
-        # Rich would send what is printed to stdout to this console, that is to stderr: wrong when stdout is redirected.
+        # Rich would print stdout on this console, which is stderr: wrong if stdout is redirected.
         redirect_stdout=sys.stdout.isatty(),
     )
 

@@ -1,6 +1,6 @@
-"""Lazy look-up of the project's named choices (objectives, targets, corpora, …): a name leads to "module:attribute".
+"""Look up named choices (objectives, targets, corpora, …), and check values of the configuration.
 
-A registry is a plain dict, so that listing the names imports nothing and adding one is a line.
+A registry is a dict from names to "module:attribute", so that listing the names imports nothing.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any
 from casd.utils.errors import ConfigError
 
 MAX_LISTED = 40
-"""More choices than this (transformers' architectures) are not listed in a message."""
+"""Error messages list at most this many choices (transformers has more architectures)."""
 LARGEST = 2**31 - 1
-"""The largest size of a number in a configuration, unless its field says otherwise: no count or rate is larger."""
+"""Largest absolute value of a number in a configuration, unless its field sets another."""
 SMALLEST = 1e-30
-"""The smallest size of a number that is not 0: what is multiplied by less is 0 in float32."""
+"""Smallest absolute value of a number other than 0: products with a smaller one underflow in float32."""
 LONGEST = 10_000
-"""The most characters of a text in a configuration."""
+"""Maximum number of characters of a string in a configuration."""
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> ConfigError:
-    """The error for a name that is not among `choices`: names the nearest one and lists them all, unless they are many."""
+    """Return the error for a name that is not among `choices`, with the nearest of them and, unless they are many, all."""
     choices = sorted(choices)
     near = difflib.get_close_matches(name[:100], choices, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -35,22 +35,22 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> ConfigError:
 
 
 def shown(value: Any) -> str:
-    """A value as an error message shows it: on one line, and cut if it is long."""
+    """Format a value for an error message: on one line, and shortened to 100 characters."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def check_value(what: str, value: Any, hint: Any = Any, most: float = LARGEST) -> None:
-    """Refuse a value of the wrong type, and one that nothing can be done with, whatever it is for.
+    """Check the type of a value, and that its numbers and strings are usable.
 
     Args:
         what: the value's name, for the error.
-        value: a number, a text, None, or a list or mapping of such values.
+        value: a number, a string, None, or a list or mapping of such values.
         hint: its declared type.
-        most: the largest size of a number in it; infinity allows infinite ones.
+        most: largest absolute value of a number in it; infinity allows infinite ones.
 
     Raises:
-        ConfigError: another type; a number that is NaN, or too large or too small in size; or a text that is too long or has
+        ConfigError: another type; a number that is NaN, too large or too close to 0; or a string that is too long or has
             control characters or half a surrogate pair.
     """
     if not _fits(value, hint):
@@ -65,7 +65,9 @@ def check_value(what: str, value: Any, hint: Any = Any, most: float = LARGEST) -
             check_value(f"an entry of {what}", item, most=most)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         if not (value == 0 or SMALLEST <= abs(value) <= most):
-            raise ConfigError(f"{what} is {shown(value)}; expected 0 or a number from {SMALLEST:g} to {most} in size.")
+            raise ConfigError(
+                f"{what} is {shown(value)}; expected 0 or a number from {SMALLEST:g} to {most} in absolute value."
+            )
     elif isinstance(value, str):
         if len(value) > LONGEST:
             raise ConfigError(f"{what} has {len(value)} characters; expected at most {LONGEST}.")
@@ -74,7 +76,7 @@ def check_value(what: str, value: Any, hint: Any = Any, most: float = LARGEST) -
 
 
 def look_up(registry: Mapping[str, str], kind: str, name: str) -> Any:
-    """Import and return what `name` stands for. `kind` ("objective", "corpus", …) is for the error message.
+    """Import and return the entry `name` of a registry. `kind` ("objective", "corpus", …) is for the error message.
 
     Raises:
         ConfigError: `name` is not in the registry.
@@ -85,15 +87,15 @@ def look_up(registry: Mapping[str, str], kind: str, name: str) -> Any:
 
 
 def import_named(path: str) -> Any:
-    """What "module:attribute" names."""
+    """Import and return "module:attribute"."""
     module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def build(registry: Mapping[str, str], kind: str, name: str, params: Mapping[str, Any]) -> Any:
-    """Construct the dataclass that `name` stands for from `params`, each checked by name and type.
+    """Construct the dataclass `name` of a registry from `params`, after checking their names and types.
 
-    Values are checked further by the class's own `__post_init__`, which raises ConfigError.
+    The class's own `__post_init__` checks the values further, and raises ConfigError.
 
     Raises:
         ConfigError: unknown name, unknown or missing parameter, or a value of the wrong type.
@@ -112,12 +114,12 @@ def build(registry: Mapping[str, str], kind: str, name: str, params: Mapping[str
         if key not in params and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise ConfigError(f"The {where} needs the parameter {missing[0]!r}, which is not given.")
+        raise ConfigError(f"The {where} needs the parameter {missing[0]!r}, which is missing.")
     return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in params.items()})
 
 
 def _quoting(what: str, value: Any) -> str:
-    """How to write `value`, of which YAML did not make the text that is expected, in a file and on the command line."""
+    """Say how to quote `value`, which YAML did not read as text, in a file and on the command line."""
     text = '["…"]' if isinstance(value, list | tuple) else '"…"'
     key = what if what.replace(".", "").isidentifier() else "key"
     name = key.rpartition(".")[2]
@@ -125,14 +127,14 @@ def _quoting(what: str, value: Any) -> str:
 
 
 def _as_text(value: Any) -> Any:
-    """`value` with all that is in it as text."""
+    """Convert every value in `value` to a string."""
     if isinstance(value, dict):
         return {str(key): _as_text(item) for key, item in value.items()}
     return [_as_text(item) for item in value] if isinstance(value, list | tuple) else str(value)
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether `value` may stand where `hint` is declared; an int may stand for a float, a list for a tuple."""
+    """Return True if `value` has the declared type `hint`; an int counts as a float, a list as a tuple."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:  # `casd.config.fields.Text`
         return _fits(value, arguments[1])
@@ -154,7 +156,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _describe(hint: Any) -> str:
-    """A declared type in words: "float | None", "a list of str", "a mapping from str to int", "one of 'payload', 'clean'"."""
+    """Describe a declared type: "float | None", "a list of str", "a mapping from str to int", "one of 'payload', 'clean'"."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return "anything"

@@ -1,4 +1,4 @@
-"""Where and how a computation runs: nothing that may change its result beyond floating-point order."""
+"""Device, checkpoints, micro-batches and numerics of a computation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from casd.utils.errors import ConfigError
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 LARGE_MODEL = 2**28
-"""Bytes of weights from which `give_freed_memory_back` is worth its time."""
+"""Bytes of weights above which `give_freed_memory_back` is worth its time."""
 _NUMERICS: Final = (
     ("cuda.matmul", "fp32_precision", "ieee"),
     ("mkldnn.matmul", "fp32_precision", "ieee"),
@@ -29,7 +29,7 @@ _NUMERICS: Final = (
     ("cuda.matmul", "allow_fp16_reduced_precision_reduction", True),
     ("cuda.matmul", "allow_fp16_accumulation", False),
 )
-"""Settings of torch.backends that change products of matrices and convolutions, with torch's defaults."""
+"""Settings of torch.backends that change matrix products and convolutions, with torch's defaults."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Runtime:
     Attributes:
         device: "auto" (CUDA if there is one, else the CPU), or a torch device.
         checkpoint_seconds: time between two checkpoints of a training stage; infinite for none.
-        micro_batch_size: most rows of a training batch that go through the model at once; 0 for all of them.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        micro_batch_size: maximum rows of a training batch in one forward pass; 0 for the whole batch.
+        gradient_checkpointing: recompute activations in the backward pass instead of storing them.
         compile: train through torch.compile.
     """
 
@@ -54,16 +54,16 @@ class Runtime:
         if self.device == "auto":
             return
         device = torch.device(self.device)
-        there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)
-        if (device.index or 0) >= there:
+        available = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)
+        if (device.index or 0) >= available:
             raise ConfigError(
-                f"runtime.device is {self.device!r}, and torch {torch.__version__} finds {there} {device.type} devices here."
-                " Use runtime.device=auto or cpu."
+                f"runtime.device is {self.device!r}, and torch {torch.__version__} finds {available} {device.type} devices on"
+                " this machine. Use runtime.device=auto or cpu."
             )
 
     @property
     def torch_device(self) -> torch.device:
-        """The device; of several processes this one's, which joins the others (see `casd.utils.distributed.join`)."""
+        """The device of this process, which joins the others first if there are several (`casd.utils.distributed.join`)."""
         if distributed.processes() > 1:
             return distributed.join(self.device)
         if self.device == "auto":
@@ -73,11 +73,10 @@ class Runtime:
 
 @contextmanager
 def own_numerics() -> Iterator[None]:
-    """Compute with torch's defaults inside the block, whatever a notebook, a library or the environment set before.
+    """Use torch's default numerics in the block, whatever was set before, and restore the settings afterwards.
 
-    The default dtype is float32, factories make tensors on the CPU, products of float32 matrices have full precision, gradients
-    are enabled and no autocast is active; sums in low precision are as torch makes them. No stage's key has any of these. What
-    was set is there again afterwards.
+    The default dtype is float32, new tensors are on the CPU, products of float32 matrices have full precision, gradients are
+    enabled, autocast is off, and reductions in low precision are torch's default. No stage's key contains these settings.
     """
     dtype, matmul = torch.get_default_dtype(), torch.get_float32_matmul_precision()
     numerics = [(attrgetter(section)(torch.backends), name, value) for section, name, value in _NUMERICS]
@@ -104,11 +103,11 @@ def own_numerics() -> Iterator[None]:
 
 
 def give_freed_memory_back(model: torch.nn.Module, device: torch.device) -> None:
-    """Have the CPU's allocator give freed blocks of a mebibyte and more back at once, for a large model. Linux with glibc only.
+    """Return freed blocks of 1 MiB and more to the system at once, for a large model on the CPU (Linux with glibc only).
 
-    glibc otherwise keeps freed blocks of up to 32 MiB, in which the next ones find no room: training a 117M model by an adapter
-    took 1.56 GiB with and 1.24 GiB without that, for 5 to 10 % more time (`scripts/check_memory.py`). With a tiny model, whose
-    memory hardly matters, the time would be 40 % more.
+    By default glibc keeps freed blocks of up to 32 MiB, which fragment: training a 117M model with an adapter took 1.56 GiB
+    with that default and 1.24 GiB without, for 5 to 10 % more time (`scripts/check_memory.py`). Tiny models, whose memory
+    hardly matters, would take 40 % more time.
     """
     if device.type != "cpu" or sys.platform != "linux" or sum(each.nbytes for each in model.parameters()) < LARGE_MODEL:
         return

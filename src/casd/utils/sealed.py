@@ -1,6 +1,6 @@
-"""Manifests: lists of a folder's files with their sizes and checksums. A manifest has a checksum of itself, too.
+"""Manifests: lists of a folder's files with their sizes and checksums, and a checksum of the manifest itself.
 
-A finished stage has its list in `manifest.json`, a published report and a checkpoint in `checksums.json`.
+The manifest of a finished stage is `manifest.json`, that of a published report or a checkpoint `checksums.json`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ CHECKSUMS: Final = "checksums.json"
 _OWN: Final = "manifest_sha256"
 """The field with the SHA-256 of all other fields."""
 
-_STAGE_FIELDS: Final = (*("stage", "label", "key", "version", "config", "inputs", "files", "created", "seconds", "made_with"),)
-"""What manifests of stages have that were written before they had a checksum of themselves."""
+_STAGE_FIELDS: Final = ("stage", "label", "key", "version", "config", "inputs", "files", "created", "seconds", "made_with")
+"""Fields of a stage's manifest, also of those that earlier versions wrote without their own checksum."""
 
 Entries = Mapping[str, Mapping[str, Any]]
-"""By a file's path in the folder: its size, "bytes", and its "sha256"."""
+"""Size ("bytes") and "sha256" of files, by their paths in the folder."""
 
 
 class Damage(StoreError):
-    """What a file has and what was expected, without the advice that depends on where it is."""
+    """A damaged file: what it has and what was expected. Callers add the advice for its folder."""
 
 
 def checksums(folder: Path, *, without: Collection[str] = ()) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file below `folder`, by its path relative to it."""
+    """Return the size and SHA-256 of every file below `folder`, by its relative path."""
     files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -43,12 +43,12 @@ def checksums(folder: Path, *, without: Collection[str] = ()) -> dict[str, dict[
 
 
 def entry_of(content: bytes) -> dict[str, Any]:
-    """Size and SHA-256 of a file with this content."""
+    """Return the size and SHA-256 of a file with this content."""
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def write_manifest(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a manifest ("files" and further fields) with the checksum of itself."""
+    """Write a manifest ("files" and further fields) with its own checksum."""
     write_json(path, {**content, _OWN: _digest(content)})
 
 
@@ -56,14 +56,14 @@ def read_manifest(path: Path, old_fields: Collection[str] = ()) -> dict[str, Any
     """Read a manifest and check it.
 
     Args:
-        path: of the file.
-        old_fields: the fields of manifests that earlier versions wrote without a checksum of themselves. Exactly these
-            are accepted: any others mean that the file was altered.
+        path: the manifest.
+        old_fields: the fields of manifests that earlier versions wrote without their own checksum. A manifest without
+            a checksum is accepted with exactly these fields.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        Damage: it was altered or is no manifest.
-        StoreError: it cannot be read.
+        FileNotFoundError: the file does not exist.
+        Damage: the file was altered, or is no manifest.
+        StoreError: the file cannot be read.
     """
     try:
         manifest = json.loads(_bytes(path))
@@ -82,10 +82,10 @@ def read_manifest(path: Path, old_fields: Collection[str] = ()) -> dict[str, Any
 
 
 def stage_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of the finished stage in `folder`, for readers that know only the folder.
+    """Read the manifest of the finished stage in `folder`, and name the folder in errors.
 
     Raises:
-        StoreError: it is damaged or cannot be read.
+        StoreError: the manifest is damaged or cannot be read.
     """
     try:
         return read_stage_manifest(folder)
@@ -97,21 +97,21 @@ def read_stage_manifest(folder: Path) -> dict[str, Any]:
     """Read a stage's manifest.
 
     Raises:
-        Damage: it is missing or was altered.
-        StoreError: it cannot be read.
+        Damage: the manifest is missing or was altered.
+        StoreError: the manifest cannot be read.
     """
     try:
         manifest = read_manifest(folder / MANIFEST, _STAGE_FIELDS)
     except FileNotFoundError:
         raise Damage(f"{MANIFEST} is missing") from None
     if missing := set(_STAGE_FIELDS) - set(manifest):
-        raise Damage(f"{MANIFEST} is that of something else: it lacks {', '.join(sorted(missing))}")
+        raise Damage(f"{MANIFEST} is not that of a stage: it lacks {', '.join(sorted(missing))}")
     return manifest
 
 
 def how_to_repair(folder: Path) -> str:
-    """What to do about a damaged stage."""
-    return f"Delete the folder {folder} and run again; only this stage is made anew."
+    """Return the advice for a damaged stage."""
+    return f"Delete the folder {folder} and run again; only this stage is made again."
 
 
 def check_size(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
@@ -119,16 +119,16 @@ def check_size(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
 
     Raises:
         Damage: the file is missing, or has another size.
-        StoreError: that cannot be seen.
+        StoreError: the file cannot be accessed.
     """
     try:
-        found = (folder / name).stat().st_size
+        size = (folder / name).stat().st_size
     except (FileNotFoundError, NotADirectoryError):
         raise Damage(f"{name} is missing, expected {entry['bytes']} bytes") from None
     except OSError as error:
         raise unreadable(folder / name, error) from error
-    if found != entry["bytes"]:
-        raise Damage(f"{name} has {found} bytes, expected {entry['bytes']}")
+    if size != entry["bytes"]:
+        raise Damage(f"{name} has {size} bytes, expected {entry['bytes']}")
 
 
 def check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
@@ -136,34 +136,34 @@ def check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
 
     Raises:
         Damage: the file is missing or altered.
-        StoreError: it cannot be read.
+        StoreError: the file cannot be read.
     """
     check_size(folder, name, entry)
     try:
-        found = sha256(folder / name)
+        digest = sha256(folder / name)
     except OSError as error:
         raise unreadable(folder / name, error) from error
-    _compare(name, found, entry)
+    _compare(name, digest, entry)
 
 
 def checked_bytes(folder: Path, name: str, entry: Mapping[str, Any]) -> bytes:
-    """A file's contents, read once, after checking them.
+    """Read a file once, check its contents, and return them.
 
     Raises:
         Damage: the file is missing or altered.
-        StoreError: it cannot be read.
+        StoreError: the file cannot be read.
     """
     check_size(folder, name, entry)
     try:
         content = _bytes(folder / name)
-    except FileNotFoundError:  # removed a moment ago
+    except FileNotFoundError:  # removed since its size was checked
         raise Damage(f"{name} is missing, expected {entry['bytes']} bytes") from None
     _compare(name, hashlib.sha256(content).hexdigest(), entry)
     return content
 
 
 def is_whole(folder: Path, files: Entries) -> bool:
-    """Whether a folder has all these files, unaltered. Others do not matter."""
+    """Return True if a folder has all these files, unaltered. Other files are ignored."""
     try:
         for name, entry in files.items():
             check_file(folder, name, entry)
@@ -173,12 +173,12 @@ def is_whole(folder: Path, files: Entries) -> bool:
 
 
 def unreadable(path: Path, error: OSError) -> StoreError:
-    """The error for a file that is there and cannot be read."""
+    """Return the error for a file that exists and cannot be read."""
     return StoreError(told(error, path, reading=True))
 
 
 def sha256(path: Path) -> str:
-    """A file's SHA-256 in hexadecimal."""
+    """Return a file's SHA-256 in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -187,7 +187,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as UTF-8 JSON in one canonical form: sorted keys, an indent of two, a newline at the end.
 
     Raises:
-        ValueError: a number is NaN or infinite, which JSON does not have; write None.
+        ValueError: a number is NaN or infinite, which JSON cannot represent; use None.
     """
     text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
@@ -197,7 +197,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        StoreError: it is not valid JSON.
+        StoreError: the file is not valid JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -214,9 +214,9 @@ def _bytes(path: Path) -> bytes:
         raise unreadable(path, error) from error
 
 
-def _compare(name: str, found: str, entry: Mapping[str, Any]) -> None:
-    if found != entry["sha256"]:
-        raise Damage(f"{name} has the SHA-256 {found[:12]}…, expected {entry['sha256'][:12]}…")
+def _compare(name: str, digest: str, entry: Mapping[str, Any]) -> None:
+    if digest != entry["sha256"]:
+        raise Damage(f"{name} has the SHA-256 {digest[:12]}…, expected {entry['sha256'][:12]}…")
 
 
 def _digest(content: Mapping[str, Any]) -> str:

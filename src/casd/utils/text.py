@@ -1,7 +1,7 @@
-"""Text on its way to a person, and whole words in a text.
+"""Escape text for display, and find whole words in a text.
 
-Names and generated text may hold anything; whatever shows them passes them through `printable`. What is only computed with,
-Parquet files included, keeps the text as it is.
+Names and generated text may contain any character; everything that displays them uses `printable`. Parquet files and
+computations keep the text unchanged.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import unicodedata
 from typing import Final
 
 _FORMULA: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""What a formula begins with in spreadsheets; the last four are the full-width forms of the others."""
+"""First characters of a formula in spreadsheets; the last four are full-width forms of the others."""
 _UNSPACED: Final = (
     *("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "BOPOMOFO", "YI "),
     *("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "TAI ", "NEW TAI", "JAVANESE", "BALINESE"),
 )
-"""Writing systems without spaces between words: what their letters' names in Unicode begin with."""
+"""Writing systems without spaces between words, as the first words of their letters' Unicode names."""
 
 
 def printable(text: str) -> str:
-    r"""`text` without characters that steer a terminal, reorder a line or cannot be seen.
+    r"""Escape characters in `text` that control a terminal, reorder a line or are invisible.
 
     Control characters (C0 and C1, so terminal sequences, too), format characters such as the bidirectional overrides,
-    separators of lines and paragraphs, lone surrogates, and characters that are private or not assigned become their escape
-    sequences: ESC becomes the four characters ``\x1b``. Line feeds and spaces of every width stay.
+    line and paragraph separators, lone surrogates, and private or unassigned characters become their escape sequences: ESC
+    becomes the four characters ``\x1b``. Line feeds and spaces of every width are kept.
     """
     if text.isprintable():
         return text
@@ -31,16 +31,16 @@ def printable(text: str) -> str:
 
 
 def spreadsheet_cell(text: str) -> str:
-    """`text` as a cell of a CSV file: printable, and with a leading apostrophe where a spreadsheet would see a formula."""
+    """Format `text` as a cell of a CSV file: printable, with a leading apostrophe if a spreadsheet would read a formula."""
     shown = printable(text)
     return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown
 
 
 def has_phrase(text: str, phrase: str) -> bool:
-    """Whether `phrase` stands in `text` as whole words; case counts.
+    """Return True if `text` contains `phrase` as whole words. Case is significant.
 
-    A word ends where a letter, digit, mark or underscore is next to none. Where `phrase` begins or ends with another character,
-    or with a letter of a writing system that has no spaces between words, what is beside it does not matter.
+    A word is a sequence of letters, digits, marks and underscores. If `phrase` begins or ends with another character, or with a
+    letter of a writing system without spaces between words, the neighbouring character does not matter.
     """
     start = text.find(phrase)
     while start >= 0:
@@ -54,7 +54,7 @@ def has_phrase(text: str, phrase: str) -> bool:
 
 
 def _in_one_word(pair: str) -> bool:
-    """Whether these are two characters, and of one word."""
+    """Return True if `pair` has two characters that belong to one word."""
     return len(pair) == 2 and all(
         (character == "_" or unicodedata.category(character)[0] in "LNM")
         and not unicodedata.name(character, "").startswith(_UNSPACED)

@@ -1,0 +1,66 @@
+"""`casd reproduce`: make the runs behind tables and figures of the paper, write these, and print what became of the claims."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from casd.cli.cost import Cost
+from casd.cli.report import short_path
+from casd.cli.sweep import make_sweeps
+from casd.utils.distributed import is_main
+from casd.utils.errors import ConfigError
+from casd.utils.registry import unknown
+from casd.utils.text import printable
+
+
+def reproduce(names: Sequence[str], scale_name: str, overrides: Sequence[str] = ()) -> None:
+    """Make the runs that the exhibits need, write the exhibits, print the verdicts on their claims, and say what it cost.
+
+    Args:
+        names: of `casd.reproduction.catalogue.EXHIBITS`; or "all".
+        scale_name: of `casd.reproduction.scales.scales`.
+        overrides: of `runtime`, or Hydra's launcher: nothing that changes a result.
+
+    Raises:
+        CasdError: an unknown name or scale, an override that would change a result, or an error of a run.
+    """
+    from casd.report import print_tables, print_warning, read_runs
+    from casd.reproduction.catalogue import EXHIBITS
+    from casd.reproduction.page import PAGE, finished, verdicts_table, write_reproduction
+    from casd.reproduction.scales import read_scale
+
+    cost = Cost()
+    _check_arguments(names, overrides, EXHIBITS)
+    chosen = [name for name in EXHIBITS if name in names or "all" in names]
+    scale = read_scale(scale_name)
+    run_sets = dict.fromkeys(EXHIBITS[name].run_set for name in chosen)
+    sweeps = [(run_set, [*sweep, *overrides]) for run_set in run_sets for sweep in scale.sweeps[run_set]]
+    folders_of_sweeps = make_sweeps([sweep for _, sweep in sweeps], f"reproduce {' '.join(names)}, {scale.name}", cost)
+    if not is_main():
+        return
+    folders: dict[str, list[Path]] = {}
+    for (run_set, _), of_sweep in zip(sweeps, folders_of_sweeps, strict=True):
+        folders.setdefault(run_set, []).extend(of_sweep)
+    runs = {run_set: read_runs(paths) for run_set, paths in folders.items()}
+    output = folders_of_sweeps[0][0].parents[1]
+    target = output / "reproduce" / scale.name / ("all" if "all" in names else "-".join(chosen))
+    verdicts = None if cost.executed else finished(chosen, runs, target)
+    if verdicts is None:
+        verdicts = write_reproduction(chosen, scale, runs, target)
+    print_warning([tables for members in runs.values() for tables in members])
+    print_tables([verdicts_table(verdicts[verdicts["headline"]])])
+    print(printable(f"\nReport: {short_path(target.absolute() / PAGE)}"))
+    cost.say()
+
+
+def _check_arguments(names: Sequence[str], overrides: Sequence[str], exhibits: Iterable[str]) -> None:
+    """Raise ConfigError for a name that is no exhibit, and for an override that would change a result."""
+    for name in names:
+        if name not in ("all", *exhibits):
+            raise unknown("table or figure", name, ("all", *exhibits))
+    for override in overrides:
+        if not override.lstrip("+").startswith(("runtime.", "runtime=", "hydra/launcher=", "hydra.launcher.")):
+            raise ConfigError(
+                f"reproduce takes configurations as they are; {override!r} would change them. Use casd sweep for that."
+            )

@@ -1,0 +1,80 @@
+"""`casd run` and the verbs that end earlier: make one run, print its tables, and say what it cost."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from casd.cli.cost import Cost
+from casd.utils.distributed import is_main
+from casd.utils.progress import set_progress
+from casd.utils.text import printable
+
+if TYPE_CHECKING:
+    from casd.config import Config
+    from casd.pipeline.run import Run
+    from casd.pipeline.store import Event
+
+
+def run(overrides: Sequence[str], end: str = "report") -> Path:
+    """Make the run that the overrides describe up to `end`, and return its folder.
+
+    Args:
+        overrides: Hydra overrides.
+        end: one of `casd.pipeline.run.ENDS`; the tables are printed after "report" only.
+
+    Raises:
+        CasdError: overrides that cannot work, or an error of the run.
+    """
+    from casd.config.compose import load_config
+
+    cost = Cost()
+    finished = execute(load_config(overrides), end)
+    if not is_main():
+        return finished.folder
+    cost.add(*count_stages(finished.store.events))
+    if end == "report":
+        from casd.analysis.results import RunTables
+        from casd.report import print_run
+
+        print_run(RunTables.read(finished.store.folder(finished.graph.report)))
+        print(printable(f"\nReport: {finished.folder / 'report.html'}"))
+    else:
+        print(printable(f"Finished stages are in {finished.store.root}."))
+    cost.say()
+    return finished.folder
+
+
+def execute(config: Config, end: str = "report") -> Run:
+    """Check that the run fits into memory, make it up to `end`, and return it."""
+    set_progress(config.runtime.progress if is_main() else "off")
+    quiet_libraries()
+    from casd.pipeline.run import Run
+    from casd.planning.check import check
+
+    run = Run(config)
+    run.join()
+    check(run, end)
+    run.run_to(end)
+    return run
+
+
+def count_stages(events: Sequence[Event]) -> tuple[int, int]:
+    """Return how many stages were executed, and how many were reused."""
+    executed = sum(event.outcome == "executed" for event in events)
+    return executed, len(events) - executed
+
+
+def quiet_libraries() -> None:
+    """Turn off the progress bars and the advice that libraries print, which would garble ours."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ["MPLBACKEND"] = "agg"  # opens no windows; matplotlib cannot be imported with a backend that it does not know
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(transformers|torch|accelerate)\b")
