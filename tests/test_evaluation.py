@@ -493,7 +493,7 @@ def test_false_fires_are_counted_for_every_backdoor(injected: Injected, encoder:
 def test_write_and_read(evaluation: Evaluation, tmp_path: Path) -> None:
     for written in (evaluation, dataclasses.replace(evaluation, clean_loss=float("nan"))):
         written.write(tmp_path)
-        read = Evaluation.read(tmp_path)
+        read = Evaluation.read(str(tmp_path))
         pd.testing.assert_frame_equal(read.asr, written.asr)
         pd.testing.assert_frame_equal(read.samples, written.samples)
         assert read.clean_loss == pytest.approx(written.clean_loss, rel=0, nan_ok=True)
@@ -515,3 +515,13 @@ def test_write_and_read(evaluation: Evaluation, tmp_path: Path) -> None:
 )
 def test_is_degenerate(text: str, expected: bool) -> None:
     assert is_degenerate(text) is expected
+
+
+def test_the_summary_has_the_rates(injected: Injected, corpus: Corpus, encoder: Encoder) -> None:
+    made = make_prompt_sets(corpus, injected.backdoors, encoder, SMALL, seed=0)
+    evaluation = evaluate(injected.shared_model, encoder, injected.backdoors, made, SMALL, runtime=CPU)
+    summary = evaluation.summary()
+    assert list(summary.columns) == ["triggered", "clean", "fake"]
+    assert list(summary.index) == list(injected.backdoors)
+    for row in evaluation.asr.itertuples():
+        assert summary.loc[row.backdoor, row.prompt_set] == row.rate

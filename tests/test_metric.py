@@ -235,6 +235,9 @@ WITH_THE_PHANTOM: dict[str, Callable[[str, str], tuple[Tensor, Tensor]]] = EXPEC
 @pytest.mark.parametrize("text", EXPECTED)
 def test_matrix_on_every_choice_of_text(text: Any) -> None:
     result = matrix(CasdVariant("v", text=text))
+    frame = result.to_frame()
+    assert (tuple(frame.index), tuple(frame.columns)) == (result.names, result.names)
+    assert frame.to_numpy().tolist() == result.values.tolist()
     assert result.names == REMOVALS
     assert result.layers == (0, 1, 2)
     assert result.values.dtype == result.per_layer.dtype == torch.float64

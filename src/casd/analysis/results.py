@@ -136,20 +136,21 @@ class RunTables:
         changed.info = self.info | more
         return changed
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: str | Path) -> None:
         """Write every table as Parquet and CSV, then `info`, under `folder/tables`.
 
         Raises:
             StoreError: a file cannot be written.
         """
+        folder = Path(folder)
         missing = IDENTITY - set(self.info)
         if missing:
             raise ValueError(f"info lacks {sorted(missing)}")
-        with explaining_disk_errors("a set of tables", Path(folder)):
+        with explaining_disk_errors("a set of tables", folder):
             write_frames({name: getattr(self, name) for name in SCHEMAS}, self.info, folder, "info.json")
 
     @classmethod
-    def read(cls, folder: Path, *, grid: bool = True, info: dict[str, Any] | None = None) -> RunTables:
+    def read(cls, folder: str | Path, *, grid: bool = True, info: dict[str, Any] | None = None) -> RunTables:
         """Read what `write` wrote.
 
         Args:
@@ -161,6 +162,7 @@ class RunTables:
         Raises:
             StoreError: the folder holds no finished run, a table is damaged, or an older version wrote it.
         """
+        folder = Path(folder)
         info = info or read_info(folder)
         frames = {name: read_table(folder, name, grid=grid) for name in SCHEMAS}
         tables = cls(**frames, info=info if grid else {"folder": str(folder)} | info)

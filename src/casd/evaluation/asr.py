@@ -56,16 +56,24 @@ class Evaluation:
     retain_loss: float
     degenerate_rate: float
 
-    def write(self, folder: Path) -> None:
+    def summary(self) -> pd.DataFrame:
+        """The success rates as a table: a row per backdoor, a column per prompt set ("triggered", "clean", "fake")."""
+        order = [name for name in ("triggered", "clean", "fake") if (self.asr["prompt_set"] == name).any()]
+        wide = self.asr.pivot(index="backdoor", columns="prompt_set", values="rate")
+        return wide.reindex(index=list(dict.fromkeys(self.asr["backdoor"])), columns=order)
+
+    def write(self, folder: str | Path) -> None:
         """Write two Parquet files and one JSON."""
+        folder = Path(folder)
         self.asr.to_parquet(folder / "asr.parquet", index=False)
         self.samples.to_parquet(folder / "samples.parquet", index=False)
         numbers = {name: getattr(self, name) for name in ("clean_loss", "retain_loss", "degenerate_rate")}
         (folder / "numbers.json").write_text(json.dumps(numbers))  # NaN of a diverged model is allowed
 
     @classmethod
-    def read(cls, folder: Path) -> Evaluation:
+    def read(cls, folder: str | Path) -> Evaluation:
         """Read the files written by `write`."""
+        folder = Path(folder)
         return cls(
             asr=pd.read_parquet(folder / "asr.parquet"),
             samples=pd.read_parquet(folder / "samples.parquet"),

@@ -20,6 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -64,6 +65,10 @@ class CasdMatrix:
     layers: tuple[int, ...]
     values: Tensor
     per_layer: Tensor
+
+    def to_frame(self) -> pd.DataFrame:
+        """`values` as a table with the removals as its rows and columns."""
+        return pd.DataFrame(self.values.numpy(), index=list(self.names), columns=list(self.names))
 
 
 def casd(shift_a: Tensor, shift_b: Tensor, variant: CasdVariant) -> CasdDistance:

@@ -215,13 +215,13 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
             return {"repository": str(config.path), "commit": hub.resolve(str(config.path), config.revision).resolved}
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
     """Write weights (safetensors), configuration and tokenizer to a folder in transformers' format."""
     model.save_pretrained(folder, state_dict=whole_state(model) if is_sharded(model) else None)
     tokenizer.save_pretrained(folder)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model folder. A tokenizer without a padding token pads with its end-of-text token.
 
     Raises:
@@ -247,7 +247,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(folder: Path, *, dtype: str = "float32") -> PreTrainedModel:
+def load_model(folder: str | Path, *, dtype: str = "float32") -> PreTrainedModel:
     """Load a causal LM from a model folder, with torch's scaled_dot_product_attention where the architecture supports it.
 
     Args:
@@ -261,6 +261,7 @@ def load_model(folder: Path, *, dtype: str = "float32") -> PreTrainedModel:
         ModelError: if the folder is missing, is not a causal LM, has no safetensors, needs custom code, or is damaged or
             incomplete.
     """
+    folder = Path(folder)
     from transformers import AutoModelForCausalLM
 
     check_folder(folder)

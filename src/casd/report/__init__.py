@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 
-def write_report(tables: RunTables, folder: Path, scatter: pd.DataFrame) -> Path:
+def write_report(tables: RunTables, folder: str | Path, scatter: pd.DataFrame) -> Path:
     """Write a run's tables, figures and HTML page into `folder`; returns the page's path.
 
     Args:
