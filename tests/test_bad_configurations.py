@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tests.bad_configurations import Bad, bad_configurations, bad_folder
 
-import casd.pipeline.run
+import casd.pipeline.stages
 from casd.cli.run import quiet_libraries
 from casd.config import Config
 from casd.config.compose import load_config, to_config
@@ -116,7 +116,7 @@ def outcome(make: Callable[[], Config], key: str) -> tuple[str, str]:
 
 @pytest.fixture
 def no_training(monkeypatch: pytest.MonkeyPatch, process_settings: None) -> None:
-    monkeypatch.setattr(casd.pipeline.run, "inject", refuse_to_train)
+    monkeypatch.setattr(casd.pipeline.stages, "inject", refuse_to_train)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     quiet_libraries()
 

@@ -270,7 +270,7 @@ MISTAKES = [
     ("corpus.params.train=0", "train is 0"),
     ("seed=-1", "seed is -1; it must be 0 or more"),
     ("name=../up", "a name has at most 64 characters"),
-    ("+metric.variants.mine.layers=[2]", "metric.variants.mine: layers has 2, and the model has the layers 0 to 1."),
+    ("+metric.variants.mine.layers=[2]", "metric.variants.mine: layers has 2, but the model has the layers 0 to 1."),
     ("evaluation.fake_triggers=0 +metric.variants.mine.text=fake", "'mine' needs text with fake triggers"),
     ("corpus.params.train=100000000", "train is 100000000; expected from 1 to 10000000 passages"),
     ("+corpus.params.language_shares=[nan,nan,nan]", "an entry of Choice: params.language_shares is nan"),
