@@ -426,5 +426,5 @@ def test_a_model_of_the_hub_is_planned_without_it(
     out = " ".join(capsys.readouterr().out.split())
     assert "8,030,261,248 parameters in bfloat16" in out
     assert "too much" not in out
-    assert "Which commit of the model is meant is not known" in out
-    assert "Which commit of the corpus is meant is not known" in out
+    assert "The commit of the model is unknown" in out
+    assert "The commit of the corpus is unknown" in out

@@ -1,12 +1,12 @@
-"""What a run will take, before it starts: memory, tokens, FLOPs, time and disk; and whether it fits.
+"""Estimate what a run will take before it starts (memory, tokens, FLOPs, time, disk), and check that it fits.
 
-- `blueprint`: a model's shape and parameters without its weights
-- `simulation`: the most bytes alive while a computation runs, on tensors that hold nothing
-- `memory`: the need of a training, a generation, a capture
+- `blueprint`: shape and parameter counts of a model without its weights
+- `simulation`: peak memory of a computation, simulated on fake tensors
+- `memory`: memory of a training, a generation, a capture
 - `workload`: lengths of texts, and FLOPs
-- `phases`: the memory of each phase of a run
-- `machine`: what there is here
-- `plan`: all of it for one run
-- `advice`: settings that would make a run fit
-- `check`: the refusal of a run that cannot fit
+- `phases`: memory of each phase of a run
+- `machine`: available memory and disk
+- `plan`: the plan of a run
+- `advice`: settings with which a run would fit
+- `check`: refuse a run that cannot fit
 """

@@ -1,4 +1,4 @@
-"""Which settings would make a run fit into memory: tried one after another, the mildest first, as an estimate says."""
+"""Find settings with which a run fits into memory, by estimating alternatives from the mildest on."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ BATCH_SIZES: dict[str, tuple[PhaseName, ...]] = {
     "evaluation.batch_size": ("evaluate",),
     "activations.batch_size": ("capture",),
 }
-"""The settings of how much goes through a model at once, none of which changes a result, and the phases that they are of."""
+"""Batch sizes that do not change results, and the phases that they affect."""
 MOST_DEVICES = 64
-"""Devices up to which a division over them is tried."""
+"""Maximum number of devices for which sharding is tried."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """Settings that could make a run fit, beside smaller batches.
+    """Settings, other than smaller batches, that could make a run fit.
 
     Attributes:
-        words: as they are written on the command line.
-        phases: of the run with them.
+        words: the settings as overrides on the command line.
+        phases: phases of the run with these settings.
     """
 
     words: tuple[str, ...]
@@ -34,9 +34,9 @@ class Change:
 
 
 def fits(phase: Phase, here: Machine) -> bool:
-    """Whether a phase fits into a device's memory, if that is known, and into the CPU's.
+    """True if a phase fits into the memory of the device, if that is known, and of the CPU.
 
-    A measurement whose batch is halved by itself fits on CUDA if its weights do.
+    A measurement whose batch is halved automatically fits on CUDA if its weights do.
     """
     if here.memory is not None:
         needed = phase.on_device(here)
@@ -48,10 +48,10 @@ def fits(phase: Phase, here: Machine) -> bool:
 
 
 def first_that_fits(phases: Phases, here: Machine, names: Sequence[PhaseName]) -> str:
-    """The first change with which all named phases fit, with the largest batches that do, as overrides; empty if there is none.
+    """Return overrides with which all named phases fit, with the largest batches that do; "" if there are none.
 
-    Tried are smaller batches; then gradient checkpointing; then, where a package for it can be used, 8-bit AdamW; then an
-    adapter; then more devices that share the model.
+    Tries smaller batches, then gradient checkpointing, then 8-bit AdamW (on unsharded CUDA devices), then adapters, then
+    sharding over more devices.
     """
     for change in _changes(phases, here):
         words = list(change.words)
@@ -91,7 +91,7 @@ def _changes(phases: Phases, here: Machine) -> Iterator[Change]:
 
 
 def _largest(phases: Phases, key: str, names: Sequence[PhaseName], here: Machine) -> int | None:
-    """The largest batch, halved as often as need be, with which the phases fit; 0 for that which is set, None for none."""
+    """Halve a batch size until the phases fit and return it; 0 if they fit without a change, None if they never do."""
     if all(fits(phases.phase(name), here) for name in names):
         return 0
     size = max(phases.phase(name).rows for name in names)
@@ -116,7 +116,7 @@ def _with(config: Config, section: str, **values: Any) -> Config:
 
 
 def _trained(config: Config, **values: Any) -> Config:
-    """With these values in the trainings of injection and removals."""
+    """Return the configuration with these values in the trainings of injection and removals."""
     for section in ("injection", "unlearning"):
         config = _with(config, section, training=replace(getattr(config, section).training, **values))
     return config

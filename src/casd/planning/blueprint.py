@@ -1,4 +1,4 @@
-"""A model before it is built: its parameters and shape, from a configuration alone. No weights are made, none downloaded."""
+"""Shape and parameter counts of a model from its configuration alone. No weights are allocated or downloaded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Adapters = Sequence[tuple[LoraConfig, AdapterName]]
 
 @dataclass(frozen=True, eq=False)
 class Blueprint:
-    """A causal LM by its transformers configuration.
+    """A causal LM described by its transformers configuration.
 
     Attributes:
         config: transformers' configuration.
@@ -38,15 +38,15 @@ class Blueprint:
     dtype: str
 
     def build(self, layers: int | None = None, adapters: Adapters = ()) -> PreTrainedModel:
-        """The model on torch's meta device, where tensors have shapes and no memory.
+        """Build the model on torch's meta device, where tensors have shapes but no memory.
 
         Args:
-            layers: decoder blocks, if not as many as the configuration says; the first ones of it.
-            adapters: put into it in that order; only the last one's parameters then require a gradient.
+            layers: number of decoder blocks to keep, from the first on; None for all.
+            adapters: adapters to attach in this order; only the parameters of the last one then require a gradient.
 
         Raises:
             ModelError: the architecture cannot be built.
-            ConfigError: the model has no matrix that an adapter names.
+            ConfigError: an adapter names a matrix that the model does not have.
         """
         from transformers import AutoModelForCausalLM
 
@@ -67,27 +67,27 @@ class Blueprint:
 
     @cached_property
     def parameters(self) -> int:
-        """How many parameters it has; tied ones count once."""
+        """Number of parameters; tied ones count once."""
         return sum(parameter.numel() for parameter in self._model.parameters())
 
     @property
     def element_size(self) -> int:
-        """Bytes of a weight."""
+        """Bytes per weight."""
         return DTYPES[self.dtype].itemsize
 
     def weight_bytes(self, adapters: Adapters = ()) -> int:
-        """Bytes of the weights and buffers as they are loaded; adapters are float32."""
+        """Return the bytes of the weights and buffers as loaded; adapters are float32."""
         buffers = sum(buffer.nbytes for buffer in self._model.buffers())
         return self.element_size * self.parameters + buffers + sum(4 * self.trained_parameters([each]) for each in adapters)
 
     @cached_property
     def layers(self) -> int:
-        """Decoder blocks."""
+        """Number of decoder blocks."""
         return len(decoder_layers(self._model))
 
     @cached_property
     def alike(self) -> bool:
-        """Whether all decoder blocks are alike, so that what one more costs is known from two of them."""
+        """True if all decoder blocks are identical, so that costs can be extrapolated from a few of them."""
         blocks = decoder_layers(self._model)
         shapes = {tuple((name, tuple(each.shape)) for name, each in block.named_parameters()) for block in blocks}
         kinds = {tuple(type(module) for module in block.modules()) for block in blocks}
@@ -101,18 +101,18 @@ class Blueprint:
 
     @cached_property
     def features(self) -> int:
-        """What goes into and comes out of all matrices, embedding and head among them, summed up."""
+        """Sum of the input and output sizes of all matrices, including embedding and head."""
         return sum(sum(each.shape) for each in self._model.parameters() if each.ndim == 2)
 
     @cached_property
     def block_features(self) -> int:
-        """The same of the largest decoder block."""
+        """Sum of the input and output sizes of the matrices of the largest decoder block."""
         blocks = decoder_layers(self._model)
         return max(sum(sum(each.shape) for each in block.parameters() if each.ndim == 2) for block in blocks)
 
     @property
     def plain(self) -> bool:
-        """Whether it has neither experts nor an attention that keeps a matrix of tokens × tokens."""
+        """True if the model has neither experts nor an attention that stores a tokens × tokens matrix."""
         return not self.mixture and bool(getattr(self._model, "_supports_sdpa", False))
 
     @property
@@ -127,7 +127,7 @@ class Blueprint:
 
     @property
     def attention_width(self) -> int:
-        """Attention heads × the size of one; 0 for a model without attention."""
+        """Number of attention heads × head size; 0 for a model without attention."""
         heads = int(self._field("num_attention_heads") or 0)
         if not heads:
             return 0
@@ -141,8 +141,8 @@ class Blueprint:
 
     @cached_property
     def active_parameters(self) -> int:
-        """Parameters that a token is multiplied with: without an embedding of their own that only looks it up, and of a mixture
-        of experts those that one token goes through."""
+        """Number of parameters that a token is multiplied with: without an untied input embedding, and only with the experts
+        that process a token."""
         model = self._model
         active = 0.0
         embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
@@ -154,7 +154,7 @@ class Blueprint:
 
     @property
     def mixture(self) -> bool:
-        """Whether it is a mixture of experts."""
+        """True if the model is a mixture of experts."""
         return any(".experts." in name for name, _ in self._model.named_parameters())
 
     @property
@@ -170,7 +170,7 @@ class Blueprint:
         return self.config.get_text_config(decoder=True)
 
     def trained_parameters(self, adapters: Adapters = ()) -> int:
-        """How many parameters a training changes: all, or those of the last adapter."""
+        """Return the number of trained parameters: all, or those of the last adapter."""
         if not adapters:
             return self.parameters
         if not self.alike or self.layers <= 2:
@@ -180,16 +180,16 @@ class Blueprint:
 
 
 def blueprint(config: ModelConfig, built: Path | None = None) -> Blueprint:
-    """The model that a configuration means, as far as it is known before anything is downloaded.
+    """Return the blueprint of a model without downloading its weights.
 
     Args:
-        config: a model from scratch; a folder; a GGUF file; or an id of the hub, by `model_type` and `architecture`, or by the
-            config.json that is fetched or in the hub's cache where these are not given.
-        built: the folder of the model, if it was made or downloaded before; then nothing else is looked at.
+        config: a model from scratch, a folder, a GGUF file, or an id on the hub, described by `model_type` and `architecture`
+            if these are set, else by its config.json.
+        built: folder of the model, if it was built or downloaded before; everything else is then ignored.
 
     Raises:
         ConfigError: an unknown architecture or field.
-        ModelError: there is no configuration to be found; says what to set.
+        ModelError: no configuration was found; the message says what to set.
     """
     if built:
         return Blueprint(_read(str(built)), config.dtype)
@@ -209,7 +209,7 @@ def blueprint(config: ModelConfig, built: Path | None = None) -> Blueprint:
         return Blueprint(_read(str(config.path), revision=config.revision), config.dtype)
     except ModelError as error:
         raise ModelError(
-            f"The shape of {config.path} is not known: it is not downloaded, and the hub was not reached. Set model.model_type"
+            f"The shape of {config.path} is unknown: it is not downloaded, and the hub was not reached. Set model.model_type"
             " and model.architecture, as configs/model/qwen3_8b.yaml does."
         ) from error
 
@@ -227,7 +227,7 @@ def _read(path: str, **options: Any) -> PreTrainedConfig:
 
 
 def _with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
-    """The configuration with that many decoder blocks; lists with an entry for each block are cut too."""
+    """Return the configuration with `layers` decoder blocks; lists with one entry per block are truncated."""
     changed = copy.deepcopy(config)
     text = changed.get_text_config(decoder=True)
     before = text.num_hidden_layers

@@ -1,4 +1,4 @@
-"""Whether a run fits into memory and on the disk, asked before it starts; and which settings would make it fit."""
+"""Check before a run starts that it fits into memory and on the disk, and suggest settings with which it would."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from casd.utils.errors import CasdError, ConfigError, ModelError, first_line
 from casd.utils.progress import say
 
 BYTES_A_PARAMETER = 100
-"""A generous bound of what a parameter takes with gradients, optimizer and copies: six times AdamW's 16 bytes."""
+"""A generous bound per parameter, with gradients, optimizer state and copies: six times AdamW's 16 bytes."""
 FAR_BELOW = 0.5
-"""A bound below this share of the memory needs no closer look."""
+"""If the bound is below this share of the memory, nothing is simulated."""
 
 
 def check(run: Run, end: str) -> None:
-    """Refuse a run that cannot fit, before anything of it is made. Only what is not in the store counts.
+    """Refuse a run that cannot fit. Only stages that are not in the store count.
 
-    It costs next to nothing where a generous bound is far below the memory that there is, and seconds else. With a launcher
-    the main process decides for all.
+    The check is instant if a generous bound is far below the available memory, and takes seconds otherwise. With a launcher
+    the main process decides for all processes.
 
     Args:
-        run: what is to be run.
-        end: up to what; one of `casd.pipeline.run.ENDS`.
+        run: the run.
+        end: last stage of the run; one of `casd.pipeline.run.ENDS`.
 
     Raises:
-        ConfigError: in a line, what does not fit, and settings with which it would.
+        ConfigError: the run does not fit; the message suggests settings with which it would.
     """
     refusal = ""
     if distributed.is_main():
         try:
             refusal = _if_estimated(lambda: _refusal(run, end))
-        except CasdError as error:  # raised below, in all processes: those that wait for the main one must be told
+        except CasdError as error:  # raised below in all processes, so that none waits for the main one
             refusal = str(error)
     refusal = distributed.broadcast(refusal)
     if refusal:
@@ -51,14 +51,14 @@ def check(run: Run, end: str) -> None:
 
 
 def _refusal(run: Run, end: str) -> str:
-    """Why the run cannot fit; empty if it can, or if its model's shape is not known before it is downloaded."""
+    """Return why the run cannot fit; "" if it can, or if the shape of its model is unknown before the download."""
     config = run.config
     if refusal := output_refusal(Path(config.runtime.output)):
         return refusal
     try:
         built = blueprint(config.model, base_folder(run))
     except ModelError:
-        return ""  # whoever makes the base model says it better
+        return ""  # the base stage raises a better error
     longest = config.model.max_length
     texts = TextLengths(longest, longest, longest, longest)
     costs = list(stage_costs(run, built, texts, end))
@@ -75,12 +75,12 @@ def _refusal(run: Run, end: str) -> str:
 
 
 def _if_estimated(refusal: Callable[[], str]) -> str:
-    """A refusal; empty, and a line says so, where the model's code does not run on tensors without data."""
+    """Return a refusal; "", with a message, if the model's code does not run on tensors without data."""
     try:
         return refusal()
     except CasdError:
         raise
-    except Exception as error:  # each architecture may raise its own
+    except Exception as error:  # model code may raise anything
         say(f"Whether the run fits into memory is not checked: it cannot be estimated for this model ({first_line(error)}).")
         return ""
 
@@ -98,7 +98,7 @@ def _phases_to_do(run: Run, costs: list[StageCost]) -> list[PhaseName]:
 
 
 def _far_below(config: Config, built: Blueprint, here: Machine) -> bool:
-    """Whether a generous bound is far below the memory. Models whose shapes hide more are looked at closely."""
+    """True if a generous bound is far below the memory. Models for which the bound does not hold are never far below."""
     if here.memory is None or not built.plain:
         return False
     bound = upper_bound(built, config)
@@ -106,10 +106,11 @@ def _far_below(config: Config, built: Blueprint, here: Machine) -> bool:
 
 
 def upper_bound(built: Blueprint, config: Config) -> int:
-    """A generous bound of the bytes that any phase of a run takes on one device, without a simulation.
+    """Return a generous bound of the bytes that any phase of a run takes on one device, without a simulation.
 
-    Of each token of a training it counts thrice what goes into and comes out of every matrix, and eight numbers for every
-    token that it could look at; of each token of a measurement the cache and thrice what one block and the head have.
+    For each token of a training it counts three times the inputs and outputs of every matrix, and eight numbers for every token
+    that it could attend to; for each token of a measurement, the key-value cache and three times the features of one block, and
+    the logits.
     """
     trained = max(
         config.injection.training.batch_size,
@@ -128,21 +129,21 @@ def upper_bound(built: Blueprint, config: Config) -> int:
 
 
 def memory_refusal(memory: Phases, here: Machine, names: list[PhaseName]) -> str:
-    """Why phases do not fit into a device, and settings with which they would; empty if they fit, or if that is not known."""
+    """Return why phases do not fit, and settings with which they would; "" if they fit or the memory is unknown."""
     phases = [memory.phase(name) for name in names]
     too_large = [phase for phase in phases if not fits(phase, here)]
     if not too_large:
         return ""
     worst = max(too_large, key=lambda phase: phase.on_device(here))
-    # Where the weights alone do not fit, no setting of the CPU helps, and to try them all would take minutes.
+    # If the weights alone do not fit into the CPU's memory, no setting helps, and trying them all would take minutes.
     hopeless = here.shared and here.memory is not None and memory.blueprint.weight_bytes() > here.memory
-    found = "" if hopeless else first_that_fits(memory, here, names)
-    remedy = f"It would fit with {found}" if found else "No setting makes it fit: choose a smaller model or a larger machine"
+    words = "" if hopeless else first_that_fits(memory, here, names)
+    remedy = f"It would fit with {words}" if words else "No setting makes it fit: choose a smaller model or a larger machine"
     return f"{_lack(worst, here)} {remedy}. (An estimate; `casd plan` shows it in full.)"
 
 
 def _lack(phase: Phase, here: Machine) -> str:
-    """What a phase needs and what there is, in a sentence."""
+    """Describe the memory that a phase needs and the available memory."""
     work = {"pretrain": "pretraining", "inject": "the injection", "unlearn": "a removal", "evaluate": "the evaluation"}
     what = work.get(phase.name, "the capture of activations")
     needed = phase.on_device(here)
@@ -169,7 +170,7 @@ def _lack(phase: Phase, here: Machine) -> str:
 
 
 def output_refusal(folder: Path) -> str:
-    """Why the reports could not be written to a folder when all is done; empty if they can."""
+    """Return why reports cannot be written to the folder; "" if they can."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
@@ -179,7 +180,7 @@ def output_refusal(folder: Path) -> str:
 
 
 def disk_refusal(config: Config, costs: list[StageCost], free: int) -> str:
-    """Why what a run writes does not fit on the disk, and what to do; empty if it fits."""
+    """Return why the run does not fit on the disk, and what to change; "" if it fits."""
     kept, needed = disk_needed(costs)
     if needed <= free:
         return ""

@@ -1,4 +1,4 @@
-"""How much memory and disk there is here, or on the machine that is planned for."""
+"""Available memory and disk of this machine, or of the machine that a run is planned for."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ import torch
 from casd.config import RuntimeConfig
 
 CUDA_CONTEXT = 2**30
-"""Bytes of a CUDA device that are set aside for its context, the libraries' workspaces and the allocator's rounding. A round
-allowance: what they take differs between devices and versions."""
+"""Bytes reserved on a CUDA device for its context, the libraries' workspaces and the allocator's rounding. A round allowance:
+the actual size differs between devices and versions."""
 CPU_ALLOCATOR = 160 * 2**20
-"""Bytes that the CPU's allocator holds beside what it is asked for, and the libraries' workspaces: about what was left over in
-trainings of two models of 31M and 117M parameters (`scripts/check_memory.py`)."""
+"""Bytes of overhead of the CPU's allocator and the libraries' workspaces: about the unexplained rest in trainings of two models
+of 31M and 117M parameters (`scripts/check_memory.py`)."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One device of those that a run uses, and the memory of the CPU beside it.
+    """The memory of one of the devices of a run, and of the CPU.
 
     Attributes:
-        device: its kind. On the CPU and on MPS, device and host have one memory.
-        memory: bytes of the device that a process can have in all; None if that is not known.
-        taken: bytes of it that go to something else than the model: on the CPU what this process has now, its libraries above
-            all, and the allowance CPU_ALLOCATOR; on CUDA the allowance CUDA_CONTEXT.
-        host: bytes of the CPU's memory that this process can have in all.
-        process: bytes of the CPU's memory that it has now.
-        given: whether `memory` is runtime.memory_gib, and not what was found.
+        device: kind of the device. On the CPU and on MPS, device and host share their memory.
+        memory: total bytes of the device that a process can use; None if unknown.
+        taken: bytes of `memory` not available to the model: on the CPU what this process uses now (mostly libraries) and
+            CPU_ALLOCATOR; on CUDA CUDA_CONTEXT.
+        host: total bytes of the CPU's memory that this process can use.
+        process: bytes of the CPU's memory that this process uses now.
+        given: True if `memory` is runtime.memory_gib instead of a measurement.
     """
 
     device: Literal["cpu", "cuda", "mps"]
@@ -44,12 +44,12 @@ class Machine:
 
     @property
     def shared(self) -> bool:
-        """Whether the device's memory is the CPU's."""
+        """True if the device uses the CPU's memory."""
         return self.device != "cuda"
 
 
 def machine(runtime: RuntimeConfig) -> Machine:
-    """The machine that a run's settings mean; a CUDA device need not be here."""
+    """Return the machine that a run's settings refer to; a CUDA device need not be present."""
     process = psutil.Process().memory_info().rss
     host = process + min(psutil.virtual_memory().available, _left_in_cgroup())
     given = None if runtime.memory_gib is None else int(runtime.memory_gib * 2**30)
@@ -63,7 +63,7 @@ def machine(runtime: RuntimeConfig) -> Machine:
 
 
 def free_disk(folder: Path) -> int:
-    """Free bytes on the disk that `folder` is or will be on."""
+    """Return the free bytes on the disk of `folder`, which need not exist."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
@@ -71,7 +71,7 @@ def free_disk(folder: Path) -> int:
 
 
 def _free_on_cuda(device: str) -> int | None:
-    """Free bytes of a CUDA device, with what torch has set aside; None where there is none."""
+    """Return the free bytes of a CUDA device, including memory reserved by torch; None if there is no device."""
     if not torch.cuda.is_available():
         return None
     chosen = (
@@ -81,9 +81,9 @@ def _free_on_cuda(device: str) -> int | None:
 
 
 def _left_in_cgroup() -> int:
-    """Bytes that the control group of this process (a container's, a cluster job's) leaves it; a lot if it sets no limit.
+    """Return the bytes left by the control group of this process (a container, a cluster job); 2**63 if there is no limit.
 
-    Files that the kernel keeps in memory count as left: it gives them up first.
+    The kernel's file cache counts as free, since it is released first.
     """
     root = Path("/sys/fs/cgroup")
     try:

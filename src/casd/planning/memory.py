@@ -1,9 +1,10 @@
-"""What a model's training, generation and capture need in bytes on one device, known before anything starts.
+"""Estimate the memory of a training, a generation and a capture on one device.
 
 Weights, gradients and the optimizer's state follow from the number of parameters. Activations are simulated
-(`casd.planning.simulation`): the forward pass, loss and backward pass of `casd.training.loop`, on tensors that hold nothing.
+(`casd.planning.simulation`): the forward pass, loss and backward pass of `casd.training.loop` on fake tensors.
 
-The attention kernels are the CPU's. Those of CUDA keep the same for the backward pass: no tokens × tokens matrix but the mask.
+The simulated attention kernels are the CPU's. CUDA's kernels store the same for the backward pass: no tokens × tokens matrix
+except the mask.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from casd.training.losses import batch_nll
 Terms = Callable[[Any, Any], Iterator[tuple[str, Tensor]]]
 
 EIGHT_BIT_STATE = 2 + 2 * 4 / 256
-"""Bytes a parameter of AdamW's two moments in 8 bits: with a float32 scale for each block of 256 (arXiv 2110.02861)."""
+"""Bytes per parameter of AdamW's two 8-bit moments, with a float32 scale per block of 256 (arXiv 2110.02861)."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes on one device at the moment that needs most.
+    """Peak memory on one device, in bytes.
 
     Attributes:
-        weights: parameters and buffers, as they are while the work is done.
-        gradients: of the trained parameters.
-        optimizer: its state.
-        activations: the rest: activations and whatever else comes and goes, such as the logits and the key-value cache.
+        weights: parameters and buffers, in the precision of the computation.
+        gradients: gradients of the trained parameters.
+        optimizer: state of the optimizer.
+        activations: activations and other temporary tensors, such as logits and the key-value cache.
     """
 
     weights: int
@@ -50,32 +51,32 @@ class Need:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
     def sharded(self, devices: int, gathered: int) -> Need:
-        """The need of each of several devices that share weights, gradients and state evenly (FSDP).
+        """Return the need of each device if weights, gradients and optimizer state are sharded evenly (FSDP).
 
         Args:
-            devices: how many.
-            gathered: bytes of the weights that each device holds whole for the moment that they are used.
+            devices: number of devices.
+            gathered: bytes of the weights that each device gathers while they are used.
         """
-        weights, gradients, optimizer = (-(-each // devices) for each in (self.weights, self.gradients, self.optimizer))
+        weights, gradients, optimizer = (-(-size // devices) for size in (self.weights, self.gradients, self.optimizer))
         return Need(weights, gradients, optimizer, self.activations + gathered)
 
     def replicated(self) -> Need:
-        """The need of each of several devices that hold all (DDP): gradients lie once more in what is sent."""
+        """Return the need of each device with a replica of the model (DDP): communication buffers double the gradients."""
         return replace(self, gradients=2 * self.gradients)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of tokens that go through a model at once.
+    """The shape of a batch of token rows.
 
     Attributes:
-        rows: how many.
-        tokens: of each.
-        isolated: whether a row holds several documents, none of which sees another.
+        rows: number of rows.
+        tokens: number of tokens per row.
+        isolated: True if a row holds several documents that do not attend to each other.
     """
 
     rows: int
@@ -83,7 +84,7 @@ class Rows:
     isolated: bool = False
 
     def batch(self) -> Batch:
-        """A batch of that shape, as `Encoder.document_batch` makes it."""
+        """Return a batch of this shape in the format of `Encoder.document_batch`."""
         ids = torch.zeros(self.rows, self.tokens, dtype=torch.long)
         where = {"position_ids" if self.isolated else "attention_mask": torch.ones_like(ids)}
         counts = {"n_labels": torch.tensor(self.rows * self.tokens), "n_documents": torch.tensor(self.rows)}
@@ -101,20 +102,20 @@ def training_need(
     adapters: Adapters = (),
     gradient_checkpointing: bool = False,
 ) -> Need:
-    """What `casd.training.loop.train` needs.
+    """Estimate the memory of `casd.training.loop.train`.
 
-    With `optimizer="adamw"` trained parameters are float32, as are gradients and both moments: 16 bytes each. Under
-    gradient accumulation, or with several terms, the gradients are there while activations are at their most.
+    With `optimizer="adamw"` trained parameters, gradients and both moments are float32: 16 bytes per parameter. With
+    gradient accumulation or several terms, gradients already exist when the activations reach their peak.
 
     Args:
         blueprint: the model.
         config: the training; its adapter is the last of `adapters`.
-        batch: makes what goes through the model at once.
-        terms: the losses of such a batch.
-        parts: how many such make up a step.
-        guard: what the clean loss is measured on.
-        adapters: on the model; the last one is trained. None if the weights are.
-        gradient_checkpointing: activations are computed again in the backward pass.
+        batch: returns a micro-batch.
+        terms: yields the losses of a micro-batch.
+        parts: number of micro-batches per step.
+        guard: shape of the batch on which the clean loss is measured.
+        adapters: adapters on the model; the last one is trained. If empty, the weights are.
+        gradient_checkpointing: recompute activations in the backward pass.
     """
     trained = blueprint.trained_parameters(adapters)
     size = 4 if config.optimizer == "adamw" or adapters else blueprint.element_size
@@ -129,27 +130,27 @@ def training_need(
                 with precision(), torch.inference_mode():
                     batch_nll(model, guard.batch())
             model.train()
-            generators = [terms(model, each) for each in [batch() for _ in range(min(parts, 2))]]
+            generators = [terms(model, micro_batch) for micro_batch in [batch() for _ in range(min(parts, 2))]]
             while True:
                 for generator in generators:
                     with precision():
-                        found = next(generator, None)
-                    if found is None:
+                        term = next(generator, None)
+                    if term is None:
                         return
-                    found[1].backward()
+                    term[1].backward()
 
     activations = simulated_peak(blueprint, work, adapters) - weights - gradients
     return Need(weights, gradients, optimizer, max(0, activations))
 
 
 def generation_need(blueprint: Blueprint, prompts: Rows, new_tokens: int, adapters: Adapters = ()) -> Need:
-    """What greedy generation with a key-value cache needs (`casd.evaluation.asr.generate`).
+    """Estimate the memory of greedy generation with a key-value cache (`casd.evaluation.asr.generate`).
 
     Args:
         blueprint: the model.
-        prompts: of a batch.
-        new_tokens: generated for each.
-        adapters: on the model.
+        prompts: shape of a batch of prompts.
+        new_tokens: number of tokens generated for each prompt.
+        adapters: adapters on the model.
     """
     before_last = Rows(prompts.rows, prompts.tokens + max(0, new_tokens - 2))
 
@@ -158,12 +159,12 @@ def generation_need(blueprint: Blueprint, prompts: Rows, new_tokens: int, adapte
             output = model(**_inputs(prompts.batch()), use_cache=True, logits_to_keep=1)
             first = output.logits[:, -1].to(copy=True, dtype=torch.float32)
             del output
-            with live.uncounted():  # the cache as it is before the last step, whatever made it
+            with live.uncounted():  # creates the cache as it is before the last step
                 output = model(**_inputs(before_last.batch()), use_cache=True, logits_to_keep=1)
                 cache = getattr(output, "past_key_values", None)
                 del output
             last = Rows(prompts.rows, before_last.tokens + 1).batch()
-            if cache is None:  # a recurrent state, or nothing that is kept: the whole row again is more than either
+            if cache is None:  # the model keeps no cache or a recurrent state; a pass over the whole row needs more than either
                 model(**_inputs(last), use_cache=False, logits_to_keep=1)
                 return
             output = model(
@@ -179,7 +180,7 @@ def generation_need(blueprint: Blueprint, prompts: Rows, new_tokens: int, adapte
 
 
 def loss_need(blueprint: Blueprint, rows: Rows, adapters: Adapters = ()) -> Need:
-    """What the loss of clean passages needs, without gradients."""
+    """Estimate the memory of the loss of clean passages, without gradients."""
 
     def work(model: Any, live: LiveBytes) -> None:
         with torch.inference_mode():
@@ -189,13 +190,13 @@ def loss_need(blueprint: Blueprint, rows: Rows, adapters: Adapters = ()) -> Need
 
 
 def capture_need(blueprint: Blueprint, prompts: Rows, config: ActivationsConfig, adapters: Adapters = ()) -> Need:
-    """What streaming the statistics of activations needs (`casd.activations.statistics.collect_statistics`).
+    """Estimate the memory of streaming activation statistics (`casd.activations.statistics.collect_statistics`).
 
     Args:
         blueprint: the model.
-        prompts: of a batch.
+        prompts: shape of a batch of prompts.
         config: sites and positions.
-        adapters: on the model.
+        adapters: adapters on the model.
     """
 
     def work(model: Any, live: LiveBytes) -> None:
@@ -209,10 +210,10 @@ def capture_need(blueprint: Blueprint, prompts: Rows, config: ActivationsConfig,
 
 
 class _OfAllTokens(StatisticsAccumulator):
-    """Counts every token at every position: which a mask chooses is not known to a simulation."""
+    """Counts every token at every position, since a simulation does not know the values of masks."""
 
     def start_batch(self, position_masks: Any) -> None:
-        single = ("last", "generated")  # of each text
+        single = ("last", "generated")  # positions with one token per text
         sizes = {position: len(mask) if position in single else mask.numel() for position, mask in position_masks.items()}
         self._sizes = list(sizes.values())
         rows = torch.cat([torch.arange(size) for size in self._sizes])

@@ -28,17 +28,17 @@ PhaseName = Literal["pretrain", "inject", "unlearn", "evaluate", "capture"]
 
 @dataclass(frozen=True)
 class Phase:
-    """What one phase needs.
+    """The memory of one phase.
 
     Attributes:
-        name: of the phase.
-        need: on each device.
-        copy: bytes of copies of trained weights in the CPU's memory: what removals are restored from, and the best step of a
-            removal that is watched.
-        host: bytes that the model takes in the CPU's memory, over all devices, while it is loaded, and the copies.
-        rows: documents or prompts that go through the model at once.
-        tokens: of each, at most.
-        halves: whether the rows are halved by themselves where a device's memory runs out.
+        name: name of the phase.
+        need: memory on each device.
+        copy: bytes of copies of trained weights in the CPU's memory: the one that removals are restored from, and the best
+            step of a removal with early stopping.
+        host: bytes of the CPU's memory, over all devices, for loading the model and for the copies.
+        rows: documents or prompts per forward pass.
+        tokens: maximum number of tokens of each row.
+        halves: True if the batch is halved automatically when a device runs out of memory.
     """
 
     name: PhaseName
@@ -50,13 +50,13 @@ class Phase:
     halves: bool = False
 
     def on_device(self, machine: Machine) -> int:
-        """Bytes of a device's memory, with what is taken there beside the model."""
+        """Return the bytes needed on a device, including those that are not the model's (`Machine.taken`)."""
         return self.need.total + machine.taken + (self.copy if machine.shared else 0)
 
 
 @dataclass(frozen=True)
 class Devices:
-    """How many devices a run uses, and whether the model is divided over them (FSDP) or lies on each (DDP)."""
+    """The number of devices of a run, and whether the model is sharded over them (FSDP) or replicated (DDP)."""
 
     number: int = 1
     sharded: bool = False
@@ -66,30 +66,30 @@ ONE = Devices()
 
 
 def injection_adapters(config: Config) -> Adapters:
-    """The adapters on the model while it is injected; the last one is trained."""
+    """Return the adapters on the model during the injection; the last one is trained."""
     lora = config.injection.training.lora
     return [(lora, "injection")] if lora else []
 
 
 def removal_adapters(config: Config) -> Adapters:
-    """The adapters on the model in removals and measurements. One of the injection alone is merged into the weights."""
+    """Return the adapters on the model in removals and measurements; an adapter of the injection alone is merged before."""
     lora = config.unlearning.training.lora
     return [*injection_adapters(config), (lora, "removal")] if lora else []
 
 
 def best_step_bytes(blueprint: Blueprint, training: TrainingConfig) -> int:
-    """Bytes of a trained parameter in the copy of a removal's best step, which is as precise as the training."""
+    """Return the bytes per trained parameter in the copy of a removal's best step, in the precision of the training."""
     return 4 if training.optimizer == "adamw" else blueprint.element_size
 
 
 class Phases:
-    """The phases of a run; each is worked out when it is asked for, in about a second.
+    """The memory of the phases of a run. Each is estimated on first use, in about a second.
 
     Args:
-        config: the run's.
-        blueprint: its model.
-        texts: lengths of its texts.
-        devices: what it runs on.
+        config: configuration of the run.
+        blueprint: model of the run.
+        texts: lengths of its texts in tokens.
+        devices: devices that it runs on.
     """
 
     def __init__(self, config: Config, blueprint: Blueprint, texts: TextLengths, devices: Devices = ONE):
@@ -97,20 +97,20 @@ class Phases:
         self._known: dict[PhaseName, Phase] = {}
 
     def phase(self, name: PhaseName) -> Phase:
-        """One of them."""
+        """Return the named phase."""
         if name not in self._known:
             self._known[name] = getattr(self, f"_{name}")()
         return self._known[name]
 
     def estimates(self, names: Sequence[PhaseName]) -> tuple[tuple[Phase, ...], str]:
-        """Those of some phases that can be estimated, and a sentence about the others; empty if there are none."""
+        """Return the named phases that can be estimated, and a sentence about the others; "" if there are none."""
         phases, reasons = [], {}
         for name in names:
             try:
                 phases.append(self.phase(name))
             except CasdError:
                 raise
-            except Exception as error:  # of a model's code that does not run on tensors without data; many kinds
+            except Exception as error:  # model code may raise anything on tensors without data
                 reasons[name] = first_line(error)
         if not reasons:
             return tuple(phases), ""
@@ -143,7 +143,7 @@ class Phases:
         adapters = removal_adapters(self.config)
 
         def need(terms: Callable[..., Any]) -> Phase:
-            held: list[Any] = []  # the model that is simulated, and its weights before unlearning
+            held: list[Any] = []  # the simulated model and its reference weights
 
             def with_reference(model: Any, part: Any) -> Any:
                 if objective.needs_reference and (not held or held[0] is not model):
@@ -155,7 +155,7 @@ class Phases:
         try:
             return need(objective.terms)
         except (DataDependentOutputException, DynamicOutputShapeException):
-            # The objective looks at numbers, and a simulation has none; two plain terms on the same batches stand for it.
+            # The objective reads values, which fake tensors do not have; approximate it by two plain terms on the same batches.
             return need(CleanTarget().terms)
 
     def _training(
@@ -169,7 +169,7 @@ class Phases:
         guard_passages: int,
     ) -> Phase:
         guard, _ = self._parts({"guard": Rows(guard_passages, self.texts.document)})
-        # A divided model has no float32 weights that autocast makes copies of: gradients and moments are those of float32.
+        # A sharded model has no float32 weights that autocast copies; its gradients and moments are float32 (set below).
         simulated = replace(training, optimizer="adamw_8bit") if self.devices.sharded else training
         need = training_need(
             self.blueprint,
@@ -209,7 +209,7 @@ class Phases:
         return self._phase("capture", need, rows, adapters, restored=True)
 
     def _rows(self, documents: int, packing: str = "none") -> Rows:
-        """A device's share of the rows that so many documents make."""
+        """Return one device's share of the rows of `documents` documents."""
         if packing == "none":
             return Rows(self._share(documents), self.texts.document)
         room = self.config.model.max_length
@@ -218,7 +218,7 @@ class Phases:
         return Rows(self._share(rows), room, isolated=packing == "isolated")
 
     def _parts(self, batch: Mapping[str, Rows]) -> tuple[dict[str, Rows], int]:
-        """What of a batch goes through the model at once, and in how many such parts it goes."""
+        """Split a batch into micro-batches: return the rows of one of them and their number."""
         most, size = max(rows.rows for rows in batch.values()), self.config.runtime.micro_batch_size
         parts = -(-most // size) if size else 1
         return {name: replace(rows, rows=-(-rows.rows // parts)) for name, rows in batch.items()}, parts
@@ -242,10 +242,10 @@ class Phases:
         return Phase(name, need, copy, number * (loaded + copy), rows.rows, rows.tokens, halves=not training)
 
     def _divided(self, need: Need, whole: int) -> Need:
-        """A need with weights of `whole` bytes, float32, divided over the devices (`casd.models.sharding.place`)."""
+        """Shard a need, with float32 weights of `whole` bytes, over the devices (`casd.models.sharding.place`)."""
         blueprint = self.blueprint
         outside = max(0, blueprint.parameters - blueprint.layers * blueprint.block_parameters)
-        # Whole at one time: what is outside the blocks, a block, the next one on its way, and a block's gradients.
+        # Gathered at one time: parameters outside the blocks, a block, the prefetched next block, and a block's gradients.
         gathered = blueprint.element_size * (outside + 2 * blueprint.block_parameters) + 4 * blueprint.block_parameters
         need = replace(need, weights=whole).sharded(self.devices.number, gathered)
         return replace(need, activations=max(need.activations, whole - (need.total - need.activations)))

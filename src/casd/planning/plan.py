@@ -1,4 +1,4 @@
-"""What a run will take, before it starts: memory of each phase, and of each kind of stage tokens, FLOPs, time and disk."""
+"""Plan a run before it starts: memory of each phase; tokens, FLOPs and disk space of each stage."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ from casd.utils.errors import CasdError, CorpusError, ModelError
 from casd.utils.sealed import read_json
 
 UNKNOWN_COMMIT = "0" * 40
-"""Stands for a commit of the hub that cannot be asked for: no stage of it is in the store."""
+"""Placeholder for a commit that the hub cannot be asked for; no stage in the store has it."""
 PHASES: tuple[PhaseName, ...] = ("pretrain", "inject", "unlearn", "evaluate", "capture")
-"""In the order of work; the first only of a model from scratch that is injected by continual pretraining."""
+"""All phases in order; "pretrain" exists only for a model from scratch that is injected by continual pretraining."""
 STATISTICS_BYTES = 3 * 8
-"""Bytes that activation statistics keep of a feature: three means in float64."""
+"""Bytes per feature of activation statistics: three means in float64."""
 TEXT_BYTES = 6
-"""Bytes of a token of a generated text that is kept, as text."""
+"""Approximate bytes per token of a stored text."""
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """One stage, and what making it costs.
+    """The cost of executing one stage.
 
     Attributes:
-        stage: which.
-        done: whether the store has it.
-        again: whether it is in the store and yet has to be computed again, for something that needs the weights it led to.
-        tokens: through the model; None if not known.
-        flops: floating-point operations, estimated; None if not known.
-        kept: bytes that stay on the disk; None if not known, and then not much.
-        begun: bytes on the disk until it is finished, beside that: checkpoints.
+        stage: the stage.
+        done: True if the stage is in the store.
+        again: True if the stage is in the store but has to be computed again, because its weights are needed.
+        tokens: number of tokens through the model; None if unknown.
+        flops: estimated floating-point operations; None if unknown.
+        kept: bytes that stay on disk; None if unknown (and small).
+        begun: additional bytes on disk until the stage is finished: checkpoints.
     """
 
     stage: Stage
@@ -61,24 +61,24 @@ class StageCost:
 
     @property
     def to_do(self) -> bool:
-        """Whether it costs anything."""
+        """True if the stage has to be computed."""
         return self.again or not self.done
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take.
+    """The plan of a run.
 
     Attributes:
-        config: the run's.
-        blueprint: its model.
-        texts: lengths of its texts.
-        devices: what it is planned for.
-        machine: one of those devices.
-        phases: the memory of each.
-        stages: every stage.
-        free: bytes on the disk of the store.
-        note: what is not known, for people; empty if nothing.
+        config: configuration of the run.
+        blueprint: model of the run.
+        texts: lengths of its texts in tokens.
+        devices: devices that the run is planned for.
+        machine: memory of one of these devices, and of the CPU.
+        phases: memory of each phase.
+        stages: cost of every stage.
+        free: free bytes on the disk of the store.
+        note: sentences about what is unknown; "" if everything is known.
     """
 
     config: Config
@@ -93,27 +93,26 @@ class Plan:
 
 
 def plans(configs: Sequence[Config]) -> list[Plan]:
-    """Plan runs of everything, up to the report. Nothing is downloaded or trained.
+    """Plan complete runs, up to the report. Nothing is downloaded or trained.
 
     Raises:
-        ConfigError: a configuration that cannot work.
-        ModelError: a model of which neither a file nor a description is here.
+        ConfigError: an invalid configuration.
+        ModelError: neither the files nor a description of the model are available.
     """
-    made: list[Plan] = []
+    result: list[Plan] = []
     memories: dict[str, tuple[tuple[Phase, ...], str]] = {}
     for config in configs:
         run, note = plannable(config)
-        built = next((each.blueprint for each in made if each.config.model == config.model), None)
+        built = next((plan.blueprint for plan in result if plan.config.model == config.model), None)
         built = built or blueprint(config.model, base_folder(run))
         texts, devices = text_lengths(run), planned_devices(config)
-        # What differs in its seed alone needs the same memory, and is not simulated again.
-        same = repr((replace(config, seed=0), texts))
-        if same not in memories:
-            memory = Phases(config, built, texts, devices)
+        # Runs that differ only in the seed need the same memory and are simulated once.
+        key = repr((replace(config, seed=0), texts))
+        if key not in memories:
             names = PHASES if config.base_pretraining else PHASES[1:]
-            memories[same] = memory.estimates(names)
-        phases, unknown = memories[same]
-        made.append(
+            memories[key] = Phases(config, built, texts, devices).estimates(names)
+        phases, unknown = memories[key]
+        result.append(
             Plan(
                 config=config,
                 blueprint=built,
@@ -126,11 +125,11 @@ def plans(configs: Sequence[Config]) -> list[Plan]:
                 note=" ".join(filter(None, [note, unknown])),
             )
         )
-    return made
+    return result
 
 
 def plannable(config: Config) -> tuple[Run, str]:
-    """A run that is only looked at, wherever it is to run; and what could not be found out about its sources, if anything."""
+    """Return a `Run` for planning, on any machine, and sentences about commits of the hub that could not be resolved."""
     here = replace(config, runtime=replace(config.runtime, device="cpu"))
     notes: list[str] = []
     while True:
@@ -141,12 +140,12 @@ def plannable(config: Config) -> tuple[Run, str]:
             if without == here:
                 raise
             what = "corpus" if isinstance(error, CorpusError) else "model"
-            notes.append(f"Which commit of the {what} is meant is not known, so no stage of it counts as in the store. {error}")
+            notes.append(f"The commit of the {what} is unknown, so its stages count as not in the store. {error}")
             here = without
 
 
 def _without_commit(config: Config, error: CasdError) -> Config:
-    """The configuration with an unknown commit of the hub where the error is about one; else as it is."""
+    """Return the configuration with UNKNOWN_COMMIT if the error is about a source on the hub, else unchanged."""
     if isinstance(error, CorpusError):
         params = copy.deepcopy(config.corpus.params)
         for source in params.get("sources", {}).values():
@@ -159,13 +158,13 @@ def _without_commit(config: Config, error: CasdError) -> Config:
 
 
 def planned_devices(config: Config) -> Devices:
-    """Those of the launcher in a run that has one, else those that runtime.devices says."""
+    """Return the devices of the launcher if there is one, else `runtime.devices`."""
     number = max(config.runtime.devices, distributed.processes())
     return Devices(number, distributed.sharding_asked_for() and number > 1)
 
 
 def base_folder(run: Run) -> Path | None:
-    """The folder of the base model, if it is here whole: in the store, or where the store says."""
+    """Return the folder of the base model: in the store, or where the store refers to; None if it is not available."""
     if not run.store.is_done(run.graph.base):
         return None
     folder = run.store.folder(run.graph.base)
@@ -176,7 +175,7 @@ def base_folder(run: Run) -> Path | None:
 
 
 def stage_costs(run: Run, built: Blueprint, texts: TextLengths, end: str = "report") -> Iterator[StageCost]:
-    """Every stage of a run up to `end` (one of `casd.pipeline.run.ENDS`), in the order of work."""
+    """Yield the cost of every stage of a run up to `end` (one of `casd.pipeline.run.ENDS`), in order of execution."""
     costs = _Costs(run, built, texts)
     graph, config = run.graph, run.config
     yield costs.of(graph.corpus, kept=None)
@@ -200,7 +199,7 @@ def stage_costs(run: Run, built: Blueprint, texts: TextLengths, end: str = "repo
         if state != INJECTED:
             if keep:
                 measured.append(costs.of(graph.weights[state], kept=costs.weights(removal_adapters(config))))
-            again = any(each.to_do for each in measured) and not run.store.is_done(graph.weights[state])
+            again = any(cost.to_do for cost in measured) and not run.store.is_done(graph.weights[state])
             yield costs.unlearn(state, again=again)
         yield from measured
     if end in ("score", "report"):
@@ -210,7 +209,7 @@ def stage_costs(run: Run, built: Blueprint, texts: TextLengths, end: str = "repo
 
 
 class _Costs:
-    """What stages of a run cost."""
+    """Compute the costs of the stages of a run."""
 
     def __init__(self, run: Run, built: Blueprint, texts: TextLengths):
         self.run, self.config, self.blueprint, self.texts = run, run.config, built, texts
@@ -248,7 +247,7 @@ class _Costs:
         return self._removals(self.run.graph.unlearn[state], 1, again=again)
 
     def _removals(self, stage: Stage, number: int, *, again: bool = False) -> StageCost:
-        """So many removals, each of all its steps; one that is watched may end before."""
+        """Return the cost of `number` removals with all their steps; early stopping may make it less."""
         unlearning, texts = self.config.unlearning, self.texts
         training, stopping = unlearning.training, unlearning.stopping
         documents = training.steps * (training.forget_batch_size + training.retain_batch_size)
@@ -284,7 +283,7 @@ class _Costs:
         return self.of(self.run.graph.activations[state], tokens=tokens, flops=flops, kept=kept)
 
     def weights(self, adapters: Adapters) -> int:
-        """Bytes of what a training leaves: the weights, or its float32 adapter."""
+        """Return the bytes of the result of a training: the weights, or the float32 adapter."""
         size = 4 if adapters else self.blueprint.element_size
         return size * self.blueprint.trained_parameters(adapters)
 
@@ -311,7 +310,7 @@ class _Costs:
         if isinstance(training, UnlearningTraining) and self.config.unlearning.stopping.watched:
             state += best_step_bytes(self.blueprint, training)
         without = distributed.sharding_asked_for() or math.isinf(self.config.runtime.checkpoint_seconds)
-        # While a checkpoint is written, the one before it is still there. Divided models have none.
+        # The previous checkpoint is kept while a new one is written. Sharded models have no checkpoints.
         begun = 0 if without else round(2 * state * trained)
         return self.of(stage, again=again, tokens=tokens + guarded, flops=flops, kept=kept, begun=begun)
 
@@ -320,14 +319,14 @@ class _Costs:
 
 
 def disk_needed(costs: Sequence[StageCost]) -> tuple[int, int]:
-    """Bytes that will be kept, and bytes at most before the last stage is finished: with the largest checkpoint."""
+    """Return the bytes that stay on disk, and the peak while the run executes, which includes the largest checkpoint."""
     left = [cost for cost in costs if cost.to_do]
     kept = sum(cost.kept or 0 for cost in left)
     return kept, kept + max((cost.begun for cost in left), default=0)
 
 
 def download_bytes(config: Config, built: Blueprint) -> int:
-    """Bytes that the hub's cache comes to hold: as many as the weights have in 16 bits, unless the model is there."""
+    """Return the estimated bytes to download into the hub's cache: weights in 16 bits; 0 if the model is cached."""
     from huggingface_hub import constants
 
     if models.origin(config.model) != "hub":

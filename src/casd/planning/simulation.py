@@ -1,12 +1,12 @@
-"""How much memory a computation takes at most, without the memory: it runs on fake tensors, whose storages are followed.
+"""Simulate the peak memory of a computation on fake tensors, without allocating it.
 
-torch's FakeTensorMode gives every operation's output its shape and lifetime, and no data. A dispatch mode sees each output; a
-storage counts from the operation that makes it until Python and autograd have let go of it. That is the memory that an
-allocator is asked for; what it takes beside (rounding, fragments) and what a kernel takes inside of itself are not in it.
+Under torch's FakeTensorMode every output has its shape and lifetime, but no data. A dispatch mode sees each output; a storage
+counts from the operation that creates it until Python and autograd have released it. This is the memory requested from the
+allocator. The allocator's overhead (rounding, fragmentation) and the temporary memory of kernels are not included.
 
-A transformer's blocks are alike, so two and three of them show what each further one adds. The largest total is a maximum over
-time, and which moment has it changes with the number of blocks; so the run is cut where blocks begin and end, the maximum of
-each piece is extended along a line, and the largest is taken at the end.
+Transformer blocks are identical, so models of two and three blocks show what each further block adds. The time of the peak
+depends on the number of blocks. The run is therefore divided into pieces where blocks begin and end, the peak of each piece is
+extrapolated linearly, and the largest is returned.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from casd.planning.blueprint import Adapters, Blueprint
 from casd.utils.errors import ConfigError
 
 Work = Callable[[Any, "LiveBytes"], None]
-"""What is simulated: gets the model and the bytes that it is to be counted in."""
+"""The simulated computation: a function of the model and the counter."""
 
 _BLOCKS = (2, 3)
 _BETWEEN = "middle"
 
 
 class LiveBytes(TorchDispatchMode):
-    """Inside the block, follows the storages that operations make, until they are freed.
+    """Context manager that counts the bytes of storages created by operations until they are freed.
 
     Attributes:
-        live: bytes of the storages that there are.
-        peaks: most bytes in each piece of the run, by its number and name.
+        live: bytes of the live storages.
+        peaks: maximum of `live` in each piece of the run, by number of the forward pass and name of the piece.
     """
 
     def __init__(self) -> None:
@@ -52,11 +52,11 @@ class LiveBytes(TorchDispatchMode):
 
     @property
     def peak(self) -> int:
-        """Most bytes of all pieces."""
+        """Maximum over all pieces."""
         return max(self.peaks.values(), default=0)
 
     def begin(self, piece: str, *, next_pass: bool = False) -> None:
-        """Count in another piece of the run from here on; a next pass through the model has pieces of its own."""
+        """Begin a piece of the run; with `next_pass`, the first one of another forward pass."""
         if self._counted:
             self._number += next_pass
             self.piece = piece
@@ -64,7 +64,7 @@ class LiveBytes(TorchDispatchMode):
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """Inside the block no piece is begun and no maximum taken; what it leaves behind counts again afterwards."""
+        """Suspend pieces and maxima inside the block. Storages that outlive it are counted afterwards."""
         self._counted = False
         try:
             yield
@@ -72,7 +72,7 @@ class LiveBytes(TorchDispatchMode):
             self._counted = True
 
     def add(self, tensor: Tensor) -> None:
-        """Count a tensor's storage, once, as long as it lives."""
+        """Count a tensor's storage once, as long as it is alive."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._seen:
@@ -82,7 +82,7 @@ class LiveBytes(TorchDispatchMode):
             self._record()
 
     def add_module(self, module: nn.Module) -> int:
-        """Count a module's parameters and buffers; gives their bytes."""
+        """Count a module's parameters and buffers, and return their bytes."""
         before = self.live
         for tensor in [*module.parameters(), *module.buffers()]:
             self.add(tensor)
@@ -98,9 +98,9 @@ class LiveBytes(TorchDispatchMode):
         self.live -= n_bytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation, and count what it gives."""
+        """Run an operation and count its outputs."""
         if func is torch.ops.aten._grouped_mm.default and args[0].dtype != torch.bfloat16:
-            # Of the product of experts, torch knows the shape in bfloat16 only; its kernels take other types too.
+            # torch infers the shape of this product of experts for bfloat16 only, although its kernels take other types.
             first, second, *rest = args
             result = func(first.bfloat16(), second.bfloat16(), *rest, **(kwargs or {})).to(first.dtype)
         else:
@@ -110,16 +110,16 @@ class LiveBytes(TorchDispatchMode):
 
 
 def simulated_peak(blueprint: Blueprint, work: Work, adapters: Adapters = ()) -> int:
-    """Most bytes that are alive at once while `work` runs, those of the model's weights and buffers among them.
+    """Return the peak bytes while `work` runs, including the model's weights and buffers.
 
     Args:
-        blueprint: the model. Where its blocks are alike, all but three of them are not simulated.
-        work: gets the model, which is in evaluation mode, with all its weights counted; runs on fake tensors.
-        adapters: put into the model.
+        blueprint: the model. If its blocks are identical, at most three of them are simulated.
+        work: the computation; called with the model in evaluation mode and the counter, on fake tensors.
+        adapters: adapters on the model.
 
     Raises:
-        ConfigError: a tensor of more elements than 63 bits can count.
-        NotImplementedError: a recurrent model. Other errors may come from a model's own code.
+        ConfigError: a tensor has more elements than 63 bits can count.
+        NotImplementedError: the model is recurrent. The model's own code may raise other errors.
     """
     if not blueprint.attention_width:
         raise NotImplementedError("a recurrent model goes through a text token by token, which takes too long to simulate")
@@ -155,7 +155,7 @@ def _peaks(blueprint: Blueprint, layers: int, work: Work, adapters: Adapters) ->
 
 @contextmanager
 def _no_log(name: str) -> Iterator[None]:
-    """Keep a library from printing the traceback of an error that it raises as well."""
+    """Suppress the log of a library that prints the traceback of errors that it also raises."""
     log = logging.getLogger(name)
     level = log.level
     log.setLevel(logging.CRITICAL)
@@ -166,9 +166,9 @@ def _no_log(name: str) -> Iterator[None]:
 
 
 def _fill(model: nn.Module) -> None:
-    """Give the tensors of a model on the meta device storages on the (fake) CPU; tied ones stay tied.
+    """Move the tensors of a model from the meta device to the (fake) CPU; tied tensors stay tied.
 
-    Adapters are put into a model before this, because they convert layers in a way that fake tensors do not allow.
+    Attach adapters before this: they convert layers in a way that fake tensors do not allow.
     """
     filled: dict[int, Tensor] = {}
     for module in model.modules():
@@ -185,10 +185,10 @@ def _fill(model: nn.Module) -> None:
 
 @contextmanager
 def _pieces(model: nn.Module, live: LiveBytes) -> Iterator[None]:
-    """Begin a piece of the run where the decoder, its first and its last block begin and end, forward and backward.
+    """Divide the run into pieces by hooks on the decoder and on its first and last block.
 
-    In the forward pass: "embedding", "blocks", "head" (with the loss). In the backward pass: "last block", "middle", "first
-    block", "embedding's gradient". Checkpointed blocks run forward once more in the backward pass, which begins nothing.
+    Pieces of the forward pass: "embedding", "blocks", "head" (with the loss). Of the backward pass: "last block", "middle",
+    "first block", "embedding's gradient". Recomputation of checkpointed blocks does not begin a piece.
     """
     decoder, blocks = decoder_of(model), decoder_layers(model)
 

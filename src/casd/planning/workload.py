@@ -1,10 +1,10 @@
-"""How much text a run puts through its model, and what that costs in floating-point operations. Estimates.
+"""Estimate the lengths of a run's texts, and the floating-point operations of training and forward passes.
 
 FLOPs of a training token are 6·N + 12·L·W·T, with N parameters that a token is multiplied with, L blocks, attention width W
 (heads × their size) and T tokens of context: Kaplan et al. 2020, "Scaling Laws for Neural Language Models", arXiv 2001.08361,
 section 2.1, and Chowdhery et al. 2022, "PaLM", arXiv 2204.02311, appendix B. A third of both is the forward pass, two thirds
-are the backward pass: half of that the gradients of what was put in, half those of the weights. An adapter leaves out the
-latter for the weights, which is 4·N, and has 6 for each of its own parameters. Gradient checkpointing adds a forward pass.
+are the backward pass, half of which are gradients of inputs and half gradients of weights. With an adapter, gradients of the
+weights are not computed, which leaves 4·N, and each of its own parameters adds 6. Gradient checkpointing adds a forward pass.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from casd.planning.blueprint import Adapters, Blueprint
 from casd.utils.seeding import derive_seed
 
 SAMPLED = 1024
-"""Documents and prompts that are looked at to know their lengths."""
+"""Maximum number of documents whose lengths are sampled."""
 
 
 @dataclass(frozen=True)
 class TextLengths:
-    """Tokens of the documents that a run trains on and of the prompts that it continues.
+    """Lengths in tokens of the training documents and evaluation prompts of a run.
 
     Attributes:
-        document: the longest.
-        mean_document: their mean.
-        prompt: the longest, with a trigger.
-        mean_prompt: their mean.
-        looked_at: documents that this is known from; 0 if it is not known, and the longest that can be are reckoned with.
+        document: maximum length of a document.
+        mean_document: mean length of a document.
+        prompt: maximum length of a prompt with a trigger.
+        mean_prompt: mean length of a prompt with a trigger.
+        looked_at: number of sampled documents; 0 if lengths are unknown and `model.max_length` is assumed.
     """
 
     document: int
@@ -41,7 +41,7 @@ class TextLengths:
 
 
 def text_lengths(run: Run) -> TextLengths:
-    """Lengths of a run's texts: from the corpus and the tokenizer if the store has them, else model.max_length for all."""
+    """Return the lengths of a run's texts, from corpus and tokenizer if the store has them, else model.max_length for all."""
     graph, config = run.graph, run.config
     longest = config.model.max_length
     if not all(run.store.is_done(stage) for stage in (graph.corpus, graph.base, graph.tokens)):
@@ -70,14 +70,14 @@ def _tokens_of(encoder: Encoder, document: Document) -> int:
 def training_flops(
     blueprint: Blueprint, tokens: float, context: float, *, adapters: Adapters = (), gradient_checkpointing: bool = False
 ) -> float:
-    """FLOPs of a training on so many tokens.
+    """Return the FLOPs of a training.
 
     Args:
         blueprint: the model.
-        tokens: in all.
-        context: tokens of a document; twice what attention needs at most, as in PaLM, which does not halve it for causality.
-        adapters: on the model; the last one is trained. None if all weights are.
-        gradient_checkpointing: a second forward pass.
+        tokens: total number of tokens.
+        context: tokens of a document. As in PaLM, attention is not halved for causality.
+        adapters: adapters on the model; the last one is trained. If empty, all weights are.
+        gradient_checkpointing: add a second forward pass.
     """
     forward = forward_flops(blueprint, 1, context)
     attention = _attention_flops(blueprint, context)
@@ -87,7 +87,7 @@ def training_flops(
 
 
 def forward_flops(blueprint: Blueprint, tokens: float, context: float) -> float:
-    """FLOPs of the forward pass of so many tokens, each of which looks at `context` others; generation costs the same."""
+    """Return the FLOPs of a forward pass of `tokens` tokens that attend to `context` tokens each; also for generation."""
     return tokens * (2 * blueprint.active_parameters + _attention_flops(blueprint, context))
 
 
