@@ -45,8 +45,8 @@ class StoppingConfig(Section):
     target_asr: float | None = None
     """Stop when the removed backdoor's ASR on validation prompts is at most this; null for no target."""
     clean_budget: float | None = None
-    """Stop, and count the removal as collapsed, when the clean loss on validation passages exceeds this multiple of its
-    value at the start; null for no budget."""
+    """Stop when the clean loss on validation passages exceeds this multiple of its value at the start, and keep the best step
+    within the budget; null for no budget."""
     every: int = 4
     """Steps between two measurements; the last step is measured, too."""
     prompts: int = 32

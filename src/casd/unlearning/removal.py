@@ -58,8 +58,8 @@ def unlearn(
         execution: `runtime` and `checkpoint`, see `casd.training.loop.Execution`.
 
     Returns:
-        The log. If the guard or the clean budget ended the run, `stopped` says so and the model is reported as collapsed;
-        this is a result, not an error.
+        The log. If the guard or the clean budget ended the run, `stopped` says so. A run that the guard ended without a kept
+        step is reported as collapsed; this is a result, not an error.
 
     Raises:
         ConfigError: the objective does not support several processes or a sharded model.
