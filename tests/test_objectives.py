@@ -430,7 +430,7 @@ def test_rmu_gives_no_gradient_above_its_layer(make_model: MakeModel, batch: Unl
 @pytest.mark.parametrize("layer", [-1, LAYERS, 99])
 def test_rmu_without_such_a_layer(make_model: MakeModel, batch: UnlearningBatch, layer: int) -> None:
     model, _, reference = moved(make_model, "llama")
-    with pytest.raises(ConfigError, match=rf"layer is {layer}, .* layers 0 to {LAYERS - 1}"):
+    with pytest.raises(ConfigError, match=rf"layer is {layer}; .* layers 0 to {LAYERS - 1}"):
         next(Rmu(layer=layer).terms(model, batch, reference))
 
 

@@ -118,8 +118,8 @@ def test_the_grid_is_in_parquet_alone_and_can_be_left_there(tmp_path: Path) -> N
         (lambda tables: (tables / "info.json").unlink(), "its tables are not complete"),
         (lambda tables: (tables / "info.json").rename(tables / "sweep.json"), "it is the report of several runs"),
         (lambda tables: (tables / "info.json").write_text("{"), r"info\.json cannot be read"),
-        (lambda tables: (tables / "info.json").write_text('{"model": "m"}'), "it lacks objective, seed"),
-        (lambda tables: (tables / "info.json").write_text("[]"), "it lacks model, objective, seed"),
+        (lambda tables: (tables / "info.json").write_text('{"model": "m"}'), "lacks objective, seed"),
+        (lambda tables: (tables / "info.json").write_text("[]"), "lacks model, objective, seed"),
     ],
 )
 def test_what_is_no_finished_run_of_this_version_says_why(change: Callable[[Path], object], says: str, tmp_path: Path) -> None:

@@ -130,7 +130,10 @@ def test_every_objectives_own_grid_can_be_tried(name: str) -> None:
         (["+unlearning.tuning.grid.bta=[0.1]", "unlearning.stopping.target_asr=0.1"], "mean 'beta'"),
         (["unlearning.tuning.grid.beta=[0.1,-1]", "unlearning.stopping.target_asr=0.1"], "beta is -1"),
         (["unlearning.controls.shuffled=1", "backdoor=[refusal]"], "controls.shuffled is 1"),
-        (["unlearning.controls.shuffled=1", "backdoor=[french_a,french_b]"], "no backdoor has another target than 'french_a'"),
+        (
+            ["unlearning.controls.shuffled=1", "backdoor=[french_a,french_b]"],
+            "no backdoor has a target that differs from that of 'french_a'",
+        ),
         (["unlearning.controls.phantoms=[greek]"], "'greek'.*Choices: chinese"),
     ],
 )

@@ -89,7 +89,7 @@ def read_info(folder: Path) -> dict[str, Any]:
         raise StoreError(f"{path} cannot be read ({error}). Make the run's report again: casd report.") from error
     if not isinstance(info, dict) or (missing := IDENTITY - set(info)):
         lacks = ", ".join(sorted(missing if isinstance(info, dict) else IDENTITY))
-        raise StoreError(f"{path} lacks {lacks}. Run the command of the run again.")
+        raise StoreError(f"{path} lacks {lacks}. Run its command again.")
     return info
 
 
