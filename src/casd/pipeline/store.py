@@ -154,6 +154,14 @@ class StageStore:
         """The stages that this object made or reused, in order, each once."""
         return tuple(self._events.values())
 
+    def summary(self) -> str:
+        """The number of stages executed, with their time, and reused: "3 stages executed in 41.2 s, 5 reused"."""
+        executed = [event for event in self.events if event.outcome == "executed"]
+        seconds = sum(event.seconds for event in executed)
+        noun = "stage" if len(executed) == 1 else "stages"
+        took = f" in {seconds:.1f} s" if executed else ""
+        return f"{len(executed)} {noun} executed{took}, {len(self.events) - len(executed)} reused"
+
     def _place(self, stage: Stage) -> Path:
         return self.root / stage.name / stage.key
 
