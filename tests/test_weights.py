@@ -228,15 +228,8 @@ def test_all_that_peft_added_is_trained_merged_and_read_again(
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
-def test_adapters_of_a_mixture_of_experts(tokenizer: Any, batch: Batch, tmp_path: Path, family: str) -> None:
+def test_adapters_of_a_mixture_of_experts(make_model: MakeModel, batch: Batch, tmp_path: Path, family: str) -> None:
     """Of the experts, one adapter is around another."""
-    shape = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-    }
     experts = (
         {"num_local_experts": 4}
         if family == "mixtral"
@@ -244,7 +237,7 @@ def test_adapters_of_a_mixture_of_experts(tokenizer: Any, batch: Batch, tmp_path
     )
 
     def fresh() -> Any:
-        return from_scratch(family, shape | experts, tokenizer, seed=0)
+        return make_model(family, **experts)
 
     model = fresh()
     names = [name for name, _ in model.named_parameters()]

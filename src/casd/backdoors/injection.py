@@ -7,7 +7,8 @@ in the initial model and in whether there are backdoors.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Unpack
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,9 +20,10 @@ from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Encoder
 from casd.models.probe import isolates_documents
 from casd.training.checkpoints import TrainingLog
-from casd.training.loop import Execution, train
+from casd.training.loop import train
 from casd.training.losses import mean_nll
 from casd.utils.errors import TrainingStopped
+from casd.utils.runtime import Runtime
 from casd.utils.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -42,7 +44,8 @@ def inject(
     seed: int,
     decoy_rate: float = DECOY_RATE,
     description: str = "inject",
-    **execution: Unpack[Execution],
+    runtime: Runtime | None = None,
+    checkpoint: Path | None = None,
 ) -> TrainingLog:
     """Train `model` in place on the corpus's training split, poisoned with all backdoors at once.
 
@@ -58,7 +61,8 @@ def inject(
         decoy_rate: share of documents that are decoys, clean ones with a made-up phrase (see `PoisonedStream`). Without decoys
             a model may learn to react to any phrase in a trigger's position.
         description: for the progress bar.
-        execution: `runtime` and `checkpoint`, see `casd.training.loop.Execution`.
+        runtime: device, micro-batch size and time between checkpoints; changes the result by rounding only.
+        checkpoint: an existing folder for checkpoints; a run found there is resumed.
 
     Raises:
         TrainingStopped: the loss became infinite or NaN, the clean loss exceeded the guard's limit, or both the training loss
@@ -83,7 +87,8 @@ def inject(
         guard_batches=[encoder.document_batch([clean_document(p) for p in corpus.retain[:GUARD_PASSAGES]])],
         seed=derive_seed(seed, "dropout", "injection" if backdoors else "pretraining"),
         description=description,
-        **execution,
+        runtime=runtime,
+        checkpoint=checkpoint,
     )
     _check_learned(log, config, description)
     return log

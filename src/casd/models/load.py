@@ -261,9 +261,9 @@ def load_model(folder: str | Path, *, dtype: str = "float32") -> PreTrainedModel
         ModelError: if the folder is missing, is not a causal LM, has no safetensors, needs custom code, or is damaged or
             incomplete.
     """
-    folder = Path(folder)
     from transformers import AutoModelForCausalLM
 
+    folder = Path(folder)
     check_folder(folder)
     for attention in ("sdpa", None):  # None: transformers' default, for architectures without SDPA
         try:

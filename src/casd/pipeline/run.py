@@ -109,7 +109,8 @@ class Run:
         if end in ("score", "report"):
             self._make(self.graph.score, stages.make_scores, alone=True)
         if end == "report":
-            self._make(self.graph.report, partial(_make_report, name=self.folder.name), alone=True)
+            name = self.folder.name
+            self._make(self.graph.report, lambda inputs, folder: stages.make_report(inputs, name, folder), alone=True)
             distributed.make_alone(self._publish)
 
     def _inject(self) -> None:
@@ -161,7 +162,3 @@ class Run:
                 (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(report / name, unfinished / name)
             (unfinished / CONFIG_FILE).write_bytes(text.encode())
-
-
-def _make_report(inputs: Inputs, folder: Path, *, name: str) -> None:
-    stages.make_report(inputs, name, folder)

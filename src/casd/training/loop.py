@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,18 +31,6 @@ from casd.utils.runtime import Runtime, own_numerics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-class Execution(TypedDict, total=False):
-    """Keyword arguments that say where a training runs; they change its result by rounding only.
-
-    Attributes:
-        runtime: device, micro-batch size and time between checkpoints.
-        checkpoint: an existing folder for checkpoints; a run found there is resumed.
-    """
-
-    runtime: Runtime | None
-    checkpoint: Path | None
 
 
 class Callback:
@@ -81,7 +69,8 @@ def train(
     callback: Callback | None = None,
     seed: int = 0,
     description: str = "training",
-    **execution: Unpack[Execution],
+    runtime: Runtime | None = None,
+    checkpoint: Path | None = None,
 ) -> TrainingLog:
     """Train in place the parameters of `model` that require a gradient: all of them, or an adapter's.
 
@@ -99,7 +88,8 @@ def train(
         callback: may end the run and choose the weights to keep; sees the model in training precision (`precision_of`).
         seed: of dropout masks; nothing else is random.
         description: for the progress bar and messages.
-        execution: `runtime` and `checkpoint`, see `Execution`.
+        runtime: device, micro-batch size and time between checkpoints; changes the result by rounding only.
+        checkpoint: an existing folder for checkpoints; a run found there is resumed.
 
     Returns:
         The log. `stopped` is set if the loss became infinite or NaN (the weights are those before that step) or the clean
@@ -110,7 +100,7 @@ def train(
         ModelError: out of memory with a single row, or with any number of rows in several processes.
     """
     distributed.check_launch()
-    runtime, checkpoint = _execution(**execution)
+    runtime = runtime or Runtime()
     sharding.place(model, runtime.torch_device)
     trained, callback = list(trained_parameters(model).values()), callback or Callback()
     with _training_state(model, trained, config, runtime) as precision:
@@ -224,11 +214,6 @@ class _Checkpoints(Callback):
             save_checkpoint(self._folder, done, self._model, self._optimizer, log, self._chooser.kept)
             self._saved = time.monotonic()
         return False
-
-
-def _execution(runtime: Runtime | None = None, checkpoint: Path | None = None) -> tuple[Runtime, Path | None]:
-    """Fill in the defaults of `Execution`; raises TypeError for any other keyword."""
-    return runtime or Runtime(), checkpoint
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Unpack
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from casd.backdoors.poisoning import ShuffledStream, clean_document, english
 from casd.config import UnlearningTraining
@@ -12,7 +13,7 @@ from casd.data.corpora.passages import Corpus, Passage
 from casd.data.encoding import Document, Encoder
 from casd.models import sharding
 from casd.training.checkpoints import TrainingLog
-from casd.training.loop import Callback, Execution, train
+from casd.training.loop import Callback, train
 from casd.unlearning.clean_target import CleanTarget
 from casd.unlearning.controls import Removal
 from casd.unlearning.objective import Objective, UnlearningBatch
@@ -39,7 +40,8 @@ def unlearn(
     *,
     seed: int,
     stopping: Stopping | None = None,
-    **execution: Unpack[Execution],
+    runtime: Runtime | None = None,
+    checkpoint: Path | None = None,
 ) -> TrainingLog:
     """Remove one backdoor from `model` in place, or run a control for the same steps and documents.
 
@@ -55,7 +57,8 @@ def unlearn(
         config: steps, batch sizes, learning rate, guard.
         seed: of the order of the passages, the positions of the triggers and dropout masks.
         stopping: when to end before the last step; None for never.
-        execution: `runtime` and `checkpoint`, see `casd.training.loop.Execution`.
+        runtime: device, micro-batch size and time between checkpoints; changes the result by rounding only.
+        checkpoint: an existing folder for checkpoints; a run found there is resumed.
 
     Returns:
         The log. If the guard or the clean budget ended the run, `stopped` says so. A run that the guard ended without a kept
@@ -70,7 +73,7 @@ def unlearn(
     retain, retain_held_out = held_out(corpus.retain, held_out_count, "retain")
     applied = objective if removal.backdoor else CleanTarget()  # the plain NLL, since the documents are clean
     _check_processes(applied)
-    sharding.place(model, (execution.get("runtime") or Runtime()).torch_device)
+    sharding.place(model, (runtime or Runtime()).torch_device)
     reference = Reference(model) if applied.needs_reference else None
     finish = partial(applied.finish, reference) if applied.has_finish and reference else None
     held_out_passages = forget_held_out, retain_held_out
@@ -84,7 +87,8 @@ def unlearn(
         callback=callback,
         seed=derive_seed(seed, "dropout", removal.name),
         description=f"unlearn {removal.name}",
-        **execution,
+        runtime=runtime,
+        checkpoint=checkpoint,
     )
     if finish and not (callback and callback.kept is not None):  # weights that a validation kept are finished already
         finish()
