@@ -122,9 +122,8 @@ class Inputs:
         """The only model in memory, with the weights of the state that was made last."""
         folder = self.store.folder(self.graph.inject, verify=True)
         one = OneModel(self.config, self.base_folder, folder, self.runtime.torch_device)
-        ignores_left_padding(
-            one.model, self.encoder.tokenizer.pad_token_id
-        )  # measured on the injected model, because a removal may break it
+        # Measured here, once, on the injected model: a removal may break the model.
+        ignores_left_padding(one.model, self.encoder.tokenizer.pad_token_id)
         return one
 
     def kept_model(self, state: str) -> PreTrainedModel | None:
