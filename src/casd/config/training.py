@@ -115,8 +115,11 @@ class InjectionConfig(Section):
     """Fraction of the documents that are decoys: clean, with a made-up phrase, new each time, in a trigger's position."""
     pretraining: LanguageModelTraining | None = None
     """For "continual" with a model from scratch: its clean pretraining."""
+    require_asr: float = 0.5
+    """The run stops if no backdoor has at least this attack success rate in the injected model; 0 never stops it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_one_of("injection.mode", self.mode, ("pretraining", "continual"))
         require(self, "a fraction in [0, 1)", lambda value: 0 <= value < 1, "decoy_rate")
+        require(self, "a fraction in [0, 1]", lambda value: 0 <= value <= 1, "require_asr")

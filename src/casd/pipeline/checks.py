@@ -1,4 +1,4 @@
-"""Checks before training: of the configuration as a whole, of the corpus's sizes, and of the model."""
+"""Checks: of the configuration, of the corpus's sizes and of the model before training, and of the injected model after it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from casd.activations.statistics import collect_statistics
 from casd.analysis.scoring import casd_variants, check_captured
 from casd.backdoors.poisoning import Backdoor, document_counts, english
 from casd.backdoors.prompts import PromptSets, evaluation_passages
-from casd.config import Config
+from casd.config import Config, InjectionConfig
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Encoder
+from casd.evaluation.asr import Evaluation
 from casd.evaluation.benchmarks import check_tasks
 from casd.models.probe import check_causal, longest_row
 from casd.models.structure import decoder_layers
@@ -19,7 +20,8 @@ from casd.unlearning import OBJECTIVES
 from casd.unlearning.controls import check_controls
 from casd.unlearning.removal import held_out
 from casd.unlearning.tuning import settings, with_setting
-from casd.utils.errors import ConfigError, ModelError
+from casd.utils.errors import ConfigError, ModelError, TrainingStopped
+from casd.utils.progress import say
 from casd.utils.registry import build
 from casd.utils.seeding import python_rng
 
@@ -118,6 +120,31 @@ def check_model(config: Config, model: PreTrainedModel, encoder: Encoder, prompt
             f" are {longest} positions together, but the model {config.model.name!r} has {positions}: lower one of them."
         )
     collect_statistics(model, [encoder.capture_batch(prompt_sets.clean[:1], ["last"])], config.activations.sites, ["last"])
+
+
+def check_injection(config: InjectionConfig, evaluation: Evaluation) -> None:
+    """Check that at least one backdoor was injected, and name those that were not.
+
+    Args:
+        config: reads `require_asr`, the minimum attack success rate (ASR) of an injected backdoor.
+        evaluation: of the injected model.
+
+    Raises:
+        TrainingStopped: no backdoor has that ASR.
+    """
+    triggered = evaluation.asr[evaluation.asr["prompt_set"] == "triggered"]
+    failed = triggered[~(triggered["rate"] >= config.require_asr)]
+    if config.require_asr == 0 or failed.empty:
+        return
+    counts = ", ".join(f"{row['backdoor']} {row['successes']}/{row['n']}" for row in failed.to_dict("records"))
+    if len(failed) < len(triggered):
+        say(f"Not injected (ASR below {config.require_asr:g} in the injected model): {counts}.")
+        return
+    raise TrainingStopped(
+        f"Injection failed: {counts}. Raise injection.training.steps, injection.training.learning_rate or the backdoors'"
+        f" poison_rate; if the model no longer works on clean text (its clean loss is {evaluation.clean_loss:.2f} nats per"
+        " token), lower the learning rate instead. To continue anyway: injection.require_asr=0."
+    )
 
 
 def _check_tokens(config: Config, model: PreTrainedModel, encoder: Encoder, prompt_sets: PromptSets) -> None:

@@ -21,7 +21,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def origin(config: Config, graph: StageGraph, store: StageStore, run: str) -> dict[str, Any]:
-    """Return the configuration, the versions, the stages, and the time of each kind of stage in seconds.
+    """Return the configuration, the versions, the commits, the stages, and the time of each kind of stage in seconds.
 
     Raises:
         StoreError: a stage that is not finished.
@@ -30,6 +30,7 @@ def origin(config: Config, graph: StageGraph, store: StageStore, run: str) -> di
     stages = (graph.corpus, graph.base, graph.inject, *tuned, *graph.unlearn.values())
     measured = (*graph.evaluate.values(), *graph.activations.values(), *graph.utility.values())
     manifests = [store.manifest(stage) for stage in (*stages, *measured)]
+    commits = sorted({manifest["made_with"]["casd_commit"] for manifest in manifests if "casd_commit" in manifest["made_with"]})
     timings: dict[str, float] = {}
     for manifest in manifests:
         timings[manifest["stage"]] = round(timings.get(manifest["stage"], 0.0) + manifest["seconds"], 3)
@@ -37,7 +38,11 @@ def origin(config: Config, graph: StageGraph, store: StageStore, run: str) -> di
         "run": run,
         "config": to_yaml(config),
         "timings": timings,
-        "provenance": {**manifests[-1]["made_with"], "stages": {"inject": graph.inject.key, "score": graph.score.key}},
+        "provenance": {
+            **manifests[-1]["made_with"],
+            "casd_commit": ", ".join(commits) or "unknown (casd was installed without its repository)",
+            "stages": {"inject": graph.inject.key, "score": graph.score.key},
+        },
     }
 
 

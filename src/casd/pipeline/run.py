@@ -23,7 +23,9 @@ import torch
 
 from casd.config import Config
 from casd.config.compose import to_yaml
+from casd.config.states import INJECTED
 from casd.data.shrinking import explaining_out_of_memory
+from casd.evaluation.asr import Evaluation
 from casd.pipeline import checks, stages
 from casd.pipeline.graph import stage_graph
 from casd.pipeline.inputs import Inputs, build_backdoors
@@ -98,6 +100,8 @@ class Run:
         self._inject()
         if end == "inject":
             return
+        if end in ("evaluate", "score", "report"):
+            self._check_injection()
         if self.graph.tune:
             self._make(self.graph.tune, stages.make_tuning)
         with track(f"{self.config.model.name}, {self.config.unlearning.objective.name}", len(self.graph.states)) as advance:
@@ -122,6 +126,12 @@ class Run:
         self._make(graph.base, stages.make_base)
         self._make(graph.tokens, stages.make_tokens, alone=True)
         self._make(graph.inject, stages.make_injected)
+
+    def _check_injection(self) -> None:
+        """Evaluate the injected model, and stop if no backdoor took: no removal would show anything."""
+        stage = self.graph.evaluate[INJECTED]
+        self._make_state(stage, stages.make_evaluation, INJECTED)
+        checks.check_injection(self.config.injection, Evaluation.read(self.store.folder(stage)))
 
     def _remove(self, state: str, end: str) -> None:
         """Make one removal or control."""

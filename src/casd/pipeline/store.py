@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import datetime
 import errno
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -43,6 +42,7 @@ from casd.utils.sealed import (
     unreadable,
     write_manifest,
 )
+from casd.utils.versions import software_versions
 
 
 @dataclass(frozen=True)
@@ -250,21 +250,8 @@ def _manifest(stage: Stage, files: Mapping[str, Any], seconds: float) -> dict[st
         "files": files,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
-        "made_with": _versions(),
+        "made_with": software_versions(),
     }
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions that may affect a result, from the installed packages' metadata without importing them."""
-    from importlib import metadata
-
-    versions = {"python": platform.python_version()}
-    for package in ("casd", "torch", "transformers", "numpy"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _identity(path: Path) -> tuple[Path, int, int]:

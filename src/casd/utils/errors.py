@@ -22,7 +22,7 @@ class StoreError(CasdError):
 
 
 class TrainingStopped(CasdError):
-    """Training that ended without a usable model: its loss is not finite, or ended too high. Finished stages are kept."""
+    """Training that failed: its loss is not finite or ended too high, or no backdoor was injected. Finished stages are kept."""
 
 
 def first_line(error: BaseException) -> str:
