@@ -61,8 +61,8 @@ def test_nothing_is_removed_from_a_model_without_backdoors(tmp_path: Path, capsy
         main(["run", *tiny(tmp_path, *few_steps, "injection.require_asr=0.5")])
     assert ended.value.code == 1
     assert "Injection failed: refusal 0/12, german 0/12." in " ".join(capsys.readouterr().err.split())
-    assert len(list((tmp_path / "store").glob("evaluate-*"))) == 1
-    assert not list((tmp_path / "store").glob("unlearn-*"))
+    assert len(list((tmp_path / "store").glob("evaluate/[!.]*"))) == 1
+    assert not list((tmp_path / "store").glob("unlearn/[!.]*"))
 
     strict, lenient = (load_config(tiny(tmp_path, *few_steps, f"injection.require_asr={rate}")) for rate in (0.5, 0))
     assert stage_graph(strict).report.key == stage_graph(lenient).report.key

@@ -60,7 +60,6 @@ def test_of_an_installation_in_another_repository(repository: Path, monkeypatch:
 
     monkeypatch.setattr(metadata, "distribution", lambda _: Installed())
     assert source_commit() == ""
-    assert "casd_commit" not in software_versions()
     Installed.origin = '{"url": "https://example.org/casd", "vcs_info": {"vcs": "git", "commit_id": "abc123"}}'
     source_commit.cache_clear()
     assert source_commit() == "abc123"
