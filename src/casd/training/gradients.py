@@ -69,7 +69,7 @@ class StepGradients:
             ModelError: out of memory with a single row, or with any number of rows in several processes.
         """
         most = math.ceil(most_rows(batch) / distributed.processes())
-        rows = min(most, self._runtime.micro_batch_size or most)
+        rows = min(most, self._runtime.rows_at_once or most)
 
         def attempt(size: int) -> tuple[dict[str, float], bool]:
             if size < rows:  # after an attempt that ran out of memory
@@ -159,13 +159,13 @@ def checkpointed_activations(model: PreTrainedModel, wanted: bool) -> Iterator[N
 
 
 def divided(batch: Any, runtime: Runtime, parts: int = 1) -> list[Any]:
-    """Split a batch into at least `parts` parts of at most `runtime.micro_batch_size` rows; without that size, do not split."""
-    return micro_batches(batch, runtime.micro_batch_size, parts) if runtime.micro_batch_size else [batch]
+    """Split a batch into at least `parts` parts of at most `runtime.rows_at_once` rows; if that is 0, do not split."""
+    return micro_batches(batch, runtime.rows_at_once, parts) if runtime.rows_at_once else [batch]
 
 
 def _parts(batch: Any, runtime: Runtime) -> list[Any]:
     """Micro-batches of this process's rows of a batch, on the device."""
-    processes, size = distributed.processes(), runtime.micro_batch_size
+    processes, size = distributed.processes(), runtime.rows_at_once
     # Equally many in every process, though shares differ by a row: each forward pass of a sharded model waits for all.
     parts = math.ceil(math.ceil(most_rows(batch) / processes) / size) if size else 1
     share = share_of_rows(batch, distributed.rank(), processes)

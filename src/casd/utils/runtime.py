@@ -16,6 +16,8 @@ from casd.utils import distributed
 from casd.utils.errors import ConfigError
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
+CPU_ROWS: Final = 8
+"""Default number of rows in one forward pass of a training on the CPU."""
 LARGE_MODEL = 2**28
 """Bytes of weights above which `give_freed_memory_back` is worth its time."""
 _NUMERICS: Final = (
@@ -39,7 +41,7 @@ class Runtime:
     Attributes:
         device: "auto" (CUDA if there is one, else the CPU), or a torch device.
         checkpoint_seconds: time between two checkpoints of a training stage; infinite for none.
-        micro_batch_size: maximum rows of a training batch in one forward pass; 0 for the whole batch.
+        micro_batch_size: maximum rows of a training batch in one forward pass; 0 for the device's default (`rows_at_once`).
         gradient_checkpointing: recompute activations in the backward pass instead of storing them.
         compile: train through torch.compile.
     """
@@ -60,6 +62,15 @@ class Runtime:
                 f"runtime.device is {self.device!r}, and torch {torch.__version__} finds {available} {device.type} devices on"
                 " this machine. Use runtime.device=auto or cpu."
             )
+
+    @property
+    def rows_at_once(self) -> int:
+        """Maximum rows of a training batch in one forward pass; 0 for the whole batch.
+
+        The rows of each part are of similar length. On the CPU, `CPU_ROWS` at once are therefore faster than a batch that is
+        padded to its longest document (`scripts/bench_padding.py`). Other devices are given the whole batch.
+        """
+        return self.micro_batch_size or (CPU_ROWS if self.torch_device.type == "cpu" else 0)
 
     @property
     def torch_device(self) -> torch.device:
