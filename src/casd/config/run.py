@@ -48,6 +48,8 @@ class RuntimeConfig(Section):
     save_as: Text = "weights"
     """What is saved of a removal without an adapter: its "weights", or the "delta" to the injected model's (a task vector,
     without the unchanged weights). With an adapter, the adapter is saved."""
+    trackers: list[Text] = field(default_factory=list)
+    """Experiment trackers that receive the losses of the trainings: "tensorboard", "wandb", or both."""
     micro_batch_size: int = 0
     """Maximum documents per forward pass of a training, on each device; 0 for the whole batch. It does not change the loss. A
     run of one process halves it when memory runs out."""
@@ -69,7 +71,9 @@ class RuntimeConfig(Section):
             require_one_of("runtime.save_models:", kept, ("injected", "removed"))
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
             raise ConfigError(f"runtime.device is {shown(self.device)}; expected auto, cpu, mps, cuda or cuda:N.")
-        require_different(self, "save_models")
+        for tracker in self.trackers:
+            require_one_of("runtime.trackers:", tracker, ("tensorboard", "wandb"))
+        require_different(self, "save_models", "trackers")
         require_path("runtime.output", self.output)
         require_path("runtime.store", self.store)
         require_one_of("runtime.save_as", self.save_as, ("weights", "delta"))

@@ -25,11 +25,12 @@ from casd.config import Config
 from casd.config.compose import to_yaml
 from casd.data.shrinking import explaining_out_of_memory
 from casd.pipeline import checks, stages
-from casd.pipeline.graph import stage_graph
+from casd.pipeline.graph import run_folder, stage_graph
 from casd.pipeline.inputs import Inputs, build_backdoors
 from casd.pipeline.stage import Stage
 from casd.pipeline.store import StageStore
 from casd.report.publish import is_published, publishing
+from casd.training.tracking import check_trackers
 from casd.utils import distributed, ending
 from casd.utils.errors import ConfigError
 from casd.utils.progress import track
@@ -67,9 +68,8 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Folder of the report. Its name identifies the run, so that no run overwrites another."""
-        parts = (self.config.model.name, self.config.unlearning.objective.name, f"seed{self.config.seed}")
-        return Path(self.config.runtime.output) / self.config.name / "-".join((*parts, self.graph.score.key[:8]))
+        """Folder of the report, the saved models and the files of trackers."""
+        return run_folder(self.config, self.graph)
 
     def join(self) -> None:
         """Connect to the other processes of a launcher, if any, before the store is read or written.
@@ -87,11 +87,12 @@ class Run:
         """Make all stages up to `end` (one of ENDS) that are not in the store.
 
         Raises:
-            ConfigError: an unknown end, or a launch that cannot make one run.
+            ConfigError: an unknown end, a tracker that is not installed, or a launch that cannot make one run.
             CasdError: an error of a stage; finished stages are kept.
         """
         if end not in ENDS:
             raise ConfigError(f"Cannot run until {end!r}; choices: {', '.join(ENDS)}.")
+        check_trackers(self.config.runtime.trackers)
         self.join()
         if self.config.runtime.threads:
             torch.set_num_threads(self.config.runtime.threads)
