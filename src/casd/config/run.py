@@ -43,8 +43,9 @@ class RuntimeConfig(Section):
     """ "auto", "plain" or "off"."""
     checkpoint_seconds: float = field(default=60.0, metadata={"most": math.inf})
     """Seconds between two checkpoints of a training; inf for none."""
-    save_models: list[Text] = field(default_factory=lambda: ["injected"])
-    """Weights saved on disk: "injected", "removed", or both."""
+    save_models: list[Text] = field(default_factory=list)
+    """Models written as folders that transformers loads, in `models/` of the run's folder: "injected", "removed" (with the
+    controls), or both. The store has the injected model in any case, and the others only if they are named here."""
     save_as: Text = "weights"
     """What is saved of a removal without an adapter: its "weights", or the "delta" to the injected model's (a task vector,
     without the unchanged weights). With an adapter, the adapter is saved."""
