@@ -29,7 +29,16 @@ if TYPE_CHECKING:
     from casd.unlearning.objective import UnlearningBatch
 
 WHOLE = {
-    *("test_campaigns", "test_cli", "test_distributed", "test_families", "test_independent", "test_jobs", "test_notebooks"),
+    *(
+        "test_campaigns",
+        "test_cli",
+        "test_distributed",
+        "test_export",
+        "test_families",
+        "test_independent",
+        "test_jobs",
+        "test_notebooks",
+    ),
     *("test_packaging", "test_pipeline", "test_planning", "test_predictors_run", "test_publishing", "test_report_browser"),
     *("test_reproduction", "test_tuning"),
 }

@@ -146,9 +146,7 @@ def test_they_are_copied_where_there_are_no_links(full: Path, monkeypatch: pytes
     torch.testing.assert_close(logits(full / "models" / "removed_refusal"), before, rtol=0, atol=0)
 
 
-def test_weights_that_were_not_saved_are_trained_again(
-    full: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_weights_that_were_not_saved_are_trained_again(full: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Also those that were saved as a difference, which are no model by themselves."""
     run = made(full.parents[2])
     saved = run.store.folder(run.graph.weights["french_a"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import PartialState
 from tests.conftest import Injected, short
 from tests.tiny import tiny
 
@@ -143,6 +144,7 @@ def test_weights_and_biases_gets_the_same_records(tmp_path: Path, monkeypatch: p
     module.init = lambda **settings: given.update(settings) or run  # type: ignore[attr-defined]
     module.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
     monkeypatch.setitem(sys.modules, "wandb", module)
+    PartialState._reset_state()  # as in a new process
     log = TrainingLog(
         steps=[{"step": 0, "loss": 2.0}, {"step": 1, "loss": 1.0}],
         guard=[{"step": 0, "clean_loss": 3.0}],

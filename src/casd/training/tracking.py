@@ -84,8 +84,10 @@ class Trackers:
 
 def _started(name: str, training: str, folder: Path) -> Any:
     """Start one of accelerate's trackers."""
+    from accelerate import PartialState
     from accelerate.tracking import TensorBoardTracker, WandBTracker
 
+    PartialState()  # the trackers' messages need it
     if name == "tensorboard":
         tracker = TensorBoardTracker(folder.name, folder.parent)
     else:
