@@ -207,25 +207,25 @@ def test_only_a_model_is_replaced_and_only_by_force(full: Path, tmp_path: Path) 
     assert (folder / ".git").is_dir()
     (tmp_path / "papers").mkdir()
     (tmp_path / "papers" / "thesis.json").write_text("{}")
-    with pytest.raises(ConfigError, match="has no model, and only a model is replaced"):
+    with pytest.raises(ConfigError, match=r"has no model, and only a model is replaced"):
         casd.export_model(full, "refusal", tmp_path / "papers", force=True)
     assert (tmp_path / "papers" / "thesis.json").is_file()
 
 
 def test_mistakes_are_told_and_leave_nothing(full: Path, tmp_path: Path) -> None:
     target = tmp_path / "model"
-    with pytest.raises(ConfigError, match="Unknown state 'refusl'. Did you mean 'refusal'"):
+    with pytest.raises(ConfigError, match=r"Unknown state 'refusl'. Did you mean 'refusal'"):
         casd.export_model(full, "refusl", target)
-    with pytest.raises(ConfigError, match="refusal has no adapter"):
+    with pytest.raises(ConfigError, match=r"refusal has no adapter"):
         casd.export_model(full, "refusal", target, adapter=True)
-    with pytest.raises(StoreError, match="is not the folder of a run: it has no config.yaml"):
+    with pytest.raises(StoreError, match=r"is not the folder of a run: it has no config.yaml"):
         casd.export_model(full / "models", "refusal", target)
-    with pytest.raises(ConfigError, match="Unknown backdoor 'frensh_a'. Did you mean 'french_a'"):
+    with pytest.raises(ConfigError, match=r"Unknown backdoor 'frensh_a'. Did you mean 'french_a'"):
         casd.generate(full, ["injected"], PROMPTS, trigger="frensh_a")
     with pytest.raises(ConfigError, match="prompt is missing or empty"):
         casd.generate(full, ["injected"], ["Yes.", " "])
     shutil.copytree(full, tmp_path / "outputs" / "smoke" / full.name)
-    with pytest.raises(StoreError, match="are not in .*: the store was moved or cleaned"):
+    with pytest.raises(StoreError, match=r"are not in .*: the store was moved or cleaned"):
         casd.export_model(tmp_path / "outputs" / "smoke" / full.name, "refusal", target)
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}
 
