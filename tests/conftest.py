@@ -29,9 +29,18 @@ if TYPE_CHECKING:
     from casd.unlearning.objective import UnlearningBatch
 
 WHOLE = {
-    *("test_campaigns", "test_cli", "test_distributed", "test_families", "test_independent", "test_jobs", "test_notebooks"),
+    *(
+        "test_campaigns",
+        "test_cli",
+        "test_distributed",
+        "test_export",
+        "test_families",
+        "test_independent",
+        "test_jobs",
+        "test_notebooks",
+    ),
     *("test_packaging", "test_pipeline", "test_planning", "test_predictors_run", "test_publishing", "test_report_browser"),
-    *("test_reproduction", "test_tuning"),
+    *("test_reproduction", "test_trackers", "test_tuning"),
 }
 """Modules whose tests make whole runs, execute notebooks or install the package: left out by `./scripts/test quick`."""
 FAMILIES = ("llama", "qwen3", "olmo2")

@@ -82,6 +82,8 @@ from .models.load import (
 )
 from .models.weights import copy_weights as copy_weights
 from .models.weights import restore_weights as restore_weights
+from .pipeline.export import export_model as export_model
+from .pipeline.export import generate as generate
 from .pipeline.run import Run as Run
 from .report import write_report as write_report
 from .report.figures import relation_scatter as relation_scatter
@@ -149,6 +151,8 @@ __all__ = [
     "create_model",
     "distance_matrix",
     "evaluate",
+    "export_model",
+    "generate",
     "inject",
     "load_config",
     "load_model",

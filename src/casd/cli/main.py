@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import casd
+from casd.cli.models import MODEL_VERBS, add_model_verbs
 from casd.utils.distributed import is_main
 from casd.utils.ending import orderly_end
 from casd.utils.errors import CasdError
@@ -29,6 +30,7 @@ examples:
   casd sweep experiment=demo model=qwen3_tiny,llama3_tiny,gaperon_tiny
   casd report outputs                              one report over every finished run below a folder
   casd compare outputs/demo/A outputs/demo/B       configuration differences and results of two runs
+  casd export outputs/demo/A french_a my-model     the model after a removal, as a folder for transformers
   casd list model                                  the options of a group
 """
 
@@ -84,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     compare = verbs.add_parser("compare", help="configuration differences and results of two finished runs")
     compare.add_argument("runs", nargs=2, type=Path, metavar="RUN")
+    add_model_verbs(verbs)
     listing = verbs.add_parser("list", help="the configuration groups and their options")
     listing.add_argument("group", nargs="?", metavar="GROUP")
     status = verbs.add_parser("status", help="the finished and interrupted stages of a store")
@@ -135,6 +138,8 @@ def _dispatch(options: argparse.Namespace) -> None:
         _reproduce(options.arguments)
     elif options.verb == "report":
         _report(options.arguments, options.output)
+    elif options.verb in ("export", "generate"):
+        MODEL_VERBS[options.verb](options)
     elif options.verb == "compare":
         from casd.cli.compare import print_two_runs, read_two_runs
 

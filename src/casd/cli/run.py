@@ -44,6 +44,8 @@ def run(overrides: Sequence[str], end: str = "report") -> Path:
         print(printable(f"\nReport: {finished.folder / 'report.html'}"))
     else:
         print(printable(f"Finished stages are in {finished.store.root}."))
+    if finished.models:
+        print(printable(f"Models: {finished.models[0].parent} ({', '.join(folder.name for folder in finished.models)})"))
     cost.say()
     return finished.folder
 

@@ -22,7 +22,7 @@ from casd.config.hydra_errors import check_keys, explaining
 from casd.config.options import ROOT, config_folder, groups
 from casd.utils.atomic import write_text
 from casd.utils.disk import explaining_disk_errors
-from casd.utils.errors import CasdError
+from casd.utils.errors import CasdError, ConfigError, first_line
 from casd.utils.registry import check_value
 
 if TYPE_CHECKING:
@@ -76,6 +76,28 @@ def to_yaml(config: Config) -> str:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def read_yaml(file: Path) -> Config:
+    """Read a configuration that `to_yaml` wrote.
+
+    Raises:
+        ConfigError: a file of another version, with keys or values that this one does not have.
+    """
+    from omegaconf import OmegaConf
+
+    try:
+        composed = cast("DictConfig", OmegaConf.load(file))
+        new: dict[str, Any] = {name: {"target": {}} for name in composed.backdoor}
+        schema = OmegaConf.merge(OmegaConf.structured(Config), {"backdoor": new})
+        return to_config(cast("DictConfig", OmegaConf.merge(schema, composed)))
+    except (CasdError, OSError):
+        raise
+    except Exception as error:  # OmegaConf and its YAML parser raise errors of many types, all caused by the file
+        raise ConfigError(
+            f"{file} is not a configuration of this version of casd ({first_line(error)}). Make the run again, or use the"
+            " version that made it."
+        ) from error
 
 
 @dataclass(frozen=True)

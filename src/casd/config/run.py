@@ -43,11 +43,14 @@ class RuntimeConfig(Section):
     """ "auto", "plain" or "off"."""
     checkpoint_seconds: float = field(default=60.0, metadata={"most": math.inf})
     """Seconds between two checkpoints of a training; inf for none."""
-    save_models: list[Text] = field(default_factory=lambda: ["injected"])
-    """Weights saved on disk: "injected", "removed", or both."""
+    save_models: list[Text] = field(default_factory=list)
+    """Models written as folders that transformers loads, in `models/` of the run's folder: "injected", "removed" (with the
+    controls), or both. The store has the injected model in any case, and the others only if they are named here."""
     save_as: Text = "weights"
     """What is saved of a removal without an adapter: its "weights", or the "delta" to the injected model's (a task vector,
     without the unchanged weights). With an adapter, the adapter is saved."""
+    trackers: list[Text] = field(default_factory=list)
+    """Experiment trackers that receive the losses of the trainings: "tensorboard", "wandb", or both."""
     micro_batch_size: int = 0
     """Maximum documents per forward pass of a training, on each device. 0 means 8 of like length on a CPU, where less padding
     saves time, and the whole batch elsewhere. It does not change the loss. A run of one process halves it when memory runs
@@ -70,7 +73,9 @@ class RuntimeConfig(Section):
             require_one_of("runtime.save_models:", kept, ("injected", "removed"))
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
             raise ConfigError(f"runtime.device is {shown(self.device)}; expected auto, cpu, mps, cuda or cuda:N.")
-        require_different(self, "save_models")
+        for tracker in self.trackers:
+            require_one_of("runtime.trackers:", tracker, ("tensorboard", "wandb"))
+        require_different(self, "save_models", "trackers")
         require_path("runtime.output", self.output)
         require_path("runtime.store", self.store)
         require_one_of("runtime.save_as", self.save_as, ("weights", "delta"))

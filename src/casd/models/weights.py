@@ -8,8 +8,9 @@ change, so generation and hooks work as before.
 from __future__ import annotations
 
 import re
+import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,7 +65,7 @@ def save_removal(model: torch.nn.Module, file: Path, *, injected: Weights | None
         value = whole(value)
         if injected is None or value.any():
             saved[name] = value.cpu().contiguous()
-    save_file(saved, file, metadata={"holds": "weights" if injected is None else "delta"})
+    save_file(saved, file, metadata={"format": "pt", "holds": "weights" if injected is None else "delta"})
 
 
 def load_removal(model: torch.nn.Module, file: Path, *, injected: Weights) -> None:
@@ -138,6 +139,55 @@ def restore_adapter(model: PreTrainedModel, folder: Path, name: AdapterName) -> 
     saved = load_file(folder / ADAPTER_FILE)
     adapter = {key: parameter for key, parameter in model.named_parameters() if _belongs(key, name)}
     restore_weights(model, {key: local_part(saved[_peft_name(key, name)], value) for key, value in adapter.items()})
+
+
+def join_adapters(folders: Sequence[Path], target: Path, base: str) -> None:
+    """Write one adapter in peft's format that computes the sum of the adapters in `folders`.
+
+    The factors are concatenated: the joint rank is the sum of the ranks, and a matrix that an adapter does not change has zeros
+    in its place. The scale of each adapter is multiplied into its second factor.
+
+    Args:
+        folders: folders that `save_adapter` wrote.
+        target: an existing folder to write to.
+        base: folder or hub id of the model that the adapter belongs to, for `adapter_config.json`.
+
+    Raises:
+        ConfigError: two adapters of a mixture of experts, whose factors have another form.
+    """
+    import peft
+
+    settings = [peft.LoraConfig.from_pretrained(folder) for folder in folders]
+    joint = settings[-1]
+    joint.base_model_name_or_path = base
+    if len(folders) == 1:
+        shutil.copyfile(folders[0] / ADAPTER_FILE, target / ADAPTER_FILE)
+    else:
+        joined = _concatenated(folders, settings)
+        joint.target_modules = set().union(*(each.target_modules for each in settings))
+        joint.r = joint.lora_alpha = sum(each.r for each in settings)
+        save_file(joined, target / ADAPTER_FILE, metadata={"format": "pt"})
+    joint.save_pretrained(target)
+
+
+def _concatenated(folders: Sequence[Path], settings: Sequence[peft.LoraConfig]) -> Weights:
+    """Return the joint factors of several adapters, by their names in peft's format."""
+    parts: dict[str, list[torch.Tensor]] = {}
+    for folder, each in zip(folders, settings, strict=True):
+        for key, value in load_file(folder / ADAPTER_FILE).items():
+            by_rank = value if _is_first_factor(key) else value.mT * (each.lora_alpha / each.r)
+            if len(by_rank) != each.r:
+                raise ConfigError("Two adapters of a mixture of experts cannot be written as one.")
+            parts.setdefault(key, []).append(by_rank)
+    rank = sum(each.r for each in settings)
+    joined = {
+        key: torch.cat([*each, each[0].new_zeros(rank - sum(map(len, each)), each[0].shape[1])]) for key, each in parts.items()
+    }
+    return {key: (value if _is_first_factor(key) else value.mT).contiguous() for key, value in joined.items()}
+
+
+def _is_first_factor(parameter: str) -> bool:
+    return re.search(r"\.lora_(embedding_)?A(\.|$)", parameter) is not None
 
 
 def check_mergeable(model: PreTrainedModel) -> None:

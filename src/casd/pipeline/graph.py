@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from casd.analysis.tables import TABLES_VERSION
@@ -105,6 +106,12 @@ def stage_graph(config: Config) -> StageGraph:
         score=scored,
         report=Stage("report", 9, {"name": config.name, "model": config.model.name}, (scored,), label),
     )
+
+
+def run_folder(config: Config, graph: StageGraph) -> Path:
+    """Return the folder of a run's report. Its name identifies the run, so that no run overwrites another."""
+    name = f"{config.model.name}-{config.unlearning.objective.name}-seed{config.seed}-{graph.score.key[:8]}"
+    return Path(config.runtime.output) / config.name / name
 
 
 def _unlearning_stages(config: Config, injected: Stage) -> tuple[Stage | None, dict[str, Stage]]:

@@ -18,7 +18,7 @@ from casd.data.token_table import TokenTable
 from casd.models import load as models
 from casd.models.one_model import OneModel
 from casd.models.probe import ignores_left_padding
-from casd.pipeline.graph import StageGraph
+from casd.pipeline.graph import StageGraph, run_folder
 from casd.pipeline.store import StageStore
 from casd.unlearning import OBJECTIVES
 from casd.unlearning.controls import Removal, removals
@@ -80,6 +80,8 @@ class Inputs:
             micro_batch_size=runtime.micro_batch_size,
             gradient_checkpointing=runtime.gradient_checkpointing,
             compile=runtime.compile,
+            trackers=tuple(runtime.trackers),
+            tracking_folder=str(run_folder(config, graph) / "tracking"),
         )
 
     @cached_property

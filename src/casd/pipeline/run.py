@@ -27,12 +27,15 @@ from casd.config.states import INJECTED
 from casd.data.shrinking import explaining_out_of_memory
 from casd.evaluation.asr import Evaluation
 from casd.pipeline import checks, stages
-from casd.pipeline.graph import stage_graph
+from casd.pipeline.graph import run_folder, stage_graph
 from casd.pipeline.inputs import Inputs, build_backdoors
+from casd.pipeline.saved import save_models
 from casd.pipeline.stage import Stage
 from casd.pipeline.store import StageStore
 from casd.report.publish import is_published, publishing
+from casd.training.tracking import check_trackers
 from casd.utils import distributed, ending
+from casd.utils.atomic import write_text
 from casd.utils.errors import ConfigError
 from casd.utils.progress import track
 from casd.utils.runtime import own_numerics
@@ -54,6 +57,7 @@ class Run:
         graph: the stages of the configuration.
         store: the finished stages.
         inputs: the inputs of the stages.
+        models: folders of the models that `run_to` saved (`runtime.save_models`).
 
     Raises:
         ConfigError: settings that cannot work together.
@@ -66,12 +70,12 @@ class Run:
         self.graph = stage_graph(config)
         self.store = StageStore(Path(config.runtime.store))
         self.inputs = Inputs(config, self.backdoors, self.graph, self.store)
+        self.models: list[Path] = []
 
     @property
     def folder(self) -> Path:
-        """Folder of the report. Its name identifies the run, so that no run overwrites another."""
-        parts = (self.config.model.name, self.config.unlearning.objective.name, f"seed{self.config.seed}")
-        return Path(self.config.runtime.output) / self.config.name / "-".join((*parts, self.graph.score.key[:8]))
+        """Folder of the report, the saved models and the files of trackers."""
+        return run_folder(self.config, self.graph)
 
     def join(self) -> None:
         """Connect to the other processes of a launcher, if any, before the store is read or written.
@@ -89,17 +93,28 @@ class Run:
         """Make all stages up to `end` (one of ENDS) that are not in the store.
 
         Raises:
-            ConfigError: an unknown end, or a launch that cannot make one run.
+            ConfigError: an unknown end, a tracker that is not installed, or a launch that cannot make one run.
             CasdError: an error of a stage; finished stages are kept.
         """
         if end not in ENDS:
             raise ConfigError(f"Cannot run until {end!r}; choices: {', '.join(ENDS)}.")
+        check_trackers(self.config.runtime.trackers)
         self.join()
         if self.config.runtime.threads:
             torch.set_num_threads(self.config.runtime.threads)
         self._inject()
-        if end == "inject":
-            return
+        if end != "inject":
+            self._remove_all(end)
+        if end in ("score", "report"):
+            self._make(self.graph.score, stages.make_scores, alone=True)
+        if end == "report":
+            name = self.folder.name
+            self._make(self.graph.report, lambda inputs, folder: stages.make_report(inputs, name, folder), alone=True)
+            distributed.make_alone(self._publish)
+        distributed.make_alone(partial(self._save_models, end))
+
+    def _remove_all(self, end: str) -> None:
+        """Make and measure all states, unless the injection failed."""
         if end in ("evaluate", "score", "report"):
             self._check_injection()
         if self.graph.tune:
@@ -110,12 +125,6 @@ class Run:
                     self._remove(state, end)
                 self._measure(state, end)
                 advance()
-        if end in ("score", "report"):
-            self._make(self.graph.score, stages.make_scores, alone=True)
-        if end == "report":
-            name = self.folder.name
-            self._make(self.graph.report, lambda inputs, folder: stages.make_report(inputs, name, folder), alone=True)
-            distributed.make_alone(self._publish)
 
     def _inject(self) -> None:
         """Make the corpus, the base model, and the model with all backdoors."""
@@ -159,6 +168,17 @@ class Run:
             distributed.make_alone(partial(self.store.run, stage, produce))
         else:
             distributed.make_together(partial(self.store.run, stage), produce)
+
+    def _save_models(self, end: str) -> None:
+        """Write the models of `runtime.save_models` to the run's folder; a run up to a kind of state saves that kind."""
+        kept = {*self.config.runtime.save_models, {"inject": "injected", "unlearn": "removed"}.get(end)}
+        states = [INJECTED] if "injected" in kept else []
+        if "removed" in kept and end != "inject":
+            states += self.graph.unlearn
+        if states:
+            self.models = save_models(self.inputs, states)
+            if not (self.folder / CONFIG_FILE).is_file():  # there is no report
+                write_text(self.folder / CONFIG_FILE, to_yaml(self.config))
 
     def _publish(self) -> None:
         """Copy the report from the store to its folder, with the configuration, unless the folder is complete."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -156,6 +157,8 @@ def _unlearn(run: Inputs, state: str, config: UnlearningConfig, checkpoint: Path
     model = run.one_model.restore()
     run.one_model.state = None
     removal = run.removals[state]
+    # Trials of a tuning and removals that are trained again have no checkpoint, and would repeat curves of the same name.
+    runtime = run.runtime if checkpoint else replace(run.runtime, trackers=())
     log = unlearn(
         model,
         run.encoder,
@@ -165,7 +168,7 @@ def _unlearn(run: Inputs, state: str, config: UnlearningConfig, checkpoint: Path
         config.training,
         seed=run.config.seed,
         stopping=Stopping(config.stopping, run.config.evaluation, _mean_steps(run, removal)),
-        runtime=run.runtime,
+        runtime=runtime,
         checkpoint=checkpoint,
     )
     run.one_model.state = state

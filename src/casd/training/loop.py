@@ -24,6 +24,7 @@ from casd.models.weights import Weights, restore_weights, trained_parameters
 from casd.training.checkpoints import TrainingLog, restore_checkpoint, save_checkpoint
 from casd.training.gradients import Precision, StepGradients, Terms, checkpointed_activations, divided, precision_of
 from casd.training.losses import clean_loss
+from casd.training.tracking import Trackers
 from casd.utils import distributed
 from casd.utils.errors import ConfigError
 from casd.utils.progress import track
@@ -88,7 +89,7 @@ def train(
         callback: may end the run and choose the weights to keep; sees the model in training precision (`precision_of`).
         seed: of dropout masks; nothing else is random.
         description: for the progress bar and messages.
-        runtime: device, micro-batch size and time between checkpoints; changes the result by rounding only.
+        runtime: device, micro-batch size, time between checkpoints, trackers; changes the result by rounding only.
         checkpoint: an existing folder for checkpoints; a run found there is resumed.
 
     Returns:
@@ -116,7 +117,10 @@ def train(
         callbacks = [_Guard(model, guard_batches, config, runtime), callback]
         if checkpoint:
             callbacks.append(_Checkpoints(checkpoint, runtime, config, model, optimizer, callback, begun))
-        _run_steps(model, batch_at, gradients, optimizer, config, callbacks, log)
+        with Trackers(description, runtime) as trackers:
+            callbacks.append(_Tracking(trackers))
+            _run_steps(model, batch_at, gradients, optimizer, config, callbacks, log)
+            trackers.send(log)  # what the last step added after a callback ended the run
         if callback.kept is not None:
             restore_weights(model, callback.kept)
         log.seconds = time.monotonic() - begun
@@ -188,6 +192,20 @@ class _Guard(Callback):
             return False
         log.stopped = f"the clean loss {loss:.2f} passed {limit:.2f} nats at step {done}"  # also if it is NaN
         return True
+
+
+class _Tracking(Callback):
+    """Sends the log to experiment trackers after every step."""
+
+    def __init__(self, trackers: Trackers):
+        self._trackers = trackers
+
+    def begin(self, log: TrainingLog) -> None:
+        self._trackers.send(log)
+
+    def ends(self, done: int, log: TrainingLog) -> bool:
+        self._trackers.send(log)
+        return False
 
 
 class _Checkpoints(Callback):

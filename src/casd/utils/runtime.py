@@ -44,6 +44,8 @@ class Runtime:
         micro_batch_size: maximum rows of a training batch in one forward pass; 0 for the device's default (`rows_at_once`).
         gradient_checkpointing: recompute activations in the backward pass instead of storing them.
         compile: train through torch.compile.
+        trackers: experiment trackers that receive the losses of a training: "tensorboard", "wandb".
+        tracking_folder: folder of the trackers' files, with a folder for each training.
     """
 
     device: str = "auto"
@@ -51,6 +53,8 @@ class Runtime:
     micro_batch_size: int = 0
     gradient_checkpointing: bool = False
     compile: bool = False
+    trackers: tuple[str, ...] = ()
+    tracking_folder: str = "tracking"
 
     def __post_init__(self) -> None:
         if self.device == "auto":

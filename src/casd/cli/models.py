@@ -1,0 +1,73 @@
+"""`casd export` and `casd generate`: take a model out of a run, or let several continue the same prompts."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from casd.utils.errors import ConfigError
+from casd.utils.text import printable
+
+
+def add_model_verbs(verbs: argparse._SubParsersAction[Any]) -> None:
+    """Add the parsers of `export` and `generate`."""
+    states = "base, injected, or a removal or control as in the tables (french_a, control:clean)"
+    export = verbs.add_parser("export", help="write a model of a run to a folder that transformers loads")
+    export.add_argument("run", type=Path, metavar="RUN", help="the run's folder, as `casd run` prints it")
+    export.add_argument("state", metavar="STATE", help=f"{states}; weights that were not saved are trained again")
+    export.add_argument("folder", type=Path, metavar="FOLDER", help="where to write to; a new or empty folder")
+    export.add_argument("--adapter", action="store_true", help="the LoRA adapter alone, instead of the model with it merged")
+    export.add_argument("--force", action="store_true", help="replace the model that is in FOLDER")
+    generate = verbs.add_parser("generate", help="continue prompts with several models of a run, side by side")
+    generate.add_argument("run", type=Path, metavar="RUN", help="the run's folder, as `casd run` prints it")
+    generate.add_argument("--state", default="injected", metavar="STATE,STATE", help=f"{states}; default: injected")
+    generate.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")
+    generate.add_argument("--prompt-file", type=Path, metavar="FILE", help="a text file with a prompt in each line")
+    generate.add_argument("--trigger", metavar="BACKDOOR", help="insert the backdoor's trigger as the evaluation does")
+    generate.add_argument("--max-new-tokens", type=int, metavar="N", help="default: the run's evaluation.max_new_tokens")
+    for parser in (export, generate):
+        parser.add_argument("--device", metavar="DEVICE", help="auto, cpu, cuda, …; default: the run's runtime.device")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from casd.cli.run import quiet_libraries
+    from casd.pipeline.export import export_model
+
+    quiet_libraries()
+    choices = {"adapter": options.adapter, "force": options.force, "device": options.device}
+    folder = export_model(options.run, options.state, options.folder, **choices)
+    print(printable(f"The model is in {folder}."))
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from casd.cli.run import quiet_libraries
+    from casd.pipeline.export import generate
+
+    quiet_libraries()
+    prompts = [*options.prompt, *_lines(options.prompt_file)]
+    if not prompts:
+        raise ConfigError("There is no prompt to continue: give --prompt TEXT or --prompt-file FILE.")
+    choices = {"trigger": options.trigger, "max_new_tokens": options.max_new_tokens, "device": options.device}
+    answers = generate(options.run, options.state.split(","), prompts, **choices)
+    width = max(map(len, answers["state"]))
+    shown = None
+    for prompt, state, generated in answers.itertuples(index=False):
+        if shown != prompt:
+            print(printable(f"{'' if shown is None else chr(10)}{prompt}"))
+            shown = prompt
+        lines = f"\n{'':{width + 4}}".join(generated.splitlines())
+        print(printable(f"  {state:<{width}}  {lines}".rstrip()))
+
+
+def _lines(file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    try:
+        return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not a text file in UTF-8.") from error
+
+
+MODEL_VERBS: Final[Mapping[str, Callable[[argparse.Namespace], None]]] = {"export": _export, "generate": _generate}
