@@ -189,8 +189,8 @@ def test_the_terminal_is_not_steered(folder: Path) -> None:
     for width in (60, 200):
         stream = io.StringIO()
         console = Console(file=stream, width=width, highlight=False)
-        print_run(runs[0], console)
-        print_sweep(runs, console, comparisons=compared(runs).tables)
+        print_run(runs[0], console, verbose=True)
+        print_sweep(runs, compared(runs), console, verbose=True)
         print_two_runs(*runs, console)
         assert steering(stream.getvalue()) == set()
         assert r"\x1b]0;owned\x07" in stream.getvalue() or width == 60

@@ -82,7 +82,8 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
         One row per group. Columns, fractions unless stated otherwise:
 
         - model ("all" if pooled), objective (with its setting); runs, seeds (counts)
-        - removals, included, collapsed: counts of removals; excluded: number of excluded removals by reason
+        - removals, included, collapsed: counts of removals; reached: those that reached the target ASR on validation prompts,
+          NaN if none had one; excluded: number of excluded removals by reason
           (`casd.analysis.inclusion`)
         - own_asr: mean ASR of the removed backdoor on evaluation prompts, with `_low` and `_high`
         - each of MEASURES: mean over the other backdoors, with `_low`, `_high`, and `_runs`: number of runs that have a value
@@ -140,6 +141,7 @@ def _comparison_row(runs: Sequence[RunTables], transfer: pd.DataFrame, estimates
         "removals": len(removals),
         "included": len(included),
         "collapsed": int(removals["collapsed"].astype(bool).sum()),
+        "reached": removals["reached_target"].astype(float).sum(min_count=1),
         "excluded": count_exclusions(removals["excluded"]),
     }
     for name, estimate in zip(_AVERAGED, estimates, strict=True):

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from casd.pipeline.store import Event
 
 
-def run(overrides: Sequence[str], end: str = "report") -> Path:
+def run(overrides: Sequence[str], end: str = "report", *, verbose: bool = False) -> Path:
     """Make the run that the overrides describe up to `end`, and return its folder.
 
     Args:
         overrides: Hydra overrides.
         end: one of `casd.pipeline.run.ENDS`; the tables are printed after "report" only.
+        verbose: print all tables.
 
     Raises:
         CasdError: overrides that cannot work, or an error of the run.
@@ -40,11 +41,12 @@ def run(overrides: Sequence[str], end: str = "report") -> Path:
         from casd.analysis.results import RunTables
         from casd.report import print_run
 
-        print_run(RunTables.read(finished.store.folder(finished.graph.report)))
-        print(printable(f"\nReport: {finished.folder / 'report.html'}"))
+        cost.say()
+        tables = RunTables.read(finished.store.folder(finished.graph.report))
+        print_run(tables, verbose=verbose, links=[f"Report: {finished.folder / 'report.html'}"])
     else:
         print(printable(f"Finished stages are in {finished.store.root}."))
-    cost.say()
+        cost.say()
     return finished.folder
 
 
