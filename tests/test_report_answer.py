@@ -6,6 +6,7 @@ Run: pytest tests/test_report_answer.py
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,10 @@ import pytest
 from rich.console import Console
 
 from casd.analysis.results import RunTables
-from casd.report import print_run, print_sweep, write_sweep_report
+from casd.report import print_run, print_sweep
 from casd.report.answer import SHOWN, answers_table, in_short, run_answer
 from casd.report.html import run_html, sweep_html
+from casd.report.tables import summary_table
 from report_run import EIGHT, compared, make_run
 
 SCRATCH = "model:\n  source: scratch\n  architecture:\n    num_hidden_layers: 4\n    hidden_size: 128\n"
@@ -36,8 +38,8 @@ def net_of_phantom(low: float, high: float, **options: object) -> RunTables:
     ("low", "high", "lead"),
     [
         (0.2, 0.3, "Yes, here."),
-        (0.02, 0.03, "Weakly, here."),
-        (0.0, 0.02, "No, here."),
+        (0.02, 0.04, "Weakly, here."),
+        (-0.02, 0.02, "No, here."),
         (-0.3, -0.2, "No, here."),
         (-0.5, 0.6, "Not distinguishable from the control."),
     ],
@@ -103,12 +105,9 @@ def test_what_is_missing_is_said(change: Callable[[RunTables], None], says: str)
 
 
 def test_one_backdoor_or_a_collapse_cannot_say() -> None:
-    single = " ".join(in_short([run_answer(make_run(("a",)))]))
-    assert (
-        single
-        == "Cannot say. No other backdoor was measured. One seed, model llama3_tiny. Only one backdoor was removed. "
-        + ("" if "Missing" not in single else single[single.index("Missing") :])
-    )
+    single = run_answer(make_run(("a",), relation=False))
+    assert single.lead == "Cannot say."
+    assert single.text == "No other backdoor was measured. One seed, model llama3_tiny. Only one backdoor was removed."
     broken = make_run(collapsed=EIGHT)
     assert "0 of 8 removals count (8 collapsed)." in run_answer(broken).text
     assert run_answer(broken).lead == "Cannot say."
@@ -131,7 +130,10 @@ def test_the_conditions_of_a_sweep_stand_worst_first_in_nine_rows() -> None:
     assert list(table.frame["objective"]) == ["npo", "clean_target"], "a control is no objective"
     assert list(table.frame["answer"]) == ["Not distinguishable", "Yes"]
     lead, text = in_short(answers)
-    assert (lead, text) == ("Yes in 1 of 2 conditions;", "not distinguishable in 1. One seed, tiny model.")
+    assert (lead, text) == (
+        "Yes in 1 of 2 conditions;",
+        "not distinguishable in 1. CASD predicted which in 0 of 2. One seed, tiny model.",
+    )
     many = answers_table([*answers] * SHOWN)
     assert len(many) == SHOWN
     assert f"{SHOWN} more" in many.caption
@@ -150,11 +152,10 @@ def test_a_target_makes_objectives_comparable_and_without_one_none_is_reached() 
 
 
 def test_captions_are_of_two_sentences(tmp_path: Path) -> None:
-    runs = [make_run(objective=objective, seed=seed) for objective in ("npo", "clean_target") for seed in (0, 1)]
+    runs = [make_run(objective=objective) for objective in ("npo", "clean_target")]
     for number, tables in enumerate(runs):
         tables.info |= {"folder": str(tmp_path / str(number)), "run": str(number)}
-    write_sweep_report(runs, tmp_path / "sweep")
-    page = (tmp_path / "sweep" / "report.html").read_text()
+    page = sweep_html(runs, compared(runs), [summary_table(runs)], {}, tmp_path) + run_html(runs[0], {})
     captions = re.findall(r"<figcaption><b>.*?</b> (.*?)</figcaption>", page, re.DOTALL)
     assert len(captions) > 10
     for caption in captions:
@@ -162,8 +163,7 @@ def test_captions_are_of_two_sentences(tmp_path: Path) -> None:
         assert len(caption) < 280, caption
 
 
-@pytest.mark.parametrize("width", [80, 120])
-def test_the_terminal_ends_with_the_answer_within_its_lines(width: int) -> None:
+def test_the_terminal_ends_with_the_answer_within_its_lines() -> None:
     few = [net_of_phantom(0.2, 0.3, objective=objective) for objective in ("clean_target", "gradient_difference")]
     many = [
         net_of_phantom(0.2, 0.3, objective=objective, model=model, seed=seed)
@@ -172,11 +172,8 @@ def test_the_terminal_ends_with_the_answer_within_its_lines(width: int) -> None:
         for seed in (0, 1)
     ]
     links = ["Report: outputs/report.html"]
-    for limit, call, arguments in (
-        (40, print_run, [few[0]]),
-        (60, print_sweep, [few, compared(few)]),
-        (60, print_sweep, [many, compared(many)]),
-    ):
+    cases = [(40, print_run, [few[0]]), *((60, print_sweep, [runs, compared(runs)]) for runs in (few, many))]
+    for (limit, call, arguments), width in itertools.product(cases, (80, 120)):
         stream = io.StringIO()
         call(*arguments, Console(file=stream, width=width, highlight=False), links=links)  # type: ignore[operator]
         text = stream.getvalue()
