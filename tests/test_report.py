@@ -491,10 +491,15 @@ def test_latex_is_escaped_and_balanced() -> None:
         assert not re.search(r"[#%_~^|<>](?!\$)", bare.replace("$<$", "").replace("$>$", "")), bare
         begun, ended = re.findall(r"\\begin\{(\w+)\}", body), re.findall(r"\\end\{(\w+)\}", body)
         assert begun == ended[::-1]
-        for row in re.findall(r"^(.*) \\\\$", body, re.MULTILINE):
-            if not row.startswith(("\\label", "\\caption", "\\multicolumn")):
-                assert len(re.findall(r"(?<!\\)&", row)) == len(table.columns)
-                assert not row.startswith(("[", "*"))
+        shown = 0
+        for part in re.split(r"\\end\{(?:tabular|longtable)\}", body)[:-1]:
+            rows = re.findall(r"^(.*) \\\\$", part, re.MULTILINE)
+            rows = [row for row in rows if not row.startswith(("\\label", "\\caption", "\\multicolumn"))]
+            assert not any(row.startswith(("[", "*")) for row in rows)
+            [columns] = {len(re.findall(r"(?<!\\)&", row)) for row in rows}
+            assert len(rows) == 1 + len(table)
+            shown += columns
+        assert shown == len(table.columns)
     text = to_latex(HARD_NAMES)
     assert r"\textbackslash{}input\{x\} \$x\$ \textasciitilde{}\textasciicircum{}\# $<$b$>$" in text
     assert r"\textbf{$-$0.50}" in text

@@ -26,9 +26,8 @@ from casd.report.tables import relation_table, specificity_table, states_table, 
 from casd.report.wording import fraction, prompts_per_cell, rho_p, run_name, sentence, short_run_name
 
 QUESTION: Final = (
-    "Several backdoors were put into one language model, each a trigger phrase that switches on a behavior. They were removed "
-    "one at a time. Did that weaken the others, which nobody targeted? And does the Cross Activation Shift Distance (CASD), "
-    "which compares the changes that two removals made inside the model, go with it?"
+    "Several backdoors were put into one language model and removed one at a time. Did that weaken the others, which nobody "
+    "targeted? Does the Cross Activation Shift Distance (CASD) between two removals tell which?"
 )
 RUN_FIGURES: Final = ("casd_scatter", "casd_by_layer", "learning_curves")
 """The figures in a run's page; the matrices are in it as tables."""
@@ -62,7 +61,8 @@ def run_html(tables: RunTables, figures: Mapping[str, Block]) -> str:
         "Backdoors": len(tables.backdoors),
         "Prompts per cell": prompts_per_cell(tables),
     }
-    return render(f"Backdoor removal and its transfer: {info.get('run') or info['model']}", QUESTION, facts, sections)
+    title = f"Backdoor removal and its transfer: {info.get('run') or info['model']}"
+    return render(title, QUESTION, facts, sections, in_short([run_answer(tables)]))
 
 
 def sweep_html(
@@ -74,7 +74,7 @@ def sweep_html(
 ) -> str:
     """The page of a sweep: its answer, comparisons over its runs, then each run. Links are relative to `folder`, the page's
     final place."""
-    blocks = [*warning_blocks(runs), Block("answer", in_short(comparisons.answers))]
+    blocks = warning_blocks(runs)
     if len(comparisons.answers) > 1:
         blocks.append(table_block(answers_table(comparisons.answers)))
     compared = [
@@ -94,7 +94,8 @@ def sweep_html(
         key.capitalize() + "s": ", ".join(dict.fromkeys(str(tables.info[key]) for tables in runs))
         for key in ("model", "objective", "seed")
     }
-    return render(f"Backdoor removal and its transfer: {len(runs)} runs", QUESTION, {"Runs": len(runs)} | facts, sections)
+    title = f"Backdoor removal and its transfer: {len(runs)} runs"
+    return render(title, QUESTION, {"Runs": len(runs)} | facts, sections, in_short(comparisons.answers))
 
 
 def _one_of_several(number: int, tables: RunTables, folder: Path) -> Section:
@@ -132,9 +133,8 @@ def _key_numbers(tables: RunTables) -> dict[str, str]:
 
 
 def _summary(tables: RunTables) -> list[Block]:
-    """The answer of a run, the numbers and observations behind it, and folded what is known of its controls."""
-    blocks = [*warning_blocks([tables]), Block("answer", in_short([run_answer(tables)]))]
-    blocks += [Block("numbers", _key_numbers(tables)), Block("list", observations(tables))]
+    """The numbers and observations behind the answer of a run, and folded what is known of its controls."""
+    blocks = [*warning_blocks([tables]), Block("numbers", _key_numbers(tables)), Block("list", observations(tables))]
     if tables.states_of("control"):
         blocks.append(Block("list", control_statements(tables), "The controls, one by one", folded=True))
     return blocks
