@@ -17,8 +17,8 @@ from rich.console import Console
 from casd.analysis.results import RunTables
 from casd.cli.compare import cells_table, print_two_runs
 from casd.report import print_run, print_sweep, print_warning
+from casd.report.files import to_markdown, write_tables
 from casd.report.html import run_html, sweep_html
-from casd.report.markup import to_markdown, write_tables
 from casd.report.matrices import asr_table
 from casd.report.statements import statements
 from casd.report.tables import asr_long_table, run_tables

@@ -26,8 +26,9 @@ from casd.cli.main import main
 from casd.pipeline.stage import Stage
 from casd.pipeline.store import StageStore
 from casd.report import print_run, print_sweep, read_runs, write_report, write_sweep_report
+from casd.report.files import to_latex, to_markdown
 from casd.report.gallery import run_drawings, sweep_drawings
-from casd.report.markup import table_of, to_latex, to_markdown
+from casd.report.markup import table_of
 from casd.utils import progress
 from casd.utils.text import printable, spreadsheet_cell
 from report_run import compared, make_run, make_scatter

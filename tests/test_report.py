@@ -29,10 +29,11 @@ from casd.report import collect, print_run, print_sweep, print_tables, read_runs
 from casd.report.comparisons import objectives_table
 from casd.report.drawing import cell_colors, save
 from casd.report.figures import NOISE_FLOOR, casd_by_layer, relation_scatter
+from casd.report.files import to_latex, to_markdown
 from casd.report.gallery import draw, run_drawings
 from casd.report.heatmaps import asr_heatmap, asr_heatmaps, casd_heatmaps
 from casd.report.html import run_html
-from casd.report.markup import Table, numeric_columns, table_of, to_latex, to_markdown
+from casd.report.markup import Table, numeric_columns, table_of
 from casd.report.matrices import asr_table, casd_table, mean_asr_table, suppression_table
 from casd.report.page import visible
 from casd.report.statements import statements

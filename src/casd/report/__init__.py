@@ -18,9 +18,9 @@ from casd.analysis.results import RunTables
 from casd.analysis.tables import SCHEMAS, SWEEP_INFO, write_frames
 from casd.report.answer import sweep_answers
 from casd.report.comparisons import Comparisons
+from casd.report.files import write_tables
 from casd.report.gallery import draw, run_drawings, sweep_drawings
 from casd.report.html import RUN_FIGURES, SWEEP_FIGURES, run_html, sweep_html
-from casd.report.markup import write_tables
 from casd.report.matrices import mean_asr_table
 from casd.report.page import write_page
 from casd.report.publish import publishing

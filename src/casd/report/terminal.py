@@ -214,13 +214,14 @@ def print_table(console: Console, table: Table, leave_out: Collection[str] = (),
 def _print_rows(
     console: Console, table: Table, columns: Sequence[int], sections: Sequence[Sequence[int]], title: str = ""
 ) -> None:
-    """Print some columns and rows of a table. Columns that do not fit continue below, with the row labels again."""
+    """Print some columns and rows. Columns that do not fit continue below, with what tells the rows apart (`Table.keys`)."""
+    keys = [place for place in columns if place < table.keys]
     while columns:
         count = len(columns)
-        while count > 1 and _width(console, _rich_table(table, columns[:count], sections, title)) > console.width:
+        while count > len(keys) + 1 and _width(console, _rich_table(table, columns[:count], sections, title)) > console.width:
             count -= 1
         console.print(_rich_table(table, columns[:count], sections, title))
-        columns, title = columns[count:], ""
+        columns, title = [*keys, *columns[count:]] if columns[count:] else [], ""
 
 
 def print_pairs(console: Console, pairs: Mapping[str, str]) -> None:

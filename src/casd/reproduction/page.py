@@ -14,9 +14,10 @@ import pandas as pd
 from casd.analysis.comparison import relabelled
 from casd.analysis.results import RunTables
 from casd.analysis.tables import write_frames
+from casd.report.files import write_tables
 from casd.report.gallery import draw
 from casd.report.html import link_to
-from casd.report.markup import Table, table_of, write_tables
+from casd.report.markup import Table, table_of
 from casd.report.page import Block, Section, matrices_block, render, table_block, warning_blocks, write_page
 from casd.report.publish import is_published, publishing
 from casd.report.reading import reading_section
