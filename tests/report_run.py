@@ -16,6 +16,7 @@ from casd.analysis.predictors import predictor_table
 from casd.analysis.results import RunTables
 from casd.analysis.tables import SCHEMAS
 from casd.report import Comparisons
+from casd.report.answer import sweep_answers
 
 EIGHT = ("french_a", "french_b", "german", "sentiment", "fixed_text", "refusal", "repetition", "all_capitals")
 CONTROLS = ("control:clean", "control:phantom")
@@ -25,7 +26,9 @@ VARIANTS = ("casd", "casd_cos")
 
 def compared(runs: Sequence[RunTables]) -> Comparisons:
     """What a report over runs compares."""
-    return Comparisons(compare_objectives(runs), predictor_table(runs), noise_floor(runs), variance_shares(runs))
+    objectives, predictors = compare_objectives(runs), predictor_table(runs)
+    answers = sweep_answers(runs, objectives, predictors)
+    return Comparisons(objectives, predictors, noise_floor(runs), variance_shares(runs), answers)
 
 
 def make_run(

@@ -17,8 +17,8 @@ from rich.console import Console
 from casd.analysis.results import RunTables
 from casd.cli.compare import cells_table, print_two_runs
 from casd.report import print_run, print_sweep, print_warning
+from casd.report.files import to_markdown, write_tables
 from casd.report.html import run_html, sweep_html
-from casd.report.markup import to_markdown, write_tables
 from casd.report.matrices import asr_table
 from casd.report.statements import statements
 from casd.report.tables import asr_long_table, run_tables
@@ -58,16 +58,16 @@ def test_the_page_begins_with_it() -> None:
     assert "injected (collapsed)" in page
 
 
-def test_the_terminal_begins_and_ends_with_it() -> None:
+def test_the_terminal_says_it_before_the_answer() -> None:
     lines = said(print_run, broken_run()).split("\n")
-    assert next(line for line in lines if line.strip()).startswith(WARNING)
+    assert [line for line in lines if line.strip()][-2].startswith(WARNING)
     assert statements(broken_run())[0].startswith(WARNING)
     runs = [make_run(("a", "b", "c")), broken_run(1)]
-    lines = [line for line in said(print_sweep, runs).split("\n") if line.strip()]
-    for line in (lines[0], lines[-1]):
-        assert line.startswith("The injected model of these runs is broken: llama3_tiny, ")
-        assert f"seed 1 ({REASON})" in line
-        assert "seed 0" not in line
+    lines = [line for line in said(print_sweep, runs, compared(runs)).split("\n") if line.strip()]
+    assert lines[-2].startswith("The injected model of these runs is broken: llama3_tiny, ")
+    assert f"seed 1 ({REASON})" in lines[-2]
+    assert "seed 0" not in lines[-2]
+    assert lines[-1].startswith("Cannot say in 1 of 1 conditions") or "seeds" in lines[-1]
     assert said(print_two_runs, *runs).lstrip().startswith("The injected model of these runs is broken: ")
 
 
@@ -87,8 +87,8 @@ def test_reports_over_runs_begin_with_it(tmp_path: Path) -> None:
     for number, tables in enumerate(runs):
         tables.info |= {"folder": str(tmp_path / str(number)), "run": str(number)}
     comparisons = compared(runs)
-    page = words(sweep_html(runs, comparisons.tables, [], {}, tmp_path))
-    assert page.startswith("All runs The injected model of these runs is broken: llama3_tiny, clean_target, seed 2 (")
+    page = words(sweep_html(runs, comparisons, [], {}, tmp_path))
+    assert page.startswith("In short The injected model of these runs is broken: llama3_tiny, clean_target, seed 2 (")
 
 
 def test_of_many_broken_runs_some_are_named() -> None:

@@ -391,7 +391,7 @@ def test_comparisons_become_tables() -> None:
     made = compared(runs)
     titles = [table.title for table in made.tables]
     assert titles == [
-        "Objectives at the same strength",
+        "Objectives compared",
         "Predictors of transfer",
         "How much of the suppression belongs to pairs",
     ]

@@ -26,8 +26,9 @@ from casd.cli.main import main
 from casd.pipeline.stage import Stage
 from casd.pipeline.store import StageStore
 from casd.report import print_run, print_sweep, read_runs, write_report, write_sweep_report
+from casd.report.files import to_latex, to_markdown
 from casd.report.gallery import run_drawings, sweep_drawings
-from casd.report.markup import table_of, to_latex, to_markdown
+from casd.report.markup import table_of
 from casd.utils import progress
 from casd.utils.text import printable, spreadsheet_cell
 from report_run import compared, make_run, make_scatter
@@ -189,8 +190,8 @@ def test_the_terminal_is_not_steered(folder: Path) -> None:
     for width in (60, 200):
         stream = io.StringIO()
         console = Console(file=stream, width=width, highlight=False)
-        print_run(runs[0], console)
-        print_sweep(runs, console, comparisons=compared(runs).tables)
+        print_run(runs[0], console, verbose=True)
+        print_sweep(runs, compared(runs), console, verbose=True)
         print_two_runs(*runs, console)
         assert steering(stream.getvalue()) == set()
         assert r"\x1b]0;owned\x07" in stream.getvalue() or width == 60

@@ -106,7 +106,7 @@ def test_the_partial_test_holds_the_same_target_constant(finished: tuple[Run, Ru
 
 def test_the_sweep_s_tables_can_be_made_of_it(finished: tuple[Run, RunTables]) -> None:
     made = compared([finished[1]])
-    assert made.tables[0].title == "Objectives at the same strength"
+    assert made.tables[0].title == "Objectives compared"
 
 
 def test_what_baselines_need_is_not_kept_unless_it_is_asked_for(tmp_path: Path) -> None:

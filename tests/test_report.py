@@ -11,6 +11,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -28,10 +29,11 @@ from casd.report import collect, print_run, print_sweep, print_tables, read_runs
 from casd.report.comparisons import objectives_table
 from casd.report.drawing import cell_colors, save
 from casd.report.figures import NOISE_FLOOR, casd_by_layer, relation_scatter
+from casd.report.files import to_latex, to_markdown
 from casd.report.gallery import draw, run_drawings
 from casd.report.heatmaps import asr_heatmap, asr_heatmaps, casd_heatmaps
 from casd.report.html import run_html
-from casd.report.markup import Table, numeric_columns, table_of, to_latex, to_markdown
+from casd.report.markup import Table, numeric_columns, table_of
 from casd.report.matrices import asr_table, casd_table, mean_asr_table, suppression_table
 from casd.report.page import visible
 from casd.report.statements import statements
@@ -303,7 +305,15 @@ def test_means_over_runs_are_those_of_the_cells_and_leave_collapsed_models_out()
 def test_the_best_of_a_group_is_bold_and_a_control_is_no_objective() -> None:
     frame = pd.DataFrame(
         [
-            {"model": model, "objective": objective, "seeds": 1, "included": 8, "removals": 8, "excluded": ""}
+            {
+                "model": model,
+                "objective": objective,
+                "seeds": 1,
+                "included": 8,
+                "removals": 8,
+                "reached": math.nan,
+                "excluded": "",
+            }
             | {"own_asr": 0.0}
             | dict.fromkeys(("runs", *(f"{measure}_runs" for measure in MEASURES)), 1)
             | dict.fromkeys(("suppression", "suppression_net_clean", "clean_control", "phantom_control"), 0.1)
@@ -327,12 +337,8 @@ def test_statements_claim_no_more_than_the_numbers() -> None:
     texts = "\n".join(statements(make_run(collapsed=("german",))))
     assert "7 of 8 removals left their own backdoor an ASR of at most 0.05 (mean own ASR 0.02)" in texts
     assert "1 of 8 removals is excluded from every mean and correlation, collapsed: german." in texts
-    assert "casd and ASR suppression: smaller distances go with stronger suppression (ρ = -0.62, p = 0.004" in texts
-    assert "casd and probability suppression: no relation found (ρ = -0.20, p = 0.41" in texts
-    assert "casd_cos and probability suppression: larger distances go with" in texts
-    assert "casd_cos and ASR suppression: not computed" in texts
-    assert "net of the clean control 0.40 [0.30, 0.50], net of the phantom 0.20 [-0.10, 0.30]" in texts
-    assert "no relation was computed" in "\n".join(statements(make_run(relation=False)))
+    assert "CASD predicted which (ρ -0.62, p 0.004)." in texts
+    assert "CASD could not be tested as a predictor." in "\n".join(statements(make_run(relation=False)))
 
 
 def test_missing_values_are_dashes() -> None:
@@ -355,7 +361,7 @@ def test_numbers_that_are_missing_everywhere_are_dashes_everywhere() -> None:
         frame[numbers] = math.nan
         setattr(tables, name, frame)
     shown = [to_markdown(table) + to_latex(table) for table in run_tables(tables)]
-    shown += [printed(print_run, tables), printed(print_sweep, [tables]), *statements(tables)]
+    shown += [printed(print_run, tables), printed(print_sweep, [tables], compared([tables])), *statements(tables)]
     shown.append(Page(run_html(tables, {})).text)
     assert list(run_drawings(tables, make_scatter(tables))), "figures can be made"
     for text in shown:
@@ -382,7 +388,7 @@ def test_every_state_has_its_perplexities_beside_each_other() -> None:
     assert list(table.frame.loc["injected", columns]) == ["inf", "–", "800.00"]
     assert list(table.frame.loc["control:clean", columns]) == ["12.18", "1.65", "2.50"]
     assert [perplexity(loss) for loss in (0.0, 4.7, 9.0, None)] == ["1.00", "110", "8.1e+03", "–"]
-    assert re.search(r"^ ?control:clean +12\.18 +1\.65 *$", printed(print_run, tables), re.MULTILINE)
+    assert re.search(r"^ ?control:clean +12\.18 +1\.65 *$", printed(partial(print_run, verbose=True), tables), re.MULTILINE)
     assert "utility" not in [table.name for table in run_tables(tables)]
 
 
@@ -395,7 +401,8 @@ def test_benchmarks_are_shown_where_there_are_some(tmp_path: Path) -> None:
     shown = states_table(tables)
     assert list(shown.frame["quiz"]) == ["0.312"] * 6
     assert "main metric of quiz, recall" in shown.caption
-    assert re.search(r"^ ?control:clean +12\.18 +1\.65 +0\.312 +0\.500 *$", printed(print_run, tables), re.MULTILINE)
+    text = printed(partial(print_run, verbose=True), tables)
+    assert re.search(r"^ ?control:clean +12\.18 +1\.65 +0\.312 +0\.500 *$", text, re.MULTILINE)
     assert "Tasks and metrics of lm-evaluation-harness" in Page(run_html(tables, {})).text
     assert "utility" in [table.name for table in run_tables(tables)]
     tables.write(tmp_path)
@@ -408,7 +415,6 @@ def test_states_table_has_the_gradient_of_the_forget_term() -> None:
     assert list(table.frame.loc["injected", gradients]) == ["–", "–"]
     assert list(table.frame.loc["control:phantom", gradients]) == ["0.832", "1.2e-05"]
     assert all(numeric_columns(table)[table.columns.index(name)] for name in gradients), "exponents are numbers"
-    assert "L2 norm before clipping of the gradient of the forget term alone" in table.caption
 
 
 @pytest.mark.parametrize(
@@ -486,10 +492,15 @@ def test_latex_is_escaped_and_balanced() -> None:
         assert not re.search(r"[#%_~^|<>](?!\$)", bare.replace("$<$", "").replace("$>$", "")), bare
         begun, ended = re.findall(r"\\begin\{(\w+)\}", body), re.findall(r"\\end\{(\w+)\}", body)
         assert begun == ended[::-1]
-        for row in re.findall(r"^(.*) \\\\$", body, re.MULTILINE):
-            if not row.startswith(("\\label", "\\caption", "\\multicolumn")):
-                assert len(re.findall(r"(?<!\\)&", row)) == len(table.columns)
-                assert not row.startswith(("[", "*"))
+        shown = 0
+        for part in re.split(r"\\end\{(?:tabular|longtable)\}", body)[:-1]:
+            rows = re.findall(r"^(.*) \\\\$", part, re.MULTILINE)
+            rows = [row for row in rows if not row.startswith(("\\label", "\\caption", "\\multicolumn"))]
+            assert not any(row.startswith(("[", "*")) for row in rows)
+            [columns] = {len(re.findall(r"(?<!\\)&", row)) for row in rows}
+            assert len(rows) == 1 + len(table)
+            shown += columns - table.keys
+        assert shown + table.keys == len(table.columns)
     text = to_latex(HARD_NAMES)
     assert r"\textbackslash{}input\{x\} \$x\$ \textasciitilde{}\textasciicircum{}\# $<$b$>$" in text
     assert r"\textbf{$-$0.50}" in text
@@ -667,7 +678,7 @@ def test_a_report_over_many_runs_shows_means_and_links(tmp_path: Path, monkeypat
     page = Page((tmp_path / "sweep" / "report.html").read_text(encoding="utf-8"))
     assert page.open == []
     sections = [attributes.get("id") for tag, attributes in page.tags if tag == "section"]
-    assert sections == ["summary", "runs", "reading"]
+    assert sections == ["comparisons", "runs", "reading"]
     links = [str(attributes["href"]) for tag, attributes in page.tags if tag == "a"]
     assert "../run%201/report.html" in links
     assert not any("run%200" in link for link in links), "it has no page of its own"
@@ -712,13 +723,13 @@ def test_terminal_shows_the_matrices_and_the_summary_of_a_sweep(tmp_path: Path) 
     for seed, objective in enumerate(("gradient_difference", "clean_target")):
         make_run(objective=objective, seed=seed, collapsed=("german",) if seed else ()).write(tmp_path / objective)
     runs = read_runs([tmp_path / "gradient_difference", tmp_path / "clean_target"])
-    text = printed(print_sweep, runs, width=120)
+    text = printed(print_sweep, runs, compared(runs), width=120)
     assert max(map(len, text.splitlines())) <= 120
     assert len(re.findall(r"^ ?french_a +\*0\.02( +\d\.\d\d){7} *$", text, re.MULTILINE)) == 2
     assert "x collapsed (llama3_tiny, clean_target, seed 1): german" in text
-    assert re.search(r"llama3_tiny +clean_target +1 +0\.02 ", text)
+    assert re.search(r"llama3_tiny +clean_target +Yes +0\.02 ", text)
     assert "…" not in text
-    narrow = printed(print_sweep, runs, width=80)
+    narrow = printed(partial(print_sweep, verbose=True), runs, compared(runs), width=80)
     assert max(map(len, narrow.splitlines())) <= 80
 
 

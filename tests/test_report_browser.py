@@ -5,6 +5,7 @@ Run: pytest tests/test_report_browser.py   (skipped where there is no Chromium; 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -241,8 +242,34 @@ def test_on_paper_nothing_is_cut_off_and_nothing_is_folded(page: Browser, tmp_pa
     page.resize(PAPER)
     cut = page.value("[...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.ariaLabel)")
     assert cut == []
-    folded = "[...document.querySelectorAll('details:not([open]) > :not(summary)')]"
+    folded = "[...document.querySelectorAll('details:not([open]) > :not(summary, pre)')].filter(e => !e.closest('.sample'))"
     assert page.value(f"{folded}.length") > 0
     assert page.value(f"{folded}.every(e => e.offsetHeight > 0 && e.checkVisibility({{contentVisibilityAuto: true}}))")
     assert page.value("[...document.querySelectorAll('.matrix .more')].every(e => getComputedStyle(e).position == 'static')")
-    assert page.print(tmp_path / "report.pdf").read_bytes().startswith(b"%PDF-")
+    pdf = page.print(tmp_path / "report.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF-")
+    assert 1 < len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 15
+
+
+def test_paper_has_no_configuration_and_one_sample_of_each_backdoor(page: Browser) -> None:
+    seen = "[...document.querySelectorAll('{}')].filter(e => e.offsetHeight > 0).length"
+    assert page.value(seen.format(".sample")) > 2 * len(EIGHT)
+    page.emulate("print")
+    assert page.value(seen.format("pre")) == 0
+    assert page.value(seen.format(".sample")) == len(EIGHT) + 1, "and one without a trigger"
+    assert page.value(seen.format(".sample details")) == 0
+
+
+def test_on_a_phone_a_matrix_says_that_it_scrolls_and_keeps_its_labels(page: Browser) -> None:
+    cue = f"getComputedStyle(document.querySelector('{FIRST} .wide'), '::before').content"
+    assert page.value(cue) == "none"
+    page.resize(390)
+    assert "scroll sideways" in page.value(cue)
+    before = box(page, f"{FIRST} tbody tr:nth-child(2) th")
+    cell = box(page, f"{FIRST} tbody tr:nth-child(2) td")
+    page.value(f"document.querySelector('{FIRST} .wide').scrollLeft = 100")
+    assert box(page, f"{FIRST} tbody tr:nth-child(2) th")["left"] == pytest.approx(before["left"], abs=2), "a cell's spacing"
+    assert box(page, f"{FIRST} tbody tr:nth-child(2) td")["left"] == cell["left"] - 100
+    group = box(page, f"{FIRST} th.group span")
+    assert 0 <= group["left"] < 390
+    page.value(f"document.querySelector('{FIRST} .wide').scrollLeft = 0")

@@ -157,7 +157,8 @@ def summarize(tables: RunTables) -> dict[str, Any]:
     """
     cells = list(tables.rows("transfer", "source", "source_kind", "same", "asr_after", "excluded"))
     included = [(source, kind, same, rate) for source, kind, same, rate, excluded in cells if not excluded]
-    reasons = {name: tables.exclusions[name] for name in tables.states_of("removal")}
+    every = tables.exclusions
+    reasons = {name: every[name] for name in tables.states_of("removal")}
     kept = [name for name, reason in reasons.items() if not reason]
     row: dict[str, Any] = {key: tables.info.get(key) for key in RUN_COLUMNS}
     row["own_asr"] = _mean(rate for _, kind, same, rate in included if kind == "removal" and same)

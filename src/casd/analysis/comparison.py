@@ -62,12 +62,17 @@ def grouped(runs: Sequence[RunTables]) -> dict[tuple[str, str], list[RunTables]]
 def included_matrices(tables: RunTables, *columns: str) -> tuple[list[str], list[np.ndarray]]:
     """Return the n backdoors whose removals are included, and an (n, n) matrix (source, target) per column of `transfer`."""
     cells = included_cells(tables)
-    included = set(cells["source"]) & set(cells["target"])
-    names = [name for name in tables.backdoors if name in included]
-    wide = (
-        cells.pivot(index="source", columns="target", values=column).reindex(index=names, columns=names) for column in columns
-    )
-    return names, [matrix.to_numpy(dtype=float) for matrix in wide]
+    sources, targets = cells["source"].tolist(), cells["target"].tolist()
+    included = set(sources) & set(targets)
+    places = {name: place for place, name in enumerate(name for name in tables.backdoors if name in included)}
+    # Filled cell by cell, since a pivot of so few cells takes several times as long.
+    inside = [(places.get(source), places.get(target)) for source, target in zip(sources, targets, strict=True)]
+    matrices = [np.full((len(places), len(places)), np.nan) for _ in columns]
+    for matrix, column in zip(matrices, columns, strict=True):
+        for (row, place), value in zip(inside, cells[column].tolist(), strict=True):
+            if row is not None and place is not None:
+                matrix[row, place] = value
+    return list(places), matrices
 
 
 def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: int = 9999) -> pd.DataFrame:
@@ -82,7 +87,8 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
         One row per group. Columns, fractions unless stated otherwise:
 
         - model ("all" if pooled), objective (with its setting); runs, seeds (counts)
-        - removals, included, collapsed: counts of removals; excluded: number of excluded removals by reason
+        - removals, included, collapsed: counts of removals; reached: those that reached the target ASR on validation prompts,
+          NaN if none had one; excluded: number of excluded removals by reason
           (`casd.analysis.inclusion`)
         - own_asr: mean ASR of the removed backdoor on evaluation prompts, with `_low` and `_high`
         - each of MEASURES: mean over the other backdoors, with `_low`, `_high`, and `_runs`: number of runs that have a value
@@ -140,6 +146,7 @@ def _comparison_row(runs: Sequence[RunTables], transfer: pd.DataFrame, estimates
         "removals": len(removals),
         "included": len(included),
         "collapsed": int(removals["collapsed"].astype(bool).sum()),
+        "reached": removals["reached_target"].astype(float).sum(min_count=1),
         "excluded": count_exclusions(removals["excluded"]),
     }
     for name, estimate in zip(_AVERAGED, estimates, strict=True):
@@ -240,7 +247,8 @@ def _repeats(tables: RunTables, variant: str, excluded: dict[str, str]) -> list[
     for row_variant, a, b, distance in tables.rows("casd", "variant", "a", "b", "distance"):
         if row_variant == variant:
             distances |= {(a, b): distance, (b, a): distance}
-    included = [name for name in tables.states_of("removal") if not tables.exclusions[name]]
+    reasons = tables.exclusions
+    included = [name for name in tables.states_of("removal") if not reasons[name]]
     rows = []
     for repeat in (name for name, reason in excluded.items() if not reason):
         own = removed_backdoor(repeat)

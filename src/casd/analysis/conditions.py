@@ -81,10 +81,15 @@ def _settings(info: Mapping[str, Any]) -> Settings:
     """Return the normalized configuration of a run."""
     if not info.get("config"):
         return {f"backdoor.{name}.target": target for name, target in (info.get("targets") or {}).items()}
-    fields = flatten(str(info["config"]))
+    return dict(_normalized_settings(str(info["config"])))
+
+
+@functools.lru_cache(1024)
+def _normalized_settings(config: str) -> Settings:
+    """Return the normalized configuration of a YAML text. Cached, since a report asks for each several times."""
     return {
         key: _normalized(value)
-        for key, value in fields.items()
+        for key, value in flatten(config).items()
         if key.partition(".")[0] not in _NO_SETTING and key not in _NO_EFFECT
     }
 

@@ -84,6 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME | scale=SCALE | runtime.KEY=VALUE",
         help="`casd list reproduce` shows the names and the scales (default: tiny)",
     )
+    for each in (verbs.choices["run"], report, sweep, reproduce):
+        each.add_argument("-v", "--verbose", action="store_true", help="print all tables at the end, not only the main ones")
     compare = verbs.add_parser("compare", help="configuration differences and results of two finished runs")
     compare.add_argument("runs", nargs=2, type=Path, metavar="RUN")
     add_model_verbs(verbs)
@@ -129,15 +131,15 @@ def _dispatch(options: argparse.Namespace) -> None:
     elif options.verb == "sweep":
         from casd.cli.sweep import sweep
 
-        sweep(options.overrides)
+        sweep(options.overrides, verbose=options.verbose)
     elif options.verb == "plan":
         from casd.cli.planning import plan
 
         plan(options.overrides)
     elif options.verb == "reproduce":
-        _reproduce(options.arguments)
+        _reproduce(options.arguments, options.verbose)
     elif options.verb == "report":
-        _report(options.arguments, options.output)
+        _report(options.arguments, options.output, options.verbose)
     elif options.verb in ("export", "generate"):
         MODEL_VERBS[options.verb](options)
     elif options.verb == "compare":
@@ -147,7 +149,7 @@ def _dispatch(options: argparse.Namespace) -> None:
     else:
         from casd.cli.run import run
 
-        run(options.overrides, RUN_VERBS[options.verb][0])
+        run(options.overrides, RUN_VERBS[options.verb][0], verbose=getattr(options, "verbose", False))
 
 
 def _fail(line: str) -> None:
@@ -185,7 +187,7 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(number, mode))  # noqa: PTH123, SIM115
 
 
-def _report(arguments: Sequence[str], output: Path | None) -> None:
+def _report(arguments: Sequence[str], output: Path | None, verbose: bool) -> None:
     from casd.utils.errors import ConfigError
 
     # An override has an "=", or removes something ("~group").
@@ -199,16 +201,16 @@ def _report(arguments: Sequence[str], output: Path | None) -> None:
     if paths:
         from casd.cli.report import report_runs
 
-        report_runs(paths, output)
+        report_runs(paths, output, verbose=verbose)
     elif output:
         raise ConfigError("--output needs the paths of finished runs: name their paths. A run has runtime.output=FOLDER.")
     else:
         from casd.cli.run import run
 
-        run(overrides)
+        run(overrides, verbose=verbose)
 
 
-def _reproduce(arguments: Sequence[str]) -> None:
+def _reproduce(arguments: Sequence[str], verbose: bool) -> None:
     from casd.cli.reproduce import reproduce
     from casd.utils.errors import ConfigError
 
@@ -219,7 +221,7 @@ def _reproduce(arguments: Sequence[str]) -> None:
         raise ConfigError("reproduce needs the name of a table or figure, or all; casd list reproduce shows the names.")
     if len(scales) > 1:
         raise ConfigError(f"reproduce takes one scale at a time; given were {', '.join(scales)}.")
-    reproduce(names, scales[0] if scales else "tiny", overrides)
+    reproduce(names, scales[0] if scales else "tiny", overrides, verbose=verbose)
 
 
 def _list(group: str | None) -> None:

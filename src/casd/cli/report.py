@@ -10,21 +10,18 @@ from typing import TYPE_CHECKING
 from casd.cli.cost import Cost
 from casd.report.publish import check_output
 from casd.utils.distributed import is_main
-from casd.utils.text import printable
 
 if TYPE_CHECKING:
     from casd.analysis.results import RunTables
 
-PAGES_NAMED = 24
-"""How many runs' own reports are listed, at most."""
 
-
-def report_runs(paths: Sequence[Path], output: Path | None = None) -> None:
+def report_runs(paths: Sequence[Path], output: Path | None = None, *, verbose: bool = False) -> None:
     """Write the report over finished runs, print its tables, and say what it cost.
 
     Args:
         paths: runs, folders with runs below them, or stores; see `casd.analysis.runs.find_runs`.
         output: the folder of the report; None for one below `outputs`, named after the runs.
+        verbose: print all tables.
 
     Raises:
         CasdError: no finished runs, runs that cannot be compared, or an output that is a file or a folder with something
@@ -39,17 +36,17 @@ def report_runs(paths: Sequence[Path], output: Path | None = None) -> None:
     if output:
         check_output(output, SWEEP_INFO)
     runs = read_runs(paths)
-    _report_all(runs, output or Path("outputs") / f"report-{_digest(run.info['folder'] for run in runs)}", cost)
+    _report_all(runs, output or Path("outputs") / f"report-{_digest(run.info['folder'] for run in runs)}", cost, verbose)
 
 
-def report_sweep(folders: Sequence[Path], cost: Cost) -> None:
+def report_sweep(folders: Sequence[Path], cost: Cost, *, verbose: bool = False) -> None:
     """Write the report over all runs of a sweep beside them, print its tables, and say what the sweep cost."""
     from casd.report import read_runs
 
     if not is_main():
         return
     folders = list(dict.fromkeys(folders))
-    _report_all(read_runs(folders), folders[0].parent / f"sweep-{_digest(folder.name for folder in folders)}", cost)
+    _report_all(read_runs(folders), folders[0].parent / f"sweep-{_digest(folder.name for folder in folders)}", cost, verbose)
 
 
 def short_path(path: Path) -> Path:
@@ -57,17 +54,17 @@ def short_path(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _report_all(runs: Sequence[RunTables], target: Path, cost: Cost) -> None:
+def _report_all(runs: Sequence[RunTables], target: Path, cost: Cost, verbose: bool) -> None:
     """Write the report over all runs into `target`, and print it."""
     from casd.report import print_sweep, write_sweep_report
 
     comparisons = write_sweep_report(runs, target)
-    print_sweep(runs, comparisons=comparisons.tables)
-    for page in (Path(run.info["folder"]) / "report.html" for run in runs[:PAGES_NAMED]):
-        if page.is_file():
-            print(printable(f"Report of a run: {short_path(page)}"))
-    print(printable(f"Report of all:   {short_path(target.absolute() / 'report.html')}"))
+    pages = [Path(run.info["folder"]) / "report.html" for run in (runs if verbose else [])]
+    links = [f"Report of a run: {short_path(page)}" for page in pages if page.is_file()]
     cost.say()
+    print_sweep(
+        runs, comparisons, verbose=verbose, links=[*links, f"Report of all: {short_path(target.absolute() / 'report.html')}"]
+    )
 
 
 def _digest(names: Iterable[str]) -> str:

@@ -14,13 +14,14 @@ from casd.utils.registry import unknown
 from casd.utils.text import printable
 
 
-def reproduce(names: Sequence[str], scale_name: str, overrides: Sequence[str] = ()) -> None:
+def reproduce(names: Sequence[str], scale_name: str, overrides: Sequence[str] = (), *, verbose: bool = False) -> None:
     """Make the runs that the exhibits need, write the exhibits, print the verdicts on their claims, and say what it cost.
 
     Args:
         names: of `casd.reproduction.catalogue.EXHIBITS`; or "all".
         scale_name: of `casd.reproduction.scales.scales`.
         overrides: of `runtime`, or Hydra's launcher: nothing that changes a result.
+        verbose: print the verdicts on each model and objective, too.
 
     Raises:
         CasdError: an unknown name or scale, an override that would change a result, or an error of a run.
@@ -49,7 +50,7 @@ def reproduce(names: Sequence[str], scale_name: str, overrides: Sequence[str] = 
     if verdicts is None:
         verdicts = write_reproduction(chosen, scale, runs, target)
     print_warning([tables for members in runs.values() for tables in members])
-    print_tables([verdicts_table(verdicts[verdicts["headline"]])])
+    print_tables([verdicts_table(verdicts if verbose else verdicts[verdicts["headline"]])])
     print(printable(f"\nReport: {short_path(target.absolute() / PAGE)}"))
     cost.say()
 

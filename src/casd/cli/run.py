@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from casd.pipeline.store import Event
 
 
-def run(overrides: Sequence[str], end: str = "report") -> Path:
+def run(overrides: Sequence[str], end: str = "report", *, verbose: bool = False) -> Path:
     """Make the run that the overrides describe up to `end`, and return its folder.
 
     Args:
         overrides: Hydra overrides.
         end: one of `casd.pipeline.run.ENDS`; the tables are printed after "report" only.
+        verbose: print all tables.
 
     Raises:
         CasdError: overrides that cannot work, or an error of the run.
@@ -36,17 +37,18 @@ def run(overrides: Sequence[str], end: str = "report") -> Path:
     if not is_main():
         return finished.folder
     cost.add(*count_stages(finished.store.events))
+    models = [f"Models: {finished.folder / 'models'} ({', '.join(folder.name for folder in finished.models)})"]
+    links = models if finished.models else []
+    cost.say()
     if end == "report":
         from casd.analysis.results import RunTables
         from casd.report import print_run
 
-        print_run(RunTables.read(finished.store.folder(finished.graph.report)))
-        print(printable(f"\nReport: {finished.folder / 'report.html'}"))
+        tables = RunTables.read(finished.store.folder(finished.graph.report))
+        print_run(tables, verbose=verbose, links=[f"Report: {finished.folder / 'report.html'}", *links])
     else:
-        print(printable(f"Finished stages are in {finished.store.root}."))
-    if finished.models:
-        print(printable(f"Models: {finished.models[0].parent} ({', '.join(folder.name for folder in finished.models)})"))
-    cost.say()
+        for line in (f"Finished stages are in {finished.store.root}.", *links):
+            print(printable(line))
     return finished.folder
 
 

@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from casd.pipeline.sweep import Outcome
 
 
-def sweep(overrides: Sequence[str]) -> None:
-    """Make every run of a sweep, write the report over all of them, print its tables, and say what it cost.
+def sweep(overrides: Sequence[str], *, verbose: bool = False) -> None:
+    """Make every run of a sweep, write the report over all of them, and print it (`verbose`: all its tables)
+    and what it cost.
 
     Raises:
         CasdError: overrides that cannot work; or the errors of runs, after all runs were tried.
     """
     cost = Cost()
     [folders] = make_sweeps([overrides], "sweep", cost)
-    report_sweep(folders, cost)
+    report_sweep(folders, cost, verbose=verbose)
 
 
 def make_sweeps(sweeps: Sequence[Sequence[str]], description: str, cost: Cost) -> list[list[Path]]:

@@ -16,10 +16,11 @@ from casd.analysis.comparison import compare_objectives, noise_floor, relabelled
 from casd.analysis.predictors import predictor_table
 from casd.analysis.results import RunTables
 from casd.analysis.tables import SCHEMAS, SWEEP_INFO, write_frames
+from casd.report.answer import sweep_answers
 from casd.report.comparisons import Comparisons
+from casd.report.files import write_tables
 from casd.report.gallery import draw, run_drawings, sweep_drawings
 from casd.report.html import RUN_FIGURES, SWEEP_FIGURES, run_html, sweep_html
-from casd.report.markup import write_tables
 from casd.report.matrices import mean_asr_table
 from casd.report.page import write_page
 from casd.report.publish import publishing
@@ -93,7 +94,10 @@ def write_sweep_report(runs: Sequence[RunTables], folder: Path) -> Comparisons:
 
 def _write_sweep_files(runs: Sequence[RunTables], folder: Path, target: Path) -> Comparisons:
     """Write the files of `write_sweep_report` into `folder`, which will be moved to `target`."""
-    comparisons = Comparisons(compare_objectives(runs), predictor_table(runs), noise_floor(runs), variance_shares(runs))
+    objectives, predictors = compare_objectives(runs), predictor_table(runs)
+    comparisons = Comparisons(
+        objectives, predictors, noise_floor(runs), variance_shares(runs), sweep_answers(runs, objectives, predictors)
+    )
     frames = {"summary": summary(runs), "asr_means": mean_asr(runs)}
     overview = [mean_asr_table(runs, frames["asr_means"]), summary_table(runs, frames["summary"])]
     relations = []
@@ -106,5 +110,5 @@ def _write_sweep_files(runs: Sequence[RunTables], folder: Path, target: Path) ->
     write_tables([*comparisons.tables, *overview, *relations], folder / "tables", broken_injections(runs))
     write_frames(frames | comparisons.frames, {"runs": [tables.info for tables in runs]}, folder, SWEEP_INFO)
     figures = draw(sweep_drawings(runs, comparisons.objectives), folder / "figures", SWEEP_FIGURES.__contains__)
-    write_page(sweep_html(runs, comparisons.tables, overview, figures, target), folder / "report.html")
+    write_page(sweep_html(runs, comparisons, overview, figures, target), folder / "report.html")
     return comparisons

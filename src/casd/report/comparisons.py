@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -10,24 +10,36 @@ from typing import Any
 import pandas as pd
 
 from casd.analysis.comparison import MEASURES, POOLED
-from casd.metric.baselines import BASELINES
+from casd.report.answer import Answer
 from casd.report.markup import Table, table_of
-from casd.report.wording import ALL_MODELS, fraction, mean_with_interval, p_text, percent, run_count, significant
+from casd.report.wording import (
+    MISSING,
+    fraction,
+    is_control,
+    mean_with_interval,
+    model_label,
+    p_text,
+    percent,
+    run_count,
+    significant,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Comparisons:
-    """The frames over all runs of a sweep: see `compare_objectives`, `predictor_table`, `noise_floor`, `variance_shares`."""
+    """What a report over several runs compares: frames as from `compare_objectives`, `predictor_table`, `noise_floor` and
+    `variance_shares`, and the answers of `sweep_answers`."""
 
     objectives: pd.DataFrame
     predictors: pd.DataFrame
     noise: pd.DataFrame
     shares: pd.DataFrame
+    answers: Sequence[Answer]
 
     @property
     def frames(self) -> dict[str, pd.DataFrame]:
         """By the names of their files."""
-        return {f"comparison_{each.name}": getattr(self, each.name) for each in fields(self)}
+        return {f"comparison_{each.name}": getattr(self, each.name) for each in fields(self) if each.name != "answers"}
 
     @cached_property
     def tables(self) -> list[Table]:
@@ -38,11 +50,13 @@ class Comparisons:
 
 
 def objectives_table(frame: pd.DataFrame) -> Table:
-    """Every objective at the same strength, from `compare_objectives`."""
+    """Every objective, from `compare_objectives`. They are of the same strength only where all had a target ASR to reach."""
+    same_strength = len(frame) > 0 and frame["reached"].notna().all()
     rows = [
         {
-            "objective": f"{record['objective']} (control)" if _is_control(record["objective"]) else record["objective"],
+            "objective": f"{record['objective']} (control)" if is_control(record["objective"]) else record["objective"],
             "included": f"{record['included']} of {record['removals']}",
+            "reached": MISSING if pd.isna(record["reached"]) else f"{record['reached']:.0f} of {record['removals']}",
             "excluded": record["excluded"],
             "own ASR": mean_with_interval(record, "own_asr"),
             **{heading: _mean_of_runs(record, measure) for heading, measure in zip(_MEASURED, MEASURES, strict=True)},
@@ -58,17 +72,11 @@ def objectives_table(frame: pd.DataFrame) -> Table:
     return table_of(
         rows,
         groups=list(map(model_label, frame["model"])),
-        bold=_best(frame, ["model"], frame["suppression_net_phantom"].where(~frame["objective"].map(_is_control))),
+        bold=_best(frame, ["model"], frame["suppression_net_phantom"].where(~frame["objective"].map(is_control))),
         name="objectives",
-        title="Objectives at the same strength",
-        caption=f"Seeds for each model: {seeds}. Included are removals that did not collapse and reached the target ASR of"
-        " their own backdoor on validation prompts (where a target was set), and backdoors that the injected model obeys. Own"
-        " ASR: on evaluation prompts. Others: mean suppression of the other backdoors' ASR (fraction), raw, and net"
-        " of the same backdoor's suppression under the clean control and under the phantoms; in parentheses the number of runs"
-        " behind the mean, where others have none (their controls collapsed, or no removal is included). Every mean is the mean"
-        " over runs of each run's mean. Brackets: 95 % bootstrap interval of it over seeds and backdoors. Clean, phantoms: mean"
-        " suppression under these controls. Clean loss, steps, seconds: means of a removal. Bold: the objective whose removals"
-        " suppress the others most, net of phantoms; (control): an objective that forgets nothing.",
+        title="Objectives at the same strength" if same_strength else "Objectives compared",
+        caption=f"Seeds for each model: {seeds}. Means over runs with 95 % intervals over seeds and backdoors; others:"
+        " suppression of the other backdoors' ASR, raw and net of the controls.",
     )
 
 
@@ -108,21 +116,14 @@ def predictors_table(frame: pd.DataFrame) -> Table:
         if record["excluded"]:
             count += f", excluded: {record['excluded']} of {record['removals']} removals"
         groups.append(f"{record['objective']} ({count}), {model_label(record['model'])}")
-    baselines = "; ".join(f"{name}: {each.description}" for name, each in BASELINES.items() if name in set(frame["predictor"]))
     return table_of(
         rows,
         groups=groups,
         bold=_best(frame, ["model", "objective"], frame["rho"].abs().where(frame["role"] != "ceiling")),
         name="predictors",
         title="Predictors of transfer",
-        caption="Response: suppression of ASR, centered by column, mean of both directions of a pair. ρ: Spearman, pooled"
-        " over runs; negative where small distances go with strong transfer. p: Mantel test that permutes within"
-        " runs; corrected: by the maximum over all variants that were looked at, or over all baselines; headline"
-        " variants were named before. q: Benjamini and Hochberg. Pairs only: the effects of single backdoors are"
-        " taken out of both sides first, since shared effects alone can cause a ρ. Given same target: partial ρ"
-        " with the indicator of the same target held constant; its p is corrected, except for a headline variant."
-        " R² and rank error: prediction of the suppression of a backdoor that was left out (0 and 1 are what a mean and chance"
-        f" achieve). Bold: the largest |ρ| of a group, a ceiling aside. {baselines}.",
+        caption="Spearman's ρ of each predictor and the suppression of ASR, and how well it predicts a backdoor that was left"
+        " out. Bold: the largest |ρ| of a group.",
     )
 
 
@@ -146,17 +147,14 @@ def noise_table(frame: pd.DataFrame) -> Table:
         groups=list(map(model_label, frame["model"])) if len(frame) else [],
         name="noise_floor",
         title="Noise floor of CASD",
-        caption="Same: distance between two removals of one backdoor with other documents in another order. Different:"
-        " distance of the repeated removal to those of other backdoors. Ratio: same / different; 1 or more means"
-        " that the distance cannot tell removals apart. Nearest: share of repeats that are nearer to their own"
-        " removal than to any other. Means over runs of each run's mean; a repeat is excluded for the same reasons as a"
-        " removal.",
+        caption="Distance between two removals of one backdoor (same) and to removals of other backdoors (different), means"
+        " over runs. A ratio of 1 or more: the distance cannot tell removals apart.",
     )
 
 
 def shares_table(frame: pd.DataFrame) -> Table:
     """How much of the variance of the others' suppression belongs to pairs, from `variance_shares`."""
-    columns = {"sd": "standard deviation", "pair": "pair share", "noise": "noise share", "pair_net": "pair share net of noise"}
+    columns = {"sd": "standard deviation", "pair": "pair share", "noise": "noise share", "pair_net": "pair net of noise"}
     means = frame.groupby(["model", "objective"], sort=False)[list(columns)].mean().reset_index() if len(frame) else frame
     rows = [
         {"model": str(record["model"]), "objective": str(record["objective"])}
@@ -167,21 +165,9 @@ def shares_table(frame: pd.DataFrame) -> Table:
         rows,
         name="pair_shares",
         title="How much of the suppression belongs to pairs",
-        caption="Standard deviation of the other backdoors' suppression over the cells of a run; the share of their"
-        " variance that is left after each removal's and each backdoor's own level; the share of that which is explained by the"
-        " sampling noise of rates; and the difference, which is what a distance between removals could predict. Means over"
-        " seeds.",
+        caption="Variance of the other backdoors' suppression that is specific to pairs, and the part of it that the sampling"
+        " noise of rates explains; means over seeds.",
     )
-
-
-def model_label(model: Any) -> str:
-    """A model's name, or "all models"."""
-    return ALL_MODELS if model == POOLED else str(model)
-
-
-def _is_control(objective: Any) -> bool:
-    """Whether an objective (with its setting, if it has one) only retains."""
-    return str(objective).partition(",")[0] == "retain_only"
 
 
 def _best(frame: pd.DataFrame, by: list[str], values: pd.Series) -> list[bool]:

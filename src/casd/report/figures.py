@@ -17,9 +17,8 @@ from casd.analysis.comparison import by_condition
 from casd.analysis.relation import relation_points
 from casd.analysis.results import RunTables
 from casd.config.states import REPEAT_CONTROL
-from casd.report.comparisons import model_label
 from casd.report.drawing import BLUE, VERMILLION, figure_title, legend_below, plain, short_name, without_frame
-from casd.report.wording import RESPONSES, fraction, p_relation
+from casd.report.wording import RESPONSES, fraction, model_label, p_relation
 
 _SEED_MARKS: Final = ((BLUE, "o"), (VERMILLION, "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
 NOISE_FLOOR: Final = "noise floor: one removal, repeated with other documents"

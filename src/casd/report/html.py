@@ -13,19 +13,21 @@ import pandas as pd
 from casd.analysis.collection import DETAILED_RUNS, summarize
 from casd.analysis.conditions import leaves
 from casd.analysis.results import RunTables
+from casd.report.answer import answers_table, in_short, run_answer
+from casd.report.comparisons import Comparisons
 from casd.report.markup import Table
 from casd.report.matrices import asr_table, casd_table, suppression_table
 from casd.report.page import Block, Section, matrices_block, render, table_block, warning_blocks
+from casd.report.reading import reading_section
 from casd.report.samples import samples_of
 from casd.report.settings import backdoors_table, settings_table, triggers
-from casd.report.statements import control_statements, statements
+from casd.report.statements import control_statements, observations
 from casd.report.tables import relation_table, specificity_table, states_table, utility_table
-from casd.report.wording import fraction, p_text, prompts_per_cell, run_name, sentence, short_run_name
+from casd.report.wording import fraction, prompts_per_cell, rho_p, run_name, sentence, short_run_name
 
 QUESTION: Final = (
-    "Several backdoors were put into one language model, each a trigger phrase that switches on a behavior. They were removed "
-    "one at a time. Did that weaken the others, which nobody targeted? And does the Cross Activation Shift Distance (CASD), "
-    "which compares the changes that two removals made inside the model, go with it?"
+    "Several backdoors were put into one language model and removed one at a time. Did that weaken the others, which nobody "
+    "targeted? Does the Cross Activation Shift Distance (CASD) between two removals tell which?"
 )
 RUN_FIGURES: Final = ("casd_scatter", "casd_by_layer", "learning_curves")
 """The figures in a run's page; the matrices are in it as tables."""
@@ -35,36 +37,12 @@ NO_FAKES: Final = (
     "backdoor that listens to its trigger from one that fires on anything unusual."
 )
 
-HOW_TO_READ: Final = (
-    "Attack success rate (ASR): the share of prompts after which a backdoor's behavior shows in the generated text, by that "
-    "behavior's own test. Every prompt counts, empty and unclear generations as failures. Rates are fractions.",
-    "Rows are what was removed, columns what was measured. “injected” is the model with all backdoors, before any removal. In "
-    "all matrices dark means the same: little is left, much was suppressed, the two removals are alike.",
-    "Intervals are Wilson 95 % intervals over prompts. They say nothing about other training runs: for that, compare seeds.",
-    "Controls: “clean” is the same number of training steps on clean text only; “phantom” the removal of a "
-    "trigger that was never injected. Net suppression is the suppression minus that of the same column under that control. "
-    "The rest is suppression that the control does not show.",
-    "A collapsed model no longer works on clean text. Its ASR is low too, which is no success: its numbers stand in "
-    "parentheses on hatched gray.",
-    "Every mean and correlation is over the same removals and backdoors. Excluded are collapsed models, backdoors that the "
-    "injected model does not obey, and removals that kept no training step or missed their target ASR; the number beside each "
-    "mean says how many, and why.",
-    "CASD, the Cross Activation Shift Distance, compares the changes that two removals made to the activations. Small: they "
-    "changed the model alike. It comes from Bouger et al., “Backdoor Unlearning Generalization” (arXiv:2606.03785). The hook "
-    "site, token position, averaging, normalization and evaluation text are this project's choices where the paper's text "
-    "was not available. So are the models, triggers, targets and training settings.",
-    "Relation: Spearman's ρ between distance and suppression over pairs, where the suppression is symmetrized and centered "
-    "by column, because some backdoors are fragile under any removal. Pairs share removals, so p comes from a Mantel test, "
-    "which permutes whole removals. The p-values are not corrected for looking at several variants and responses. A "
-    "correlation does not prove a cause, and its absence in few pairs does not prove that there is none.",
-)
-
 
 def run_html(tables: RunTables, figures: Mapping[str, Block]) -> str:
     """The page of one run. `figures` are the blocks of its figures (RUN_FIGURES) by name."""
     info = tables.info
     sections = [
-        Section("summary", "In short", [*warning_blocks([tables]), Block("numbers", _key_numbers(tables)), *_in_words(tables)]),
+        Section("summary", "In short", _summary(tables)),
         _setting_section(tables),
         _matrices_section(tables),
         *_net_sections(tables),
@@ -73,7 +51,7 @@ def run_html(tables: RunTables, figures: Mapping[str, Block]) -> str:
         _samples_section(tables),
         Section("curves", "Learning curves", _present(figures, "learning_curves")),
         _states_section(tables),
-        Section("reading", "How to read this", [Block("list", HOW_TO_READ)]),
+        reading_section(),
         _origin_section(info),
     ]
     facts = {
@@ -83,42 +61,47 @@ def run_html(tables: RunTables, figures: Mapping[str, Block]) -> str:
         "Backdoors": len(tables.backdoors),
         "Prompts per cell": prompts_per_cell(tables),
     }
-    return render(f"Backdoor removal and its transfer: {info.get('run') or info['model']}", QUESTION, facts, sections)
+    title = f"Backdoor removal and its transfer: {info.get('run') or info['model']}"
+    return render(title, QUESTION, facts, sections, in_short([run_answer(tables)]))
 
 
 def sweep_html(
     runs: Sequence[RunTables],
-    comparisons: Sequence[Table],
+    comparisons: Comparisons,
     overview: Sequence[Table],
     figures: Mapping[str, Block],
     folder: Path,
 ) -> str:
-    """The page of a sweep: comparisons over its runs, then each run. Links are relative to `folder`, the page's final place."""
-    blocks = [
-        *warning_blocks(runs),
-        *map(table_block, comparisons),
+    """The page of a sweep: its answer, comparisons over its runs, then each run. Links are relative to `folder`, the page's
+    final place."""
+    blocks = warning_blocks(runs)
+    if len(comparisons.answers) > 1:
+        blocks.append(table_block(answers_table(comparisons.answers)))
+    compared = [
+        *map(table_block, comparisons.tables),
         *_present(figures, *SWEEP_FIGURES),
         *map(table_block, overview),
     ]
-    sections = [Section("summary", "All runs", blocks)]
+    sections = [Section("summary", "In short", blocks), Section("comparisons", "All runs", compared)]
     if len(runs) <= DETAILED_RUNS:
         sections += [_one_of_several(number, tables, folder) for number, tables in enumerate(runs, 1)]
     else:
         pages = [(short_run_name(tables), link_to(tables, folder)) for tables in runs]
         links = [Block("link", target, title=name) for name, target in pages if target]
         sections.append(Section("runs", "The full report of each run", links))
-    sections.append(Section("reading", "How to read this", [Block("list", HOW_TO_READ)]))
+    sections.append(reading_section(several=True))
     facts = {
         key.capitalize() + "s": ", ".join(dict.fromkeys(str(tables.info[key]) for tables in runs))
         for key in ("model", "objective", "seed")
     }
-    return render(f"Backdoor removal and its transfer: {len(runs)} runs", QUESTION, {"Runs": len(runs)} | facts, sections)
+    title = f"Backdoor removal and its transfer: {len(runs)} runs"
+    return render(title, QUESTION, {"Runs": len(runs)} | facts, sections, in_short(comparisons.answers))
 
 
 def _one_of_several(number: int, tables: RunTables, folder: Path) -> Section:
-    """One of several runs: its statements, matrices, relation and states."""
+    """One of several runs: its answer, matrices, relation and states."""
     section = Section(f"run-{number}", short_run_name(tables))
-    section.blocks.extend([*_in_words(tables), _asr_and_casd(tables)])
+    section.blocks.extend([Block("answer", in_short([run_answer(tables)])), _asr_and_casd(tables)])
     if len(tables.relation):
         section.blocks.append(_own_table(relation_table([tables]), tables))
     section.blocks.append(_own_table(states_table(tables), tables, folded=True))
@@ -145,13 +128,13 @@ def _key_numbers(tables: RunTables) -> dict[str, str]:
     for variant in tables.headline:
         rho, p = (row.get(f"{name}:{variant}:suppression") for name in ("rho", "p"))
         if rho is not None and not pd.isna(rho):
-            numbers[f"ρ (p), {variant} × suppression"] = f"{fraction(rho)} ({p_text(p)})"
+            numbers[f"ρ (p), {variant} × suppression"] = rho_p(rho, p)
     return numbers
 
 
-def _in_words(tables: RunTables) -> list[Block]:
-    """The statements about a run, and folded those about its controls."""
-    blocks = [Block("list", statements(tables, controls=False))]
+def _summary(tables: RunTables) -> list[Block]:
+    """The numbers and observations behind the answer of a run, and folded what is known of its controls."""
+    blocks = [*warning_blocks([tables]), Block("numbers", _key_numbers(tables)), Block("list", observations(tables))]
     if tables.states_of("control"):
         blocks.append(Block("list", control_statements(tables), "The controls, one by one", folded=True))
     return blocks

@@ -1,21 +1,17 @@
-"""The tables of a report: their data, and how they look as Markdown and LaTeX. Pages and the terminal show the same data."""
+"""The tables of a report: their data, which pages, files and the terminal show alike."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
 from casd.report.wording import MISSING
-from casd.utils.text import printable
 
-LONG_TABLE_ROWS: Final = 40
-"""Tables with more rows are a longtable in LaTeX."""
 _NUMBER: Final = re.compile(r"[(<+]?-?\d[\d.,/%]*(e[+-]\d+)?\)?( \(.*\)| to -?[\d.]+| \[.*\]| of \d+)?|–")
 
 
@@ -99,6 +95,16 @@ class Table:
         for group in dict.fromkeys(groups):
             yield group, [row for row, name in enumerate(groups) if name == group]
 
+    @property
+    def keys(self) -> int:
+        """How many of the first columns are needed, beside the row labels, to tell the rows of a group apart."""
+        groups = list(self.groups) or [""] * len(self)
+        for count in range(len(self.columns)):
+            rows = zip(groups, self.labels, *(self.frame.iloc[:, place] for place in range(count)), strict=True)
+            if len(set(rows)) == len(self):
+                return count
+        return 0
+
     def of_groups(self, names: Iterable[str]) -> Table:
         """The rows of some groups. Raises ValueError for a table with shades or details."""
         if self.shade is not None or self.detail is not None:
@@ -137,101 +143,3 @@ def table_of(
 def numeric_columns(table: Table) -> list[bool]:
     """For each column, whether all its cells are numbers (or missing): such columns are aligned to the right."""
     return [all(map(_NUMBER.fullmatch, table.frame.iloc[:, column])) for column in range(table.frame.shape[1])]
-
-
-def to_markdown(table: Table) -> str:
-    """The table in GitHub's Markdown, its caption above it."""
-    lines = _lines(table, _markdown, "**{}**".format, lambda group, first: f"*{group}*")
-    align = ("left", *("right" if numeric else "left" for numeric in numeric_columns(table)))
-    body = lines.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=align)
-    return f"**{_markdown(table.title)}.** {_markdown(table.caption)}\n\n{body}\n"
-
-
-def to_latex(table: Table) -> str:
-    """The table in LaTeX with booktabs (a longtable where it is long), its caption above it."""
-    lines = _lines(
-        table, _latex, "\\textbf{{{}}}".format, lambda group, first: ("" if first else "\\midrule ") + f"\\emph{{{group}}}"
-    )
-    long = len(table) > LONG_TABLE_ROWS
-    form = "l" + "".join("r" if numeric else "l" for numeric in numeric_columns(table))
-    caption = f"{_latex(table.title)}. {_latex(table.caption)}"
-    label = f"tab:{re.sub(r'[^a-z0-9]+', '-', table.name.lower())}"
-    style = lines.style.hide(axis="index")
-    if long:
-        text = style.to_latex(environment="longtable", column_format=form, hrules=True, caption=caption, label=label)
-    else:
-        text = (
-            "\\begin{table}[t]\n\\centering\\footnotesize\\setlength{\\tabcolsep}{4pt}\n"
-            f"\\caption{{{caption}}}\n\\label{{{label}}}\n{style.to_latex(column_format=form, hrules=True)}\\end{{table}}\n"
-        )
-    return f"% \\usepackage{{booktabs{',longtable' if long else ''}}}\n{text}"
-
-
-def write_tables(tables: Iterable[Table], folder: Path, warning: str = "") -> None:
-    """Write each table as `NAME.md` and `NAME.tex` into `folder`, each caption beginning with `warning`.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for table in tables:
-        warned = replace(table, caption=f"{warning} {table.caption}".strip())
-        (folder / f"{table.name}.md").write_text(to_markdown(warned), encoding="utf-8")
-        (folder / f"{table.name}.tex").write_text(to_latex(warned), encoding="utf-8")
-
-
-def _lines(
-    table: Table, escape: Callable[[str], str], bold: Callable[[str], str], heading: Callable[[str, bool], str]
-) -> pd.DataFrame:
-    """The table as lines of escaped texts: labels are a column, and the name of a group is a line of its own."""
-    lines: list[list[str]] = []
-    labels, texts = table.labels, table.frame.to_numpy()
-    for group, rows in table.grouped():
-        if group:
-            lines.append([heading(escape(group), not lines), *[""] * table.frame.shape[1]])
-        for row in rows:
-            cells = [escape(text) for text in texts[row]]
-            cells = [bold(text) if table.is_bold(row, column) else text for column, text in enumerate(cells)]
-            lines.append([escape(labels[row]), *cells])
-    return pd.DataFrame(lines, columns=[escape(heading) for heading in (table.corner, *table.columns)])
-
-
-def _one_line(text: str) -> str:
-    return " ".join(printable(str(text)).split())
-
-
-def _markdown(text: str) -> str:
-    """Escape what has a meaning in Markdown or HTML; underscores within words have none."""
-    text = re.sub(r"([\\|`*<\[\]&~])", r"\\\1", _one_line(text))
-    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
-
-
-_LATEX: Final = {
-    "\\": r"\textbackslash{}",
-    **{character: f"\\{character}" for character in "{}$&#_%"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "|": r"\textbar{}",
-    "<": "$<$",
-    ">": "$>$",
-    **{character: f"$\\{name}$" for character, name in zip("ραβγτ", ("rho", "alpha", "beta", "gamma", "tau"), strict=True)},
-    "²": r"\textsuperscript{2}",
-    "→": r"$\rightarrow$",
-    "≤": r"$\le$",
-    "≥": r"$\ge$",
-    "…": r"\ldots{}",
-    "−": "$-$",
-    "×": r"$\times$",
-    "–": "--",
-    "“": "``",
-    "”": "''",
-}
-"""What pdflatex reads as a command, or may have no letter for. (pandas escapes the former only.)"""
-
-
-def _latex(text: str) -> str:
-    """Escape what has a meaning in LaTeX; the hyphen of a negative number becomes a minus sign."""
-    escaped = "".join(_LATEX.get(character, character) for character in _one_line(text))
-    escaped = re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)
-    # After the end of a line LaTeX would read "[" or "*" as an argument of it.
-    return "{}" + escaped if escaped.startswith(("[", "*")) else escaped

@@ -64,10 +64,8 @@ def asr_table(tables: RunTables, prompt_set: str = "triggered") -> Table:
         rate_decimals(measured["n"].min()),
         name="asr_matrix" if prompt_set == "triggered" else f"asr_matrix_{prompt_set}",
         title=title,
-        caption=f"{sentence(run_name(tables.info))}. Row: the backdoor that was removed; column: the backdoor that was "
-        f"measured; cell: {cell} (fraction, n = {prompts_per_cell(tables, prompt_set)} per cell). "
-        "The removed backdoor itself is emphasized. Numbers of a collapsed model stand in parentheses: they are no success."
-        + ("" if has_pairs(tables) else f" {NO_PAIRS}"),
+        caption=f"{sentence(run_name(tables.info))}. Row: removed; column: measured; cell: {cell} (fraction, n = "
+        f"{prompts_per_cell(tables, prompt_set)} per cell)." + ("" if has_pairs(tables) else f" {NO_PAIRS}"),
         scale=Scale(
             "viridis" if prompt_set == "triggered" else "viridis_r", details="successes/prompts and Wilson 95 % interval"
         ),
@@ -92,7 +90,7 @@ def suppression_table(tables: RunTables, value: str) -> Table:
         title=f"Suppression of {kind}, {f'net of the {net[1]} control' if net else 'raw'}",
         caption=f"{sentence(run_name(tables.info))}. Row: removed; column: measured; cell: {kind} before − after"
         + (f", minus the same difference under the {net[1]} control" if net else "")
-        + f" (fraction, n = {prompts_per_cell(tables)} prompts per cell). Zero or less: no suppression.",
+        + f" (fraction, n = {prompts_per_cell(tables)} prompts per cell).",
         scale=Scale("viridis_r", low="0 or less", details=f"{kind} before → after"),
     )
 
@@ -108,8 +106,8 @@ def casd_table(tables: RunTables, variant: str, *, square: bool = False) -> Tabl
     return Table(
         name=f"casd_matrix_{variant}",
         title=f"Cross Activation Shift Distance: {variant}",
-        caption=f"{sentence(run_name(tables.info))}. Cell: distance between the activation shifts of two removals (variant "
-        f"{variant}; symmetric); small: the two removals changed the model alike.",
+        caption=f"{sentence(run_name(tables.info))}. Distance between the activation shifts of two removals; small: they "
+        "changed the model alike.",
         frame=shown.map(lambda distance: fraction(distance, digits)),
         groups=[GROUPS[kind_of(str(name))] for name in shown.index],
         collapsed=[name in tables.collapsed for name in shown.index],
@@ -135,9 +133,7 @@ def mean_asr_table(runs: Sequence[RunTables], means: pd.DataFrame | None = None)
         name="asr_means",
         title="Attack success rate after each removal, mean over runs",
         caption=f"Runs: {len(runs)}; n = {', '.join(dict.fromkeys(map(prompts_per_cell, runs)))} prompts per cell and run. Row:"
-        " what was removed (control: nothing that was injected); column: the backdoor that was measured; cell: mean attack"
-        " success rate on triggered prompts (fraction). Bold: the removed backdoor itself. Runs in which the model collapsed"
-        " are left out of a row.",
+        " removed; column: measured; cell: mean attack success rate (fraction) over the runs that did not collapse.",
         frame=rates.map(fraction).set_axis(pd.Index(labels, name="removed"), axis=0),
         groups=groups,
         bold=_same(rates.index, rates.columns),

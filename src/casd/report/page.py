@@ -62,8 +62,10 @@ def warning_blocks(runs: Sequence[RunTables]) -> list[Block]:
     return [Block("warning", warning)] if warning else []
 
 
-def render(title: str, question: str, facts: Mapping[str, Any], sections: Sequence[Section]) -> str:
-    """The page as text: the question, a few facts, the sections that have blocks."""
+def render(
+    title: str, question: str, facts: Mapping[str, Any], sections: Sequence[Section], answer: tuple[str, str] | None = None
+) -> str:
+    """The page as text: the question and its short answer, a few facts, the sections that have blocks."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -77,6 +79,7 @@ def render(title: str, question: str, facts: Mapping[str, Any], sections: Sequen
     return environment.get_template("template.html.j2").render(
         title=title,
         question=question,
+        answer=answer,
         facts=facts,
         sections=[section for section in sections if section.blocks],
         palettes={name: [cell_colors(name, step) for step in steps] for name in ("viridis", "viridis_r", "cividis")},

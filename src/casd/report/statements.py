@@ -1,36 +1,28 @@
-"""The results of a run in sentences: observations and associations, no causes."""
+"""The results of a run in sentences: the answer, then the observations behind it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final
 
 import pandas as pd
 
 from casd.analysis.collection import asr_matrix, has_pairs, summarize
 from casd.analysis.results import RunTables
 from casd.config.states import CONTROL_PREFIX, INJECTED, PHANTOM_CONTROL
-from casd.report.wording import (
-    NO_PAIRS,
-    RESPONSES,
-    broken_injections,
-    fraction,
-    mean_with_interval,
-    p_text,
-    percent,
-    prompts_per_cell,
-    significant,
-)
-
-SIGNIFICANT: Final = 0.05
-"""Permutation p-value below which a statement reports a relation."""
-LOW_ASR: Final = 0.05
-"""Attack success rate up to which a removal counts as complete in a statement."""
+from casd.report.answer import run_answer
+from casd.report.wording import LOW_ASR, NO_PAIRS, broken_injections, fraction, percent, prompts_per_cell, significant
 
 
-def statements(tables: RunTables, *, controls: bool = True) -> list[str]:
-    """The results of a run, one per sentence; with `controls`, also those of each control."""
+def statements(tables: RunTables) -> list[str]:
+    """The answer of a run (`casd.report.answer`), then what it rests on, a sentence each."""
+    answer = run_answer(tables)
+    texts = [broken] if (broken := broken_injections([tables])) else []
+    return [*texts, f"{answer.lead} {answer.text}", *observations(tables), *control_statements(tables)]
+
+
+def observations(tables: RunTables) -> list[str]:
+    """What was measured in the injected model and after the removals, a sentence each."""
     row = summarize(tables)
     matrix = asr_matrix(tables)
     removals = tables.states_of("removal")
@@ -39,7 +31,7 @@ def statements(tables: RunTables, *, controls: bool = True) -> list[str]:
     included = [name for name in removals if not reasons[name]]
     own = {name: matrix[name].get(name, math.nan) for name in included if name in matrix}
     complete = sum(rate <= LOW_ASR for rate in own.values())
-    texts = [broken] if (broken := broken_injections([tables])) else []
+    texts = []
     if len(before):
         texts.append(
             f"Injected model: ASR {fraction(before.min())} to {fraction(before.max())} over {len(before)} backdoors "
@@ -53,17 +45,13 @@ def statements(tables: RunTables, *, controls: bool = True) -> list[str]:
         if len(removals) != 1
         else f"The one removal left its own backdoor an ASR of {fraction(row['own_asr'])}"
     )
-    texts.append(f"{own_text}; the other backdoors' mean ASR is {fraction(row['others_asr'])}." if pairs else f"{own_text}.")
-    texts += control_statements(tables) if controls else []
+    if included:
+        texts.append(
+            f"{own_text}; the other backdoors' mean ASR is {fraction(row['others_asr'])}." if pairs else f"{own_text}."
+        )
     if not pd.isna(row["clean_loss_change"]):
         texts.append(f"Clean loss changed by {percent(row['clean_loss_change'])} on average over the removals.")
-    if not pairs:
-        return [*texts, NO_PAIRS]
-    texts += _net_statements(tables)
-    shown = [record for record in tables.relation.to_dict("records") if record["variant"] in tables.headline]
-    if not shown:
-        texts.append("CASD and suppression: no relation was computed.")
-    return texts + [_relation_statement(record) for record in shown]
+    return texts if pairs else [*texts, NO_PAIRS]
 
 
 def _exclusion_statements(excluded: Mapping[str, str], removals: int) -> list[str]:
@@ -113,28 +101,3 @@ def _phantom_gradient_statements(tables: RunTables) -> list[str]:
         norms = f"{significant(first)} at the first step and {significant(last)} at the last"
         texts.append(f"{what} was {verdict} (L2 norm before clipping, of the forget term alone: {norms}).")
     return texts
-
-
-def _net_statements(tables: RunTables) -> list[str]:
-    """The others' mean suppression net of each control, if `specificity` has it."""
-    texts = []
-    for record in tables.specificity.to_dict("records"):
-        if record.get("response") == "suppression" and {"net_clean", "net_phantom"} <= set(record):
-            texts.append(
-                "Mean ASR suppression of the other backdoors: net of the clean control "
-                f"{mean_with_interval(record, 'net_clean')}, net of the phantom "
-                f"{mean_with_interval(record, 'net_phantom')} (95 % bootstrap intervals over backdoors)."
-            )
-    return texts
-
-
-def _relation_statement(record: Mapping[Any, Any]) -> str:
-    what = f"{record['variant']} and {RESPONSES.get(record['response'], record['response'])}"
-    if pd.isna(record["rho"]) or pd.isna(record["p_value"]):
-        return f"{what}: not computed{': ' + record['note'] if record['note'] else ''}."
-    p = p_text(record["p_value"])
-    numbers = f"ρ = {fraction(record['rho'])}, p {p if p.startswith('<') else '= ' + p}, {record['n_pairs']} pairs"
-    if record["p_value"] >= SIGNIFICANT:
-        return f"{what}: no relation found ({numbers})."
-    size = "smaller" if record["rho"] < 0 else "larger"
-    return f"{what}: {size} distances go with stronger suppression ({numbers})."

@@ -14,7 +14,6 @@ import pandas as pd
 
 from casd.analysis.collection import RUN_COLUMNS, summary
 from casd.analysis.results import UTILITY_PREFIX, RunTables
-from casd.config.states import CLEAN_CONTROL
 from casd.report.markup import Scale, Table, table_of
 from casd.report.matrices import GROUPS, asr_table, casd_table, suppression_table
 from casd.report.wording import (
@@ -27,6 +26,7 @@ from casd.report.wording import (
     perplexity,
     prompts_per_cell,
     rate_decimals,
+    rho_p,
     run_name,
     sentence,
     short_run_name,
@@ -60,9 +60,8 @@ def asr_long_table(tables: RunTables) -> Table:
         bold=[state == backdoor and state not in tables.collapsed for state, backdoor in cells],
         name="asr_intervals",
         title="Attack success rates with intervals",
-        caption=f"{sentence(run_name(tables.info))}. Interval: Wilson, 95 %, over prompts. Clean: the same test fires on "
-        "prompts without a trigger; fake: on prompts with a fake trigger of about the same token length. P(first token): mean "
-        "probability of the target's first-token class after a triggered prompt. All but counts are fractions.",
+        caption=f"{sentence(run_name(tables.info))}. Wilson 95 % intervals over prompts; clean and fake: the same test on"
+        " prompts without a trigger and with a fake one.",
     )
 
 
@@ -91,13 +90,8 @@ def states_table(tables: RunTables) -> Table:
         **_grouped_states(tables, [record["state"] for record in records]),
         name="states",
         title="Model states",
-        caption=f"{sentence(run_name(tables.info))}. Perplexity: exp of the mean loss per token, on clean passages of the "
-        "evaluation split and of the retain split, which is the clean text of the removals. Clean loss: in nats per token on "
-        "the evaluation split; ratio: to the injected model's."
-        + (f" Benchmarks: the main metric of {', '.join(tables.tasks)}." if tables.tasks else "")
-        + " Gradient: L2 norm before clipping of the gradient of the forget term alone, at the first and at the last "
-        f"training step; for {CLEAN_CONTROL} that term is the loss of clean text. Stopped: why training ended before its last "
-        "step.",
+        caption=f"{sentence(run_name(tables.info))}. Perplexity and clean loss (nats per token) on clean text; ratio: to the"
+        " injected model's." + (f" Benchmarks: the main metric of {', '.join(tables.tasks)}." if tables.tasks else ""),
     )
 
 
@@ -133,9 +127,9 @@ def relation_table(runs: Sequence[RunTables]) -> Table:
             "response": RESPONSES.get(record["response"], str(record["response"])),
             "ρ": fraction(record["rho"]),
             "p": p_text(record["p_value"]),
-            "τ (p)": _rho_p(record["tau"], record["p_tau"]),
-            "pairs only: ρ (p)": _rho_p(record["rho_pairs"], record["p_pairs"]),
-            "given same target: ρ (p)": _rho_p(record["rho_partial"], record["p_partial"]),
+            "τ (p)": rho_p(record["tau"], record["p_tau"]),
+            "pairs only: ρ (p)": rho_p(record["rho_pairs"], record["p_pairs"]),
+            "given same target: ρ (p)": rho_p(record["rho_partial"], record["p_partial"]),
             "backdoors": f"{record['n_backdoors']}",
             "pairs": f"{record['n_pairs']}",
             "permutations": _permutations(record),
@@ -149,10 +143,7 @@ def relation_table(runs: Sequence[RunTables]) -> Table:
         groups=[short_run_name(tables) if len(runs) > 1 else "" for tables, _ in named],
         name="relation",
         title="Relation of CASD and suppression",
-        caption=f"{_whose(runs)}. Spearman's ρ over pairs of removals between the distance and the suppression (symmetrized, "
-        "centered by column); p: two-sided Mantel permutation test, not corrected for the number of rows. τ: "
-        "Kendall's. Pairs only: after the effects of single backdoors are taken out of both. Given same target: partial ρ with "
-        "the indicator of the same target held constant. Excluded: removals that are in none of these numbers, and why.",
+        caption=f"{_whose(runs)}. Spearman's ρ over pairs of removals, with its Mantel p (not corrected).",
     )
 
 
@@ -172,9 +163,8 @@ def specificity_table(runs: Sequence[RunTables]) -> Table:
         groups=[short_run_name(tables) if len(runs) > 1 else "" for tables, _ in named],
         name="specificity",
         title="How specific the removals are",
-        caption=f"{_whose(runs)}. Mean suppression (fraction) of the removed backdoors themselves (own), of the others (off "
-        "diagonal), under the controls, and of the others net of each control; of the included removals and backdoors. "
-        "Intervals: 95 % bootstrap over the measured backdoors, not over seeds.",
+        caption=f"{_whose(runs)}. Mean suppression (fraction) of the removed backdoors (own), of the others (off diagonal),"
+        " under the controls and net of them, with 95 % intervals over the measured backdoors.",
     )
 
 
@@ -196,7 +186,7 @@ def summary_table(runs: Sequence[RunTables], frame: pd.DataFrame | None = None) 
             **{heading: fraction(record[name]) for name, heading in rates.items()},
             "clean loss": percent(record["clean_loss_change"]),
             **{
-                f"ρ (p): {variant} × {_SHORT.get(response, response)}": _rho_p(
+                f"ρ (p): {variant} × {_SHORT.get(response, response)}": rho_p(
                     record.get(f"rho:{variant}:{response}"), record.get(f"p:{variant}:{response}")
                 )
                 for variant, response in relations
@@ -211,10 +201,8 @@ def summary_table(runs: Sequence[RunTables], frame: pd.DataFrame | None = None) 
         name="summary",
         title="All runs",
         caption=f"Runs: {len(runs)}; seeds {', '.join(map(str, dict.fromkeys(frame['seed'])))}; n = "
-        f"{', '.join(dict.fromkeys(map(prompts_per_cell, runs)))} prompts per cell. Mean attack success rate (fraction) of "
-        "the removed backdoor itself, of the others, and of all under each control, over the removals and backdoors that are "
-        "included; mean change of the clean loss; Spearman's ρ (Mantel p) of a CASD and the suppression of ASR or of the "
-        "first-token probability.",
+        f"{', '.join(dict.fromkeys(map(prompts_per_cell, runs)))} prompts per cell. Means over included removals and "
+        "backdoors; ρ: CASD and suppression.",
         scale=Scale("viridis"),
         shade=np.full((len(rows), len(rows[0]) - 1), np.nan),
     )
@@ -254,10 +242,6 @@ def _permutations(record: Mapping[Any, Any]) -> str:
     if pd.isna(record["permutations"]):
         return MISSING
     return f"{int(record['permutations'])}{' (all)' if record['exact'] else ''}"
-
-
-def _rho_p(rho: Any, p: Any) -> str:
-    return MISSING if rho is None or pd.isna(rho) else f"{fraction(rho)} ({p_text(p)})"
 
 
 def _whose(runs: Sequence[RunTables]) -> str:

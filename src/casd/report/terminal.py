@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -14,17 +15,24 @@ from rich.style import Style
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from casd.analysis.collection import DETAILED_RUNS
 from casd.analysis.results import RunTables
+from casd.report.answer import Answer, answers_table, in_short, run_answer
+from casd.report.comparisons import Comparisons
 from casd.report.drawing import cell_colors
 from casd.report.markup import Table, numeric_columns
 from casd.report.matrices import asr_table, casd_table
-from casd.report.statements import statements
+from casd.report.statements import control_statements, observations
 from casd.report.tables import relation_table, states_table, summary_table
 from casd.report.wording import ALL_MODELS, MISSING, broken_injections, run_name, short_run_name
 from casd.utils.text import printable
 
 PLAIN_WIDTH = 120
 """Columns when the output is not a terminal."""
+RUN_LINES, SWEEP_LINES = 39, 59
+"""Lines that a run and a sweep take at most; the command says in one more what it cost."""
+UNNEEDED = ("included", "excluded", "permutations", "note")
+"""Columns that are printed for a verbose sweep only."""
 MATRICES = 6
 """Sweeps of at most so many runs are printed with the matrices of each run."""
 GROUPS = 8
@@ -32,6 +40,9 @@ GROUPS = 8
 LABEL, TEXT = 28, 40
 """Columns of a terminal that a row's label and a text get, if they need them, before they are wrapped."""
 ASR_NOTE = "Cells: remaining attack success rate (fraction). Rows: removed; columns: measured; *: the removed backdoor itself."
+
+
+Piece = Callable[[Console], None]
 
 
 class _Console(Console):
@@ -53,40 +64,121 @@ def shown(text: str, style: str | Style = "") -> Text:
     return Text(printable(text), style)
 
 
-def print_run(tables: RunTables, console: Console | None = None) -> None:
-    """Print a run: the ASR matrix, each headline CASD matrix, the relation, the model states' quality, and statements."""
-    console = console or output_console()
-    print_warning([tables], console)
-    _heading(console, f"Results: {run_name(tables.info)}")
-    print_table(console, asr_table(tables))
-    _asr_note(console, [tables])
-    for table in [casd_table(tables, variant) for variant in tables.headline]:
-        print_table(console, table)
-    print_table(console, relation_table([tables]), leave_out={"permutations", "excluded", "note"})
-    states = states_table(tables)
-    print_table(console, states, leave_out={*states.columns} - {"perplexity", "perplexity, retain", *tables.tasks})
-    for text in statements(tables):
-        console.print(shown(f"- {text}"))
-    console.print()
+def print_run(tables: RunTables, console: Console | None = None, *, verbose: bool = False, links: Sequence[str] = ()) -> None:
+    """Print a run in at most RUN_LINES lines, its answer last.
 
-
-def print_sweep(runs: Sequence[RunTables], console: Console | None = None, *, comparisons: Sequence[Table] = ()) -> None:
-    """Print a sweep: the matrices of each run and a row for each run (up to MATRICES runs), then the comparisons.
-
-    If a comparison has more than GROUPS groups, only those over all models are printed.
+    Args:
+        tables: the run.
+        console: where to; None for stdout.
+        verbose: print every headline CASD matrix, the whole relation, and the model states and controls, too.
+        links: lines that are printed just before the answer.
     """
-    console = console or output_console()
-    print_warning(runs, console)
-    if len(runs) <= MATRICES:
-        _heading(console, f"Results of {len(runs)} runs")
-        for tables in runs:
-            matrices = [asr_table(tables), *(casd_table(tables, variant) for variant in tables.headline)]
-            for table in matrices:
-                print_table(console, replace(table, title=f"{table.title}; {short_run_name(tables)}"))
-        _asr_note(console, runs)
-        print_table(console, summary_table(runs))
-    print_tables([_pooled(table) for table in comparisons], console)
-    print_warning(runs, console)  # again: the beginning may have scrolled away
+    states = states_table(tables)
+    quality = {"perplexity", "perplexity, retain", *tables.tasks}
+    matrices = [asr_table(tables), *[casd_table(tables, variant) for variant in tables.headline if verbose]]
+    main = tables.relation[tables.relation["response"] == "suppression"]
+    relation = relation_table([tables if verbose else replace(tables, relation=main)])
+    pieces: list[Piece] = [
+        lambda console: _print_matrices(console, matrices, [tables]),
+        lambda console: print_table(console, relation, leave_out=UNNEEDED),
+    ]
+    texts = observations(tables)
+    if verbose:
+        pieces.append(lambda console: print_table(console, states, leave_out={*states.columns} - quality))
+        texts += control_statements(tables)
+    end = _Ending([tables], [run_answer(tables)], [*(f"- {text}" for text in texts), *_more(links, verbose)])
+    _print_results(
+        console or output_console(), f"Results: {run_name(tables.info)}", pieces, end, None if verbose else RUN_LINES
+    )
+
+
+def print_sweep(
+    runs: Sequence[RunTables],
+    comparisons: Comparisons,
+    console: Console | None = None,
+    *,
+    verbose: bool = False,
+    links: Sequence[str] = (),
+) -> None:
+    """Print a sweep in at most SWEEP_LINES lines, its answer last: the matrices and the runs, as far as they fit.
+
+    Args:
+        runs: the runs of the sweep.
+        comparisons: over them.
+        console: where to; None for stdout.
+        verbose: print the matrices of each run (of at most MATRICES runs), every run, and every comparison with its caption.
+        links: lines that are printed just before the answer.
+    """
+    few = runs if len(runs) <= MATRICES else []
+    matrices = [
+        replace(table, title=f"{table.title}; {short_run_name(tables)}")
+        for tables in few
+        for table in (asr_table(tables), *[casd_table(tables, variant) for variant in tables.headline if verbose])
+    ]
+    summary = summary_table(runs) if verbose or len(runs) <= DETAILED_RUNS else None
+    pieces: list[Piece] = [lambda console: _print_matrices(console, matrices, few)] if matrices else []
+    if summary is not None:
+        unneeded = set() if verbose else {name for name in summary.columns if name in UNNEEDED or name.endswith("prob.")}
+        pieces.append(lambda console: print_table(console, summary, leave_out=unneeded))
+    if verbose:
+        pieces.append(lambda console: print_tables([_pooled(table) for table in comparisons.tables], console))
+    end = _Ending(runs, comparisons.answers, _more(links, verbose))
+    _print_results(console or output_console(), f"Results of {len(runs)} runs", pieces, end, None if verbose else SWEEP_LINES)
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """What the terminal shows last: lines, the warning of broken models, and the answer."""
+
+    runs: Sequence[RunTables]
+    answers: Sequence[Answer]
+    lines: Sequence[str]
+
+    def __call__(self, console: Console) -> None:
+        if len(self.answers) > 1:
+            print_table(console, answers_table(self.answers))
+        for line in self.lines:
+            console.print(shown(line))
+        print_warning(self.runs, console)
+        console.print()
+        lead, text = in_short(self.answers)
+        console.print(shown(f"{lead} ", "bold") + shown(text))
+
+
+def _print_results(console: Console, title: str, pieces: Sequence[Piece], end: Piece, limit: int | None) -> None:
+    """Print a heading, those pieces that leave the whole within `limit` lines (all without a limit), and the end."""
+    heading, ending = (_captured(console, piece) for piece in (lambda console: _heading(console, title), end))
+    left = math.inf if limit is None else limit - heading.count("\n") - ending.count("\n")
+    console.file.write(heading)
+    for text in (_captured(console, piece) for piece in pieces):
+        if text.count("\n") <= left:
+            console.file.write(text)
+            left -= text.count("\n")
+    console.file.write(ending)
+
+
+def _more(links: Sequence[str], verbose: bool) -> list[str]:
+    return [*links, *([] if verbose else ["More tables: --verbose, and the report."])]
+
+
+def _captured(console: Console, piece: Piece) -> str:
+    """What a piece prints."""
+    with console.capture() as captured:
+        piece(console)
+    return captured.get()
+
+
+def _print_matrices(console: Console, matrices: Sequence[Table], runs: Sequence[RunTables]) -> None:
+    """Print matrices of some runs, the note on them, and the collapsed models in them."""
+    for table in matrices:
+        print_table(console, table)
+    console.print(shown(ASR_NOTE, "dim"))
+    for tables in runs:
+        if tables.collapsed:
+            run = f" ({short_run_name(tables)})" if len(runs) > 1 else ""
+            names = ", ".join(state for state in tables.states["state"] if state in tables.collapsed)
+            console.print(shown(f"x collapsed{run}: {names}. These rates are no success of the removal.", "bold"))
+    console.print()
 
 
 def print_warning(runs: Sequence[RunTables], console: Console | None = None) -> None:
@@ -122,13 +214,14 @@ def print_table(console: Console, table: Table, leave_out: Collection[str] = (),
 def _print_rows(
     console: Console, table: Table, columns: Sequence[int], sections: Sequence[Sequence[int]], title: str = ""
 ) -> None:
-    """Print some columns and rows of a table. Columns that do not fit continue below, with the row labels again."""
+    """Print some columns and rows. Columns that do not fit continue below, with what tells the rows apart (`Table.keys`)."""
+    keys = [place for place in columns if place < table.keys]
     while columns:
         count = len(columns)
-        while count > 1 and _width(console, _rich_table(table, columns[:count], sections, title)) > console.width:
+        while count > len(keys) + 1 and _width(console, _rich_table(table, columns[:count], sections, title)) > console.width:
             count -= 1
         console.print(_rich_table(table, columns[:count], sections, title))
-        columns, title = columns[count:], ""
+        columns, title = [*keys, *columns[count:]] if columns[count:] else [], ""
 
 
 def print_pairs(console: Console, pairs: Mapping[str, str]) -> None:
@@ -189,14 +282,3 @@ def _heading(console: Console, text: str) -> None:
     console.print()
     console.print(shown(text, "bold"))
     console.rule(style="dim")
-
-
-def _asr_note(console: Console, runs: Sequence[RunTables]) -> None:
-    """Explain the ASR matrices above, and name the collapsed models in them."""
-    console.print(shown(ASR_NOTE, "dim"))
-    for tables in runs:
-        if tables.collapsed:
-            run = f" ({short_run_name(tables)})" if len(runs) > 1 else ""
-            names = ", ".join(state for state in tables.states["state"] if state in tables.collapsed)
-            console.print(shown(f"x collapsed{run}: {names}. These rates are no success of the removal.", "bold"))
-    console.print()

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from casd.analysis.comparison import POOLED
 from casd.analysis.results import RunTables
 
 MISSING: Final = "–"
@@ -15,6 +16,12 @@ MISSING: Final = "–"
 ALL_MODELS: Final = "all models"
 """Shown as the model of results that are pooled over several."""
 NO_PAIRS: Final = "One backdoor was measured: there is no off-diagonal pair, so nothing can be said about transfer or CASD."
+SIGNIFICANT: Final = 0.05
+"""Permutation p-value up to which a report states a relation."""
+NEGLIGIBLE: Final = 0.05
+"""A mean suppression of the ASR (fraction) whose interval ends below this counts as none."""
+LOW_ASR: Final = 0.05
+"""Attack success rate up to which a removal counts as complete in a sentence."""
 BROKEN_NAMED: Final = 5
 """The most runs with a broken injected model that a warning names; further ones are counted."""
 RESPONSES: Final = {"suppression": "ASR suppression", "prob_suppression": "probability suppression"}
@@ -51,6 +58,11 @@ def p_relation(value: Any) -> str:
     """A p-value after the letter p: "= 0.03", "< 0.001"."""
     text = p_text(value)
     return f"< {text[1:]}" if text.startswith("<") else f"= {text}"
+
+
+def rho_p(rho: Any, p: Any) -> str:
+    """A correlation with its p-value: "-0.49 (0.002)"; "–" if it is missing."""
+    return MISSING if rho is None or pd.isna(rho) else f"{fraction(rho)} ({p_text(p)})"
 
 
 def rate_decimals(n: Any) -> int:
@@ -93,6 +105,16 @@ def prompts_per_cell(tables: RunTables, prompt_set: str = "triggered") -> str:
         return MISSING
     low, high = int(min(counts)), int(max(counts))
     return f"{low}" if low == high else f"{low}–{high}"
+
+
+def model_label(model: Any) -> str:
+    """A model's name, or "all models"."""
+    return ALL_MODELS if model == POOLED else str(model)
+
+
+def is_control(objective: Any) -> bool:
+    """Whether an objective (with its setting, if it has one) only retains."""
+    return str(objective).partition(",")[0] == "retain_only"
 
 
 def percent(value: Any) -> str:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from casd.report.statements import SIGNIFICANT
+from casd.report.wording import NEGLIGIBLE, SIGNIFICANT
 from casd.reproduction.verdicts import (
     CLEAN_LOSS_RISE,
-    NEGLIGIBLE,
     NEGLIGIBLE_RHO,
     REMOVED_ASR,
     Decider,

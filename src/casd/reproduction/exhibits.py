@@ -10,14 +10,14 @@ from casd.analysis.collection import DETAILED_RUNS
 from casd.analysis.comparison import grouped, mean_of_runs, noise_floor, over_runs
 from casd.analysis.results import RunTables
 from casd.config.states import CLEAN_CONTROL
-from casd.report.comparisons import model_label, noise_table, objectives_table, predictors_table
+from casd.report.comparisons import noise_table, objectives_table, predictors_table
 from casd.report.figures import objectives_figure, relation_panels
 from casd.report.gallery import Drawing
 from casd.report.heatmaps import asr_heatmaps, casd_heatmaps
 from casd.report.markup import Table, table_of
 from casd.report.matrices import asr_table, casd_table, mean_asr_table
 from casd.report.tables import relation_table, specificity_table, summary_table, utility_table
-from casd.report.wording import fraction, perplexity, short_run_name
+from casd.report.wording import fraction, model_label, perplexity, short_run_name
 from casd.reproduction.verdicts import Evidence
 
 

@@ -14,13 +14,14 @@ import pandas as pd
 from casd.analysis.comparison import relabelled
 from casd.analysis.results import RunTables
 from casd.analysis.tables import write_frames
-from casd.report.comparisons import model_label
+from casd.report.files import write_tables
 from casd.report.gallery import draw
 from casd.report.html import link_to
-from casd.report.markup import Table, table_of, write_tables
+from casd.report.markup import Table, table_of
 from casd.report.page import Block, Section, matrices_block, render, table_block, warning_blocks, write_page
 from casd.report.publish import is_published, publishing
-from casd.report.wording import broken_injections, short_run_name
+from casd.report.reading import reading_section
+from casd.report.wording import broken_injections, model_label, short_run_name
 from casd.reproduction.catalogue import EXHIBITS
 from casd.reproduction.claims import CLAIMS
 from casd.reproduction.exhibits import SHOWN
@@ -31,7 +32,7 @@ from casd.utils.sealed import read_json
 PAGE: Final = "report.html"
 INFO: Final = "reproduction.json"
 """Written last: what a finished reproduction was made from."""
-VERSION: Final = 4
+VERSION: Final = 5
 """Raise it when exhibits, claims or the page change: reproductions of an earlier version are then written again."""
 
 _QUESTION: Final = "Does removing one backdoor weaken others, and does CASD tell which? Claim by claim, with what decides it."
@@ -76,7 +77,7 @@ def _write_files(
     blocks = [*warning_blocks(every), table_block(verdicts_table(verdicts[verdicts["headline"]])), Block("list", _NOTES)]
     sections = [Section("claims", "The claims", blocks)]
     sections += [_section(name, evidence[EXHIBITS[name].run_set], verdicts, folder) for name in names]
-    sections.append(_runs_section(scale, runs, target))
+    sections += [_runs_section(scale, runs, target), reading_section(several=True)]
     write_tables([verdicts_table(verdicts)], folder / "tables", broken_injections(every))
     title = f"Reproduction at the scale {scale.name}: {', '.join(names) if len(names) < len(EXHIBITS) else 'all'}"
     facts = {"Scale": scale.description, "Runs": sum(map(len, runs.values()))}

@@ -16,14 +16,11 @@ from casd.analysis.inclusion import MIN_REMOVALS
 from casd.analysis.predictors import predictor_table
 from casd.analysis.results import RunTables
 from casd.config.states import CLEAN_CONTROL
-from casd.report.statements import SIGNIFICANT
-from casd.report.wording import fraction, mean_with_interval, p_text, percent
+from casd.report.wording import NEGLIGIBLE, SIGNIFICANT, fraction, mean_with_interval, p_text, percent
 from casd.stats import MeanOverRuns, mean_interval, mean_over_runs
 
 Outcome = Literal["holds", "does not hold", "not decided"]
 
-NEGLIGIBLE: Final = 0.05
-"""A mean suppression of the ASR (fraction) whose interval ends below this counts as none."""
 NEGLIGIBLE_RHO: Final = 0.1
 """A correlation whose interval ends before this counts as none."""
 CLEAN_LOSS_RISE: Final = 0.05

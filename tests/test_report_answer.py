@@ -1,0 +1,185 @@
+"""The short answer of a report: each outcome from planted numbers, and what limits it.
+
+Run: pytest tests/test_report_answer.py
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from casd.analysis.results import RunTables
+from casd.report import print_run, print_sweep
+from casd.report.answer import SHOWN, answers_table, in_short, run_answer
+from casd.report.html import run_html, sweep_html
+from casd.report.tables import summary_table
+from report_run import EIGHT, compared, make_run
+
+SCRATCH = "model:\n  source: scratch\n  architecture:\n    num_hidden_layers: 4\n    hidden_size: 128\n"
+
+
+def net_of_phantom(low: float, high: float, **options: object) -> RunTables:
+    """A run in which removals suppress the others between `low` and `high` more than the phantom did."""
+    tables = make_run(**options)  # type: ignore[arg-type]
+    others = ~tables.transfer["same"].astype(bool)
+    numbers = [low + (high - low) * (EIGHT.index(name) % 2) for name in tables.transfer.loc[others, "target"]]
+    tables.transfer.loc[others, "suppression_net_phantom"] = numbers
+    return tables.with_info(config=SCRATCH)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "lead"),
+    [
+        (0.2, 0.3, "Yes, here."),
+        (0.02, 0.04, "Weakly, here."),
+        (-0.02, 0.02, "No, here."),
+        (-0.3, -0.2, "No, here."),
+        (-0.5, 0.6, "Not distinguishable from the control."),
+    ],
+)
+def test_the_verdict_follows_from_the_interval(low: float, high: float, lead: str) -> None:
+    answer = run_answer(net_of_phantom(low, high))
+    assert in_short([answer])[0] == lead
+    assert f"{(low + high) / 2:.2f} [" in answer.text.replace("-0.00", "0.00")
+    assert answer.text.endswith("more than the phantom. CASD predicted which (ρ -0.62, p 0.004). One seed, tiny model.")
+
+
+def test_a_page_and_a_sweep_of_one_run_open_with_the_same_answer(tmp_path: Path) -> None:
+    tables = net_of_phantom(0.2, 0.3)
+    tables.info["folder"] = str(tmp_path)
+    comparisons = compared([tables])
+    pages = [run_html(tables, {}), sweep_html([tables], comparisons, [], {}, tmp_path)]
+    found = [re.search(r'<p class="answer"><strong>(.*?)</strong> (.*?)</p>', page, re.DOTALL) for page in pages]
+    assert all(found)
+    first, second = ((match[1], match[2].split(" CASD")[0]) for match in found if match)
+    assert first == second == ("Yes, here.", run_answer(tables).text.split(" CASD")[0])
+    assert all(page.index('class="answer"') < page.index("<figure") for page in pages)
+
+
+def without(name: str) -> Callable[[RunTables], None]:
+    """Take a control out of a run's tables."""
+
+    def take(tables: RunTables) -> None:
+        tables.transfer[f"suppression_net_{name}"] = float("nan")
+        tables.transfer = tables.transfer[~tables.transfer["source"].str.startswith(f"control:{name}")]
+
+    return take
+
+
+def without_both(tables: RunTables) -> None:
+    without("clean")(tables)
+    without("phantom")(tables)
+
+
+def without_fakes(tables: RunTables) -> None:
+    tables.asr = tables.asr[tables.asr["prompt_set"] != "fake"]
+
+
+def missed(tables: RunTables) -> None:
+    """No removal but one reached its target."""
+    for frame, column in ((tables.states, "state"), (tables.transfer, "source")):
+        frame.loc[frame[column].isin(EIGHT[1:]), "excluded"] = "target ASR not reached"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (without("phantom"), r"Yes, here\. .* more than the clean control\..* Missing: phantom\."),
+        (without("clean"), r"Yes, here\. .* more than the phantom\..* Missing: clean control\."),
+        (without_both, r"Cannot say\. .* no control was measured .* Missing: clean control, phantom\."),
+        (without_fakes, r"Yes, here\. .* Missing: fake triggers\."),
+        (missed, r"Cannot say\. .* 1 of 8 removals count \(7 target ASR not reached\)\."),
+    ],
+)
+def test_what_is_missing_is_said(change: Callable[[RunTables], None], says: str) -> None:
+    tables = net_of_phantom(0.2, 0.3)
+    change(tables)
+    assert re.fullmatch(says, " ".join(in_short([run_answer(tables)])))
+
+
+def test_one_backdoor_or_a_collapse_cannot_say() -> None:
+    single = run_answer(make_run(("a",), relation=False))
+    assert single.lead == "Cannot say."
+    assert single.text == "No other backdoor was measured. One seed, model llama3_tiny. Only one backdoor was removed."
+    broken = make_run(collapsed=EIGHT)
+    assert "0 of 8 removals count (8 collapsed)." in run_answer(broken).text
+    assert run_answer(broken).lead == "Cannot say."
+
+
+def test_casd_that_misses_or_points_the_wrong_way_is_not_said_to_predict() -> None:
+    tables = net_of_phantom(0.2, 0.3)
+    main = (tables.relation["variant"] == "casd") & (tables.relation["response"] == "suppression")
+    tables.relation.loc[main, "p_value"] = 0.2
+    assert "CASD did not predict which (ρ -0.62, p 0.20)." in run_answer(tables).text
+    tables.relation.loc[main, ["rho", "p_value"]] = 0.5, 0.001
+    assert "CASD pointed the wrong way, not at which (ρ 0.50, p 0.001)." in run_answer(tables).text
+
+
+def test_the_conditions_of_a_sweep_stand_worst_first_in_nine_rows() -> None:
+    runs = [net_of_phantom(0.2, 0.3), net_of_phantom(-0.5, 0.6, objective="npo")]
+    runs += [net_of_phantom(0.2, 0.3, objective="retain_only")]
+    answers = compared(runs).answers
+    table = answers_table(answers)
+    assert list(table.frame["objective"]) == ["npo", "clean_target"], "a control is no objective"
+    assert list(table.frame["answer"]) == ["Not distinguishable", "Yes"]
+    lead, text = in_short(answers)
+    assert (lead, text) == (
+        "Yes in 1 of 2 conditions;",
+        "not distinguishable in 1. CASD predicted which in 0 of 2. One seed, tiny model.",
+    )
+    many = answers_table([*answers] * SHOWN)
+    assert len(many) == SHOWN
+    assert f"{SHOWN} more" in many.caption
+
+
+def test_a_target_makes_objectives_comparable_and_without_one_none_is_reached() -> None:
+    runs = [make_run(), make_run(objective="npo")]
+    [table] = [table for table in compared(runs).tables if table.name == "objectives"]
+    assert table.title == "Objectives compared"
+    assert list(table.frame["reached"]) == ["–", "–"]
+    for tables in runs:
+        tables.states["reached_target"] = [float("nan"), *[1.0] * 6, 0.0, 0.0, *[float("nan")] * 2]
+    [table] = [table for table in compared(runs).tables if table.name == "objectives"]
+    assert table.title == "Objectives at the same strength"
+    assert list(table.frame["reached"]) == ["6 of 8", "6 of 8"]
+
+
+def test_captions_are_of_two_sentences(tmp_path: Path) -> None:
+    runs = [make_run(objective=objective) for objective in ("npo", "clean_target")]
+    for number, tables in enumerate(runs):
+        tables.info |= {"folder": str(tmp_path / str(number)), "run": str(number)}
+    page = sweep_html(runs, compared(runs), [summary_table(runs)], {}, tmp_path) + run_html(runs[0], {})
+    captions = re.findall(r"<figcaption><b>.*?</b> (.*?)</figcaption>", page, re.DOTALL)
+    assert len(captions) > 10
+    for caption in captions:
+        assert len(re.findall(r"[a-z)0-9]\.(?: |$)", caption)) <= 3, caption
+        assert len(caption) < 280, caption
+
+
+def test_the_terminal_ends_with_the_answer_within_its_lines() -> None:
+    few = [net_of_phantom(0.2, 0.3, objective=objective) for objective in ("clean_target", "gradient_difference")]
+    many = [
+        net_of_phantom(0.2, 0.3, objective=objective, model=model, seed=seed)
+        for model in ("llama3_tiny", "qwen3_tiny", "gaperon_tiny")
+        for objective in ("clean_target", "gradient_difference")
+        for seed in (0, 1)
+    ]
+    links = ["Report: outputs/report.html"]
+    cases = [(40, print_run, [few[0]]), *((60, print_sweep, [runs, compared(runs)]) for runs in (few, many))]
+    for (limit, call, arguments), width in itertools.product(cases, (80, 120)):
+        stream = io.StringIO()
+        call(*arguments, Console(file=stream, width=width, highlight=False), links=links)  # type: ignore[operator]
+        text = stream.getvalue()
+        assert len(text.splitlines()) <= limit
+        assert "Yes" in text[text.index("Report: outputs") :], "the answer is last"
+        assert pd.Series(text.splitlines()).str.len().max() <= width
+        long = io.StringIO()
+        call(*arguments, Console(file=long, width=width, highlight=False), verbose=True)  # type: ignore[operator]
+        assert len(long.getvalue().splitlines()) > limit
