@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import casd
+from casd.cli.help import check_options, epilog
 from casd.utils.distributed import is_main
 from casd.utils.ending import orderly_end
 from casd.utils.errors import CasdError
@@ -55,11 +56,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="casd", description=casd.__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"casd {casd.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def add(verb: str, text: str) -> argparse.ArgumentParser:
+        raw = argparse.RawDescriptionHelpFormatter
+        return verbs.add_parser(verb, help=text, description=text, epilog=epilog(verb), formatter_class=raw)
+
     for verb, (_, text) in RUN_VERBS.items():
-        verbs.add_parser(verb, help=text).add_argument("overrides", nargs="*", metavar="OVERRIDE")
-    report = verbs.add_parser(
-        "report", help="tables and figures over finished runs; with overrides instead of paths, as `casd run`"
-    )
+        add(verb, text).add_argument("overrides", nargs="*", metavar="OVERRIDE")
+    report = add("report", "tables and figures over finished runs; with overrides instead of paths, as `casd run`")
     report.add_argument(
         "arguments",
         nargs="*",
@@ -69,24 +73,24 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--output", type=Path, metavar="FOLDER", help="where to write the report over PATHs (default: outputs/report-…)"
     )
-    sweep = verbs.add_parser("sweep", help="every combination of the listed values, and one report over all runs")
+    sweep = add("sweep", "every combination of the listed values, and one report over all runs")
     sweep.add_argument("overrides", nargs="*", metavar="OVERRIDE")
-    planning = verbs.add_parser("plan", help="estimate memory, tokens, FLOPs, time and disk of a run or a sweep; runs nothing")
+    planning = add("plan", "estimate memory, tokens, FLOPs, time and disk of a run or a sweep; runs nothing")
     planning.add_argument("overrides", nargs="*", metavar="OVERRIDE")
-    reproduce = verbs.add_parser(
-        "reproduce", help="make the runs of a table or figure of the paper (or all), and check its claims"
-    )
+    show = add("show", "the composed configuration of a run as YAML, after the checks of a run; runs nothing")
+    show.add_argument("overrides", nargs="*", metavar="OVERRIDE")
+    reproduce = add("reproduce", "make the runs of a table or figure of the paper (or all), and check its claims")
     reproduce.add_argument(
         "arguments",
         nargs="+",
         metavar="NAME | scale=SCALE | runtime.KEY=VALUE",
-        help="`casd list reproduce` shows the names and the scales (default: tiny)",
+        help="`casd list reproduce` shows the names and the scales",
     )
-    compare = verbs.add_parser("compare", help="configuration differences and results of two finished runs")
+    compare = add("compare", "configuration differences and results of two finished runs")
     compare.add_argument("runs", nargs=2, type=Path, metavar="RUN")
-    listing = verbs.add_parser("list", help="the configuration groups and their options")
+    listing = add("list", "the configuration groups and their options")
     listing.add_argument("group", nargs="?", metavar="GROUP")
-    status = verbs.add_parser("status", help="the finished and interrupted stages of a store")
+    status = add("status", "the finished and interrupted stages of a store")
     status.add_argument("store", nargs="?", default="outputs/store", metavar="STORE")
     return parser
 
@@ -101,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with orderly_end():
             try:
+                check_options(sys.argv[1:] if arguments is None else arguments)
                 _dispatch(build_parser().parse_args(arguments))
             except SystemExit:  # after --help
                 sys.stdout.flush()
@@ -131,6 +136,10 @@ def _dispatch(options: argparse.Namespace) -> None:
         from casd.cli.planning import plan
 
         plan(options.overrides)
+    elif options.verb == "show":
+        from casd.cli.run import show
+
+        show(options.overrides)
     elif options.verb == "reproduce":
         _reproduce(options.arguments)
     elif options.verb == "report":

@@ -13,6 +13,7 @@ not made again. There is one model in memory: every removal starts from the inje
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +23,7 @@ from typing import Final
 import torch
 
 from casd.config import Config
+from casd.config.advice import rate_warning
 from casd.config.compose import to_yaml
 from casd.data.shrinking import explaining_out_of_memory
 from casd.pipeline import checks, stages
@@ -32,7 +34,7 @@ from casd.pipeline.store import StageStore
 from casd.report.publish import is_published, publishing
 from casd.utils import distributed, ending
 from casd.utils.errors import ConfigError
-from casd.utils.progress import track
+from casd.utils.progress import say, track
 from casd.utils.runtime import own_numerics
 from casd.utils.sealed import entry_of
 
@@ -93,6 +95,8 @@ class Run:
         if end not in ENDS:
             raise ConfigError(f"Cannot run until {end!r}; choices: {', '.join(ENDS)}.")
         self.join()
+        if warning := rate_warning(self.config):
+            _say_once(warning)
         if self.config.runtime.threads:
             torch.set_num_threads(self.config.runtime.threads)
         self._inject()
@@ -162,3 +166,9 @@ class Run:
                 (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(report / name, unfinished / name)
             (unfinished / CONFIG_FILE).write_bytes(text.encode())
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    """Print a line, once in all runs of a sweep."""
+    say(text)
