@@ -41,7 +41,8 @@ _HELP: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "reproduce": ("reproduce all scale=tiny", ("scale=NAME", "runtime.jobs=N", "runtime.output=FOLDER")),
     "compare": ("compare outputs/demo/A outputs/demo/B", ()),
     "list": ("list model", ()),
-    "status": ("status outputs", ()),
+    "status": ("status outputs --all", ()),
+    "clean": ("clean outputs", ()),
 }
 """The example of each verb, and the keys that its help shows."""
 

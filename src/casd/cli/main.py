@@ -90,8 +90,14 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", nargs=2, type=Path, metavar="RUN")
     listing = add("list", "the configuration groups and their options")
     listing.add_argument("group", nargs="?", metavar="GROUP")
-    status = add("status", "the finished and interrupted stages of a store")
-    status.add_argument("store", nargs="?", default="outputs/store", metavar="STORE")
+    status = add("status", "the runs in a store: how far each is, its size, and what went wrong")
+    cleaning = add("clean", "remove abandoned checkpoints, interrupted stages, and stages that only deleted runs asked for")
+    for either in (status, cleaning):
+        either.add_argument(
+            "store", nargs="?", default="outputs/store", type=Path, metavar="STORE", help="a store, or a folder above it"
+        )
+    status.add_argument("--all", action="store_true", help="every stage instead of the runs")
+    cleaning.add_argument("--yes", action="store_true", help="remove without a question")
     return parser
 
 
@@ -125,9 +131,14 @@ def _dispatch(options: argparse.Namespace) -> None:
     if options.verb == "list":
         _list(options.group)
     elif options.verb == "status":
-        from casd.pipeline.status import status
+        from casd.pipeline.status import find_store, status, status_of_runs
 
-        print(printable(status(Path(options.store))))
+        store = find_store(options.store)
+        print(printable(status(store) if options.all else status_of_runs(store)))
+    elif options.verb == "clean":
+        from casd.cli.clean import clean
+
+        clean(options.store, yes=options.yes)
     elif options.verb == "sweep":
         from casd.cli.sweep import sweep
 

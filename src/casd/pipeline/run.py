@@ -29,6 +29,7 @@ from casd.data.shrinking import explaining_out_of_memory
 from casd.pipeline import checks, stages
 from casd.pipeline.graph import stage_graph
 from casd.pipeline.inputs import Inputs, build_backdoors
+from casd.pipeline.records import write_record
 from casd.pipeline.stage import Stage
 from casd.pipeline.store import StageStore
 from casd.report.publish import is_published, publishing
@@ -99,6 +100,7 @@ class Run:
             _say_once(warning)
         if self.config.runtime.threads:
             torch.set_num_threads(self.config.runtime.threads)
+        self._write_record(end)
         self._inject()
         if end == "inject":
             return
@@ -116,6 +118,14 @@ class Run:
             name = self.folder.name
             self._make(self.graph.report, lambda inputs, folder: stages.make_report(inputs, name, folder), alone=True)
             distributed.make_alone(self._publish)
+            self._write_record(end)
+
+    def _write_record(self, end: str) -> None:
+        """Note in the store which stages this run asks for, and whether its report is published."""
+        if distributed.is_main():
+            kept = "removed" in self.config.runtime.save_models or end == "unlearn"
+            wanted, folder = self.graph.up_to(end, removed=kept), self.folder
+            write_record(self.store.root, self.graph.score, folder, self.config.model.name, wanted, published=folder.is_dir())
 
     def _inject(self) -> None:
         """Make the corpus, the base model, and the model with all backdoors."""
