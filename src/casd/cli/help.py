@@ -43,8 +43,10 @@ _HELP: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "list": ("list model", ()),
     "status": ("status outputs --all", ()),
     "clean": ("clean outputs", ()),
+    "completion": ("completion bash >> ~/.bashrc    (zsh: >> ~/.zshrc; fish: > ~/.config/fish/completions/casd.fish)", ()),
 }
 """The example of each verb, and the keys that its help shows."""
+VERBS: Final = tuple(_HELP)
 
 _SHOW: Final = "`casd show OVERRIDE…` prints the composed configuration"
 _SEARCH: Final = "a folder configs/ in the working directory is searched, and others by 'hydra.searchpath=[file:///FOLDER]'"

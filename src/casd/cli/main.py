@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import casd
-from casd.cli.help import check_options, epilog
+from casd.cli.help import VERBS, check_options, epilog
 from casd.utils.distributed import is_main
 from casd.utils.ending import orderly_end
 from casd.utils.errors import CasdError
@@ -96,6 +96,9 @@ def build_parser() -> argparse.ArgumentParser:
         either.add_argument(
             "store", nargs="?", default="outputs/store", type=Path, metavar="STORE", help="a store, or a folder above it"
         )
+    completion = add("completion", "a script that makes the shell complete verbs, groups, options and keys")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish", "words"), metavar="bash | zsh | fish")
+    completion.add_argument("line", nargs="?", default="", help=argparse.SUPPRESS)
     status.add_argument("--all", action="store_true", help="every stage instead of the runs")
     cleaning.add_argument("--yes", action="store_true", help="remove without a question")
     return parser
@@ -130,6 +133,8 @@ def _dispatch(options: argparse.Namespace) -> None:
     """Run the verb."""
     if options.verb == "list":
         _list(options.group)
+    elif options.verb == "completion":
+        _complete(options.shell, options.line)
     elif options.verb == "status":
         from casd.pipeline.status import find_store, status, status_of_runs
 
@@ -249,6 +254,19 @@ def _list(group: str | None) -> None:
         width = max(map(len, all_groups[name]), default=0)
         for option, description in all_groups[name].items():
             print(printable(f"  {option:<{width}}  {description}".rstrip()))
+
+
+def _complete(shell: str, line: str) -> None:
+    from casd.cli.completion import SCRIPTS, words
+    from casd.config.options import groups
+
+    if shell in SCRIPTS:
+        print(SCRIPTS[shell], end="")
+        return
+    choices = {name: list(options) for name, options in (groups() | _reproductions()).items()}
+    overrides = (*RUN_VERBS, "sweep", "plan", "show", "report")
+    for word in words(line, VERBS, overrides, choices):
+        print(printable(word))
 
 
 def _reproductions() -> dict[str, dict[str, str]]:
