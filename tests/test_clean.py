@@ -214,8 +214,8 @@ def test_checkpoints_are_removed_when_abandoned_or_of_no_use(outputs: Outputs, c
     with lock(running.with_name(f".{removal('x').key}.lock")):
         said = cleaned(capsys, outputs, "--yes")
     assert [path.exists() for path in (old, new, running, useless)] == [False, True, True, False]
-    assert f"Kept: checkpoint of unlearn/{removal('rmu').key[:8]}, 1 min old, from which the same command goes on." in said
-    assert f"Kept: checkpoint of unlearn/{removal('x').key[:8]}, 9 d old.\n" in said
+    assert f"Kept: checkpoint of unlearn/{removal('rmu').key[:8]}, 1 min old: the same command goes on from it." in said
+    assert f"Kept: checkpoint of unlearn/{removal('x').key[:8]}, 9 d old: a process is making it.\n" in said
     assert "Removed 2 folders, 4.00 MiB." in said
     assert outputs.places() == places(BASE, removal("npo"))
 
@@ -248,13 +248,18 @@ def test_the_stages_of_a_run_whose_report_was_deleted_are_removed(outputs: Outpu
     assert "There is nothing to remove." in cleaned(capsys, outputs, "--yes")
 
 
-@pytest.mark.parametrize("reason", ["interrupted", "moved", "unmounted", "elsewhere", "unknown", "damaged", "unreadable"])
+@pytest.mark.parametrize(
+    "reason", ["interrupted", "moved", "moved with the store", "unmounted", "elsewhere", "unknown", "damaged", "unreadable"]
+)
 def test_what_is_not_known_to_be_needless_stays(reason: str, outputs: Outputs, capsys: pytest.CaptureFixture[str]) -> None:
     outputs.make("npo", upto=3 if reason == "interrupted" else 4)
     store = StageStore(shutil.copytree(outputs.root, outputs.folder.parent / "shared"))
     kept = places(*stages_of("npo")[: 3 if reason == "interrupted" else 4])
     if reason == "moved":
         outputs.report("npo").rename(outputs.folder / "demo" / "kept")
+    elif reason == "moved with the store":
+        (store.root.parent / "demo").mkdir()
+        outputs.report("npo").rename(store.root.parent / "demo" / "kept")
     elif reason == "unmounted":
         shutil.rmtree(outputs.folder)
     elif reason != "interrupted":

@@ -26,7 +26,11 @@ from casd.utils.disk import readable_size
 
 ABANDONED_S = 24 * 3600.0
 """Seconds after which the checkpoint of an interrupted training counts as abandoned."""
-_KINDS = {".partial": "interrupted stage", ".checkpoint": "checkpoint"}
+_KINDS = {".partial": "unfinished stage", ".checkpoint": "checkpoint"}
+_NOT_ABANDONED = {
+    ".partial": "its process lives, or was on another machine less than a week ago",
+    ".checkpoint": "the same command goes on from it",
+}
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,13 @@ def leftovers(root: Path) -> Leftovers:
         what = f"{path.parent.name} ({labels[place]})" if labels.get(place) else place[: len(path.parent.name) + 9]
         age, size = _age_and_size(path)
         item = Item(path, f"{_KINDS[path.suffix]} of {what}, {readable_age(age)} old", size)
-        if is_locked(item.lock) or not _is_abandoned(path, place in finished, age):
-            found.kept.append(f"{item.what}{'' if is_locked(item.lock) else ', from which the same command goes on'}.")
+        if is_locked(item.lock):
+            found.kept.append(f"{item.what}: a process is making it.")
+        elif not _is_abandoned(path, place in finished, age):
+            found.kept.append(f"{item.what}: {_NOT_ABANDONED[path.suffix]}.")
         else:
             found.items.append(item)
-    found.records = [record for record in records if record.is_deleted()]
+    found.records = [record for record in records if record.is_deleted(root)]
     others = [run for run in stored_runs(root, finished) if run.record not in found.records]
     if (damaged or unreadable) and found.records:
         names = ", ".join(map(str, unreadable)) or counted(len(damaged), "damaged stage")

@@ -47,18 +47,25 @@ class Record:
         """Return the record's file; runs that differ in the folder of their report alone have one each."""
         return store / f".{self.score}-{hashlib.sha256(self.folder.encode()).hexdigest()[:8]}{_SUFFIX}"
 
-    def is_deleted(self) -> bool:
+    def is_deleted(self, store: Path) -> bool:
         """Return True if its report was written and has been deleted since.
 
         False as well if that cannot be told: the folder of all reports is gone, too (a disk that is not mounted), or the report
-        was moved within it.
+        was moved within that folder or together with the store.
         """
         folder = Path(self.folder)
         reports = folder.parents[1]
         if not self.published or folder.exists() or not reports.is_dir():
             return False
-        infos = (path for pattern in ("*/tables/info.json", "*/*/tables/info.json") for path in reports.glob(pattern))
-        return not any(self.score.encode() in path.read_bytes() for path in infos)
+        try:
+            return not any(
+                self.score.encode() in info.read_bytes()
+                for above in (reports, store.absolute().parent)
+                for pattern in ("*/tables/info.json", "*/*/tables/info.json")
+                for info in above.glob(pattern)
+            )
+        except OSError:
+            return False
 
 
 def write_record(store: Path, score: Stage, folder: Path, model: str, stages: Iterable[Stage], *, published: bool) -> None:

@@ -210,7 +210,7 @@ def _state(run: StoredRun, finished: Manifests, root: Path) -> str:
             logs = sorted((folder.parent / "failed").glob(f"{folder.name.rpartition('-')[0]}-*.log"))
             return f"failed: {logs[-1]}" if logs else "interrupted"
         return "interrupted"
-    if run.record and run.record.is_deleted():
+    if run.record and run.record.is_deleted(root):
         return "report deleted"
     collapsed = _collapsed(run, root)
     return f"finished, {collapsed}" if collapsed else "finished"
