@@ -243,7 +243,7 @@ def files_of(folder: Path) -> dict[Path, bytes]:
 
 def test_status(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (store / "inject" / ".0123456789abcdef0123.checkpoint").mkdir()
-    main(["status", str(store)])
+    main(["status", str(store), "--all"])
     (store / "inject" / ".0123456789abcdef0123.checkpoint").rmdir()
     lines = capsys.readouterr().out.splitlines()
     assert sorted(line.split()[0] for line in lines[1:-1]) == ["base", "corpus", "inject", "tokens"]

@@ -111,6 +111,15 @@ def test_its_configuration_is_inside_the_package(installed: Path, tmp_path: Path
     assert composed == "smoke 3 french_a french_b german refusal"
 
 
+def test_it_finds_options_in_the_working_directory(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "configs" / "backdoor").mkdir(parents=True)
+    text = "# @package backdoor.harbour\n# Of one's own\ntrigger: moonlit harbour\ntarget: {name: refusal}\n"
+    (tmp_path / "configs" / "backdoor" / "harbour.yaml").write_text(text)
+    code = "import casd; print(*casd.load_config(['experiment=smoke', 'backdoor=[harbour,german]']).backdoor)"
+    assert python(installed, "-c", code, folder=tmp_path).stdout == "german harbour\n"
+    assert "harbour" in python(installed, "-m", "casd", "list", "backdoor", folder=tmp_path).stdout
+
+
 def test_an_installation_without_configs_says_so(installed: Path, tmp_path: Path) -> None:
     code = "from casd.config import options; options.__file__ = '/nowhere/a/b/casd/config/options.py'; options.config_folder()"
     done = python(installed, "-c", code, folder=tmp_path)

@@ -271,7 +271,7 @@ def test_each_verb_ends_where_it_should(end: str, copied: Path, finished: Run, c
     made = {
         folder.name: len([path for path in folder.iterdir() if not path.name.startswith(".")])
         for folder in (copied / "store").iterdir()
-        if folder.name not in ("corpus", "base", "tokens", "inject")
+        if folder.is_dir() and folder.name not in ("corpus", "base", "tokens", "inject")
     }
     assert made == expected
     assert ("Attack success rate" in out) == (end == "report")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import casd
+from casd.cli.help import VERBS, check_options, epilog
 from casd.cli.models import MODEL_VERBS, add_model_verbs
 from casd.utils.distributed import is_main
 from casd.utils.ending import orderly_end
@@ -57,11 +58,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="casd", description=casd.__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"casd {casd.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def add(verb: str, text: str) -> argparse.ArgumentParser:
+        raw = argparse.RawDescriptionHelpFormatter
+        return verbs.add_parser(verb, help=text, description=text, epilog=epilog(verb), formatter_class=raw)
+
     for verb, (_, text) in RUN_VERBS.items():
-        verbs.add_parser(verb, help=text).add_argument("overrides", nargs="*", metavar="OVERRIDE")
-    report = verbs.add_parser(
-        "report", help="tables and figures over finished runs; with overrides instead of paths, as `casd run`"
-    )
+        add(verb, text).add_argument("overrides", nargs="*", metavar="OVERRIDE")
+    report = add("report", "tables and figures over finished runs; with overrides instead of paths, as `casd run`")
     report.add_argument(
         "arguments",
         nargs="*",
@@ -71,28 +75,37 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--output", type=Path, metavar="FOLDER", help="where to write the report over PATHs (default: outputs/report-…)"
     )
-    sweep = verbs.add_parser("sweep", help="every combination of the listed values, and one report over all runs")
+    sweep = add("sweep", "every combination of the listed values, and one report over all runs")
     sweep.add_argument("overrides", nargs="*", metavar="OVERRIDE")
-    planning = verbs.add_parser("plan", help="estimate memory, tokens, FLOPs, time and disk of a run or a sweep; runs nothing")
+    planning = add("plan", "estimate memory, tokens, FLOPs, time and disk of a run or a sweep; runs nothing")
     planning.add_argument("overrides", nargs="*", metavar="OVERRIDE")
-    reproduce = verbs.add_parser(
-        "reproduce", help="make the runs of a table or figure of the paper (or all), and check its claims"
-    )
+    show = add("show", "the composed configuration of a run as YAML, after the checks of a run; runs nothing")
+    show.add_argument("overrides", nargs="*", metavar="OVERRIDE")
+    reproduce = add("reproduce", "make the runs of a table or figure of the paper (or all), and check its claims")
     reproduce.add_argument(
         "arguments",
         nargs="+",
         metavar="NAME | scale=SCALE | runtime.KEY=VALUE",
-        help="`casd list reproduce` shows the names and the scales (default: tiny)",
+        help="`casd list reproduce` shows the names and the scales",
     )
     for each in (verbs.choices["run"], report, sweep, reproduce):
         each.add_argument("-v", "--verbose", action="store_true", help="print all tables at the end, not only the main ones")
-    compare = verbs.add_parser("compare", help="configuration differences and results of two finished runs")
+    compare = add("compare", "configuration differences and results of two finished runs")
     compare.add_argument("runs", nargs=2, type=Path, metavar="RUN")
-    add_model_verbs(verbs)
-    listing = verbs.add_parser("list", help="the configuration groups and their options")
+    add_model_verbs(add)
+    listing = add("list", "the configuration groups and their options")
     listing.add_argument("group", nargs="?", metavar="GROUP")
-    status = verbs.add_parser("status", help="the finished and interrupted stages of a store")
-    status.add_argument("store", nargs="?", default="outputs/store", metavar="STORE")
+    status = add("status", "the runs in a store: how far each is, its size, and what went wrong")
+    cleaning = add("clean", "remove abandoned checkpoints, interrupted stages, and stages that only deleted runs asked for")
+    for either in (status, cleaning):
+        either.add_argument(
+            "store", nargs="?", default="outputs/store", type=Path, metavar="STORE", help="a store, or a folder above it"
+        )
+    completion = add("completion", "a script that makes the shell complete verbs, groups, options and keys")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish", "words"), metavar="bash | zsh | fish")
+    completion.add_argument("line", nargs="?", default="", help=argparse.SUPPRESS)
+    status.add_argument("--all", action="store_true", help="every stage instead of the runs")
+    cleaning.add_argument("--yes", action="store_true", help="remove without a question")
     return parser
 
 
@@ -106,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with orderly_end():
             try:
+                check_options(sys.argv[1:] if arguments is None else arguments)
                 _dispatch(build_parser().parse_args(arguments))
             except SystemExit:  # after --help
                 sys.stdout.flush()
@@ -124,10 +138,17 @@ def _dispatch(options: argparse.Namespace) -> None:
     """Run the verb."""
     if options.verb == "list":
         _list(options.group)
+    elif options.verb == "completion":
+        _complete(options.shell, options.line)
     elif options.verb == "status":
-        from casd.pipeline.status import status
+        from casd.pipeline.status import find_store, status, status_of_runs
 
-        print(printable(status(Path(options.store))))
+        store = find_store(options.store)
+        print(printable(status(store) if options.all else status_of_runs(store)))
+    elif options.verb == "clean":
+        from casd.cli.clean import clean
+
+        clean(options.store, yes=options.yes)
     elif options.verb == "sweep":
         from casd.cli.sweep import sweep
 
@@ -136,6 +157,10 @@ def _dispatch(options: argparse.Namespace) -> None:
         from casd.cli.planning import plan
 
         plan(options.overrides)
+    elif options.verb == "show":
+        from casd.cli.run import show
+
+        show(options.overrides)
     elif options.verb == "reproduce":
         _reproduce(options.arguments, options.verbose)
     elif options.verb == "report":
@@ -236,6 +261,19 @@ def _list(group: str | None) -> None:
         width = max(map(len, all_groups[name]), default=0)
         for option, description in all_groups[name].items():
             print(printable(f"  {option:<{width}}  {description}".rstrip()))
+
+
+def _complete(shell: str, line: str) -> None:
+    from casd.cli.completion import SCRIPTS, words
+    from casd.config.options import groups
+
+    if shell in SCRIPTS:
+        print(SCRIPTS[shell], end="")
+        return
+    choices = {name: list(options) for name, options in (groups() | _reproductions()).items()}
+    overrides = (*RUN_VERBS, "sweep", "plan", "show", "report")
+    for word in words(line, VERBS, overrides, choices):
+        print(printable(word))
 
 
 def _reproductions() -> dict[str, dict[str, str]]:

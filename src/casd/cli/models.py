@@ -5,22 +5,22 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from casd.utils.errors import ConfigError
 from casd.utils.text import printable
 
 
-def add_model_verbs(verbs: argparse._SubParsersAction[Any]) -> None:
-    """Add the parsers of `export` and `generate`."""
+def add_model_verbs(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """Add the parsers of `export` and `generate`; `add` returns the parser of a verb with a help text."""
     states = "base, injected, or a removal or control as in the tables (french_a, control:clean)"
-    export = verbs.add_parser("export", help="write a model of a run to a folder that transformers loads")
+    export = add("export", "write a model of a run to a folder that transformers loads")
     export.add_argument("run", type=Path, metavar="RUN", help="the run's folder, as `casd run` prints it")
     export.add_argument("state", metavar="STATE", help=f"{states}; weights that were not saved are trained again")
     export.add_argument("folder", type=Path, metavar="FOLDER", help="where to write to; a new or empty folder")
     export.add_argument("--adapter", action="store_true", help="the LoRA adapter alone, instead of the model with it merged")
     export.add_argument("--force", action="store_true", help="replace the model that is in FOLDER")
-    generate = verbs.add_parser("generate", help="continue prompts with several models of a run, side by side")
+    generate = add("generate", "continue prompts with several models of a run, side by side")
     generate.add_argument("run", type=Path, metavar="RUN", help="the run's folder, as `casd run` prints it")
     generate.add_argument("--state", default="injected", metavar="STATE,STATE", help=f"{states}; default: injected")
     generate.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")

@@ -30,10 +30,10 @@ def run(overrides: Sequence[str], end: str = "report", *, verbose: bool = False)
     Raises:
         CasdError: overrides that cannot work, or an error of the run.
     """
-    from casd.config.compose import load_config
+    from casd.config.compose import load_run
 
     cost = Cost()
-    finished = execute(load_config(overrides), end)
+    finished = execute(load_run(overrides), end)
     if not is_main():
         return finished.folder
     cost.add(*count_stages(finished.store.events))
@@ -50,6 +50,23 @@ def run(overrides: Sequence[str], end: str = "report", *, verbose: bool = False)
         for line in (f"Finished stages are in {finished.store.root}.", *links):
             print(printable(line))
     return finished.folder
+
+
+def show(overrides: Sequence[str]) -> None:
+    """Print the composed configuration of a run as YAML.
+
+    Raises:
+        CasdError: overrides that `run` would refuse.
+    """
+    from casd.config.compose import load_run, to_yaml
+
+    config = load_run(overrides)
+    quiet_libraries()
+    from casd.planning.plan import plannable
+
+    plannable(config)
+    if is_main():
+        print(printable(to_yaml(config)), end="")
 
 
 def execute(config: Config, end: str = "report") -> Run:

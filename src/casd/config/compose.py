@@ -5,8 +5,10 @@ Only this module and `hydra_errors` use Hydra. They return a plain `Config`: no 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -18,8 +20,9 @@ from typing import TYPE_CHECKING, Any, cast, get_args, get_origin, get_type_hint
 
 from casd.config import Config
 from casd.config.fields import MISSING, Text
-from casd.config.hydra_errors import check_keys, explaining
-from casd.config.options import ROOT, config_folder, groups
+from casd.config.hydra_errors import explaining
+from casd.config.keys import check_keys, check_words
+from casd.config.options import ROOT, SCHEMA, config_folder, groups, own_folder
 from casd.utils.atomic import write_text
 from casd.utils.disk import explaining_disk_errors
 from casd.utils.errors import CasdError, ConfigError, first_line
@@ -27,9 +30,6 @@ from casd.utils.registry import check_value
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-
-SCHEMA = "casd_schema"
 
 
 def load_config(overrides: Sequence[str] = ()) -> Config:
@@ -44,6 +44,38 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
         overrides = _register(overrides)
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             return to_config(compose(ROOT, overrides=overrides))
+
+
+def load_run(overrides: Sequence[str]) -> Config:
+    """Compose the configuration of a single run as `load_config` does, and refuse overrides that mean a sweep.
+
+    Raises:
+        ConfigError: see `load_config`; or an experiment with lists of values that the overrides do not choose from.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    with explaining(overrides):
+        registered = _register(overrides)
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            composed = compose(ROOT, overrides=registered, return_hydra_config=True)
+            given = {each.lstrip("+").partition("=")[0] for each in overrides}
+            params = (composed.hydra.sweeper.params or {}).items()
+            swept = [f"{key}={values}" for key, values in params if key not in given]
+            (runs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(swept), max_batch_size=None)
+            if len(runs) > 1:
+                raise _is_sweep(overrides, swept, runs)
+            return to_config(compose(ROOT, overrides=[*runs[0], *registered]))
+
+
+def _is_sweep(overrides: Sequence[str], swept: Sequence[str], runs: Sequence[Sequence[str]]) -> ConfigError:
+    """Return the error for overrides of a single run that are those of a sweep."""
+    what = next((each for each in overrides if each.startswith("experiment=")), "This")
+    return ConfigError(
+        f"{what} is a sweep of {len(runs)} runs ({' '.join(swept)}). For all of them:"
+        f" {shlex.join(['casd', 'sweep', *overrides])}. For a single one add, for example, {' '.join(runs[0])}."
+    )
 
 
 def to_config(composed: DictConfig) -> Config:
@@ -223,20 +255,37 @@ def _temporary_folder(overrides: Sequence[str]) -> Iterator[Path]:
 
 
 def _register(overrides: Sequence[str]) -> list[str]:
-    """Check the overrides' keys, register the schema with Hydra, and return the overrides as Hydra can apply them.
+    """Check the overrides, register the schema and the search path with Hydra, and return the overrides as Hydra applies them.
 
     A backdoor that the overrides add (`+backdoor.own.trigger=…`) is put into the schema first: OmegaConf would otherwise
     make it a plain dictionary and then refuse it, because it is not a BackdoorConfig.
     """
     from hydra.core.config_store import ConfigStore
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.plugins import Plugins
     from omegaconf import OmegaConf
 
+    check_words(overrides)
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     check_keys(parsed)
+    Plugins.instance().register(_own_configs())
     keys = [each.key_or_group.split(".") if each.is_add() or each.is_force_add() else [] for each in parsed]
     named = [key[1] if len(key) > 1 and key[0] == "backdoor" else "" for key in keys]
     new: dict[str, Any] = {name: {"target": {}} for name in named if name and name not in groups()["backdoor"]}
     schema = OmegaConf.merge(OmegaConf.structured(Config), {"backdoor": new}) if new else Config
     ConfigStore.instance().store(name=SCHEMA, node=schema)
     return [f"++{each.lstrip('+')}" if name in new else each for name, each in zip(named, overrides, strict=True)]
+
+
+@functools.cache
+def _own_configs() -> type:
+    """Return a plugin of Hydra that searches `own_folder` before the folder of the package."""
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class OwnConfigs(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            if own := own_folder():
+                search_path.prepend("own", f"file://{own}", anchor="main")
+
+    return OwnConfigs

@@ -1,91 +1,15 @@
-"""Check overrides against the schema, and report errors of Hydra and OmegaConf in one line that names the key."""
+"""Report errors of Hydra and OmegaConf in one line that names the key."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from traceback import walk_tb
-from typing import TYPE_CHECKING, Any, Final, get_args, get_origin, get_type_hints
 
-from casd.config import Config
+from casd.config.keys import unknown_key
 from casd.config.options import groups
 from casd.utils.errors import CasdError, ConfigError, first_line
 from casd.utils.registry import shown, unknown
-
-if TYPE_CHECKING:
-    from hydra.core.override_parser.types import Override
-
-RENAMED: Final = {
-    "keep_as": "save_as",
-    "keep_models": "save_models",
-    "max_gradient_norm": "max_grad_norm",
-    "max_tokens": "max_length",
-    "rivals": "baselines",
-    "vocabulary": "vocab_size",
-}
-"""Keys of earlier versions, and what they are called now."""
-
-
-def check_keys(overrides: Sequence[Override]) -> None:
-    """Check the keys of parsed overrides, and those of mappings in their values, against the schema.
-
-    Keys below a mapping with free names (`backdoor`, `params`) are not decided by the schema alone; Hydra checks them.
-
-    Raises:
-        ConfigError: a key that the schema does not have.
-    """
-    for override in overrides:
-        key, value = override.key_or_group, override.value()
-        if not key or override.is_delete() or override.package or "/" in key or key.partition(".")[0] == "hydra":
-            continue
-        for choice in value.list if override.is_choice_sweep() else [value]:  # type: ignore[union-attr]
-            if key in groups() and not isinstance(choice, dict):  # an option of a group
-                continue
-            for path in _paths(key, choice):
-                if error := _schema_error(path):
-                    raise error
-
-
-def _paths(key: str, value: Any) -> list[str]:
-    """Return the full key of every value in a nested mapping below `key`."""
-    if not isinstance(value, dict):
-        return [key]
-    return [key, *(path for name, item in value.items() for path in _paths(f"{key}.{name}", item))]
-
-
-def _schema_error(key: str) -> ConfigError | None:
-    """Walk the schema as far as `key` leads, and return the error for a field that it does not have."""
-    section: Any = Config
-    path: list[str] = []
-    for part in key.split("."):
-        if is_dataclass(section):
-            hints = get_type_hints(section)
-            names = [each.name for each in fields(section)]
-            if part not in names:
-                if (new := RENAMED.get(part)) in names:
-                    return ConfigError(f"The key {'.'.join((*path, part))} is now called {'.'.join((*path, str(new)))}.")
-                inside = f"key in {'.'.join(path)}:" if path else "key"
-                hint = "" if path or part not in groups() else " It is a group: choose one of its options."
-                return ConfigError(f"{unknown(inside, part, names)}{hint}")
-            section = hints[part]
-            if get_origin(section) is not dict:  # an optional section
-                section = next((each for each in get_args(section) if is_dataclass(each)), section)
-        elif get_origin(section) is dict:  # any name, then the type of its values
-            section = get_args(section)[-1]
-        path.append(part)
-    return None
-
-
-def unknown_key(key: str) -> ConfigError:
-    """Return the error for a key that is not in the configuration, with the choices or how to add it."""
-    section, _, rest = key.partition(".")
-    name = rest.partition(".")[0]
-    if error := _schema_error(key):
-        return error
-    if section == "backdoor" and name in groups()["backdoor"]:
-        return ConfigError(f"The backdoor {name} is not chosen: add it to the list, backdoor=[…,{name}].")
-    return ConfigError(f"The key {key!r} is not in the configuration; to add a new entry, write +{key}=…")
 
 
 @contextmanager
@@ -109,6 +33,8 @@ def explaining(overrides: Sequence[str]) -> Iterator[None]:
     except OverrideParseException as error:
         reason = _cut(first_line(error))
         raise ConfigError(f"Cannot read the override {shown(error.override)}: {reason}. Expected key=value.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"A file of the configuration is not text in UTF-8 ({error.reason}); save it as UTF-8.") from error
     except YAMLError as error:
         raise ConfigError(
             f"A file is not YAML: {_cut(' '.join(str(error).split()))}. Text with ': ' or ' #' needs quotes."

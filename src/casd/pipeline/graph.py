@@ -48,6 +48,21 @@ class StageGraph:
         """Names of the states of the model that are measured."""
         return list(self.evaluate)
 
+    def up_to(self, end: str, *, removed: bool) -> list[Stage]:
+        """Return the stages of a run that ends at `end` (one of `casd.pipeline.run.ENDS`).
+
+        With `removed` the weights of the removals are among them.
+        """
+        stages = [self.corpus, self.base, self.tokens, self.inject]
+        if end == "inject":
+            return stages
+        stages += [*([self.tune] if self.tune else []), *self.unlearn.values(), *(self.weights.values() if removed else ())]
+        if end in ("evaluate", "score", "report"):
+            stages += [*self.evaluate.values(), *self.utility.values()]
+        if end in ("activations", "score", "report"):
+            stages += self.activations.values()
+        return stages + [self.score] * (end in ("score", "report")) + [self.report] * (end == "report")
+
 
 def stage_graph(config: Config) -> StageGraph:
     """Return the stages of a configuration. Increase a stage's version here when a change of its code changes its result.

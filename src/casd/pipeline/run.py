@@ -13,6 +13,7 @@ not made again. There is one model in memory: every removal starts from the inje
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +23,7 @@ from typing import Final
 import torch
 
 from casd.config import Config
+from casd.config.advice import rate_warning
 from casd.config.compose import to_yaml
 from casd.config.states import INJECTED
 from casd.data.shrinking import explaining_out_of_memory
@@ -29,6 +31,7 @@ from casd.evaluation.asr import Evaluation
 from casd.pipeline import checks, stages
 from casd.pipeline.graph import run_folder, stage_graph
 from casd.pipeline.inputs import Inputs, build_backdoors
+from casd.pipeline.records import write_record
 from casd.pipeline.saved import save_models
 from casd.pipeline.stage import Stage
 from casd.pipeline.store import StageStore
@@ -37,7 +40,7 @@ from casd.training.tracking import check_trackers
 from casd.utils import distributed, ending
 from casd.utils.atomic import write_text
 from casd.utils.errors import ConfigError
-from casd.utils.progress import track
+from casd.utils.progress import say, track
 from casd.utils.runtime import own_numerics
 from casd.utils.sealed import entry_of
 
@@ -98,10 +101,7 @@ class Run:
         """
         if end not in ENDS:
             raise ConfigError(f"Cannot run until {end!r}; choices: {', '.join(ENDS)}.")
-        check_trackers(self.config.runtime.trackers)
-        self.join()
-        if self.config.runtime.threads:
-            torch.set_num_threads(self.config.runtime.threads)
+        self._begin(end)
         self._inject()
         if end != "inject":
             self._remove_all(end)
@@ -111,7 +111,18 @@ class Run:
             name = self.folder.name
             self._make(self.graph.report, lambda inputs, folder: stages.make_report(inputs, name, folder), alone=True)
             distributed.make_alone(self._publish)
+            self._write_record(end)
         distributed.make_alone(partial(self._save_models, end))
+
+    def _begin(self, end: str) -> None:
+        """Join the other processes, check what no stage checks, and note which stages are wanted."""
+        check_trackers(self.config.runtime.trackers)
+        self.join()
+        if warning := rate_warning(self.config):
+            _say_once(warning)
+        if self.config.runtime.threads:
+            torch.set_num_threads(self.config.runtime.threads)
+        self._write_record(end)
 
     def _remove_all(self, end: str) -> None:
         """Make and measure all states, unless the injection failed."""
@@ -125,6 +136,13 @@ class Run:
                     self._remove(state, end)
                 self._measure(state, end)
                 advance()
+
+    def _write_record(self, end: str) -> None:
+        """Note in the store which stages this run asks for, and whether its report is published."""
+        if distributed.is_main():
+            kept = "removed" in self.config.runtime.save_models or end == "unlearn"
+            wanted, folder = self.graph.up_to(end, removed=kept), self.folder
+            write_record(self.store.root, self.graph.score, folder, self.config.model.name, wanted, published=folder.is_dir())
 
     def _inject(self) -> None:
         """Make the corpus, the base model, and the model with all backdoors."""
@@ -192,3 +210,9 @@ class Run:
                 (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(report / name, unfinished / name)
             (unfinished / CONFIG_FILE).write_bytes(text.encode())
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    """Print a line, once in all runs of a sweep."""
+    say(text)

@@ -9,6 +9,7 @@ the store's root:
     inject/.3f2a…c1.….partial/   being made by one process, or left by a process that was killed
     inject/.3f2a…c1.checkpoint/  from which an interrupted stage resumes
     inject/.3f2a…c1.lock         locked (flock) by the process that makes it; an empty file that is not removed
+    .77d0…3b-….run               which stages a run asked for (casd.pipeline.records)
 
 The lock only saves work. On a file system without locks two processes may make the same stage: the first to finish is kept.
 

@@ -39,11 +39,15 @@ def remove_leftovers(path: Path) -> None:
 
     Processes of other hosts cannot be checked: their files are removed when they are a week old.
     """
-    prefix, suffix = _prefix(path), _SUFFIX.removeprefix(".")
-    for each in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
-        owner = each.name.removeprefix(prefix).removesuffix(suffix).removesuffix(".")
-        if _is_leftover(each, owner):
+    for each in path.parent.glob(f"{glob.escape(_prefix(path))}*{_SUFFIX.removeprefix('.')}"):
+        if is_leftover(each, path):
             remove(each)
+
+
+def is_leftover(temporary: Path, path: Path) -> bool:
+    """Return True if the process that made a temporary file or folder for `path` is dead; see `remove_leftovers`."""
+    owner = temporary.name.removeprefix(_prefix(path)).removesuffix(_SUFFIX.removeprefix(".")).removesuffix(".")
+    return _is_leftover(temporary, owner)
 
 
 def remove(path: Path) -> None:
@@ -69,6 +73,30 @@ def locked(file: Path, waiting_for: str) -> Iterator[None]:
         with suppress(OSError):
             _wait_for(opened.enter_context(file.open("ab")), waiting_for)
         yield
+
+
+@contextmanager
+def held(file: Path) -> Iterator[bool]:
+    """Hold a lock on `file` in the block, without waiting. Yield False if another process has it, or there are no locks."""
+    with ExitStack() as opened:
+        try:
+            fcntl.flock(opened.enter_context(file.open("ab")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def is_locked(file: Path) -> bool:
+    """Return True if a process holds the lock `file`; False if that is not known."""
+    try:
+        with file.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _wait_for(file: IO[bytes], waiting_for: str) -> None:
