@@ -45,7 +45,7 @@ _HELP: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "list": ("list model", ()),
     "status": ("status outputs --all", ()),
     "clean": ("clean outputs", ()),
-    "completion": ("completion bash >> ~/.bashrc    (zsh: >> ~/.zshrc; fish: > ~/.config/fish/completions/casd.fish)", ()),
+    "completion": ("completion bash", ()),
 }
 """The example of each verb, and the keys that its help shows."""
 VERBS: Final = tuple(_HELP)

@@ -32,7 +32,7 @@ examples:
   casd report outputs                              one report over every finished run below a folder
   casd compare outputs/demo/A outputs/demo/B       configuration differences and results of two runs
   casd export outputs/demo/A french_a my-model     the model after a removal, as a folder for transformers
-  casd list model                                  the options of a group
+  casd list model                                  the options of a group; casd VERB --help has an example of each verb
 """
 
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
@@ -55,7 +55,12 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the verbs. Overrides are left to Hydra."""
-    parser = _Parser(prog="casd", description=casd.__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        prog="casd",
+        description=str(casd.__doc__).partition("\n")[0],
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"casd {casd.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
@@ -101,8 +106,15 @@ def build_parser() -> argparse.ArgumentParser:
         either.add_argument(
             "store", nargs="?", default="outputs/store", type=Path, metavar="STORE", help="a store, or a folder above it"
         )
-    completion = add("completion", "a script that makes the shell complete verbs, groups, options and keys")
-    completion.add_argument("shell", choices=("bash", "zsh", "fish", "words"), metavar="bash | zsh | fish")
+    completion = add(
+        "completion", "a script to append to ~/.bashrc or ~/.zshrc, which completes verbs, groups, options and keys"
+    )
+    completion.add_argument(
+        "shell",
+        choices=("bash", "zsh", "fish", "words"),
+        metavar="bash | zsh | fish",
+        help="fish: > ~/.config/fish/completions/casd.fish",
+    )
     completion.add_argument("line", nargs="?", default="", help=argparse.SUPPRESS)
     status.add_argument("--all", action="store_true", help="every stage instead of the runs")
     cleaning.add_argument("--yes", action="store_true", help="remove without a question")
