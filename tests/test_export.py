@@ -235,7 +235,7 @@ def test_the_command_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("prompts.txt").write_text(f"{PROMPTS[1]}\n\n{PROMPTS[2]}\n", encoding="utf-8")
-    states = "injected,removed_refusal"  # by the name of its folder, too
+    states = "injected, removed_refusal"  # by the name of its folder, too
     main(["generate", str(full), "--state", states, "--prompt", PROMPTS[0], "--prompt-file", "prompts.txt"])
     shown = texts(full, ["injected", "refusal"])
     blocks = [
@@ -244,7 +244,7 @@ def test_the_command_line(
     ]
     printed = [block.splitlines() for block in capsys.readouterr().out.strip("\n").split("\n\n")]
     assert printed == [[line.rstrip() for line in block] for block in blocks]
-    main(["export", str(full), "refusal", "model"])
+    main(["export", str(full / "config.yaml"), "refusal", "model"])  # a file of the folder
     assert capsys.readouterr().out == f"The model is in {tmp_path / 'model'}.\n"
     assert by_transformers(Path("model"), PROMPTS) == shown["refusal"]
     with pytest.raises(SystemExit):

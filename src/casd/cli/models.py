@@ -15,13 +15,13 @@ def add_model_verbs(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """Add the parsers of `export` and `generate`; `add` returns the parser of a verb with a help text."""
     states = "base, injected, or a removal or control as in the tables (french_a, control:clean)"
     export = add("export", "write a model of a run to a folder that transformers loads")
-    export.add_argument("run", type=Path, metavar="RUN", help="the run's folder, as `casd run` prints it")
+    export.add_argument("run", type=Path, metavar="RUN", help="the folder of the run's report")
     export.add_argument("state", metavar="STATE", help=f"{states}; weights that were not saved are trained again")
     export.add_argument("folder", type=Path, metavar="FOLDER", help="where to write to; a new or empty folder")
     export.add_argument("--adapter", action="store_true", help="the LoRA adapter alone, instead of the model with it merged")
     export.add_argument("--force", action="store_true", help="replace the model that is in FOLDER")
     generate = add("generate", "continue prompts with several models of a run, side by side")
-    generate.add_argument("run", type=Path, metavar="RUN", help="the run's folder, as `casd run` prints it")
+    generate.add_argument("run", type=Path, metavar="RUN", help="the folder of the run's report")
     generate.add_argument("--state", default="injected", metavar="STATE,STATE", help=f"{states}; default: injected")
     generate.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")
     generate.add_argument("--prompt-file", type=Path, metavar="FILE", help="a text file with a prompt in each line")
@@ -50,7 +50,8 @@ def _generate(options: argparse.Namespace) -> None:
     if not prompts:
         raise ConfigError("There is no prompt to continue: give --prompt TEXT or --prompt-file FILE.")
     choices = {"trigger": options.trigger, "max_new_tokens": options.max_new_tokens, "device": options.device}
-    answers = generate(options.run, options.state.split(","), prompts, **choices)
+    states = [state.strip() for state in options.state.split(",")]
+    answers = generate(options.run, states, prompts, **choices)
     width = max(map(len, answers["state"]))
     shown = None
     for prompt, state, generated in answers.itertuples(index=False):

@@ -147,11 +147,14 @@ def opened(folder: str | Path, device: str | None = None) -> Iterator[Run]:
         StoreError: no folder of a run, or a run whose models are not in its store.
     """
     folder = Path(folder).absolute()
+    folder = folder.parent if folder.is_file() else folder  # its report
     file = folder / CONFIG_FILE
     if processes() > 1:
         raise ConfigError("Models are exported, and generate, in one process: run the command without a launcher.")
     if not file.is_file():
-        raise StoreError(f"{folder} is not the folder of a run: it has no {CONFIG_FILE}. `casd run` prints a run's folder.")
+        raise StoreError(
+            f"{folder} is not the folder of a run: it has no {CONFIG_FILE}. `casd run` prints where a run's report is."
+        )
     config = read_yaml(file)
     runtime = replace(config.runtime, device=device or config.runtime.device, trackers=[])
     with contextlib.chdir(_made_in(folder, config.runtime.output, config.name)), own_numerics():
