@@ -173,7 +173,7 @@ def test_report_over_finished_runs(finished: Path, tmp_path: Path, monkeypatch: 
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)
     [page] = (tmp_path / "outputs").glob("report-*/report.html")
-    assert f"Report of all:   {page.relative_to(tmp_path)}" in said[0]
+    assert f"Report of all: {page.relative_to(tmp_path)}" in said[0]
     assert said[1] == said[0].replace(str(page.relative_to(tmp_path)), "here/report.html")
     for name in ("objectives", "summary"):
         for suffix in ("md", "tex"):

@@ -206,7 +206,7 @@ def test_a_mean_over_fewer_runs_says_so() -> None:
     counts = frame[["runs", "suppression_runs", "suppression_net_clean_runs", "suppression_net_phantom_runs"]]
     assert counts.iloc[0].tolist() == [3, 3, 1, 1]
     [texts] = objectives_table(frame).frame.to_numpy()
-    assert [text.partition(" (")[2] for text in texts[3:6]] == ["", "1 of 3 runs)", "1 of 3 runs)"]
+    assert [text.partition(" (")[2] for text in texts[4:7]] == ["", "1 of 3 runs)", "1 of 3 runs)"]
     whole = compare_objectives([run_of(after(), seed=seed, controls=phantoms) for seed in (0, 1)], resamples=9)
     assert not any("runs)" in text for text in objectives_table(whole).frame.to_numpy().ravel())
 

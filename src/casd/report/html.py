@@ -8,9 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import pandas as pd
-
-from casd.analysis.collection import DETAILED_RUNS, summarize
+from casd.analysis.collection import DETAILED_RUNS
 from casd.analysis.conditions import leaves
 from casd.analysis.results import RunTables
 from casd.report.answer import answers_table, in_short, run_answer
@@ -23,7 +21,7 @@ from casd.report.samples import samples_of
 from casd.report.settings import backdoors_table, settings_table, triggers
 from casd.report.statements import control_statements, observations
 from casd.report.tables import relation_table, specificity_table, states_table, utility_table
-from casd.report.wording import fraction, prompts_per_cell, rho_p, run_name, sentence, short_run_name
+from casd.report.wording import prompts_per_cell, run_name, sentence, short_run_name
 
 QUESTION: Final = (
     "Several backdoors were put into one language model and removed one at a time. Did that weaken the others, which nobody "
@@ -116,25 +114,9 @@ def link_to(tables: RunTables, folder: Path) -> str:
     return Path(os.path.relpath(report, Path(folder).resolve())).as_posix() if report.is_file() else ""
 
 
-def _key_numbers(tables: RunTables) -> dict[str, str]:
-    """The few numbers that answer the question."""
-    row = summarize(tables)
-    numbers = {
-        "ASR of the removed one": fraction(row["own_asr"]),
-        "of the others": fraction(row["others_asr"]),
-        "under clean control": fraction(row["clean_asr"]),
-        "under the phantoms": fraction(row["phantom_asr"]),
-    }
-    for variant in tables.headline:
-        rho, p = (row.get(f"{name}:{variant}:suppression") for name in ("rho", "p"))
-        if rho is not None and not pd.isna(rho):
-            numbers[f"ρ (p), {variant} × suppression"] = rho_p(rho, p)
-    return numbers
-
-
 def _summary(tables: RunTables) -> list[Block]:
-    """The numbers and observations behind the answer of a run, and folded what is known of its controls."""
-    blocks = [*warning_blocks([tables]), Block("numbers", _key_numbers(tables)), Block("list", observations(tables))]
+    """The observations behind the answer of a run, and folded what is known of its controls."""
+    blocks = [*warning_blocks([tables]), Block("list", observations(tables))]
     if tables.states_of("control"):
         blocks.append(Block("list", control_statements(tables), "The controls, one by one", folded=True))
     return blocks

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -104,14 +104,6 @@ class Table:
             if len(set(rows)) == len(self):
                 return count
         return 0
-
-    def of_groups(self, names: Iterable[str]) -> Table:
-        """The rows of some groups. Raises ValueError for a table with shades or details."""
-        if self.shade is not None or self.detail is not None:
-            raise ValueError(f"{self.name} is a matrix; its groups cannot be selected")
-        rows = [row for name, members in self.grouped() if name in set(names) for row in members]
-        bold = None if self.bold is None else self.bold[rows]
-        return replace(self, frame=self.frame.iloc[rows], groups=[self.groups[row] for row in rows], bold=bold)
 
 
 def table_of(

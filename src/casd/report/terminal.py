@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -24,7 +25,7 @@ from casd.report.markup import Table, numeric_columns
 from casd.report.matrices import asr_table, casd_table
 from casd.report.statements import control_statements, observations
 from casd.report.tables import relation_table, states_table, summary_table
-from casd.report.wording import ALL_MODELS, MISSING, broken_injections, run_name, short_run_name
+from casd.report.wording import MISSING, broken_injections, run_name, short_run_name
 from casd.utils.text import printable
 
 PLAIN_WIDTH = 120
@@ -33,10 +34,9 @@ RUN_LINES, SWEEP_LINES = 39, 59
 """Lines that a run and a sweep take at most; the command says in one more what it cost."""
 UNNEEDED = ("included", "excluded", "permutations", "note")
 """Columns that are printed for a verbose sweep only."""
+MORE = ("More tables: --verbose, and the report.",)
 MATRICES = 6
 """Sweeps of at most so many runs are printed with the matrices of each run."""
-GROUPS = 8
-"""Comparisons of at most so many groups are printed whole."""
 LABEL, TEXT = 28, 40
 """Columns of a terminal that a row's label and a text get, if they need them, before they are wrapped."""
 ASR_NOTE = "Cells: remaining attack success rate (fraction). Rows: removed; columns: measured; *: the removed backdoor itself."
@@ -86,7 +86,8 @@ def print_run(tables: RunTables, console: Console | None = None, *, verbose: boo
     if verbose:
         pieces.append(lambda console: print_table(console, states, leave_out={*states.columns} - quality))
         texts += control_statements(tables)
-    end = _Ending([tables], [run_answer(tables)], [*(f"- {text}" for text in texts), *_more(links, verbose)])
+    lines = [*(f"- {text}" for text in texts), *links, *MORE[verbose:]]
+    end = partial(_print_ending, runs=[tables], answers=[run_answer(tables)], lines=lines)
     _print_results(
         console or output_console(), f"Results: {run_name(tables.info)}", pieces, end, None if verbose else RUN_LINES
     )
@@ -121,28 +122,21 @@ def print_sweep(
         unneeded = set() if verbose else {name for name in summary.columns if name in UNNEEDED or name.endswith("prob.")}
         pieces.append(lambda console: print_table(console, summary, leave_out=unneeded))
     if verbose:
-        pieces.append(lambda console: print_tables([_pooled(table) for table in comparisons.tables], console))
-    end = _Ending(runs, comparisons.answers, _more(links, verbose))
+        pieces.append(lambda console: print_tables(comparisons.tables, console))
+    end = partial(_print_ending, runs=runs, answers=comparisons.answers, lines=[*links, *MORE[verbose:]])
     _print_results(console or output_console(), f"Results of {len(runs)} runs", pieces, end, None if verbose else SWEEP_LINES)
 
 
-@dataclass(frozen=True)
-class _Ending:
-    """What the terminal shows last: lines, the warning of broken models, and the answer."""
-
-    runs: Sequence[RunTables]
-    answers: Sequence[Answer]
-    lines: Sequence[str]
-
-    def __call__(self, console: Console) -> None:
-        if len(self.answers) > 1:
-            print_table(console, answers_table(self.answers))
-        for line in self.lines:
-            console.print(shown(line))
-        print_warning(self.runs, console)
-        console.print()
-        lead, text = in_short(self.answers)
-        console.print(shown(f"{lead} ", "bold") + shown(text))
+def _print_ending(console: Console, runs: Sequence[RunTables], answers: Sequence[Answer], lines: Sequence[str]) -> None:
+    """Print what stands last: some lines, the warning of broken models, and the answer."""
+    if len(answers) > 1:
+        print_table(console, answers_table(answers))
+    for line in lines:
+        console.print(shown(line))
+    print_warning(runs, console)
+    lead, text = in_short(answers)
+    console.print()
+    console.print(shown(f"{lead} ", "bold") + shown(text))
 
 
 def _print_results(console: Console, title: str, pieces: Sequence[Piece], end: Piece, limit: int | None) -> None:
@@ -155,10 +149,6 @@ def _print_results(console: Console, title: str, pieces: Sequence[Piece], end: P
             console.file.write(text)
             left -= text.count("\n")
     console.file.write(ending)
-
-
-def _more(links: Sequence[str], verbose: bool) -> list[str]:
-    return [*links, *([] if verbose else ["More tables: --verbose, and the report."])]
 
 
 def _captured(console: Console, piece: Piece) -> str:
@@ -261,16 +251,6 @@ def _cell(table: Table, row: int, column: int) -> Text:
         return shown(f"x{text.strip('()')}" if collapsed else text, "dim" if table.detail is not None else "")
     background, foreground = cell_colors(table.scale.colormap, shade)
     return shown(f"{'*' if bold else ' '}{text}", Style(color=foreground, bgcolor=background, bold=bold))
-
-
-def _pooled(table: Table) -> Table:
-    """Of a table of many groups only those over all models, where there are any."""
-    names = list(dict.fromkeys(table.groups))
-    over_all = [name for name in names if name.endswith(ALL_MODELS)]
-    if len(names) <= GROUPS or not over_all:
-        return table
-    rest = f"{len(names) - len(over_all)} groups of single models are in the report."
-    return replace(table.of_groups(over_all), caption=f"{table.caption} {rest}")
 
 
 def _width(console: Console, table: RichTable) -> int:
