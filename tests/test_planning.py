@@ -6,7 +6,7 @@ Run: pytest tests/test_planning.py   (scripts/check_memory.py compares with what
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,27 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from architectures import tiny_folder, tiny_model
+from casd.activations import hooks
+from casd.activations.statistics import StatisticsAccumulator
 from casd.cli.main import main
-from casd.config import Config, LoraConfig, TrainingConfig
+from casd.config import ActivationsConfig, Config, LoraConfig, TrainingConfig
 from casd.config.compose import load_config
 from casd.models.load import DTYPES, transformers_config
+from casd.models.structure import decoder_of
 from casd.models.weights import attach_lora
 from casd.pipeline.run import Run
 from casd.planning.blueprint import Blueprint
 from casd.planning.check import check, disk_refusal, memory_refusal, upper_bound
 from casd.planning.machine import machine
-from casd.planning.memory import Rows, generation_need, loss_need, training_need
-from casd.planning.phases import Devices, Phases
-from casd.planning.plan import PHASES, Plan, plans
-from casd.planning.simulation import LiveBytes, simulated_peak
+from casd.planning.memory import Rows, capture_need, generation_need, loss_need, training_need
+from casd.planning.phases import PHASES, Devices, Phases
+from casd.planning.plan import Plan, plans
+from casd.planning.simulation import LiveBytes
 from casd.planning.workload import TextLengths, forward_flops, training_flops
-from casd.training.losses import mean_nll
+from casd.training.loop import train
+from casd.training.losses import clean_loss, mean_nll
 from casd.utils.errors import ConfigError
+from casd.utils.runtime import Runtime
 from tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("process_settings")
@@ -185,41 +190,75 @@ def test_checkpointing_costs_one_more_forward_pass() -> None:
 # ---------------------------------------------------------------- memory
 
 
-def work(model: Any, live: LiveBytes) -> None:
-    batch = Rows(3, 24).batch()
-    batch["attention_mask"][0, 12:] = 0  # documents differ in length; without padding transformers leaves out the mask
-    model.train()
-    mean_nll(model, batch).backward()
-
-
-def really_live(blueprint: Blueprint) -> int:
-    """Most bytes alive in the same work on a real model, all of whose blocks are there."""
+def measured_peak(blueprint: Blueprint, work: Callable[[Any], object], *, adapters: bool = False) -> int:
+    """Most bytes of tensors in a computation on a real model, all of whose blocks are there."""
     model, live = real(blueprint), LiveBytes()
-    live.add_module(model)
+    if adapters:
+        attach_lora(model, ADAPTER, "injection", seed=0)
+    weights = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+    live.restart(model)
     with live:
-        work(model, live)
-    return live.peak
+        work(model)
+    return weights + max(live.peaks)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_simulation_against_the_real_computation(kind: str, dtype: str) -> None:
-    """Eight blocks, of which two and three were simulated."""
-    blueprint = shape(kind, layers=8, dtype=dtype)
-    assert simulated_peak(blueprint, work) == pytest.approx(really_live(blueprint), rel=0.02)
+def padded(rows: int, tokens: int = 24) -> Any:
+    batch = Rows(rows, tokens).batch()
+    batch["attention_mask"][0, tokens // 2 :] = 0  # documents differ in length; without padding there is no mask
+    return batch
 
 
-def test_live_bytes_follow_what_lives() -> None:
-    with LiveBytes() as live:
-        kept = torch.zeros(1000)
-        view = kept[:10]
-        torch.zeros(5000)
-        assert live.live == 4000
-        assert live.peak == 24000
-        del kept
-        assert live.live == 4000, "a view keeps the storage"
-        del view
-    assert live.live == 0
+@pytest.mark.parametrize(("kind", "dtype"), [("llama", "float32"), ("qwen3", "bfloat16"), ("gemma3_text", "float32")])
+@pytest.mark.parametrize("several", [False, True])
+def test_training_memory_against_a_real_training(kind: str, dtype: str, several: bool) -> None:
+    blueprint = shape(kind, layers=8, dtype=dtype, vocab_size=1000)
+    runtime = Runtime(device="cpu", micro_batch_size=12 if several else 0)
+    config = TrainingConfig(steps=2, learning_rate=1e-4)
+
+    def work(model: Any) -> None:
+        train(model, lambda step: padded(24 if several else 12), terms, config, runtime=runtime)
+
+    need = training_need(blueprint, config, Rows(12, 24), several=several)
+    assert need.total == pytest.approx(measured_peak(blueprint, work), rel=0.15)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_memory_of_an_adapter_against_a_real_training(checkpointing: bool) -> None:
+    blueprint, config = shape("llama", layers=8, vocab_size=1000), TrainingConfig(steps=2, learning_rate=1e-4)
+    runtime = Runtime(device="cpu", gradient_checkpointing=checkpointing)
+
+    def work(model: Any) -> None:
+        train(model, lambda step: padded(12), terms, config, runtime=runtime)
+
+    found: Any = {"adapters": [(ADAPTER, "injection")], "gradient_checkpointing": checkpointing}
+    need = training_need(blueprint, config, Rows(12, 24), **found)
+    assert need.total == pytest.approx(measured_peak(blueprint, work, adapters=True), rel=0.15)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "olmo2"])
+def test_memory_of_measurements_against_real_ones(kind: str) -> None:
+    blueprint = shape(kind, layers=8, vocab_size=1000)
+    prompts = {name: padded(16)[name] for name in ("input_ids", "attention_mask")}
+
+    def generate(model: Any) -> None:
+        with torch.no_grad():
+            model.generate(**prompts, max_new_tokens=12, min_new_tokens=12, do_sample=False, pad_token_id=0)
+
+    def capture(model: Any) -> None:
+        config = ActivationsConfig(sites=["resid_post"], positions=["prompt"])
+        statistics = StatisticsAccumulator(8, config.sites, config.positions)
+        statistics.start_batch({"prompt": prompts["attention_mask"].bool()})
+        with torch.no_grad(), hooks.capture(model, config.sites, on_activation=statistics.update):
+            decoder_of(model)(**prompts, use_cache=False)
+
+    rows = Rows(16, 24)
+    captured = capture_need(blueprint, rows, ActivationsConfig(sites=["resid_post"], positions=["prompt"]))
+    for need, work in (
+        (generation_need(blueprint, rows, 12), generate),
+        (loss_need(blueprint, rows), lambda model: clean_loss(model, [padded(16)])),
+        (captured, capture),
+    ):
+        assert need.total == pytest.approx(measured_peak(blueprint, work), rel=0.15), work
 
 
 @pytest.mark.parametrize(
@@ -232,7 +271,7 @@ def test_live_bytes_follow_what_lives() -> None:
 )
 def test_bytes_of_a_parameter(dtype: str, optimizer: str, weights: float, gradients: float, state: float) -> None:
     blueprint = shape("llama", dtype=dtype)
-    need = training_need(blueprint, TrainingConfig(optimizer=optimizer), Rows(2, 16).batch, terms)
+    need = training_need(blueprint, TrainingConfig(optimizer=optimizer), Rows(2, 16))
     buffers = sum(buffer.nbytes for buffer in real(blueprint).buffers())
     assert need.weights == weights * blueprint.parameters + buffers
     assert need.gradients == gradients * blueprint.parameters
@@ -243,7 +282,7 @@ def test_bytes_of_a_parameter(dtype: str, optimizer: str, weights: float, gradie
 def test_an_adapter_needs_gradients_and_state_for_itself_alone() -> None:
     blueprint = shape("llama", dtype="bfloat16")
     adapters: Any = [(ADAPTER, "injection")]
-    need = training_need(blueprint, TrainingConfig(), Rows(2, 16).batch, terms, adapters=adapters)
+    need = training_need(blueprint, TrainingConfig(), Rows(2, 16), adapters=adapters)
     trained = blueprint.trained_parameters(adapters)
     assert (need.gradients, need.optimizer) == (4 * trained, 8 * trained)
     assert need.weights == blueprint.weight_bytes() + 4 * trained
@@ -258,10 +297,10 @@ def test_what_saves_activations_does() -> None:
     blueprint = shape("llama", layers=6)
 
     def activations(rows: int, **options: Any) -> int:
-        return training_need(blueprint, TrainingConfig(), Rows(rows, 64).batch, terms, **options).activations
+        return training_need(blueprint, TrainingConfig(), Rows(rows, 64), **options).activations
 
     assert activations(8, gradient_checkpointing=True) < 0.6 * activations(8)
-    assert activations(4, parts=2) < 0.7 * activations(8)
+    assert activations(4, several=True) < 0.7 * activations(8, several=True)
     assert activations(2, guard=Rows(64, 64)) > activations(2), "the guard's batch is not looked at"
     assert generation_need(blueprint, Rows(8, 32), 16).total < generation_need(blueprint, Rows(16, 32), 16).total
     assert loss_need(blueprint, Rows(8, 64)).activations < activations(8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,10 +32,12 @@ class Blueprint:
     Attributes:
         config: transformers' configuration.
         dtype: precision of the weights: "float32", "bfloat16" or "float16".
+        simulated: peaks that `casd.planning.simulation` has found, in bytes.
     """
 
     config: PreTrainedConfig
     dtype: str
+    simulated: dict[str, int] = field(default_factory=dict)
 
     def build(self, layers: int | None = None, adapters: Adapters = ()) -> PreTrainedModel:
         """Build the model on torch's meta device, where tensors have shapes but no memory.

@@ -19,7 +19,7 @@ from casd.pipeline.stage import Stage
 from casd.planning.blueprint import Adapters, Blueprint, blueprint
 from casd.planning.machine import Machine, free_disk, machine
 from casd.planning.memory import EIGHT_BIT_STATE
-from casd.planning.phases import Devices, Phase, PhaseName, Phases, best_step_bytes, injection_adapters, removal_adapters
+from casd.planning.phases import PHASES, Devices, Phase, Phases, best_step_bytes, injection_adapters, removal_adapters
 from casd.planning.workload import TextLengths, forward_flops, text_lengths, training_flops
 from casd.unlearning.removal import GUARD_PASSAGES as GUARD_OF_REMOVAL
 from casd.unlearning.tuning import settings
@@ -29,8 +29,6 @@ from casd.utils.sealed import read_json
 
 UNKNOWN_COMMIT = "0" * 40
 """Placeholder for a commit that the hub cannot be asked for; no stage in the store has it."""
-PHASES: tuple[PhaseName, ...] = ("pretrain", "inject", "unlearn", "evaluate", "capture")
-"""All phases in order; "pretrain" exists only for a model from scratch that is injected by continual pretraining."""
 STATISTICS_BYTES = 3 * 8
 """Bytes per feature of activation statistics: three means in float64."""
 TEXT_BYTES = 6
