@@ -135,6 +135,13 @@ class Blueprint:
             return 0
         return heads * int(getattr(self._text, "head_dim", None) or self.width // heads)
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of a token in the key-value cache: a key and a value in each block."""
+        heads = int(self._field("num_attention_heads") or 0)
+        shared = int(self._field("num_key_value_heads") or heads)
+        return 2 * self.layers * self.element_size * (self.attention_width * shared // heads if heads else 0)
+
     @cached_property
     def head_parameters(self) -> int:
         """Parameters of the matrix from the residual stream to the logits."""

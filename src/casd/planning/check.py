@@ -11,9 +11,9 @@ from casd.evaluation.asr import LOSS_BATCH_SIZE
 from casd.pipeline.run import Run
 from casd.planning.advice import first_that_fits, fits
 from casd.planning.blueprint import Blueprint, blueprint
+from casd.planning.costs import StageCost, base_folder, disk_needed, stage_costs
 from casd.planning.machine import Machine, free_disk, machine
-from casd.planning.phases import Phase, PhaseName, Phases
-from casd.planning.plan import StageCost, base_folder, disk_needed, planned_devices, stage_costs
+from casd.planning.phases import Phase, PhaseName, Phases, planned_devices
 from casd.planning.workload import TextLengths, text_lengths
 from casd.utils import distributed
 from casd.utils.disk import readable_size

@@ -73,12 +73,13 @@ def training_need(
     config: TrainingConfig,
     rows: Rows,
     *,
+    logit_bytes: int = 0,
     several: bool = False,
     guard: Rows | None = None,
     adapters: Adapters = (),
     gradient_checkpointing: bool = False,
 ) -> Need:
-    """Estimate the memory of `casd.training.loop.train` with the loss `mean_nll`.
+    """Estimate the memory of `casd.training.loop.train` with the loss `mean_nll` or a similar one.
 
     With `optimizer="adamw"` trained parameters, gradients and both moments are float32: 16 bytes per parameter.
 
@@ -86,6 +87,7 @@ def training_need(
         blueprint: the model.
         config: the training; its adapter is the last of `adapters`.
         rows: shape of a micro-batch.
+        logit_bytes: bytes per logit that the loss needs more than `mean_nll`.
         several: True if a step has several backward passes. All gradients then exist when the activations reach their peak;
             else they replace the activations as these are freed.
         guard: shape of the batch on which the clean loss is measured.
@@ -106,10 +108,12 @@ def training_need(
             model.train()
             with precision():
                 loss = mean_nll(model, rows.batch())
+            live.next_part()  # without the low-precision copies of the weights that autocast keeps during a forward pass
             loss.backward()
 
     key = "training", rows, config.optimizer, gradient_checkpointing
     activations = simulate(blueprint, key, work, adapters, fewest=1) - (0 if several else size * trained)
+    activations += logit_bytes * rows.rows * rows.tokens * blueprint.vocab_size
     if guard and guard.rows * guard.tokens > rows.rows * rows.tokens:
         activations = max(activations, loss_need(blueprint, guard, adapters).activations - size * trained)
     return Need(weights, size * trained, optimizer, max(0, activations))

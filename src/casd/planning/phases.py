@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from casd.backdoors.injection import GUARD_PASSAGES as GUARD_OF_INJECTION
 from casd.config import Config, LanguageModelTraining, TrainingConfig
@@ -16,11 +16,14 @@ from casd.planning.memory import EIGHT_BIT_STATE, Need, Rows, capture_need, gene
 from casd.planning.workload import TextLengths
 from casd.unlearning.objective import Retaining
 from casd.unlearning.removal import GUARD_PASSAGES as GUARD_OF_REMOVAL
+from casd.utils import distributed
 from casd.utils.errors import CasdError, first_line
 
 PhaseName = Literal["pretrain", "inject", "unlearn", "evaluate", "capture"]
 PHASES: tuple[PhaseName, ...] = ("pretrain", "inject", "unlearn", "evaluate", "capture")
 """All phases in order; "pretrain" exists only for a model from scratch that is injected by continual pretraining."""
+KL_BYTES = 4 * 4
+"""Bytes per logit that a KL needs more than an NLL: about four float32 numbers, measured on small models."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,12 @@ class Devices:
 
 
 ONE = Devices()
+
+
+def planned_devices(config: Config) -> Devices:
+    """Return the devices of the launcher if there is one, else `runtime.devices`."""
+    number = max(config.runtime.devices, distributed.processes())
+    return Devices(number, distributed.sharding_asked_for() and number > 1)
 
 
 def injection_adapters(config: Config) -> Adapters:
@@ -131,26 +140,23 @@ class Phases:
             most = int(training.batch_size * self.texts.mean_document / room * 11 / 9) + 1
             rows = Rows(self._share(min(training.batch_size, most)), room)
         rows, parts = self._parts(rows)
-        need = self._training(training, adapters, rows, parts > 1, GUARD_OF_INJECTION)
+        need = self._training(training, adapters, rows, GUARD_OF_INJECTION, several=parts > 1)
         return self._phase(name, need, rows, adapters, restored=False)
 
     def _unlearn(self) -> Phase:
-        """A removal; every objective is taken for NLLs of both batches."""
+        """Estimate a removal as two NLLs and, if the objective needs them, a reference and its logits."""
         training, objective = self.config.unlearning.training, build_objective(self.config.unlearning)
         size = max(training.forget_batch_size, training.retain_batch_size)
         rows, _ = self._parts(Rows(self._share(size), self.texts.document))
         adapters = removal_adapters(self.config)
-        need = self._training(training, adapters, rows, True, GUARD_OF_REMOVAL)
+        kl = isinstance(objective, Retaining) and objective.retain == "kl" and objective.retain_weight > 0
+        need = self._training(training, adapters, rows, GUARD_OF_REMOVAL, several=True, logit_bytes=KL_BYTES if kl else 0)
         if objective.needs_reference:
             trained = self.blueprint.trained_parameters(adapters)
-            need = replace(need, weights=need.weights + trained * best_step_bytes(self.blueprint, training))
-        if isinstance(objective, Retaining) and objective.needs_reference:
-            # The KL's logits before unlearning, and as float32 log-probabilities.
-            logits = rows.rows * rows.tokens * self.blueprint.vocab_size * (4 + self.blueprint.element_size)
-            need = replace(need, activations=need.activations + logits)
+            need = replace(need, weights=need.weights + trained * (4 if adapters else self.blueprint.element_size))
         return self._phase("unlearn", need, rows, adapters, restored=True)
 
-    def _training(self, training: TrainingConfig, adapters: Adapters, rows: Rows, several: bool, guard_passages: int) -> Need:
+    def _training(self, training: TrainingConfig, adapters: Adapters, rows: Rows, guard_passages: int, **options: Any) -> Need:
         guard, _ = self._parts(Rows(guard_passages, self.texts.document))
         sharded = self.devices.sharded
         need = training_need(
@@ -158,10 +164,10 @@ class Phases:
             # A sharded model has no float32 weights that autocast copies; its gradients and moments are float32 (set below).
             replace(training, optimizer="adamw_8bit") if sharded else training,
             rows,
-            several=several,
             guard=guard,
             adapters=adapters,
             gradient_checkpointing=self.config.runtime.gradient_checkpointing,
+            **options,
         )
         if sharded:
             trained = self.blueprint.trained_parameters(adapters)
