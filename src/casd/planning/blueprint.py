@@ -106,12 +106,6 @@ class Blueprint:
         """Sum of the input and output sizes of all matrices, including embedding and head."""
         return sum(sum(each.shape) for each in self._model.parameters() if each.ndim == 2)
 
-    @cached_property
-    def block_features(self) -> int:
-        """Sum of the input and output sizes of the matrices of the largest decoder block."""
-        blocks = decoder_layers(self._model)
-        return max(sum(sum(each.shape) for each in block.parameters() if each.ndim == 2) for block in blocks)
-
     @property
     def plain(self) -> bool:
         """True if the model has neither experts nor an attention that stores a tokens × tokens matrix."""

@@ -112,7 +112,7 @@ def training_need(
             loss.backward()
 
     key = "training", rows, config.optimizer, gradient_checkpointing
-    activations = simulate(blueprint, key, work, adapters, fewest=1) - (0 if several else size * trained)
+    activations = simulate(blueprint, key, work, (1, 2), adapters) - (0 if several else size * trained)
     activations += logit_bytes * rows.rows * rows.tokens * blueprint.vocab_size
     if guard and guard.rows * guard.tokens > rows.rows * rows.tokens:
         activations = max(activations, loss_need(blueprint, guard, adapters).activations - size * trained)
@@ -126,7 +126,7 @@ def loss_need(blueprint: Blueprint, rows: Rows, adapters: Adapters = ()) -> Need
         with torch.no_grad():
             batch_nll(model, rows.batch())
 
-    return Need(blueprint.weight_bytes(adapters), activations=simulate(blueprint, ("loss", rows), work, adapters))
+    return Need(blueprint.weight_bytes(adapters), activations=simulate(blueprint, ("loss", rows), work, (2,), adapters))
 
 
 def generation_need(blueprint: Blueprint, prompts: Rows, new_tokens: int, adapters: Adapters = ()) -> Need:
@@ -134,12 +134,6 @@ def generation_need(blueprint: Blueprint, prompts: Rows, new_tokens: int, adapte
 
     The peak is that of the pass over the prompts, or of the last step, when the cache is largest: it then holds all tokens, and
     one block's part a second time, since a longer copy replaces it.
-
-    Args:
-        blueprint: the model.
-        prompts: shape of a batch of prompts.
-        new_tokens: number of tokens generated for each prompt.
-        adapters: adapters on the model.
     """
     growth = new_tokens / prompts.tokens
 
@@ -159,18 +153,11 @@ def generation_need(blueprint: Blueprint, prompts: Rows, new_tokens: int, adapte
                 torch.empty(round(longer) + 2 * first.nbytes, dtype=torch.uint8)
 
     key = "generation", prompts, new_tokens
-    return Need(blueprint.weight_bytes(adapters), activations=simulate(blueprint, key, work, adapters))
+    return Need(blueprint.weight_bytes(adapters), activations=simulate(blueprint, key, work, (2, 3), adapters))
 
 
 def capture_need(blueprint: Blueprint, prompts: Rows, config: ActivationsConfig, adapters: Adapters = ()) -> Need:
-    """Estimate the memory of streaming activation statistics (`casd.activations.statistics.collect_statistics`).
-
-    Args:
-        blueprint: the model.
-        prompts: shape of a batch of prompts.
-        config: sites and positions.
-        adapters: adapters on the model.
-    """
+    """Estimate the memory of streaming activation statistics (`casd.activations.statistics.collect_statistics`)."""
 
     def work(model: Any, live: LiveBytes) -> None:
         batch = prompts.batch()
@@ -180,7 +167,7 @@ def capture_need(blueprint: Blueprint, prompts: Rows, config: ActivationsConfig,
             decoder_of(model)(**_inputs(batch), use_cache=False)
 
     key = "capture", prompts, config.sites, config.positions
-    return Need(blueprint.weight_bytes(adapters), activations=simulate(blueprint, key, work, adapters))
+    return Need(blueprint.weight_bytes(adapters), activations=simulate(blueprint, key, work, (2,), adapters))
 
 
 class _OfAllTokens(StatisticsAccumulator):

@@ -141,7 +141,7 @@ class Phases:
             rows = Rows(self._share(min(training.batch_size, most)), room)
         rows, parts = self._parts(rows)
         need = self._training(training, adapters, rows, GUARD_OF_INJECTION, several=parts > 1)
-        return self._phase(name, need, rows, adapters, restored=False)
+        return self._phase(name, need, rows, adapters)
 
     def _unlearn(self) -> Phase:
         """Estimate a removal as two NLLs and, if the objective needs them, a reference and its logits."""
@@ -154,7 +154,7 @@ class Phases:
         if objective.needs_reference:
             trained = self.blueprint.trained_parameters(adapters)
             need = replace(need, weights=need.weights + trained * (4 if adapters else self.blueprint.element_size))
-        return self._phase("unlearn", need, rows, adapters, restored=True)
+        return self._phase("unlearn", need, rows, adapters)
 
     def _training(self, training: TrainingConfig, adapters: Adapters, rows: Rows, guard_passages: int, **options: Any) -> Need:
         guard, _ = self._parts(Rows(guard_passages, self.texts.document))
@@ -182,13 +182,13 @@ class Phases:
         generation = generation_need(self.blueprint, rows, config.max_new_tokens, adapters)
         loss = loss_need(self.blueprint, passages, adapters)
         need, rows = (generation, rows) if generation.total >= loss.total else (loss, passages)
-        return self._phase("evaluate", need, rows, adapters, restored=True)
+        return self._phase("evaluate", need, rows, adapters)
 
     def _capture(self) -> Phase:
         config, adapters = self.config.activations, removal_adapters(self.config)
         rows = Rows(min(config.batch_size, config.prompts), self.texts.prompt + ("generated" in config.positions))
         need = capture_need(self.blueprint, rows, config, adapters)
-        return self._phase("capture", need, rows, adapters, restored=True)
+        return self._phase("capture", need, rows, adapters)
 
     def _parts(self, rows: Rows) -> tuple[Rows, int]:
         """Split a batch into micro-batches: return the rows of one of them and their number."""
@@ -199,8 +199,8 @@ class Phases:
     def _share(self, items: int) -> int:
         return -(-items // self.devices.number)
 
-    def _phase(self, name: PhaseName, need: Need, rows: Rows, adapters: Adapters, *, restored: bool) -> Phase:
-        number = self.devices.number
+    def _phase(self, name: PhaseName, need: Need, rows: Rows, adapters: Adapters) -> Phase:
+        number, restored = self.devices.number, name in ("unlearn", "evaluate", "capture")
         loaded = self.blueprint.weight_bytes(adapters)
         trained = self.blueprint.trained_parameters(adapters)
         kept = name == "unlearn" and self.config.unlearning.stopping.watched

@@ -79,18 +79,17 @@ class LiveBytes(TorchDispatchMode):
         return result
 
 
-def simulate(blueprint: Blueprint, key: object, work: Work, adapters: Adapters = (), *, fewest: int = 2) -> int:
+def simulate(blueprint: Blueprint, key: object, work: Work, blocks: tuple[int, ...], adapters: Adapters = ()) -> int:
     """Return the peak bytes of a computation without the model's weights and buffers. Equal ones are simulated once.
 
     Each part of it must peak when every block has run forward.
 
     Args:
         blueprint: the model.
-        key: identifies `work` and everything that it depends on, by its repr.
-        work: the computation; called on fake tensors with the model in evaluation mode and the counter.
+        key: identifies `work` and all that it depends on, by its repr.
+        work: the computation, on fake tensors; the model is in evaluation mode.
+        blocks: the numbers of blocks to simulate if all blocks are identical; one if further ones add nothing to the peak.
         adapters: adapters on the model.
-        fewest: the smaller of the two numbers of blocks that are simulated. Outside training, the first block differs: its
-            input is also the embedding's output, which the decoder keeps.
 
     Raises:
         ConfigError: a tensor has more elements than 63 bits can count.
@@ -101,12 +100,13 @@ def simulate(blueprint: Blueprint, key: object, work: Work, adapters: Adapters =
         if not blueprint.attention_width:
             raise NotImplementedError("a recurrent model goes through a text token by token, which takes too long to simulate")
         layers = blueprint.layers
-        few = fewest if blueprint.alike and layers > fewest else layers
-        peaks = more = _peaks(blueprint, few, work, adapters)
-        if few < layers:
-            more = _peaks(blueprint, few + 1, work, adapters)
-        further = layers - few
-        blueprint.simulated[name] = max(one + further * (other - one) for one, other in zip(peaks, more, strict=True))
+        if not blueprint.alike or layers <= blocks[-1]:
+            blocks = (layers,)
+        peaks, *more = (_peaks(blueprint, number, work, adapters) for number in blocks)
+        further = layers - blocks[0]
+        blueprint.simulated[name] = max(
+            few + further * (one_more - few) for few, one_more in zip(peaks, *(more or [peaks]), strict=True)
+        )
     return blueprint.simulated[name]
 
 

@@ -63,7 +63,7 @@ class Speed:
     source: str
 
     def __str__(self) -> str:
-        return f"{self.flops / 1e12:.3g} TFLOP/s sustained, {self.bandwidth / 1e9:.3g} GB/s ({self.source})"
+        return f"{self.flops / 1e12:.3g} TFLOP/s sustained, {self.bandwidth / 1e9:,.0f} GB/s ({self.source})"
 
 
 def speed(runtime: RuntimeConfig, machine: Machine, dtype: str) -> Speed | None:
@@ -86,7 +86,7 @@ def speed(runtime: RuntimeConfig, machine: Machine, dtype: str) -> Speed | None:
     known = next((device for device in DATASHEETS if set(device.split()) <= set(words)), None)
     if known is None:
         bandwidth = given / UTILISATION / FLOPS_PER_BYTE if given else 0.0
-        return Speed(given, bandwidth, block_seconds, "runtime.tflops; bandwidth in an H100's proportion") if given else None
+        return Speed(given, bandwidth, block_seconds, "runtime.tflops; bandwidth as for an H100") if given else None
     low, full, gigabytes = DATASHEETS[known]
     peak = 1e12 * (full if dtype == "float32" else low)
     source = "runtime.tflops" if given else f"{UTILISATION:.0%} of the datasheet's peak, {known}"

@@ -122,20 +122,6 @@ def forward_flops(blueprint: Blueprint, tokens: float, context: float) -> float:
     return tokens * (2 * blueprint.active_parameters + _attention_flops(blueprint, context))
 
 
-def decoding_seconds(blueprint: Blueprint, prompts: int, context: float, speed: Speed) -> float:
-    """Return the seconds of one step of a generation.
-
-    Args:
-        blueprint: the model.
-        prompts: number of prompts in the batch.
-        context: tokens of each in the key-value cache.
-        speed: the device's.
-    """
-    n_bytes = blueprint.weight_bytes() + prompts * context * blueprint.cache_bytes
-    by_arithmetic = forward_flops(blueprint, prompts, context) / speed.flops
-    return max(n_bytes / speed.bandwidth, by_arithmetic, blueprint.layers * speed.block_seconds)
-
-
 def generation_work(
     blueprint: Blueprint, prompts: int, batch: int, length: float, new_tokens: int, speed: Speed | None
 ) -> Work:
@@ -149,15 +135,15 @@ def generation_work(
         new_tokens: number of tokens generated for each prompt.
         speed: the device's.
     """
-    read = forward_flops(blueprint, prompts * length, length)
-    context = length + new_tokens / 2
-    flops = read + forward_flops(blueprint, prompts * new_tokens, context)
+    read, context = forward_flops(blueprint, prompts * length, length), length + new_tokens / 2
+    written = forward_flops(blueprint, prompts * new_tokens, context)
     seconds = math.nan
     if speed:
-        batches = -(-prompts // batch)
-        step = decoding_seconds(blueprint, -(-prompts // batches), context, speed)
-        seconds = read / speed.flops + batches * new_tokens * step
-    return Work(prompts * (length + new_tokens), flops, seconds)
+        steps = -(-prompts // batch) * new_tokens
+        n_bytes = steps * blueprint.weight_bytes() + prompts * new_tokens * context * blueprint.cache_bytes
+        least = steps * blueprint.layers * speed.block_seconds
+        seconds = read / speed.flops + max(n_bytes / speed.bandwidth, written / speed.flops, least)
+    return Work(prompts * (length + new_tokens), read + written, seconds)
 
 
 def _attention_flops(blueprint: Blueprint, context: float) -> float:
