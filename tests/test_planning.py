@@ -20,7 +20,7 @@ from architectures import tiny_folder, tiny_model
 from casd.activations import hooks
 from casd.activations.statistics import StatisticsAccumulator
 from casd.cli.main import main
-from casd.config import ActivationsConfig, Config, LoraConfig, TrainingConfig
+from casd.config import ActivationsConfig, Config, LoraConfig, RuntimeConfig, TrainingConfig
 from casd.config.compose import load_config
 from casd.models.load import DTYPES, transformers_config
 from casd.models.structure import decoder_of
@@ -29,12 +29,13 @@ from casd.pipeline.inputs import build_objective
 from casd.pipeline.run import Run
 from casd.planning.blueprint import Blueprint
 from casd.planning.check import check, disk_refusal, memory_refusal, upper_bound
-from casd.planning.machine import machine
+from casd.planning.machine import Machine, machine
 from casd.planning.memory import Rows, capture_need, generation_need, loss_need, training_need
 from casd.planning.phases import PHASES, Devices, Phases
 from casd.planning.plan import Plan, plans
 from casd.planning.simulation import LiveBytes
-from casd.planning.workload import TextLengths, forward_flops, training_flops
+from casd.planning.speed import UTILISATION, Speed, speed
+from casd.planning.workload import TextLengths, forward_flops, generation_work, training_flops
 from casd.training.loop import train
 from casd.training.losses import clean_loss, mean_nll
 from casd.unlearning.reference import Reference
@@ -188,6 +189,64 @@ def test_checkpointing_costs_one_more_forward_pass() -> None:
     blueprint = shape("llama")
     more = training_flops(blueprint, 100, 20, gradient_checkpointing=True) - training_flops(blueprint, 100, 20)
     assert more == pytest.approx(forward_flops(blueprint, 100, 20))
+
+
+# ---------------------------------------------------------------- time
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "tflops", "bandwidth"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989, 3350),
+        ("NVIDIA H100 80GB HBM3", "float32", 67, 3350),
+        ("NVIDIA H100 PCIe", "bfloat16", 756, 2000),
+        ("NVIDIA H200", "bfloat16", 989, 4800),
+        ("NVIDIA A100-SXM4-40GB", "bfloat16", 312, 1555),
+        ("NVIDIA L40S", "bfloat16", 362, 864),
+        ("NVIDIA GeForce RTX 4090", "bfloat16", 165, 1008),
+    ],
+)
+def test_a_known_device_gives_its_speed(
+    name: str, dtype: str, tflops: float, bandwidth: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    cuda = Machine("cuda", 2**36, 0, 2**36, 0)
+    found = speed(RuntimeConfig(), cuda, dtype)
+    assert found is not None
+    assert found.flops == pytest.approx(UTILISATION * tflops * 1e12)
+    assert found.bandwidth == bandwidth * 1e9
+    given = speed(RuntimeConfig(tflops=123), cuda, dtype)
+    assert given is not None and given.flops == 123e12 and given.bandwidth == bandwidth * 1e9
+
+
+def test_an_unknown_device_has_no_speed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some L4000")
+    cuda = Machine("cuda", 2**36, 0, 2**36, 0)
+    assert speed(RuntimeConfig(), cuda, "bfloat16") is None
+    given = speed(RuntimeConfig(tflops=100), cuda, "bfloat16")
+    assert given is not None and given.flops == 100e12 and given.bandwidth > 0
+
+
+def test_a_cpu_is_measured() -> None:
+    found = speed(RuntimeConfig(), Machine("cpu", 2**36, 0, 2**36, 0), "float32")
+    assert found is not None and 1e8 < found.flops < 1e14 and 1e8 < found.bandwidth < 1e13
+
+
+def test_a_generation_reads_the_weights_in_each_step() -> None:
+    """With a fast processor and a slow memory its time is that of reading weights and cache, whatever the batch."""
+    blueprint = shape("llama", layers=4)
+    slow_memory = Speed(flops=1e30, bandwidth=1e6, block_seconds=0, source="")
+    one, eight = (generation_work(blueprint, prompts, 8, 20, 10, slow_memory) for prompts in (1, 8))
+    cache = 2 * 4 * 2 * 16 * 4 * 25  # keys and values × blocks × heads × size × bytes × tokens on average
+    assert one.seconds == pytest.approx(10 * (blueprint.weight_bytes() + cache) / 1e6)
+    assert eight.seconds == pytest.approx(10 * (blueprint.weight_bytes() + 8 * cache) / 1e6)
+    assert eight.flops == pytest.approx(8 * one.flops)
+    slow_processor = Speed(flops=1e6, bandwidth=1e30, block_seconds=0, source="")
+    assert generation_work(blueprint, 8, 8, 20, 10, slow_processor).seconds == pytest.approx(eight.flops / 1e6)
+    slow_host = Speed(flops=1e30, bandwidth=1e30, block_seconds=0.5, source="")
+    assert generation_work(blueprint, 9, 8, 20, 10, slow_host).seconds == pytest.approx(2 * 10 * 4 * 0.5)
 
 
 # ---------------------------------------------------------------- memory
@@ -451,6 +510,37 @@ def test_a_sweep_is_planned_as_one(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "Left to do in 2 runs, shared stages counted once" in out
     assert re.search(r"inject 1 0 [\d.]+ k [\d.e+]+ (< 1|\d+) s", out), "the injection is shared, and has a time"
     assert not (tmp_path / "store").exists() or not any((tmp_path / "store").glob("*/[!.]*")), "something was made"
+
+
+def test_runs_that_differ_in_seed_or_objective_are_simulated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = []
+    monkeypatch.setattr("casd.planning.simulation._peaks", lambda *args: computed.append(args) or [1])
+    plans([config(tmp_path)])
+    of_one = len(computed)
+    plans([config(tmp_path, f"seed={seed}", f"unlearning={name}") for seed in (0, 1) for name in ("simnpo", "clean_target")])
+    assert len(computed) == 2 * of_one
+
+
+def test_the_hub_is_asked_once(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network, for two models and their corpus; and all of the plan is on one screen."""
+    from huggingface_hub import HfApi, constants, errors
+
+    asked = []
+
+    def unreachable(self: Any, repository: str, **options: Any) -> None:
+        asked.append(constants.HF_HUB_OFFLINE)
+        raise errors.RevisionResolutionError(f"Cannot resolve revision 'main' of {repository}\n" + "in many words " * 50)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(HfApi, "resolve_revision", unreachable)
+    monkeypatch.setattr("casd.planning.simulation._peaks", lambda *args: [1])
+    main(["plan", "experiment=paper_qwen3", f"runtime.output={tmp_path}", f"runtime.store={tmp_path}/store"])
+    out = capsys.readouterr().out
+    assert asked.count(False) == 1 and not constants.HF_HUB_OFFLINE
+    assert out.count("The hub was not reached") == 1 and "in many words" not in out
+    assert "Qwen/Qwen3-1.7B-Base and 1 more" in " ".join(out.split())
+    lines = out.splitlines()
+    assert len(lines) <= 50 and max(map(len, lines)) <= 120
 
 
 def test_a_model_of_the_hub_is_planned_without_it(
