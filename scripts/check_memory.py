@@ -54,8 +54,8 @@ def estimate(size: str, dtype: str, lora: bool, checkpointing: bool) -> tuple[in
 
     blueprint = Blueprint(transformers_config("llama", architecture(size)), dtype)
     adapters: Any = [(LoraConfig(), "injection")] if lora else []
-    batch = Rows(ROWS, TOKENS).batch
-    need = training_need(blueprint, TrainingConfig(), batch, terms, adapters=adapters, gradient_checkpointing=checkpointing)
+    rows = Rows(ROWS, TOKENS)
+    need = training_need(blueprint, TrainingConfig(), rows, adapters=adapters, gradient_checkpointing=checkpointing)
     return blueprint.parameters, need.total
 
 

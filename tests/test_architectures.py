@@ -30,8 +30,7 @@ from casd.models.probe import ignores_left_padding, isolates_documents
 from casd.models.weights import attach_lora
 from casd.pipeline.checks import check_model
 from casd.planning.blueprint import Blueprint
-from casd.planning.phases import Phases
-from casd.planning.plan import PHASES
+from casd.planning.phases import PHASES, Phases
 from casd.planning.workload import TextLengths
 from casd.utils.errors import CasdError
 from casd.utils.runtime import Runtime

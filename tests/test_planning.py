@@ -6,9 +6,11 @@ Run: pytest tests/test_planning.py   (scripts/check_memory.py compares with what
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,22 +18,30 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from architectures import tiny_folder, tiny_model
+from casd.activations import hooks
+from casd.activations.statistics import StatisticsAccumulator
 from casd.cli.main import main
-from casd.config import Config, LoraConfig, TrainingConfig
+from casd.config import ActivationsConfig, Config, LoraConfig, RuntimeConfig, TrainingConfig
 from casd.config.compose import load_config
 from casd.models.load import DTYPES, transformers_config
+from casd.models.structure import decoder_of
 from casd.models.weights import attach_lora
+from casd.pipeline.inputs import build_objective
 from casd.pipeline.run import Run
 from casd.planning.blueprint import Blueprint
 from casd.planning.check import check, disk_refusal, memory_refusal, upper_bound
-from casd.planning.machine import machine
-from casd.planning.memory import Rows, generation_need, loss_need, training_need
-from casd.planning.phases import Devices, Phases
-from casd.planning.plan import PHASES, Plan, plans
-from casd.planning.simulation import LiveBytes, simulated_peak
-from casd.planning.workload import TextLengths, forward_flops, training_flops
-from casd.training.losses import mean_nll
+from casd.planning.machine import Machine, machine
+from casd.planning.memory import Rows, capture_need, generation_need, loss_need, training_need
+from casd.planning.phases import PHASES, Devices, Phases
+from casd.planning.plan import Plan, plans
+from casd.planning.simulation import LiveBytes
+from casd.planning.speed import UTILISATION, Speed, speed
+from casd.planning.workload import TextLengths, forward_flops, generation_work, training_flops
+from casd.training.loop import train
+from casd.training.losses import clean_loss, mean_nll
+from casd.unlearning.reference import Reference
 from casd.utils.errors import ConfigError
+from casd.utils.runtime import Runtime
 from tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("process_settings")
@@ -182,44 +192,136 @@ def test_checkpointing_costs_one_more_forward_pass() -> None:
     assert more == pytest.approx(forward_flops(blueprint, 100, 20))
 
 
+# ---------------------------------------------------------------- time
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "tflops", "bandwidth"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989, 3350),
+        ("NVIDIA H100 80GB HBM3", "float32", 67, 3350),
+        ("NVIDIA H100 PCIe", "bfloat16", 756, 2000),
+        ("NVIDIA H200", "bfloat16", 989, 4800),
+        ("NVIDIA A100-SXM4-40GB", "bfloat16", 312, 1555),
+        ("NVIDIA L40S", "bfloat16", 362, 864),
+        ("NVIDIA GeForce RTX 4090", "bfloat16", 165, 1008),
+    ],
+)
+def test_a_known_device_gives_its_speed(
+    name: str, dtype: str, tflops: float, bandwidth: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    cuda = Machine("cuda", 2**36, 0, 2**36, 0)
+    found = speed(RuntimeConfig(), cuda, dtype)
+    assert found is not None
+    assert found.flops == pytest.approx(UTILISATION * tflops * 1e12)
+    assert found.bandwidth == bandwidth * 1e9
+    given = speed(RuntimeConfig(tflops=123), cuda, dtype)
+    assert given is not None and given.flops == 123e12 and given.bandwidth == bandwidth * 1e9
+
+
+def test_an_unknown_device_has_no_speed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some L4000")
+    cuda = Machine("cuda", 2**36, 0, 2**36, 0)
+    assert speed(RuntimeConfig(), cuda, "bfloat16") is None
+    given = speed(RuntimeConfig(tflops=100), cuda, "bfloat16")
+    assert given is not None and given.flops == 100e12 and given.bandwidth > 0
+
+
+def test_a_cpu_is_measured() -> None:
+    found = speed(RuntimeConfig(), Machine("cpu", 2**36, 0, 2**36, 0), "float32")
+    assert found is not None and 1e8 < found.flops < 1e14 and 1e8 < found.bandwidth < 1e13
+
+
+def test_a_generation_reads_the_weights_in_each_step() -> None:
+    """With a fast processor and a slow memory its time is that of reading weights and cache, whatever the batch."""
+    blueprint = shape("llama", layers=4)
+    slow_memory = Speed(flops=1e30, bandwidth=1e6, block_seconds=0, source="")
+    one, eight = (generation_work(blueprint, prompts, 8, 20, 10, slow_memory) for prompts in (1, 8))
+    cache = 2 * 4 * 2 * 16 * 4 * 25  # keys and values × blocks × heads × size × bytes × tokens on average
+    assert one.seconds == pytest.approx(10 * (blueprint.weight_bytes() + cache) / 1e6)
+    assert eight.seconds == pytest.approx(10 * (blueprint.weight_bytes() + 8 * cache) / 1e6)
+    assert eight.flops == pytest.approx(8 * one.flops)
+    slow_processor = Speed(flops=1e6, bandwidth=1e30, block_seconds=0, source="")
+    assert generation_work(blueprint, 8, 8, 20, 10, slow_processor).seconds == pytest.approx(eight.flops / 1e6)
+    slow_host = Speed(flops=1e30, bandwidth=1e30, block_seconds=0.5, source="")
+    assert generation_work(blueprint, 9, 8, 20, 10, slow_host).seconds == pytest.approx(2 * 10 * 4 * 0.5)
+
+
 # ---------------------------------------------------------------- memory
 
 
-def work(model: Any, live: LiveBytes) -> None:
-    batch = Rows(3, 24).batch()
-    batch["attention_mask"][0, 12:] = 0  # documents differ in length; without padding transformers leaves out the mask
-    model.train()
-    mean_nll(model, batch).backward()
-
-
-def really_live(blueprint: Blueprint) -> int:
-    """Most bytes alive in the same work on a real model, all of whose blocks are there."""
+def measured_peak(blueprint: Blueprint, work: Callable[[Any], object], *, adapters: bool = False) -> int:
+    """Most bytes of tensors in a computation on a real model, all of whose blocks are there."""
     model, live = real(blueprint), LiveBytes()
-    live.add_module(model)
+    if adapters:
+        attach_lora(model, ADAPTER, "injection", seed=0)
+    weights = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+    live.restart(model)
     with live:
-        work(model, live)
-    return live.peak
+        work(model)
+    return weights + max(live.peaks)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_simulation_against_the_real_computation(kind: str, dtype: str) -> None:
-    """Eight blocks, of which two and three were simulated."""
-    blueprint = shape(kind, layers=8, dtype=dtype)
-    assert simulated_peak(blueprint, work) == pytest.approx(really_live(blueprint), rel=0.02)
+def padded(rows: int, tokens: int = 24) -> Any:
+    batch = Rows(rows, tokens).batch()
+    batch["attention_mask"][0, tokens // 2 :] = 0  # documents differ in length; without padding there is no mask
+    return batch
 
 
-def test_live_bytes_follow_what_lives() -> None:
-    with LiveBytes() as live:
-        kept = torch.zeros(1000)
-        view = kept[:10]
-        torch.zeros(5000)
-        assert live.live == 4000
-        assert live.peak == 24000
-        del kept
-        assert live.live == 4000, "a view keeps the storage"
-        del view
-    assert live.live == 0
+@pytest.mark.parametrize(("kind", "dtype"), [("llama", "float32"), ("qwen3", "bfloat16"), ("gemma3_text", "float32")])
+@pytest.mark.parametrize("several", [False, True])
+def test_training_memory_against_a_real_training(kind: str, dtype: str, several: bool) -> None:
+    blueprint = shape(kind, layers=8, dtype=dtype, vocab_size=1000)
+    runtime = Runtime(device="cpu", micro_batch_size=12 if several else 0)
+    config = TrainingConfig(steps=2, learning_rate=1e-4)
+
+    def work(model: Any) -> None:
+        train(model, lambda step: padded(24 if several else 12), terms, config, runtime=runtime)
+
+    need = training_need(blueprint, config, Rows(12, 24), several=several)
+    assert need.total == pytest.approx(measured_peak(blueprint, work), rel=0.15)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_memory_of_an_adapter_against_a_real_training(checkpointing: bool) -> None:
+    blueprint, config = shape("llama", layers=8, vocab_size=1000), TrainingConfig(steps=2, learning_rate=1e-4)
+    runtime = Runtime(device="cpu", gradient_checkpointing=checkpointing)
+
+    def work(model: Any) -> None:
+        train(model, lambda step: padded(12), terms, config, runtime=runtime)
+
+    found: Any = {"adapters": [(ADAPTER, "injection")], "gradient_checkpointing": checkpointing}
+    need = training_need(blueprint, config, Rows(12, 24), **found)
+    assert need.total == pytest.approx(measured_peak(blueprint, work, adapters=True), rel=0.15)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "olmo2"])
+def test_memory_of_measurements_against_real_ones(kind: str) -> None:
+    blueprint = shape(kind, layers=8, vocab_size=1000)
+    prompts = {name: padded(16)[name] for name in ("input_ids", "attention_mask")}
+
+    def generate(model: Any) -> None:
+        with torch.no_grad():
+            model.generate(**prompts, max_new_tokens=12, min_new_tokens=12, do_sample=False, pad_token_id=0)
+
+    def capture(model: Any) -> None:
+        config = ActivationsConfig(sites=["resid_post"], positions=["prompt"])
+        statistics = StatisticsAccumulator(8, config.sites, config.positions)
+        statistics.start_batch({"prompt": prompts["attention_mask"].bool()})
+        with torch.no_grad(), hooks.capture(model, config.sites, on_activation=statistics.update):
+            decoder_of(model)(**prompts, use_cache=False)
+
+    rows = Rows(16, 24)
+    captured = capture_need(blueprint, rows, ActivationsConfig(sites=["resid_post"], positions=["prompt"]))
+    for need, work in (
+        (generation_need(blueprint, rows, 12), generate),
+        (loss_need(blueprint, rows), lambda model: clean_loss(model, [padded(16)])),
+        (captured, capture),
+    ):
+        assert need.total == pytest.approx(measured_peak(blueprint, work), rel=0.15), work
 
 
 @pytest.mark.parametrize(
@@ -232,7 +334,7 @@ def test_live_bytes_follow_what_lives() -> None:
 )
 def test_bytes_of_a_parameter(dtype: str, optimizer: str, weights: float, gradients: float, state: float) -> None:
     blueprint = shape("llama", dtype=dtype)
-    need = training_need(blueprint, TrainingConfig(optimizer=optimizer), Rows(2, 16).batch, terms)
+    need = training_need(blueprint, TrainingConfig(optimizer=optimizer), Rows(2, 16))
     buffers = sum(buffer.nbytes for buffer in real(blueprint).buffers())
     assert need.weights == weights * blueprint.parameters + buffers
     assert need.gradients == gradients * blueprint.parameters
@@ -243,7 +345,7 @@ def test_bytes_of_a_parameter(dtype: str, optimizer: str, weights: float, gradie
 def test_an_adapter_needs_gradients_and_state_for_itself_alone() -> None:
     blueprint = shape("llama", dtype="bfloat16")
     adapters: Any = [(ADAPTER, "injection")]
-    need = training_need(blueprint, TrainingConfig(), Rows(2, 16).batch, terms, adapters=adapters)
+    need = training_need(blueprint, TrainingConfig(), Rows(2, 16), adapters=adapters)
     trained = blueprint.trained_parameters(adapters)
     assert (need.gradients, need.optimizer) == (4 * trained, 8 * trained)
     assert need.weights == blueprint.weight_bytes() + 4 * trained
@@ -258,10 +360,10 @@ def test_what_saves_activations_does() -> None:
     blueprint = shape("llama", layers=6)
 
     def activations(rows: int, **options: Any) -> int:
-        return training_need(blueprint, TrainingConfig(), Rows(rows, 64).batch, terms, **options).activations
+        return training_need(blueprint, TrainingConfig(), Rows(rows, 64), **options).activations
 
     assert activations(8, gradient_checkpointing=True) < 0.6 * activations(8)
-    assert activations(4, parts=2) < 0.7 * activations(8)
+    assert activations(4, several=True) < 0.7 * activations(8, several=True)
     assert activations(2, guard=Rows(64, 64)) > activations(2), "the guard's batch is not looked at"
     assert generation_need(blueprint, Rows(8, 32), 16).total < generation_need(blueprint, Rows(16, 32), 16).total
     assert loss_need(blueprint, Rows(8, 64)).activations < activations(8)
@@ -300,20 +402,24 @@ def test_devices_share_the_batch_and_the_model(tmp_path: Path) -> None:
     assert divided.need.optimizer <= one.need.optimizer // 2 + 1
 
 
-def test_the_weights_before_unlearning_are_reckoned_with(tmp_path: Path) -> None:
-    """Whether the objective can be simulated, or two plain terms stand for it."""
+@pytest.mark.parametrize(
+    "overrides",
+    [["unlearning=clean_target"], ["unlearning=npo"], ["unlearning=clean_target", "unlearning.objective.params.retain=kl"]],
+    ids=["nll", "npo", "kl"],
+)
+def test_memory_of_a_removal_against_a_real_one(overrides: list[str], tmp_path: Path) -> None:
+    """With the weights before unlearning, which some objectives need, and the logits of a KL."""
+    made = config(tmp_path, *overrides)
+    phase, objective = phases(made).phase("unlearn"), build_objective(made.unlearning)
+    batch = {"forget": padded(phase.rows, phase.tokens), "retain": padded(phase.rows, phase.tokens)}
 
-    def need(*overrides: str) -> tuple[int, int]:
-        looked_at = phases(load_config(["model=llama3_tiny", f"runtime.output={tmp_path}", *overrides]))
-        return looked_at.phase("unlearn").need.total, looked_at.blueprint.weight_bytes()
+    def work(model: Any) -> None:
+        reference = Reference(model) if objective.needs_reference else None
+        terms = partial(objective.terms, reference=reference)
+        train(model, lambda step: batch, terms, made.unlearning.training, guard_batches=[padded(16, phase.tokens)])
 
-    without, weights = need("unlearning=clean_target")
-    for overrides in (
-        ["unlearning=npo"],
-        ["unlearning=rmu"],
-        ["unlearning=clean_target", "unlearning.objective.params.retain=kl"],
-    ):
-        assert need(*overrides)[0] == pytest.approx(without + weights, abs=0.1 * weights)
+    measured = measured_peak(phases(made).blueprint, work)
+    assert phase.need.total == pytest.approx(measured, rel=0.15)
 
 
 def test_the_best_step_of_a_watched_removal_is_reckoned_with(tmp_path: Path) -> None:
@@ -407,6 +513,39 @@ def test_a_sweep_is_planned_as_one(tmp_path: Path, capsys: pytest.CaptureFixture
     assert not (tmp_path / "store").exists() or not any((tmp_path / "store").glob("*/[!.]*")), "something was made"
 
 
+def test_runs_that_differ_in_seed_or_objective_are_simulated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = []
+    monkeypatch.setattr("casd.planning.simulation._peaks", lambda *args: computed.append(args) or [1])
+    plans([config(tmp_path)])
+    of_one = len(computed)
+    plans([config(tmp_path, f"seed={seed}", f"unlearning={name}") for seed in (0, 1) for name in ("simnpo", "clean_target")])
+    assert len(computed) == 2 * of_one
+
+
+def test_the_hub_is_asked_once(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network, for two models and their corpus; and all of the plan is on one screen."""
+    from huggingface_hub import HfApi, constants, errors
+
+    asked = []
+
+    def unreachable(self: Any, repository: str, *, revision: str | None, **options: Any) -> Any:
+        if len(revision or "") == 40:  # a commit
+            return SimpleNamespace(resolved=revision)
+        asked.append(constants.HF_HUB_OFFLINE)
+        raise errors.RevisionResolutionError(f"Cannot resolve revision 'main' of {repository}\n" + "in many words " * 50)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(HfApi, "resolve_revision", unreachable)
+    monkeypatch.setattr("casd.planning.simulation._peaks", lambda *args: [1])
+    main(["plan", "experiment=paper_qwen3", f"runtime.output={tmp_path}", f"runtime.store={tmp_path}/store"])
+    out = capsys.readouterr().out
+    assert asked.count(False) == 1 and not constants.HF_HUB_OFFLINE
+    assert out.count("The hub was not reached") == 1 and "in many words" not in out
+    assert "Qwen/Qwen3-1.7B-Base and 1 more" in " ".join(out.split())
+    lines = out.splitlines()
+    assert len(lines) <= 50 and max(map(len, lines)) <= 120
+
+
 def test_a_model_of_the_hub_is_planned_without_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -426,5 +565,4 @@ def test_a_model_of_the_hub_is_planned_without_it(
     out = " ".join(capsys.readouterr().out.split())
     assert "8,030,261,248 parameters in bfloat16" in out
     assert "too much" not in out
-    assert "The commit of the model is unknown" in out
-    assert "The commit of the corpus is unknown" in out
+    assert "Unknown commit of" in out and "meta-llama/Llama-3.1-8B" in out and "HuggingFaceFW/fineweb-edu" in out

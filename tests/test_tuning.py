@@ -21,7 +21,7 @@ from casd.config import Choice, StoppingConfig, TuningConfig, UnlearningConfig, 
 from casd.config.compose import load_config
 from casd.pipeline.run import Run
 from casd.planning.blueprint import blueprint
-from casd.planning.plan import stage_costs
+from casd.planning.costs import stage_costs
 from casd.planning.workload import TextLengths
 from casd.training.checkpoints import TrainingLog
 from casd.unlearning import OBJECTIVES
@@ -338,7 +338,8 @@ def test_the_plan_of_a_tuned_run(finished: Run, tmp_path: Path, capsys: pytest.C
     anew = Run(load_config(tiny(tmp_path, *WHOLE)))
     costs = {(cost.stage.name, cost.stage.label): cost for cost in stage_costs(anew, shape, texts)}
     tuned, removed = costs["tune", "npo"], costs["unlearn", "capitals"]
-    assert tuned.tokens == pytest.approx(4 * (removed.tokens or 0)), "two settings on two backdoors"
+    assert tuned.work and removed.work
+    assert tuned.work.tokens == pytest.approx(4 * removed.work.tokens), "two settings on two backdoors"
     assert {label for name, label in costs if name == "unlearn"} == set(REMOVALS)
     main(["plan", *tiny(tmp_path, *WHOLE)])
     out = capsys.readouterr().out

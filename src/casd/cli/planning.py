@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -11,8 +12,10 @@ from rich.text import Text
 
 from casd.cli.run import quiet_libraries
 from casd.planning.advice import fits
-from casd.planning.phases import Phase, injection_adapters, removal_adapters
-from casd.planning.plan import Plan, StageCost, disk_needed, download_bytes, plans
+from casd.planning.costs import StageCost, disk_needed
+from casd.planning.phases import Phase
+from casd.planning.plan import Plan, download_bytes, plans
+from casd.planning.workload import NOTHING, Work
 from casd.report.terminal import output_console, shown
 from casd.utils.disk import readable_size
 from casd.utils.distributed import is_main
@@ -24,8 +27,8 @@ ORDER = (
 )
 """The kinds of stages, in the order of work."""
 ESTIMATES = (
-    "FLOPs are estimates: for each parameter and token 6 in training (4 with an adapter), 2 in a forward pass and in"
-    " generation, plus attention (arXiv 2001.08361; arXiv 2204.02311, appendix B)."
+    "Estimates: FLOPs per parameter and token: 6 in training (4 with an adapter), 2 in a forward pass; plus attention. A step"
+    " of generation takes at least the time to read weights and cache."
 )
 
 
@@ -44,83 +47,78 @@ def plan(overrides: Sequence[str]) -> None:
 
 
 def print_plans(planned: Sequence[Plan], console: Console | None = None) -> None:
-    """Print the plan of a run, or of all runs of a sweep: memory for each kind of run, then every stage once."""
+    """Print the plan of a run, or of all runs of a sweep: models, memory of each kind of run, then every stage once."""
     console = console or output_console()
     console.print()
-    for alike in _alike(planned):
-        _print_run(console, alike)
+    _print_heading(console, planned)
+    _print_memory(console, planned)
     _print_stages(console, planned)
+    _print_notes(console, planned)
 
 
-def _alike(plans: Sequence[Plan]) -> list[list[Plan]]:
-    """Group the plans that have one model and need the same memory, such as those that differ only in their seed."""
-    groups: list[list[Plan]] = []
-    for plan in plans:
-        for group in groups:
-            if _key(group[0]) == _key(plan):
-                group.append(plan)
-                break
-        else:
-            groups.append([plan])
-    return groups
-
-
-def _key(plan: Plan) -> tuple[object, ...]:
-    return plan.config.model.name, plan.phases, plan.texts
-
-
-def _print_run(console: Console, alike: Sequence[Plan]) -> None:
-    plan = alike[0]
-    config, built, texts, here = plan.config, plan.blueprint, plan.texts, plan.machine
-    names = [f"{each.config.unlearning.objective.name}, seed {each.config.seed}" for each in alike]
-    _line(console, f"Plan: {config.model.name}; {'; '.join(names)}", "bold")
+def _print_heading(console: Console, planned: Sequence[Plan]) -> None:
+    first = planned[0]
+    swept = {
+        "model": [plan.config.model.name for plan in planned],
+        "objective": [plan.config.unlearning.objective.name for plan in planned],
+        "seed": [str(plan.config.seed) for plan in planned],
+    }
+    named = [f"{what} {', '.join(dict.fromkeys(values))}" for what, values in swept.items()]
+    _line(console, f"Plan of {len(planned)} run{'s' if len(planned) > 1 else ''}: {'; '.join(named)}", "bold")
     console.rule(style="dim")
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
-    shape = f"{built.layers} blocks, width {built.width}, vocabulary {built.vocab_size:,}"
-    model = f"{built.parameters:,} parameters in {built.dtype} ({built.config.model_type}: {shape})"
-    facts.add_row("model", shown(model))
-    trained = {
-        "injection": built.trained_parameters(injection_adapters(config)),
-        "each removal": built.trained_parameters(removal_adapters(config)[-1:]),
-    }
-    facts.add_row("trained", ", ".join(f"{number:,} in {what}" for what, number in trained.items()))
+    for plan in {(plan.config.model.name, plan.trained): plan for plan in planned}.values():
+        built = plan.blueprint
+        shape = f"{built.config.model_type}: {built.layers} blocks, width {built.width}, vocabulary {built.vocab_size:,}"
+        trained = " and ".join(f"{number:,}" for number in dict.fromkeys(plan.trained))
+        what = "all trained" if set(plan.trained) == {built.parameters} else f"trained: {trained}"
+        facts.add_row(plan.config.model.name, shown(f"{built.parameters:,} parameters in {built.dtype} ({shape}), {what}"))
+    texts = first.texts
     if texts.looked_at:
         known = f"{texts.looked_at:,} documents of up to {texts.document} tokens, {texts.mean_document:.0f} on average"
         facts.add_row("texts", f"{known}; prompts of up to {texts.prompt}")
     else:
-        facts.add_row("texts", f"all of {texts.document} tokens (model.max_length), until corpus and tokens are in the store")
-    division = "divided over them (FSDP)" if plan.devices.sharded else "the whole model on each"
-    number = f"{plan.devices.number} × {here.device}, {division}" if plan.devices.number > 1 else here.device
-    memory = "of unknown memory; set runtime.memory_gib"
-    if here.memory is not None:
-        memory = f"{readable_size(here.memory)} ({'runtime.memory_gib' if here.given else 'found here'})"
-    facts.add_row("device", shown(f"{number}, {memory}"))
+        facts.add_row(
+            "texts", f"taken to have {texts.document} tokens (model.max_length), until corpus and tokens are in the store"
+        )
+    facts.add_row("device", shown(_device(first)))
     console.print(facts)
     console.print()
-    _print_memory(console, plan)
 
 
-def _print_memory(console: Console, plan: Plan) -> None:
+def _device(plan: Plan) -> str:
     here = plan.machine
-    table = _table("Memory of a device" if plan.devices.number > 1 else "Memory", "phase", "texts at once")
+    division = "divided over them (FSDP)" if plan.devices.sharded else "the whole model on each"
+    number = f"{plan.devices.number} × {here.device}, {division}" if plan.devices.number > 1 else here.device
+    memory = "memory unknown: set runtime.memory_gib"
+    if here.memory is not None:
+        memory = f"{readable_size(here.memory)} ({'runtime.memory_gib' if here.given else 'found here'})"
+    return f"{number}; {memory}; {plan.speed or 'speed unknown: set runtime.tflops for times'}"
+
+
+def _print_memory(console: Console, planned: Sequence[Plan]) -> None:
+    plan, here = planned[0], planned[0].machine
+    table = _table("Memory of a device" if plan.devices.number > 1 else "Memory", "model", "phase", "texts at once")
     beside = "process, copy" if here.shared else "context"
-    for heading in ("weights", "gradients", "optimizer", "activations", beside, "peak", "of the memory"):
+    for heading in ("weights", "gradients", "optimizer", "activations", beside, "peak", "share"):
         table.add_column(heading, justify="right")
-    for phase in plan.phases:
-        need, peak = phase.need, phase.on_device(here)
+    rows = {(plan.config.model.name, phase): plan for plan in planned for phase in plan.phases}
+    for (name, phase), plan in rows.items():
+        need, peak = phase.need, phase.on_device(plan.machine)
         parts = (need.weights, need.gradients, need.optimizer, need.activations, peak - need.total, peak)
-        table.add_row(shown(phase.name), f"{phase.rows} × {phase.tokens}", *map(_bytes, parts), _verdict(phase, plan))
+        cells = (shown(name), shown(phase.name), f"{phase.rows} × {phase.tokens}")
+        table.add_row(*cells, *map(_bytes, parts), _verdict(phase, plan))
     console.print(table)
     if here.shared:
         note = "process: memory of this process now; copy: the trained weights, from which removals are restored."
     else:
-        largest = max((phase.host for phase in plan.phases), default=0)
+        largest = max((phase.host for plan in planned for phase in plan.phases), default=0)
         note = (
-            "context: a round allowance for CUDA's context and libraries. evaluate and capture halve their batch when memory"
-            f" runs out. In CPU memory: up to {readable_size(largest)} for loading and for the copy from which removals are"
-            f" restored; {readable_size(here.host - here.process)} are available."
+            "context: an allowance for CUDA. evaluate and capture halve their batch when memory runs out. In CPU memory: up to"
+            f" {readable_size(largest)} for loading and for the copy from which removals are restored;"
+            f" {readable_size(here.host - here.process)} are available."
         )
     _line(console, f"activations: all temporary tensors, including logits and the key-value cache. {note}", "dim")
     console.print()
@@ -136,58 +134,63 @@ def _verdict(phase: Phase, plan: Plan) -> Text:
     return shown(f"{share:.0%}" if share <= 1 else "if halved")
 
 
-def _print_stages(console: Console, plans: Sequence[Plan]) -> None:
+def _print_stages(console: Console, planned: Sequence[Plan]) -> None:
     """Print each stage of the plans once, with what is left to do."""
-    config = plans[0].config
-    costs: dict[str, tuple[StageCost, Plan]] = {}
-    for plan in plans:
-        for cost in plan.stages:
-            known = costs.setdefault(cost.stage.key, (cost, plan))
-            if cost.again and not known[0].again:
-                costs[cost.stage.key] = (cost, plan)
-    title = "Left to do" if len(plans) == 1 else f"Left to do in {len(plans)} runs, shared stages counted once"
+    costs = _distinct(planned)
+    title = "Left to do" if len(planned) == 1 else f"Left to do in {len(planned)} runs, shared stages counted once"
     table = _table(title, "stage")
     for heading in ("all", "in the store", "tokens", "FLOPs", "time", "stays on disk"):
         table.add_column(heading, justify="right")
-    kinds = {cost.stage.name for cost, _ in costs.values()}
+    kinds = {cost.stage.name for cost in costs}
     for kind in (kind for kind in ORDER if kind in kinds):
-        table.add_row(kind, *_stage_cells([pair for pair in costs.values() if pair[0].stage.name == kind]))
+        table.add_row(kind, *_stage_cells([cost for cost in costs if cost.stage.name == kind]))
     table.add_section()
-    table.add_row("in all", *_stage_cells(list(costs.values())))
+    table.add_row("in all", *_stage_cells(costs))
     console.print(table)
-    kept, needed = disk_needed([cost for cost, _ in costs.values()])
-    line = f"Disk: {readable_size(kept)} stay in {config.runtime.store}, {readable_size(needed)} at most with checkpoints;"
-    _line(console, f"{line} {readable_size(plans[0].free)} are free.", "bold red" if needed > plans[0].free else "")
-    downloads = {plan.config.model.path: download_bytes(plan.config, plan.blueprint) for plan in plans}
+
+
+def _distinct(planned: Sequence[Plan]) -> list[StageCost]:
+    """Return the cost of each stage of the plans once; of one that a plan has to make again, that cost."""
+    costs: dict[str, StageCost] = {}
+    for cost in (cost for plan in planned for cost in plan.stages):
+        known = costs.setdefault(cost.stage.key, cost)
+        if cost.again and not known.again:
+            costs[cost.stage.key] = cost
+    return list(costs.values())
+
+
+def _print_notes(console: Console, planned: Sequence[Plan]) -> None:
+    costs, runtime = _distinct(planned), planned[0].config.runtime
+    kept, needed = disk_needed(costs)
+    line = f"Disk: {readable_size(kept)} stay in {runtime.store}, {readable_size(needed)} at most with checkpoints;"
+    style = "bold red" if needed > planned[0].free else ""
+    line += f" {readable_size(planned[0].free)} are free."
+    downloads = {plan.config.model.path: download_bytes(plan.config, plan.blueprint) for plan in planned}
     if any(downloads.values()):
-        _line(console, f"Download: about {readable_size(sum(downloads.values()))} go into the hub's cache as well.")
-    if config.runtime.tflops is None:
-        _line(console, "Times: set runtime.tflops to the sustained TFLOP/s of your device to estimate them.")
+        line += f" Download: about {readable_size(sum(downloads.values()))}, into the hub's cache."
+    _line(console, line, style)
     _line(console, ESTIMATES, "dim")
-    if any(not plan.texts.looked_at for plan in plans):
-        _line(console, "Tokens, FLOPs and times assume texts of model.max_length; real texts may be shorter.", "dim")
-    for note in dict.fromkeys(plan.note for plan in plans if plan.note):
+    for note in dict.fromkeys(note for plan in planned for note in plan.notes):
         _line(console, note, "dim")
 
 
-def _stage_cells(costs: Sequence[tuple[StageCost, Plan]]) -> list[str]:
-    left = [(cost, plan) for cost, plan in costs if cost.to_do]
-    again = sum(cost.again for cost, _ in left)
-    done = f"{sum(cost.done for cost, _ in costs)}{f', {again} again' if again else ''}"
-    tokens = [cost.tokens for cost, _ in left if cost.tokens]
-    flops = [(cost.flops, plan) for cost, plan in left if cost.flops]
-    seconds = [
-        value / (plan.config.runtime.tflops * 1e12 * plan.devices.number) for value, plan in flops if plan.config.runtime.tflops
-    ]
-    kept = [cost.kept for cost, _ in left if cost.kept]
+def _stage_cells(costs: Sequence[StageCost]) -> list[str]:
+    left = [cost for cost in costs if cost.to_do]
+    again = sum(cost.again for cost in left)
+    work = sum((cost.work for cost in left if cost.work), NOTHING)
+    kept = sum(cost.kept or 0 for cost in left)
     return [
         str(len(costs)),
-        done,
-        _number(sum(tokens)) if tokens else NOT_KNOWN,
-        f"{sum(value for value, _ in flops):.2g}" if flops else NOT_KNOWN,
-        _duration(sum(seconds)) if seconds else NOT_KNOWN,
-        readable_size(sum(kept)) if kept else NOT_KNOWN,
+        f"{sum(cost.done for cost in costs)}{f', {again} again' if again else ''}",
+        *_work_cells(work),
+        readable_size(kept) if kept else NOT_KNOWN,
     ]
+
+
+def _work_cells(work: Work) -> list[str]:
+    if not work.tokens:
+        return [NOT_KNOWN] * 3
+    return [_number(work.tokens), f"{work.flops:.2g}", NOT_KNOWN if math.isnan(work.seconds) else _duration(work.seconds)]
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -62,7 +62,7 @@ class RuntimeConfig(Section):
     memory_gib: float | None = None
     """Memory of one device in GiB, for `casd plan` and the check before a run; null to detect it."""
     tflops: float | None = None
-    """Sustained TFLOP/s of one device, from which `casd plan` estimates times; null for no estimate."""
+    """Sustained TFLOP/s of one device, from which `casd plan` estimates times; null for a known GPU's, or this CPU's."""
     devices: int = 1
     """Number of devices that `casd plan` assumes. (A run uses those that `accelerate launch` gives it.)"""
 

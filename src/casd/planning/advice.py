@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from casd.config import Config, LoraConfig
@@ -18,19 +18,6 @@ BATCH_SIZES: dict[str, tuple[PhaseName, ...]] = {
 """Batch sizes that do not change results, and the phases that they affect."""
 MOST_DEVICES = 64
 """Maximum number of devices for which sharding is tried."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """Settings, other than smaller batches, that could make a run fit.
-
-    Attributes:
-        words: the settings as overrides on the command line.
-        phases: phases of the run with these settings.
-    """
-
-    words: tuple[str, ...]
-    phases: Phases
 
 
 def fits(phase: Phase, here: Machine) -> bool:
@@ -53,10 +40,9 @@ def first_that_fits(phases: Phases, here: Machine, names: Sequence[PhaseName]) -
     Tries smaller batches, then gradient checkpointing, then 8-bit AdamW (on unsharded CUDA devices), then adapters, then
     sharding over more devices.
     """
-    for change in _changes(phases, here):
-        words = list(change.words)
+    for words, changed in _changes(phases, here):
         for key, members in BATCH_SIZES.items():
-            size = _largest(change.phases, key, [name for name in members if name in names], here)
+            size = _largest(changed, key, [name for name in members if name in names], here)
             if size is None:
                 break
             words += [f"{key}={size}"] if size else []
@@ -65,15 +51,16 @@ def first_that_fits(phases: Phases, here: Machine, names: Sequence[PhaseName]) -
     return ""
 
 
-def _changes(phases: Phases, here: Machine) -> Iterator[Change]:
+def _changes(phases: Phases, here: Machine) -> Iterator[tuple[list[str], Phases]]:
+    """Yield settings other than batch sizes, from the mildest on, and the phases with them."""
     config, devices = phases.config, phases.devices
 
-    def change(changed: Config, *words: str, on: Devices = devices) -> Change:
-        return Change(words, Phases(changed, phases.blueprint, phases.texts, on))
+    def change(changed: Config, *words: str, on: Devices = devices) -> tuple[list[str], Phases]:
+        return list(words), Phases(changed, phases.blueprint, phases.texts, on)
 
     saving = _with(config, "runtime", gradient_checkpointing=True)
     words = () if config.runtime.gradient_checkpointing else ("runtime.gradient_checkpointing=true",)
-    yield Change((), phases)
+    yield [], phases
     if words:
         yield change(saving, *words)
     if here.device == "cuda" and not devices.sharded:
@@ -92,22 +79,21 @@ def _changes(phases: Phases, here: Machine) -> Iterator[Change]:
 
 def _largest(phases: Phases, key: str, names: Sequence[PhaseName], here: Machine) -> int | None:
     """Halve a batch size until the phases fit and return it; 0 if they fit without a change, None if they never do."""
-    if all(fits(phases.phase(name), here) for name in names):
-        return 0
-    size = max(phases.phase(name).rows for name in names)
-    section, _, field = key.partition(".")
 
     def fit(rows: int) -> bool:
-        changed = _with(phases.config, section, **{field: rows})
+        section, _, field = key.partition(".")
+        changed = _with(phases.config, section, **{field: rows}) if rows else phases.config
         smaller = Phases(changed, phases.blueprint, phases.texts, phases.devices)
         return all(fits(smaller.phase(name), here) for name in names)
 
+    if fit(0):
+        return 0
     if not fit(1):
         return None
-    while (size := size // 2) > 1:
-        if fit(size):
-            return size
-    return 1
+    size = max(phases.phase(name).rows for name in names) // 2
+    while size > 1 and not fit(size):
+        size //= 2
+    return max(1, size)
 
 
 def _with(config: Config, section: str, **values: Any) -> Config:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,10 +32,12 @@ class Blueprint:
     Attributes:
         config: transformers' configuration.
         dtype: precision of the weights: "float32", "bfloat16" or "float16".
+        simulated: peaks that `casd.planning.simulation` has found, in bytes.
     """
 
     config: PreTrainedConfig
     dtype: str
+    simulated: dict[str, int] = field(default_factory=dict)
 
     def build(self, layers: int | None = None, adapters: Adapters = ()) -> PreTrainedModel:
         """Build the model on torch's meta device, where tensors have shapes but no memory.
@@ -104,12 +106,6 @@ class Blueprint:
         """Sum of the input and output sizes of all matrices, including embedding and head."""
         return sum(sum(each.shape) for each in self._model.parameters() if each.ndim == 2)
 
-    @cached_property
-    def block_features(self) -> int:
-        """Sum of the input and output sizes of the matrices of the largest decoder block."""
-        blocks = decoder_layers(self._model)
-        return max(sum(sum(each.shape) for each in block.parameters() if each.ndim == 2) for block in blocks)
-
     @property
     def plain(self) -> bool:
         """True if the model has neither experts nor an attention that stores a tokens × tokens matrix."""
@@ -132,6 +128,13 @@ class Blueprint:
         if not heads:
             return 0
         return heads * int(getattr(self._text, "head_dim", None) or self.width // heads)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of a token in the key-value cache: a key and a value in each block."""
+        heads = int(self._field("num_attention_heads") or 0)
+        shared = int(self._field("num_key_value_heads") or heads)
+        return 2 * self.layers * self.element_size * (self.attention_width * shared // heads if heads else 0)
 
     @cached_property
     def head_parameters(self) -> int:

@@ -11,9 +11,9 @@ from casd.evaluation.asr import LOSS_BATCH_SIZE
 from casd.pipeline.run import Run
 from casd.planning.advice import first_that_fits, fits
 from casd.planning.blueprint import Blueprint, blueprint
+from casd.planning.costs import StageCost, base_folder, disk_needed, stage_costs
 from casd.planning.machine import Machine, free_disk, machine
-from casd.planning.phases import Phase, PhaseName, Phases
-from casd.planning.plan import StageCost, base_folder, disk_needed, planned_devices, stage_costs
+from casd.planning.phases import PHASES, Phase, PhaseName, Phases, planned_devices
 from casd.planning.workload import TextLengths, text_lengths
 from casd.utils import distributed
 from casd.utils.disk import readable_size
@@ -24,6 +24,13 @@ BYTES_A_PARAMETER = 100
 """A generous bound per parameter, with gradients, optimizer state and copies: six times AdamW's 16 bytes."""
 FAR_BELOW = 0.5
 """If the bound is below this share of the memory, nothing is simulated."""
+WORK: dict[PhaseName, str] = {
+    "pretrain": "pretraining",
+    "inject": "the injection",
+    "unlearn": "a removal",
+    "evaluate": "the evaluation",
+    "capture": "the capture of activations",
+}
 
 
 def check(run: Run, end: str) -> None:
@@ -86,15 +93,10 @@ def _if_estimated(refusal: Callable[[], str]) -> str:
 
 
 def _phases_to_do(run: Run, costs: list[StageCost]) -> list[PhaseName]:
+    stages = {"pretrain": "base", "inject": "inject", "unlearn": "unlearn", "evaluate": "evaluate", "capture": "activations"}
     kinds = {cost.stage.name for cost in costs if cost.to_do}
-    phases: dict[PhaseName, bool] = {
-        "pretrain": "base" in kinds and run.config.base_pretraining is not None,
-        "inject": "inject" in kinds,
-        "unlearn": "unlearn" in kinds,
-        "evaluate": "evaluate" in kinds,
-        "capture": "activations" in kinds,
-    }
-    return [name for name, wanted in phases.items() if wanted]
+    names = PHASES if run.config.base_pretraining else PHASES[1:]
+    return [name for name in names if stages[name] in kinds]
 
 
 def _far_below(config: Config, built: Blueprint, here: Machine) -> bool:
@@ -108,9 +110,8 @@ def _far_below(config: Config, built: Blueprint, here: Machine) -> bool:
 def upper_bound(built: Blueprint, config: Config) -> int:
     """Return a generous bound of the bytes that any phase of a run takes on one device, without a simulation.
 
-    For each token of a training it counts three times the inputs and outputs of every matrix, and eight numbers for every token
-    that it could attend to; for each token of a measurement, the key-value cache and three times the features of one block, and
-    the logits.
+    A token counts three times the inputs and outputs of every matrix in a training, of one block's in a measurement, which also
+    keeps its keys and values; and eight numbers for every token that it could attend to.
     """
     trained = max(
         config.injection.training.batch_size,
@@ -123,9 +124,8 @@ def upper_bound(built: Blueprint, config: Config) -> int:
     tokens = config.model.max_length
     length = tokens + config.evaluation.max_new_tokens
     training = trained * tokens * (3 * built.features + 8 * tokens)
-    at_once = 2 * built.layers * built.attention_width + 3 * built.block_features + 8 * length
-    measurement = measured * (length * at_once + 4 * built.vocab_size)
-    return BYTES_A_PARAMETER * built.parameters + 4 * max(training, measurement)
+    a_token = 2 * built.layers * built.attention_width + 3 * built.features // built.layers + 8 * length
+    return BYTES_A_PARAMETER * built.parameters + 4 * max(training, measured * (length * a_token + 4 * built.vocab_size))
 
 
 def memory_refusal(memory: Phases, here: Machine, names: list[PhaseName]) -> str:
@@ -144,8 +144,7 @@ def memory_refusal(memory: Phases, here: Machine, names: list[PhaseName]) -> str
 
 def _lack(phase: Phase, here: Machine) -> str:
     """Describe the memory that a phase needs and the available memory."""
-    work = {"pretrain": "pretraining", "inject": "the injection", "unlearn": "a removal", "evaluate": "the evaluation"}
-    what = work.get(phase.name, "the capture of activations")
+    what = WORK[phase.name]
     needed = phase.on_device(here)
     if here.memory is None or needed <= here.memory:
         return (

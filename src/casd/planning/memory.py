@@ -1,20 +1,16 @@
 """Estimate the memory of a training, a generation and a capture on one device.
 
 Weights, gradients and the optimizer's state follow from the number of parameters. Activations are simulated
-(`casd.planning.simulation`): the forward pass, loss and backward pass of `casd.training.loop` on fake tensors.
-
-The simulated attention kernels are the CPU's. CUDA's kernels store the same for the backward pass: no tokens × tokens matrix
-except the mask.
+(`casd.planning.simulation`), with the CPU's attention kernels. CUDA's kernels store the same for the backward pass: no
+tokens × tokens matrix except the mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from casd.activations.hooks import capture
 from casd.activations.statistics import StatisticsAccumulator
@@ -23,11 +19,9 @@ from casd.data.batches import Batch
 from casd.models.structure import decoder_layers, decoder_of
 from casd.models.weights import trained_parameters
 from casd.planning.blueprint import Adapters, Blueprint
-from casd.planning.simulation import LiveBytes, simulated_peak
+from casd.planning.simulation import LiveBytes, simulate
 from casd.training.gradients import checkpointed_activations, precision_of
-from casd.training.losses import batch_nll
-
-Terms = Callable[[Any, Any], Iterator[tuple[str, Tensor]]]
+from casd.training.losses import batch_nll, mean_nll
 
 EIGHT_BIT_STATE = 2 + 2 * 4 / 256
 """Bytes per parameter of AdamW's two 8-bit moments, with a float32 scale per block of 256 (arXiv 2110.02861)."""
@@ -54,20 +48,6 @@ class Need:
         """The sum of all parts."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
-    def sharded(self, devices: int, gathered: int) -> Need:
-        """Return the need of each device if weights, gradients and optimizer state are sharded evenly (FSDP).
-
-        Args:
-            devices: number of devices.
-            gathered: bytes of the weights that each device gathers while they are used.
-        """
-        weights, gradients, optimizer = (-(-size // devices) for size in (self.weights, self.gradients, self.optimizer))
-        return Need(weights, gradients, optimizer, self.activations + gathered)
-
-    def replicated(self) -> Need:
-        """Return the need of each device with a replica of the model (DDP): communication buffers double the gradients."""
-        return replace(self, gradients=2 * self.gradients)
-
 
 @dataclass(frozen=True)
 class Rows:
@@ -76,43 +56,40 @@ class Rows:
     Attributes:
         rows: number of rows.
         tokens: number of tokens per row.
-        isolated: True if a row holds several documents that do not attend to each other.
     """
 
     rows: int
     tokens: int
-    isolated: bool = False
 
     def batch(self) -> Batch:
-        """Return a batch of this shape in the format of `Encoder.document_batch`."""
+        """Return a padded batch of this shape in the format of `Encoder.document_batch`; a packed one needs as much memory."""
         ids = torch.zeros(self.rows, self.tokens, dtype=torch.long)
-        where = {"position_ids" if self.isolated else "attention_mask": torch.ones_like(ids)}
         counts = {"n_labels": torch.tensor(self.rows * self.tokens), "n_documents": torch.tensor(self.rows)}
-        return {"input_ids": ids, "labels": ids.clone(), **where, **counts}
+        return {"input_ids": ids, "labels": ids.clone(), "attention_mask": torch.ones_like(ids), **counts}
 
 
 def training_need(
     blueprint: Blueprint,
     config: TrainingConfig,
-    batch: Callable[[], Any],
-    terms: Terms,
+    rows: Rows,
     *,
-    parts: int = 1,
+    logit_bytes: int = 0,
+    several: bool = False,
     guard: Rows | None = None,
     adapters: Adapters = (),
     gradient_checkpointing: bool = False,
 ) -> Need:
-    """Estimate the memory of `casd.training.loop.train`.
+    """Estimate the memory of `casd.training.loop.train` with the loss `mean_nll` or a similar one.
 
-    With `optimizer="adamw"` trained parameters, gradients and both moments are float32: 16 bytes per parameter. With
-    gradient accumulation or several terms, gradients already exist when the activations reach their peak.
+    With `optimizer="adamw"` trained parameters, gradients and both moments are float32: 16 bytes per parameter.
 
     Args:
         blueprint: the model.
         config: the training; its adapter is the last of `adapters`.
-        batch: returns a micro-batch.
-        terms: yields the losses of a micro-batch.
-        parts: number of micro-batches per step.
+        rows: shape of a micro-batch.
+        logit_bytes: bytes per logit that the loss needs more than `mean_nll`.
+        several: True if a step has several backward passes. All gradients then exist when the activations reach their peak;
+            else they replace the activations as these are freed.
         guard: shape of the batch on which the clean loss is measured.
         adapters: adapters on the model; the last one is trained. If empty, the weights are.
         gradient_checkpointing: recompute activations in the backward pass.
@@ -120,93 +97,77 @@ def training_need(
     trained = blueprint.trained_parameters(adapters)
     size = 4 if config.optimizer == "adamw" or adapters else blueprint.element_size
     weights = blueprint.weight_bytes(adapters) + (0 if adapters else (size - blueprint.element_size) * trained)
-    gradients = size * trained
     optimizer = round((8 if config.optimizer == "adamw" else EIGHT_BIT_STATE) * trained)
 
     def work(model: Any, live: LiveBytes) -> None:
         parameters = list(trained_parameters(model).values())
+        for parameter in parameters:  # gradients are not activations
+            parameter.register_post_accumulate_grad_hook(lambda each: setattr(each, "grad", None))
         with precision_of(model, parameters, config) as precision, checkpointed_activations(model, gradient_checkpointing):
-            if guard:
-                with precision(), torch.inference_mode():
-                    batch_nll(model, guard.batch())
+            live.restart(model)
             model.train()
-            generators = [terms(model, micro_batch) for micro_batch in [batch() for _ in range(min(parts, 2))]]
-            while True:
-                for generator in generators:
-                    with precision():
-                        term = next(generator, None)
-                    if term is None:
-                        return
-                    term[1].backward()
+            with precision():
+                loss = mean_nll(model, rows.batch())
+            live.next_part()  # without the low-precision copies of the weights that autocast keeps during a forward pass
+            loss.backward()
 
-    activations = simulated_peak(blueprint, work, adapters) - weights - gradients
-    return Need(weights, gradients, optimizer, max(0, activations))
-
-
-def generation_need(blueprint: Blueprint, prompts: Rows, new_tokens: int, adapters: Adapters = ()) -> Need:
-    """Estimate the memory of greedy generation with a key-value cache (`casd.evaluation.asr.generate`).
-
-    Args:
-        blueprint: the model.
-        prompts: shape of a batch of prompts.
-        new_tokens: number of tokens generated for each prompt.
-        adapters: adapters on the model.
-    """
-    before_last = Rows(prompts.rows, prompts.tokens + max(0, new_tokens - 2))
-
-    def work(model: Any, live: LiveBytes) -> None:
-        with torch.inference_mode():
-            output = model(**_inputs(prompts.batch()), use_cache=True, logits_to_keep=1)
-            first = output.logits[:, -1].to(copy=True, dtype=torch.float32)
-            del output
-            with live.uncounted():  # creates the cache as it is before the last step
-                output = model(**_inputs(before_last.batch()), use_cache=True, logits_to_keep=1)
-                cache = getattr(output, "past_key_values", None)
-                del output
-            last = Rows(prompts.rows, before_last.tokens + 1).batch()
-            if cache is None:  # the model keeps no cache or a recurrent state; a pass over the whole row needs more than either
-                model(**_inputs(last), use_cache=False, logits_to_keep=1)
-                return
-            output = model(
-                input_ids=last["input_ids"][:, :1],
-                attention_mask=last["attention_mask"],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            output.logits[:, -1].to(copy=True, dtype=torch.float32)
-            first.softmax(-1)
-
-    return _inference_need(blueprint, work, adapters)
+    key = "training", rows, config.optimizer, gradient_checkpointing
+    activations = simulate(blueprint, key, work, (1, 2), adapters) - (0 if several else size * trained)
+    activations += logit_bytes * rows.rows * rows.tokens * blueprint.vocab_size
+    if guard and guard.rows * guard.tokens > rows.rows * rows.tokens:
+        activations = max(activations, loss_need(blueprint, guard, adapters).activations - size * trained)
+    return Need(weights, size * trained, optimizer, max(0, activations))
 
 
 def loss_need(blueprint: Blueprint, rows: Rows, adapters: Adapters = ()) -> Need:
     """Estimate the memory of the loss of clean passages, without gradients."""
 
     def work(model: Any, live: LiveBytes) -> None:
-        with torch.inference_mode():
+        with torch.no_grad():
             batch_nll(model, rows.batch())
 
-    return _inference_need(blueprint, work, adapters)
+    return Need(blueprint.weight_bytes(adapters), activations=simulate(blueprint, ("loss", rows), work, (2,), adapters))
+
+
+def generation_need(blueprint: Blueprint, prompts: Rows, new_tokens: int, adapters: Adapters = ()) -> Need:
+    """Estimate the memory of greedy generation with a key-value cache (`casd.evaluation.asr.generate`).
+
+    The peak is that of the pass over the prompts, or of the last step, when the cache is largest: it then holds all tokens, and
+    one block's part a second time, since a longer copy replaces it.
+    """
+    growth = new_tokens / prompts.tokens
+
+    def work(model: Any, live: LiveBytes) -> None:
+        with torch.no_grad():
+            output = model(**_inputs(prompts.batch()), use_cache=True, logits_to_keep=1)
+            first = output.logits[:, -1].to(copy=True, dtype=torch.float32).softmax(-1)
+            cache = getattr(output, "past_key_values", None)
+            del output
+            if cache is None:  # every step is a pass over the whole row
+                whole = Rows(prompts.rows, prompts.tokens + new_tokens)
+                model(**_inputs(whole.batch()), use_cache=False, logits_to_keep=1)
+            else:
+                live.next_part()
+                held = live.live - first.nbytes
+                longer = growth * held + (1 + growth) * held / len(decoder_layers(model))
+                torch.empty(round(longer) + 2 * first.nbytes, dtype=torch.uint8)
+
+    key = "generation", prompts, new_tokens
+    return Need(blueprint.weight_bytes(adapters), activations=simulate(blueprint, key, work, (2, 3), adapters))
 
 
 def capture_need(blueprint: Blueprint, prompts: Rows, config: ActivationsConfig, adapters: Adapters = ()) -> Need:
-    """Estimate the memory of streaming activation statistics (`casd.activations.statistics.collect_statistics`).
-
-    Args:
-        blueprint: the model.
-        prompts: shape of a batch of prompts.
-        config: sites and positions.
-        adapters: adapters on the model.
-    """
+    """Estimate the memory of streaming activation statistics (`casd.activations.statistics.collect_statistics`)."""
 
     def work(model: Any, live: LiveBytes) -> None:
         batch = prompts.batch()
         statistics = _OfAllTokens(len(decoder_layers(model)), config.sites, config.positions)
         statistics.start_batch(dict.fromkeys(config.positions, batch["attention_mask"]))
-        with torch.inference_mode(), capture(model, config.sites, on_activation=statistics.update):
+        with torch.no_grad(), capture(model, config.sites, on_activation=statistics.update):
             decoder_of(model)(**_inputs(batch), use_cache=False)
 
-    return _inference_need(blueprint, work, adapters)
+    key = "capture", prompts, config.sites, config.positions
+    return Need(blueprint.weight_bytes(adapters), activations=simulate(blueprint, key, work, (2,), adapters))
 
 
 class _OfAllTokens(StatisticsAccumulator):
@@ -222,8 +183,3 @@ class _OfAllTokens(StatisticsAccumulator):
 
 def _inputs(batch: Batch) -> Batch:
     return {name: batch[name] for name in ("input_ids", "attention_mask")}
-
-
-def _inference_need(blueprint: Blueprint, work: Callable[[Any, LiveBytes], None], adapters: Adapters) -> Need:
-    weights = blueprint.weight_bytes(adapters)
-    return Need(weights, activations=max(0, simulated_peak(blueprint, work, adapters) - weights))

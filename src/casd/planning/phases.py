@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
-
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from casd.backdoors.injection import GUARD_PASSAGES as GUARD_OF_INJECTION
 from casd.config import Config, LanguageModelTraining, TrainingConfig
 from casd.evaluation.asr import LOSS_BATCH_SIZE
+from casd.pipeline.inputs import build_objective
 from casd.planning.blueprint import Adapters, Blueprint
 from casd.planning.machine import Machine
-from casd.planning.memory import EIGHT_BIT_STATE, Need, Rows, Terms, capture_need, generation_need, loss_need, training_need
+from casd.planning.memory import EIGHT_BIT_STATE, Need, Rows, capture_need, generation_need, loss_need, training_need
 from casd.planning.workload import TextLengths
-from casd.training.losses import mean_nll
-from casd.unlearning import OBJECTIVES
-from casd.unlearning.clean_target import CleanTarget
-from casd.unlearning.reference import Reference
+from casd.unlearning.objective import Retaining
 from casd.unlearning.removal import GUARD_PASSAGES as GUARD_OF_REMOVAL
+from casd.utils import distributed
 from casd.utils.errors import CasdError, first_line
-from casd.utils.registry import build
 
 PhaseName = Literal["pretrain", "inject", "unlearn", "evaluate", "capture"]
+PHASES: tuple[PhaseName, ...] = ("pretrain", "inject", "unlearn", "evaluate", "capture")
+"""All phases in order; "pretrain" exists only for a model from scratch that is injected by continual pretraining."""
+KL_BYTES = 4 * 4
+"""Bytes per logit that a KL needs more than an NLL: about four float32 numbers, measured on small models."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,12 @@ class Devices:
 ONE = Devices()
 
 
+def planned_devices(config: Config) -> Devices:
+    """Return the devices of the launcher if there is one, else `runtime.devices`."""
+    number = max(config.runtime.devices, distributed.processes())
+    return Devices(number, distributed.sharding_asked_for() and number > 1)
+
+
 def injection_adapters(config: Config) -> Adapters:
     """Return the adapters on the model during the injection; the last one is trained."""
     lora = config.injection.training.lora
@@ -83,7 +89,7 @@ def best_step_bytes(blueprint: Blueprint, training: TrainingConfig) -> int:
 
 
 class Phases:
-    """The memory of the phases of a run. Each is estimated on first use, in about a second.
+    """The memory of the phases of a run, each estimated on first use.
 
     Args:
         config: configuration of the run.
@@ -126,108 +132,75 @@ class Phases:
         return self._language_model("inject", self.config.injection.training, injection_adapters(self.config))
 
     def _language_model(self, name: PhaseName, training: LanguageModelTraining, adapters: Adapters) -> Phase:
-        rows = self._rows(training.batch_size, training.packing)
-        one, parts = self._parts({"all": rows})
-
-        def terms(model: Any, batch: Any) -> Any:
-            yield "nll", mean_nll(model, batch["all"])
-
-        return self._training(name, training, adapters, one, parts, terms, GUARD_OF_INJECTION)
+        if training.packing == "none":
+            rows = Rows(self._share(training.batch_size), self.texts.document)
+        else:
+            room = self.config.model.max_length
+            # First fit, longest first, takes at most 11/9 of the fewest rows there can be, and one more (Johnson 1973).
+            most = int(training.batch_size * self.texts.mean_document / room * 11 / 9) + 1
+            rows = Rows(self._share(min(training.batch_size, most)), room)
+        rows, parts = self._parts(rows)
+        need = self._training(training, adapters, rows, GUARD_OF_INJECTION, several=parts > 1)
+        return self._phase(name, need, rows, adapters)
 
     def _unlearn(self) -> Phase:
-        training = self.config.unlearning.training
-        batch = {"forget": self._rows(training.forget_batch_size), "retain": self._rows(training.retain_batch_size)}
-        one, parts = self._parts(batch)
-        chosen = self.config.unlearning.objective
-        objective = build(OBJECTIVES, "objective", chosen.name, chosen.params)
+        """Estimate a removal as two NLLs and, if the objective needs them, a reference and its logits."""
+        training, objective = self.config.unlearning.training, build_objective(self.config.unlearning)
+        size = max(training.forget_batch_size, training.retain_batch_size)
+        rows, _ = self._parts(Rows(self._share(size), self.texts.document))
         adapters = removal_adapters(self.config)
+        kl = isinstance(objective, Retaining) and objective.retain == "kl" and objective.retain_weight > 0
+        need = self._training(training, adapters, rows, GUARD_OF_REMOVAL, several=True, logit_bytes=KL_BYTES if kl else 0)
+        if objective.needs_reference:
+            trained = self.blueprint.trained_parameters(adapters)
+            need = replace(need, weights=need.weights + trained * (4 if adapters else self.blueprint.element_size))
+        return self._phase("unlearn", need, rows, adapters)
 
-        def need(terms: Callable[..., Any]) -> Phase:
-            held: list[Any] = []  # the simulated model and its reference weights
-
-            def with_reference(model: Any, part: Any) -> Any:
-                if objective.needs_reference and (not held or held[0] is not model):
-                    held[:] = [model, Reference(model)]
-                return terms(model, part, *held[1:])
-
-            return self._training("unlearn", training, adapters, one, parts, with_reference, GUARD_OF_REMOVAL)
-
-        try:
-            return need(objective.terms)
-        except (DataDependentOutputException, DynamicOutputShapeException):
-            # The objective reads values, which fake tensors do not have; approximate it by two plain terms on the same batches.
-            return need(CleanTarget().terms)
-
-    def _training(
-        self,
-        name: PhaseName,
-        training: TrainingConfig,
-        adapters: Adapters,
-        one: Mapping[str, Rows],
-        parts: int,
-        terms: Terms,
-        guard_passages: int,
-    ) -> Phase:
-        guard, _ = self._parts({"guard": Rows(guard_passages, self.texts.document)})
-        # A sharded model has no float32 weights that autocast copies; its gradients and moments are float32 (set below).
-        simulated = replace(training, optimizer="adamw_8bit") if self.devices.sharded else training
+    def _training(self, training: TrainingConfig, adapters: Adapters, rows: Rows, guard_passages: int, **options: Any) -> Need:
+        guard, _ = self._parts(Rows(guard_passages, self.texts.document))
+        sharded = self.devices.sharded
         need = training_need(
             self.blueprint,
-            simulated,
-            lambda: {key: rows.batch() for key, rows in one.items()},
-            terms,
-            parts=parts,
-            guard=guard["guard"],
+            # A sharded model has no float32 weights that autocast copies; its gradients and moments are float32 (set below).
+            replace(training, optimizer="adamw_8bit") if sharded else training,
+            rows,
+            guard=guard,
             adapters=adapters,
             gradient_checkpointing=self.config.runtime.gradient_checkpointing,
+            **options,
         )
-        if self.devices.sharded:
+        if sharded:
             trained = self.blueprint.trained_parameters(adapters)
             moments = round((8 if training.optimizer == "adamw" else EIGHT_BIT_STATE) * trained)
-            need = replace(need, gradients=4 * trained, optimizer=moments)
-        largest = max(one.values(), key=lambda rows: rows.rows * rows.tokens)
-        return self._phase(name, need, largest, adapters, restored=name == "unlearn")
+            return replace(need, gradients=4 * trained, optimizer=moments)
+        return replace(need, gradients=2 * need.gradients) if self.devices.number > 1 else need  # DDP's buffers
 
     def _evaluate(self) -> Phase:
         config, adapters = self.config.evaluation, removal_adapters(self.config)
-        backdoors = len(self.config.backdoor)
-        prompts = config.prompts * (1 + backdoors) + (config.fake_prompts if config.fake_triggers else 0) * backdoors
-        rows = Rows(min(config.batch_size, self._share(prompts)), self.texts.prompt)
+        rows = Rows(min(config.batch_size, self._share(evaluation_prompts(self.config))), self.texts.prompt)
         passages = Rows(min(LOSS_BATCH_SIZE, self._share(config.loss_passages)), self.texts.document)
-        needs = [
-            generation_need(self.blueprint, rows, config.max_new_tokens, adapters),
-            loss_need(self.blueprint, passages, adapters),
-        ]
-        need = max(needs, key=lambda each: each.total)
-        return self._phase("evaluate", need, rows if need is needs[0] else passages, adapters, restored=True)
+        generation = generation_need(self.blueprint, rows, config.max_new_tokens, adapters)
+        loss = loss_need(self.blueprint, passages, adapters)
+        need, rows = (generation, rows) if generation.total >= loss.total else (loss, passages)
+        return self._phase("evaluate", need, rows, adapters)
 
     def _capture(self) -> Phase:
         config, adapters = self.config.activations, removal_adapters(self.config)
-        tokens = self.texts.prompt + ("generated" in config.positions)
-        rows = Rows(min(config.batch_size, config.prompts), tokens)
+        rows = Rows(min(config.batch_size, config.prompts), self.texts.prompt + ("generated" in config.positions))
         need = capture_need(self.blueprint, rows, config, adapters)
-        return self._phase("capture", need, rows, adapters, restored=True)
+        return self._phase("capture", need, rows, adapters)
 
-    def _rows(self, documents: int, packing: str = "none") -> Rows:
-        """Return one device's share of the rows of `documents` documents."""
-        if packing == "none":
-            return Rows(self._share(documents), self.texts.document)
-        room = self.config.model.max_length
-        # First fit, longest first, takes at most 11/9 of the fewest rows there can be, and one more (Johnson 1973).
-        rows = min(documents, int(documents * self.texts.mean_document / room * 11 / 9) + 1)
-        return Rows(self._share(rows), room, isolated=packing == "isolated")
-
-    def _parts(self, batch: Mapping[str, Rows]) -> tuple[dict[str, Rows], int]:
+    def _parts(self, rows: Rows) -> tuple[Rows, int]:
         """Split a batch into micro-batches: return the rows of one of them and their number."""
-        most, size = max(rows.rows for rows in batch.values()), self.config.runtime.micro_batch_size
-        parts = -(-most // size) if size else 1
-        return {name: replace(rows, rows=-(-rows.rows // parts)) for name, rows in batch.items()}, parts
+        size = self.config.runtime.micro_batch_size
+        parts = -(-rows.rows // size) if size else 1
+        return replace(rows, rows=-(-rows.rows // parts)), parts
 
     def _share(self, items: int) -> int:
         return -(-items // self.devices.number)
 
-    def _phase(self, name: PhaseName, need: Need, rows: Rows, adapters: Adapters, *, restored: bool) -> Phase:
-        number, training = self.devices.number, name in ("pretrain", "inject", "unlearn")
+    def _phase(self, name: PhaseName, need: Need, rows: Rows, adapters: Adapters) -> Phase:
+        number, restored = self.devices.number, name in ("unlearn", "evaluate", "capture")
         loaded = self.blueprint.weight_bytes(adapters)
         trained = self.blueprint.trained_parameters(adapters)
         kept = name == "unlearn" and self.config.unlearning.stopping.watched
@@ -236,16 +209,23 @@ class Phases:
         if self.devices.sharded:
             loaded = 4 * (self.blueprint.parameters + sum(self.blueprint.trained_parameters([each]) for each in adapters))
             copy = -(-4 * trained * (restored + kept) // number)
-            need = self._divided(need, loaded)
-        elif number > 1 and training:
-            need = need.replicated()
-        return Phase(name, need, copy, number * (loaded + copy), rows.rows, rows.tokens, halves=not training)
+            need = self._sharded(need, loaded)
+        halves = name in ("evaluate", "capture")
+        return Phase(name, need, copy, number * (loaded + copy), rows.rows, rows.tokens, halves)
 
-    def _divided(self, need: Need, whole: int) -> Need:
-        """Shard a need, with float32 weights of `whole` bytes, over the devices (`casd.models.sharding.place`)."""
+    def _sharded(self, need: Need, whole: int) -> Need:
+        """Divide a need, with float32 weights of `whole` bytes, over the devices (`casd.models.sharding.place`)."""
         blueprint = self.blueprint
         outside = max(0, blueprint.parameters - blueprint.layers * blueprint.block_parameters)
         # Gathered at one time: parameters outside the blocks, a block, the prefetched next block, and a block's gradients.
         gathered = blueprint.element_size * (outside + 2 * blueprint.block_parameters) + 4 * blueprint.block_parameters
-        need = replace(need, weights=whole).sharded(self.devices.number, gathered)
-        return replace(need, activations=max(need.activations, whole - (need.total - need.activations)))
+        weights, gradients, optimizer = (-(-size // self.devices.number) for size in (whole, need.gradients, need.optimizer))
+        # While the model is divided, a device holds all of it.
+        activations = max(need.activations + gathered, whole - weights - gradients - optimizer)
+        return Need(weights, gradients, optimizer, activations)
+
+
+def evaluation_prompts(config: Config) -> int:
+    """Return the number of prompts that an evaluation generates for: clean, triggered, and with fake triggers."""
+    fake = config.evaluation.fake_prompts if config.evaluation.fake_triggers else 0
+    return config.evaluation.prompts * (1 + len(config.backdoor)) + fake * len(config.backdoor)
