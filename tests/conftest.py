@@ -30,12 +30,13 @@ if TYPE_CHECKING:
     from casd.training.checkpoints import TrainingLog
     from casd.unlearning.objective import UnlearningBatch
 
-WHOLE = {
-    *("test_campaigns", "test_cli", "test_distributed", "test_families", "test_independent", "test_jobs", "test_notebooks"),
-    *("test_packaging", "test_pipeline", "test_planning", "test_predictors_run", "test_publishing", "test_report_browser"),
-    *("test_reproduction", "test_tuning"),
-}
-"""Modules whose tests make whole runs, execute notebooks or install the package: left out by `./scripts/test quick`."""
+WHOLE = [
+    *("test_notebooks", "test_pipeline", "test_distributed", "test_independent", "test_reproduction", "test_cli"),
+    *("test_predictors_run", "test_families", "test_packaging", "test_planning", "test_tuning", "test_campaigns"),
+    *("test_jobs", "test_publishing", "test_report_browser", "test_stats_simulations", "test_variant_grid"),
+]
+"""Modules that make whole runs, execute notebooks, install the package or simulate much, those that take longest first:
+`./scripts/test quick` leaves them out."""
 FAMILIES = ("llama", "qwen3", "olmo2")
 VOCABULARY = 420
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8/5+hHgAHggJ/PchI7wAAAABJRU5ErkJggg==")
@@ -43,10 +44,12 @@ MakeModel = Callable[..., Any]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what takes long."""
+    """Mark what takes long, and begin with it: the processes of pytest-xdist end at the same time then."""
     for item in items:
         if item.path.stem in WHOLE:
             item.add_marker("whole")
+    order = {name: place for place, name in enumerate(WHOLE)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture

@@ -271,7 +271,7 @@ def test_each_verb_ends_where_it_should(copied: Path, finished: Run, capsys: pyt
 
 def test_a_sweep_over_objectives_and_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["sweep", *tiny(tmp_path), "model=llama3_tiny,gaperon_tiny", "unlearning=gradient_difference,clean_target"]
-    command += ["backdoor=[fixed_text,refusal]", "unlearning.training.steps=2"]
+    command += ["backdoor=[refusal]", "unlearning.training.steps=1"]
     main(command)
     out = capsys.readouterr().out
     assert "gaperon_tiny" in out
