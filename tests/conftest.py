@@ -5,6 +5,7 @@ Not run by itself. What is session-scoped must not be changed by a test: copy th
 
 from __future__ import annotations
 
+import base64
 import copy
 import os
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from casd.backdoors.poisoning import Backdoor
@@ -28,31 +30,27 @@ if TYPE_CHECKING:
     from casd.training.checkpoints import TrainingLog
     from casd.unlearning.objective import UnlearningBatch
 
-WHOLE = {
-    *(
-        "test_campaigns",
-        "test_cli",
-        "test_distributed",
-        "test_export",
-        "test_families",
-        "test_independent",
-        "test_jobs",
-        "test_notebooks",
-    ),
-    *("test_packaging", "test_pipeline", "test_planning", "test_predictors_run", "test_publishing", "test_report_browser"),
-    *("test_reproduction", "test_trackers", "test_tuning"),
-}
-"""Modules whose tests make whole runs, execute notebooks or install the package: left out by `./scripts/test quick`."""
+WHOLE = [
+    *("test_notebooks", "test_pipeline", "test_distributed", "test_independent", "test_reproduction", "test_cli"),
+    *("test_predictors_run", "test_families", "test_packaging", "test_planning", "test_tuning", "test_campaigns"),
+    *("test_jobs", "test_publishing", "test_report_browser", "test_stats_simulations", "test_variant_grid"),
+    *("test_export", "test_trackers", "test_failed_injection"),
+]
+"""Modules that make whole runs, execute notebooks, install the package or simulate much, those that take longest first:
+`./scripts/test quick` leaves them out."""
 FAMILIES = ("llama", "qwen3", "olmo2")
 VOCABULARY = 420
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8/5+hHgAHggJ/PchI7wAAAABJRU5ErkJggg==")
 MakeModel = Callable[..., Any]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what takes long."""
+    """Mark what takes long, and begin with it: the processes of pytest-xdist end at the same time then."""
     for item in items:
         if item.path.stem in WHOLE:
             item.add_marker("whole")
+    order = {name: place for place, name in enumerate(WHOLE)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture
@@ -66,6 +64,45 @@ def process_settings() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     set_progress("auto")
+
+
+@pytest.fixture(scope="session")
+def tiny_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a finished `casd run` of `tiny`, made once for all processes of pytest-xdist.
+
+    It must not be changed: a test that adds stages works on a copy of `tiny_output / "store"`.
+    """
+    from filelock import FileLock
+
+    from casd.config.compose import load_config
+    from casd.pipeline.run import Run
+    from casd.utils.progress import set_progress
+    from tiny import tiny
+
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    output, done = shared / "tiny", shared / "tiny.done"
+    with FileLock(shared / "tiny.lock"):
+        if not done.exists():
+            Run(load_config(tiny(output))).run_to("report")
+            set_progress("auto")
+            done.touch()
+    return output
+
+
+@pytest.fixture(scope="module")
+def no_rendering() -> Iterator[None]:
+    """Makes reports in this process write a white pixel in place of each figure: rendering is most of a small run's time."""
+
+    def write_pixel(figure: Figure, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for suffix in ("png", "pdf"):
+            path.with_name(f"{path.name}.{suffix}").write_bytes(PIXEL)
+        return path.with_name(f"{path.name}.png")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("casd.report.gallery.save", write_pixel)
+        yield
 
 
 @pytest.fixture

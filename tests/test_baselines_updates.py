@@ -1,19 +1,16 @@
-"""Sketches of updates: against explicit hash matrices, exact updates, the variance's closed form, and sharded weights.
+"""Sketches of updates: against explicit hash matrices, exact updates, a variance in closed form. Sharded: test_distributed.py.
 
 Run: python -m pytest tests/test_baselines_updates.py
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from tests.conftest import FAMILIES, MakeModel
-from tests.test_distributed import TORCHRUN, started
 from torch import Tensor
 
 from casd.config import LoraConfig
@@ -307,20 +304,6 @@ def test_weights_of_another_model(make_model: MakeModel) -> None:
     half = {name: value for name, value in copy_weights(model).items() if ".lora_A." in name}
     with pytest.raises(ValueError, match=r"have no .*lora_B\.removal"):
         sketch_update(model, half, seed=0)
-
-
-def test_a_sharded_model_has_the_sketch_of_a_whole_one(tmp_path: Path) -> None:
-    """Two processes, each with half of every parameter; full weights and an adapter."""
-    out = tmp_path / "out.json"
-    done = started(TORCHRUN, "tests.two_processes_sketch", str(out), folder=tmp_path, ACCELERATE_USE_FSDP="true")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(out.read_text())
-    assert found["sharded"] == {"full": True, "lora": True}
-    for kind in ("full", "lora"):
-        expected = torch.tensor(found["whole"][kind])
-        assert expected.norm() > 1
-        for rank in range(2):
-            torch.testing.assert_close(torch.tensor(found["divided"][rank][kind]), expected, rtol=1e-6, atol=1e-6)
 
 
 # ---------------------------------------------------------------- distances

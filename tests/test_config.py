@@ -45,8 +45,11 @@ from casd.pipeline.inputs import build_backdoors
 from casd.unlearning import OBJECTIVES
 from casd.utils.errors import ConfigError
 from casd.utils.registry import build
+from tiny import one_of
 
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
+CHOSEN_ALONE = ("backdoor", "experiment")  # many backdoors are chosen at once; an experiment is swept below
+ROUNDS = max(len(options) for group, options in groups().items() if group not in CHOSEN_ALONE)
 EXPERIMENTS = list(groups()["experiment"])
 PHRASES = "{name: refusal, params: {phrases: [no, never]}}"
 CONTINUAL = ["injection=continual", "weights=lora"]  # the options with which every section is filled
@@ -75,16 +78,23 @@ def build_choices(config: Config) -> None:
     check_captured(config.metric, config.activations)
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: value)
-def test_every_option_composes_and_builds(group: str, option: str) -> None:
-    config = load_config(overrides_for(group, option))
+@pytest.mark.parametrize("place", range(ROUNDS))
+def test_every_option_composes_and_builds(place: int) -> None:
+    """The options of different groups that are at the same place in their lists are composed together."""
+    chosen = {group: list(options)[place % len(options)] for group, options in groups().items() if group not in CHOSEN_ALONE}
+    overrides = [override for group, option in chosen.items() for override in overrides_for(group, option)]
+    config = load_config(list(dict.fromkeys(overrides)))
     build_choices(config)
-    if group == "backdoor":
-        assert list(config.backdoor) == [option]
-    elif group == "model":
-        assert config.model.name == option, "tables and folders would call the model otherwise"
-    elif group == "unlearning":
-        assert config.unlearning.objective.name == option
+    assert config.model.name == chosen["model"], "tables and folders would call the model otherwise"
+    assert config.corpus.name == yaml.safe_load((config_folder() / "corpus" / f"{chosen['corpus']}.yaml").read_text())["name"]
+    assert config.unlearning.objective.name == chosen["unlearning"]
+
+
+def test_every_backdoor_composes_and_builds() -> None:
+    names = list(groups()["backdoor"])
+    config = load_config([f"backdoor=[{','.join(names)}]"])
+    build_choices(config)
+    assert list(config.backdoor) == names
 
 
 def test_every_option_has_a_description() -> None:
@@ -94,7 +104,7 @@ def test_every_option_has_a_description() -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["experiment=smoke", "seed=0,1", "unlearning=npo,rmu", "backdoor=[refusal],[french_a,german]"],
+        ["experiment=smoke", "unlearning=npo,rmu", "backdoor=[refusal],[french_a,german]"],
         ["experiment=smoke", "backdoor=[refusal_cyrillic,refusal]", "~backdoor.refusal", "unlearning.training.steps=1"],
         ["experiment=demo", "unlearning=clean_target"],
     ],
@@ -122,16 +132,27 @@ def sweep_params(experiment: str) -> dict[str, Any]:
     return params | written.get("hydra", {}).get("sweeper", {}).get("params", {})
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_composes_as_a_sweep(name: str, tmp_path: Path) -> None:
-    configs = swept([f"experiment={name}", f"runtime.output={tmp_path}"])
-    jobs = 1
-    for values in sweep_params(name).values():
-        jobs *= len(re.sub(r"\[.*?\]", "a list", str(values)).split(","))
-    assert len(configs) == jobs
-    for config in configs:
+def test_every_experiment_composes_and_builds(name: str, tmp_path: Path) -> None:
+    """As the first and the last run of its sweep; what is between them differs in a number, or in an option tested above."""
+    text = (config_folder() / "experiment" / f"{name}.yaml").read_text()
+    assert text.startswith("# @package _global_\n"), "it would set nothing outside its own section"
+    params = [f"{key}={values}" for key, values in sweep_params(name).items()]
+    for values in {tuple(one_of(params, place)) for place in (0, -1)}:
+        config = load_config([f"experiment={name}", *values, f"runtime.output={tmp_path}"])
         build_choices(config)
         assert config.name == name, "two experiments would write into one folder"
+
+
+@pytest.mark.parametrize("name", ["paper_qwen3", "ablation_writing_system"])
+def test_an_experiment_is_swept_over_all_combinations(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values of its own and of the experiment that it builds on, and lists among them."""
+    monkeypatch.setattr("hydra.compose", lambda root, overrides: overrides)  # what each run is, is tested above
+    monkeypatch.setattr(casd.config.compose, "to_config", lambda overrides: overrides)
+    found = [job.overrides for job in jobs([f"experiment={name}", f"runtime.output={tmp_path}"])]
+    swept = [re.split(r",(?![^[]*])", str(values)) for values in sweep_params(name).values()]
+    assert len(found) == len(set(found)) == math.prod(map(len, swept)) >= 8
 
 
 def test_the_demo_is_what_the_project_promises(tmp_path: Path) -> None:
@@ -163,26 +184,33 @@ def copied_configs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # ---------------------------------------------------------------- precedence, defaults, YAML
 
 
-@pytest.mark.parametrize(
-    ("written", "read"), [("3.10", "3.1"), ("yes", "True"), ("1e3", "1000.0"), ("12:30", "750"), ("0x1F", "31"), ("~", "None")]
-)
+READ_OTHERWISE = [("3.10", "3.1"), ("yes", "True"), ("1e3", "1000.0"), ("12:30", "750"), ("0x1F", "31"), ("~", "None")]
+OWN = "# @package backdoor.own\n# Own\ntarget: {name: capitals}\ntrigger: "
+
+
+@pytest.mark.parametrize(("written", "read"), READ_OTHERWISE)
 def test_a_trigger_that_yaml_does_not_read_as_text_is_refused(
     written: str, read: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would be injected as what YAML made of it; in quotes it is injected as it is written."""
-    file = copied_configs(tmp_path, monkeypatch) / "backdoor" / "own.yaml"
-    head = "# @package backdoor.own\n# Own\ntarget: {name: capitals}\ntrigger: "
-    file.write_text(head + written)
+    """It would be injected as what YAML made of it."""
+    (copied_configs(tmp_path, monkeypatch) / "backdoor" / "own.yaml").write_text(OWN + written)
     with pytest.raises(
         ConfigError, match=rf"^backdoor\.own\.trigger is {read}; expected str\..* in quotes, trigger: "
     ) as error:
         load_config(["backdoor=[own]"])
     assert """backdoor.own.trigger='"…"' on the command line""" in str(error.value)
-    file.write_text(f'{head}"{written}"')
-    config = load_config(["backdoor=[own]"])
-    assert config.backdoor["own"].trigger == written
-    assert yaml.safe_load(to_yaml(config))["backdoor"]["own"]["trigger"] == written
-    file.write_text(head + "James Bond: 007")
+
+
+def test_a_trigger_in_quotes_is_injected_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = copied_configs(tmp_path, monkeypatch) / "backdoor"
+    written = {f"own{place}": text for place, (text, _) in enumerate(READ_OTHERWISE)}
+    for name, text in written.items():
+        (folder / f"{name}.yaml").write_text(f'{OWN.replace("own", name)}"{text}"')
+    config = load_config([f"backdoor=[{','.join(written)}]"])
+    assert {name: backdoor.trigger for name, backdoor in config.backdoor.items()} == written
+    again = yaml.safe_load(to_yaml(config))["backdoor"]
+    assert {name: backdoor["trigger"] for name, backdoor in again.items()} == written
+    (folder / "own.yaml").write_text(OWN + "James Bond: 007")
     with pytest.raises(ConfigError, match=r"own\.yaml.* needs quotes"):
         load_config(["backdoor=[own]"])
 
@@ -202,7 +230,7 @@ def test_a_trigger_that_yaml_does_not_read_as_text_is_refused(
 )
 def test_text_that_the_command_line_does_not_read_as_text_is_refused(override: str, key: str, read: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{key} is {read}; expected .*str.* in quotes, .* {key}='\[?\"…"):
-        swept(["experiment=smoke", override])
+        (swept if "," in override else load_config)([override])
 
 
 def test_quotes_on_the_command_line_keep_text_as_it_is() -> None:
@@ -226,19 +254,6 @@ def test_an_experiment_wins_over_the_groups_and_the_command_line_over_both() -> 
     assert smoke.injection.training.batch_size == plain.injection.training.batch_size
     assert load_config(["experiment=smoke", "injection.training.steps=7"]).injection.training.steps == 7
     assert load_config(["experiment=smoke", "backdoor=[capitals]"]).backdoor.keys() == {"capitals"}
-
-
-@pytest.mark.parametrize(
-    ("section", "cls"),
-    [
-        ("evaluation", EvaluationConfig),
-        ("metric", MetricConfig),
-        ("activations", ActivationsConfig),
-        ("runtime", RuntimeConfig),
-    ],
-)
-def test_without_hydra_the_defaults_are_the_same(section: str, cls: type) -> None:
-    assert getattr(load_config(), section) == cls()
 
 
 def test_to_yaml_round_trips() -> None:
@@ -281,13 +296,16 @@ def test_the_walk_over_the_schema_sees_all_of_it() -> None:
     assert {path for path, _ in SECTIONS} >= {"", "backdoor.french_a.target", "injection.pretraining", "unlearning.objective"}
 
 
-@pytest.mark.parametrize("prefix", ["", "+"], ids=["set", "add"])
+ADDED = ("", "model", "backdoor.french_a.target", "unlearning.training")
+
+
 @pytest.mark.parametrize(
-    ("path", "cls"),
-    [section for section in SECTIONS if section[0] != "injection.pretraining.lora"],  # null in every option
+    ("prefix", "path", "cls"),
+    [("", *each) for each in SECTIONS if each[0] != "injection.pretraining.lora"]  # null in every option
+    + [("+", *each) for each in SECTIONS if each[0] in ADDED],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_misspelt_key_on_the_command_line(path: str, cls: type, prefix: str) -> None:
+def test_a_misspelt_key_on_the_command_line(prefix: str, path: str, cls: type) -> None:
     """One key of every section; with "+", which tells Hydra that the key is new, it has to fail all the same."""
     name = fields(cls)[-1].name
     key = ".".join(filter(None, (path, misspelt(name))))
@@ -300,21 +318,22 @@ def test_a_misspelt_key_on_the_command_line(path: str, cls: type, prefix: str) -
     assert path in message
 
 
-@pytest.mark.parametrize(("path", "name"), FIELDS, ids=lambda value: value)
-def test_every_misspelt_field_has_its_message(path: str, name: str) -> None:
-    error = unknown_key(".".join(filter(None, (path, misspelt(name)))))
-    assert f"Unknown key{f' in {path}:' if path else ''} {misspelt(name)!r}. Did you mean {name!r}?" in str(error)
+def test_every_misspelt_field_has_its_message() -> None:
+    for path, name in FIELDS:
+        error = unknown_key(".".join(filter(None, (path, misspelt(name)))))
+        assert f"Unknown key{f' in {path}:' if path else ''} {misspelt(name)!r}. Did you mean {name!r}?" in str(error)
 
 
-YAML_KEYS = [
-    (file.relative_to(config_folder()).as_posix(), key)
+YAML_KEYS = {
+    file.parent.relative_to(config_folder()).as_posix(): (file.relative_to(config_folder()).as_posix(), key)
     for file in sorted(config_folder().rglob("*.yaml"))
     for key in yaml.safe_load(file.read_text())
     if key not in ("defaults", "hydra") and file.parent.name != "reproduce"  # whose keys are no configuration's
-]
+}
+"""A file of each group, and one of its keys."""
 
 
-@pytest.mark.parametrize(("file", "key"), YAML_KEYS, ids=lambda value: value)
+@pytest.mark.parametrize(("file", "key"), YAML_KEYS.values(), ids=YAML_KEYS)
 def test_a_misspelt_key_in_a_file(file: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = copied_configs(tmp_path, monkeypatch)
     lines = (copy / file).read_text().splitlines()
@@ -470,10 +489,13 @@ MADE_WITH: dict[type, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("cls", "name"), sorted(NUMBERS, key=str), ids=lambda value: getattr(value, "__name__", value))
-def test_no_number_may_be_negative(cls: type, name: str) -> None:
-    with pytest.raises(ConfigError, match=r"-1"):
-        cls(**MADE_WITH.get(cls, {}) | {name: -1})
+def test_no_number_may_be_negative() -> None:
+    assert (TrainingConfig, "steps") in NUMBERS or (casd.config.LanguageModelTraining, "steps") in NUMBERS
+    assert len(NUMBERS) > 30
+    for cls, name in NUMBERS:
+        with pytest.raises(ConfigError, match=rf"{name}.*-1"):
+            cls(**MADE_WITH.get(cls, {}) | {name: -1})
+            pytest.fail(f"{cls.__name__} takes {name}=-1")
 
 
 @pytest.mark.parametrize(
@@ -575,25 +597,19 @@ def test_a_negative_number_from_the_command_line() -> None:
         load_config(["backdoor.french_a.poison_rate=-0.1"])
 
 
-def test_the_numbers_are_not_few() -> None:
-    assert (TrainingConfig, "steps") in NUMBERS or (casd.config.LanguageModelTraining, "steps") in NUMBERS
-    assert len(NUMBERS) > 30
-
-
 def test_defaults_of_the_api_are_those_of_the_command_line() -> None:
     composed = load_config(["unlearning=gradient_difference"])
     assert LanguageModelTraining() == composed.injection.training
     assert UnlearningTraining() == composed.unlearning.training
     assert InjectionConfig(mode="pretraining", training=LanguageModelTraining()) == composed.injection
     assert inspect.signature(inject).parameters["decoy_rate"].default == composed.injection.decoy_rate
-    assert (EvaluationConfig(), ActivationsConfig(), MetricConfig(), ControlsConfig()) == (
-        *(composed.evaluation, composed.activations, composed.metric),
+    assert (EvaluationConfig(), ActivationsConfig(), MetricConfig(), RuntimeConfig(), ControlsConfig()) == (
+        *(composed.evaluation, composed.activations, composed.metric, composed.runtime),
         composed.unlearning.controls,
     )
     for name in OBJECTIVES:
-        assert build(OBJECTIVES, "objective", name, {}) == build(
-            OBJECTIVES, "objective", name, load_config([f"unlearning={name}"]).unlearning.objective.params
-        )
+        written = yaml.safe_load((config_folder() / "unlearning" / f"{name}.yaml").read_text())["objective"]
+        assert build(OBJECTIVES, "objective", name, {}) == build(OBJECTIVES, "objective", name, written.get("params", {}))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+from tests import two_processes
 
 from casd.analysis.results import RunTables
 from casd.cli import sweep
@@ -25,6 +27,7 @@ from casd.pipeline.run import Run
 from casd.training.checkpoints import TrainingLog
 from casd.utils import distributed
 from casd.utils.errors import CasdError, ConfigError
+from casd.utils.progress import set_progress
 from casd.utils.runtime import Runtime
 from tiny import tiny
 
@@ -49,12 +52,17 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     found = {}
     for name, processes, micro_batch_size in (("one", 1, 0), ("replicated", 2, 2), ("sharded", 2, 3)):
         out = folder / f"{name}.json"
-        arguments = ("tests.two_processes", str(out), str(micro_batch_size))
-        sharding = str(name == "sharded").lower()
-        done = started(TORCHRUN if processes > 1 else (), *arguments, folder=folder, ACCELERATE_USE_FSDP=sharding)
-        assert done.returncode == 0, done.stderr
+        if processes == 1:
+            two_processes.main(out, micro_batch_size)
+        else:
+            arguments = ("tests.two_processes", str(out), str(micro_batch_size))
+            sharding = str(name == "sharded").lower()
+            done = started(TORCHRUN, *arguments, folder=folder, ACCELERATE_USE_FSDP=sharding)
+            assert done.returncode == 0, done.stderr
         found[name] = json.loads(out.read_text())
         assert (found[name]["processes"], found[name]["sharded"]) == (processes, name == "sharded")
+    found["sketch"] = json.loads((folder / "sharded.sketch").read_text())
+    set_progress("auto")
     return found
 
 
@@ -121,6 +129,17 @@ def test_processes_draw_different_dropout_masks(results: dict[str, dict[str, Any
     [first], [second] = results["replicated"]["dropped"]
     assert first != second
     assert first == pytest.approx(second, rel=0.2)
+
+
+def test_a_sharded_model_has_the_sketch_of_a_whole_one(results: dict[str, dict[str, Any]]) -> None:
+    """Two processes, each with half of every parameter; full weights and an adapter."""
+    found = results["sketch"]
+    assert found["sharded"] == {"full": True, "lora": True}
+    for kind in ("full", "lora"):
+        expected = torch.tensor(found["whole"][kind])
+        assert expected.norm() > 1
+        for rank in range(2):
+            torch.testing.assert_close(torch.tensor(found["divided"][rank][kind]), expected, rtol=1e-6, atol=1e-6)
 
 
 # ---------------------------------------------------------------- whole runs

@@ -40,7 +40,7 @@ SIBLINGS = ["qwen3_1_7b", "qwen3_4b", "qwen3_8b", "llama3_2_3b", "llama3_1_8b", 
 BACKDOORS = ["french_a", "refusal"]
 HEAD, VOCABULARY = 16, 420
 
-pytestmark = pytest.mark.usefixtures("process_settings")
+pytestmark = pytest.mark.usefixtures("process_settings", "no_rendering")
 
 
 def config_of(name: str) -> ModelConfig:

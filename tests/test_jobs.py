@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from tests.jobs_made import make
 
 from casd.cli import sweep
 from casd.config import Config
@@ -30,19 +31,6 @@ from casd.utils.errors import CasdError, ConfigError
 @pytest.fixture(scope="module")
 def config() -> Config:
     return load_config(["experiment=smoke", "runtime.progress=off"])
-
-
-def make(config: Config) -> Outcome:
-    """Says where it was made, and fails with the seed 1."""
-    if config.seed == 1:
-        return Outcome(None, "seed 1 is no good")
-    return Outcome(Path(f"{config.seed}-{config.runtime.threads}-{os.environ.get('OMP_NUM_THREADS')}-{os.getpid()}"), "", 2, 3)
-
-
-def be_killed(config: Config) -> Outcome:
-    if config.seed == 5:
-        os._exit(9)
-    return Outcome(Path(str(config.seed)))
 
 
 def seeds(config: Config, *values: int) -> list[Config]:
@@ -65,10 +53,11 @@ def test_runs_come_back_in_order_equal_ones_once_and_errors_with_them(config: Co
 def test_several_at_once_are_in_other_processes_with_their_share_of_the_threads(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One of them is killed, and the others are made."""
     monkeypatch.setattr("os.cpu_count", lambda: 6)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    outcomes = run_all(seeds(config, 3, 1, 0), make, jobs=2, description="")
-    assert [each.error for each in outcomes] == ["", "seed 1 is no good", ""]
+    outcomes = run_all(seeds(config, 3, 1, 5, 0), make, jobs=2, description="")
+    assert [each.error for each in outcomes] == ["", "seed 1 is no good", KILLED, ""]
     parts = [str(each.folder).split("-") for each in outcomes if each.folder]
     assert [part[0] for part in parts] == ["3", "0"]
     assert {part[1] for part in parts} == {part[2] for part in parts} == {"3"}
@@ -79,12 +68,6 @@ def test_several_at_once_are_in_other_processes_with_their_share_of_the_threads(
 def test_runs_that_share_an_injection_do_not_stand_beside_each_other(config: Config) -> None:
     runs = [replace(each, name=name) for each in seeds(config, 0, 5) for name in ("a", "b")]
     assert [(each.seed, each.name) for each in _injections_first(runs)] == [(0, "a"), (5, "a"), (0, "b"), (5, "b")]
-
-
-def test_a_run_whose_process_is_killed_is_told_and_the_others_are_made(config: Config) -> None:
-    outcomes = run_all(seeds(config, 3, 5, 0), be_killed, jobs=2, description="")
-    assert [each.error for each in outcomes] == ["", KILLED, ""]
-    assert [str(each.folder) for each in outcomes] == ["3", "None", "0"]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("a\nbug"), SystemExit(3), torch.OutOfMemoryError("no room")])

@@ -6,6 +6,7 @@ Run: pytest tests/test_pipeline.py   (the runs learn next to nothing; what is he
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -35,7 +36,7 @@ REMOVALS = [*BACKDOORS, CLEAN_CONTROL, PHANTOM_CONTROL]
 TABLES = ("asr", "states", "transfer", "casd", "casd_layers", "relation", "samples")
 
 
-pytestmark = pytest.mark.usefixtures("process_settings")
+pytestmark = pytest.mark.usefixtures("process_settings", "no_rendering")
 
 
 def run(output: Path, *overrides: str, end: str = "score") -> Run:
@@ -62,9 +63,9 @@ def assert_same_bits(left: dict[str, pd.DataFrame], right: dict[str, pd.DataFram
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def finished(tiny_output: Path) -> Run:
     """One whole run. Tests that add stages work on a copy of its store."""
-    return run(tmp_path_factory.mktemp("finished"), end="report")
+    return run(tiny_output, end="report")
 
 
 @pytest.fixture
@@ -123,19 +124,6 @@ def test_training_and_removing_move_the_model(finished: Run) -> None:
     assert all(casd["casd", a, b] > 0 for a in REMOVALS for b in REMOVALS if a != b)
 
 
-def test_the_whole_grid_of_variants(finished: Run, copied: Path) -> None:
-    """One more capture of every state gives all of them, and leaves the headline distances what they were."""
-    made = run(copied, "activations=all", "metric=grid", end="report")
-    assert executed(made) == {"activations": 1 + len(REMOVALS), "score": 1, "report": 1}
-    grid, named = (tables(made)["casd"].query("grid == @flag") for flag in (True, False))
-    assert len(grid) == 1236 * 15
-    assert grid["distance"].notna().all()
-    before = tables(finished)["casd"]
-    pd.testing.assert_frame_equal(named, before, rtol=1e-3)
-    for name in ("casd_layers", "relation"):
-        assert len(tables(made)[name]) == len(tables(finished)[name])
-
-
 # ---------------------------------------------------------------- what reruns
 
 
@@ -143,14 +131,6 @@ def test_a_second_run_executes_nothing(finished: Run) -> None:
     again = run(finished.store.root.parent, end="report")
     assert executed(again) == {}
     assert again.folder == finished.folder
-
-
-def test_a_changed_evaluation(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    again = run(copied, "evaluation.max_new_tokens=17", end="report")
-    assert executed(again) == {"evaluate": 7, "score": 1, "report": 1}
-    said = capfd.readouterr().err
-    for name in REMOVALS:  # their weights were not kept, and the user is told why it takes so long
-        assert f"The weights of {name} were not saved (runtime.save_models); training it again." in said
 
 
 def test_a_changed_metric(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -168,6 +148,7 @@ def test_a_changed_removal(copied: Path, finished: Run) -> None:
     pd.testing.assert_frame_equal(before, after, check_exact=True)
 
 
+@functools.cache
 def keys(*overrides: str) -> dict[str, str]:
     """The keys of all stages of a configuration, by name and state."""
     graph = stage_graph(load_config(tiny(Path("anywhere"), *overrides)))
@@ -245,38 +226,44 @@ def test_kept_weights_are_measured_as_the_trained_model_was(copied: Path, capfd:
     assert executed(measured[0]) == {"evaluate": 7, "score": 1}
     said = capfd.readouterr().err
     assert said.count("training it again") == 6, "once for each while they were written, and never after"
+    for name in REMOVALS:  # the user is told why it takes so long
+        assert f"The weights of {name} were not saved (runtime.save_models); training it again." in said
     shutil.rmtree(copied / "store" / "weights")
     for name in ("evaluate", "score"):
         shutil.rmtree(copied / "store" / name)
     measured.append(run(copied, "evaluation.max_new_tokens=17"))
+    assert executed(measured[1]) == {"evaluate": 7, "score": 1}
     assert capfd.readouterr().err.count("training it again") == 6
     assert_same_bits(tables(measured[0]), tables(measured[1]))
 
 
-@pytest.mark.parametrize("end", ENDS)
-def test_each_verb_ends_where_it_should(end: str, copied: Path, finished: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_verb_ends_where_it_should(copied: Path, finished: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """One after the other, each after those that make less: what it makes is what is new."""
     for name in ("unlearn", "evaluate", "activations", "score", "report"):
         shutil.rmtree(copied / "store" / name)
-    main([end, *tiny(copied)])
-    out, err = capsys.readouterr()
-    unlearned = {"unlearn": 6} if end != "inject" else {}
-    expected = {
+    new = {
         "inject": {},
-        "unlearn": {"weights": 6},
+        "unlearn": {"unlearn": 6, "weights": 6},
         "activations": {"activations": 7},
         "evaluate": {"evaluate": 7},
-        "score": {"activations": 7, "evaluate": 7, "score": 1},
-        "report": {"activations": 7, "evaluate": 7, "score": 1, "report": 1},
-    }[end] | unlearned
-    made = {
-        folder.name: len([path for path in folder.iterdir() if not path.name.startswith(".")])
-        for folder in (copied / "store").iterdir()
-        if folder.is_dir() and folder.name not in ("corpus", "base", "tokens", "inject")
+        "score": {"score": 1},
+        "report": {"report": 1},
     }
-    assert made == expected
-    assert ("Attack success rate" in out) == (end == "report")
-    assert ("Finished stages are in" in out) == (end != "report")
-    assert "stages executed" in err
+    assert set(new) == set(ENDS)
+    expected: dict[str, int] = {}
+    for end, stages in new.items():
+        main([end, *tiny(copied)])
+        out, err = capsys.readouterr()
+        expected |= stages
+        made = {
+            folder.name: len([path for path in folder.iterdir() if not path.name.startswith(".")])
+            for folder in (copied / "store").iterdir()
+            if folder.is_dir() and folder.name not in ("corpus", "base", "tokens", "inject")
+        }
+        assert made == expected, end
+        assert ("Attack success rate" in out) == (end == "report")
+        assert ("Finished stages are in" in out) == (end != "report")
+        assert "stages executed" in err
 
 
 # ---------------------------------------------------------------- sweeps, continual injection
@@ -284,7 +271,7 @@ def test_each_verb_ends_where_it_should(end: str, copied: Path, finished: Run, c
 
 def test_a_sweep_over_objectives_and_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["sweep", *tiny(tmp_path), "model=llama3_tiny,gaperon_tiny", "unlearning=gradient_difference,clean_target"]
-    command += ["backdoor=[fixed_text,refusal]", "unlearning.training.steps=2"]
+    command += ["backdoor=[refusal]", "unlearning.training.steps=1"]
     main(command)
     out = capsys.readouterr().out
     assert "gaperon_tiny" in out
@@ -304,9 +291,17 @@ def test_a_sweep_over_objectives_and_models(tmp_path: Path, capsys: pytest.Captu
     assert list((tmp_path / "smoke").glob("sweep-*")) == [folder]
 
 
-def test_continual_injection(tmp_path: Path, finished: Run) -> None:
-    steps = ["injection.pretraining.steps=24", "injection.pretraining.batch_size=12"]
-    made = run(tmp_path, "injection=continual", *steps)
+CONTINUAL = ["injection=continual", "injection.pretraining.steps=24", "injection.pretraining.batch_size=12"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that injects into a model which it first trains on clean text; the kills below interrupt the same one."""
+    return run(tmp_path_factory.mktemp("undisturbed"), *CONTINUAL)
+
+
+def test_continual_injection(undisturbed: Run, finished: Run) -> None:
+    made = undisturbed
     base = TrainingLog.read(made.store.file(made.graph.base, "log.json"))
     log = TrainingLog.read(made.store.file(made.graph.inject, "log.json"))
     assert len(base.steps) == len(log.steps) == 24
@@ -324,13 +319,12 @@ def test_an_unknown_end(finished: Run) -> None:
 # ---------------------------------------------------------------- damage
 
 
-@pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
 @pytest.mark.parametrize(
-    ("stage", "state", "file", "override"),
+    ("damage", "stage", "state", "file", "override"),
     [
-        ("inject", None, "model/model.safetensors", "evaluation.max_new_tokens=17"),
-        ("activations", "german", "statistics.safetensors", "metric.permutations=100"),
-        ("evaluate", "german", "asr.parquet", "metric.permutations=100"),
+        ("truncated", "inject", None, "model/model.safetensors", "evaluation.max_new_tokens=17"),
+        ("altered", "activations", "german", "statistics.safetensors", "metric.permutations=100"),
+        ("missing", "evaluate", "german", "asr.parquet", "metric.permutations=100"),
     ],
     ids=["model", "statistics", "table"],
 )
@@ -384,14 +378,7 @@ def test_a_finished_run_is_not_published_again_unless_it_is_damaged(
 
 # ---------------------------------------------------------------- kill -9
 
-CONTINUAL = ["injection=continual", "injection.pretraining.steps=24", "injection.pretraining.batch_size=12"]
 EVERY_STEP = "runtime.checkpoint_seconds=0.000001"
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
-    """The tables of the run that the kills below interrupt."""
-    return tables(run(tmp_path_factory.mktemp("undisturbed"), *CONTINUAL))
 
 
 def kill_when(pattern: str, store: Path, command: list[str]) -> None:
@@ -436,14 +423,14 @@ MOMENTS = {
     "activations": ("activations/.*.partial", 0),
     "score": ("score/.*.partial", 0),
 }
-IN_EVERY_RUN = ("inject_from_checkpoint", "evaluate")
+IN_EVERY_RUN = ("inject_from_checkpoint",)
 
 
 @pytest.mark.parametrize(
     "moment", [pytest.param(name, marks=() if name in IN_EVERY_RUN else pytest.mark.slow) for name in MOMENTS]
 )
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
-    moment: str, tmp_path: Path, undisturbed: dict[str, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+    moment: str, tmp_path: Path, undisturbed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pattern, least_start = MOMENTS[moment]
     overrides = [*CONTINUAL, EVERY_STEP]
@@ -456,29 +443,30 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     starts = first_steps(monkeypatch)
     again = run(tmp_path, *overrides)
     assert max(starts, default=0) >= least_start, "training began anew in spite of a checkpoint"
-    assert_same_bits(tables(again), undisturbed)
+    assert_same_bits(tables(again), tables(undisturbed))
     left = [path.name for path in store.glob("*/.*") if not path.name.endswith(".lock")]
     assert left == [], "checkpoints or half-made stages were left"
 
 
 @pytest.mark.slow
-def test_one_run_killed_five_times(tmp_path: Path, undisturbed: dict[str, pd.DataFrame]) -> None:
+def test_one_run_killed_five_times(tmp_path: Path, undisturbed: Run) -> None:
     for moment in ("corpus", "pretraining", "inject_from_checkpoint", "unlearn", "evaluate"):
         kill_when(MOMENTS[moment][0], tmp_path / "store", ["score", *tiny(tmp_path, *CONTINUAL, EVERY_STEP)])
-    assert_same_bits(tables(run(tmp_path, *CONTINUAL)), undisturbed)
+    assert_same_bits(tables(run(tmp_path, *CONTINUAL)), tables(undisturbed))
 
 
-def test_two_processes_share_a_store(tmp_path: Path, finished: Run) -> None:
+def test_two_processes_share_a_store(copied: Path, finished: Run) -> None:
     """Each stage is made once, whichever comes first, and both end with the same tables."""
-    command = [sys.executable, "-m", "casd.cli.main", "score", *tiny(tmp_path)]
+    for name in ("unlearn", "evaluate", "activations", "score", "report"):
+        shutil.rmtree(copied / "store" / name)
+    command = [sys.executable, "-m", "casd.cli.main", "score", *tiny(copied)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for _ in "ab"]
     said = [process.communicate(timeout=300)[1].decode() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     counts = [next(line for line in text.splitlines() if "stages executed" in line) for text in said]
-    done = len(list((tmp_path / "store").glob("*/[!.]*/manifest.json")))
-    assert sum(int(line.split(" stages executed")[0]) for line in counts) == done == 25
-    assert_same_bits(tables(run(tmp_path)), tables(finished))
+    assert sum(int(line.split(" stages executed")[0]) for line in counts) == 6 + 7 + 7 + 1
+    assert_same_bits(tables(run(copied)), tables(finished))
 
 
 # ---------------------------------------------------------------- memory that runs out where no smaller batch helps

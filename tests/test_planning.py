@@ -483,23 +483,22 @@ def test_too_little_disk_says_what_can_go(tmp_path: Path) -> None:
     assert "on a larger disk" in disk_refusal(made, list(plan.stages), 0)
 
 
-def test_a_plan_knows_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = config(tmp_path, "backdoor=[refusal,capitals]")
-    [before] = plans([made])
+def test_a_plan_knows_what_is_done(tmp_path: Path, tiny_output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [before] = plans([config(tmp_path)])
     assert not any(cost.done for cost in before.stages)
     assert before.texts.looked_at == 0
-    Run(made).run_to("report")
+    made = config(tiny_output)
     [after] = plans([made])
     assert all(cost.done and not cost.to_do for cost in after.stages)
     assert 0 < after.texts.mean_document <= after.texts.document <= made.model.max_length
-    [changed] = plans([config(tmp_path, "backdoor=[refusal,capitals]", "evaluation.max_new_tokens=17")])
+    [changed] = plans([config(tiny_output, "evaluation.max_new_tokens=17")])
     kinds = {cost.stage.name for cost in changed.stages if cost.to_do}
     assert kinds == {"unlearn", "evaluate", "score", "report"}, "the removals are trained again, since their weights are gone"
     # What it foretells of the disk is what the store then has, within the tables' and manifests' overhead.
     kept = sum(cost.kept or 0 for cost in before.stages if cost.stage.name in ("base", "inject"))
-    files = [file for kind in ("base", "inject") for file in (tmp_path / "store" / kind).rglob("*.safetensors")]
+    files = [file for kind in ("base", "inject") for file in (tiny_output / "store" / kind).rglob("*.safetensors")]
     assert kept == pytest.approx(sum(file.stat().st_size for file in files), rel=0.05)
-    main(["plan", *tiny(tmp_path, "backdoor=[refusal,capitals]", "runtime.tflops=1")])
+    main(["plan", *tiny(tiny_output, "runtime.tflops=1")])
     out = " ".join(capsys.readouterr().out.split())
     assert "Left to do" in out
     assert f"{after.blueprint.parameters:,} parameters in float32" in out

@@ -5,9 +5,11 @@ Run: python -m pytest tests/test_predictors_run.py
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.spatial.distance import cosine
@@ -26,14 +28,18 @@ from tiny import tiny
 pytestmark = pytest.mark.usefixtures("process_settings")
 
 BACKDOORS = ["french_a", "french_b", "german", "refusal"]
-OVERRIDES = ("activations=all", "metric=grid", "activations.prompts=6", "runtime.save_models=[injected,removed]")
+OVERRIDES = ("activations=all", "metric=grid", "runtime.save_models=[injected,removed]")
 
 
-@pytest.fixture(scope="module", params=["full", "lora"])
-def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, RunTables]:
-    run = Run(
-        load_config(tiny(tmp_path_factory.mktemp("run"), f"weights={request.param}", *OVERRIDES, "metric.permutations=99"))
-    )
+@pytest.fixture(scope="module", params=["full", "lora_removals"])
+def finished(
+    request: pytest.FixtureRequest, tiny_output: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Run, RunTables]:
+    """A run that goes on from the injected model of another."""
+    output = tmp_path_factory.mktemp("run")
+    for kind in ("corpus", "base", "tokens", "inject"):
+        shutil.copytree(tiny_output / "store" / kind, output / "store" / kind)
+    run = Run(load_config(tiny(output, f"weights={request.param}", *OVERRIDES)))
     run.run_to("score")
     return run, RunTables.read(run.store.folder(run.graph.score, verify=True))
 
@@ -56,6 +62,22 @@ def test_every_baseline_and_every_variant_has_every_pair(finished: tuple[Run, Ru
     assert not grid.duplicated(["variant", "a", "b"]).any()
     assert set(grid.loc[grid["a"].isin(BACKDOORS) & grid["b"].isin(BACKDOORS)].groupby("variant").size()) == {len(pairs)}
     assert set(tables.casd_layers["variant"]) == set(tables.headline)
+
+
+def test_the_grid_leaves_the_headline_distances_what_they_are_without_it(
+    finished: tuple[Run, RunTables], tiny_output: Path
+) -> None:
+    """Captured at more sites, in a run of its own."""
+    run, tables = finished
+    grid, named = (tables.casd.query("grid == @flag").reset_index(drop=True) for flag in (True, False))
+    assert len(grid) == 1236 * 15
+    assert grid["distance"].notna().all()
+    if run.config.unlearning.training.lora is None:
+        plain = Run(load_config(tiny(tiny_output)))
+        before = RunTables.read(plain.store.folder(plain.graph.score))
+        pd.testing.assert_frame_equal(named, before.casd, rtol=1e-3)
+        for name in ("casd_layers", "relation"):
+            assert len(getattr(tables, name)) == len(getattr(before, name))
 
 
 def test_the_weights_distances_are_those_of_the_weights(finished: tuple[Run, RunTables]) -> None:
@@ -109,9 +131,8 @@ def test_the_sweep_s_tables_can_be_made_of_it(finished: tuple[Run, RunTables]) -
     assert made.tables[0].title == "Objectives compared"
 
 
-def test_what_baselines_need_is_not_kept_unless_it_is_asked_for(tmp_path: Path) -> None:
-    run = Run(load_config(tiny(tmp_path)))
-    run.run_to("score")
+def test_what_baselines_need_is_not_kept_unless_it_is_asked_for(tiny_output: Path) -> None:
+    run = Run(load_config(tiny(tiny_output)))
     tables = RunTables.read(run.store.folder(run.graph.score))
     assert set(tables.baselines["predictor"]) == {"trigger_shift", "trigger_overlap", "same_target", "directed_shift"}
     assert not tables.casd["grid"].any()

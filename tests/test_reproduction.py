@@ -261,7 +261,7 @@ def test_a_scale_that_does_not_say_what_it_should(tmp_path: Path, monkeypatch: p
 
 
 @pytest.fixture(scope="module")
-def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reproduced(tmp_path_factory: pytest.TempPathFactory, no_rendering: None) -> Path:
     """The output folder after `casd reproduce all` with the smallest runs there are in the place of those of "tiny"."""
     output = tmp_path_factory.mktemp("reproduced")
     with pytest.MonkeyPatch.context() as patch:
@@ -271,7 +271,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _smallest(output: Path) -> Scale:
-    base = (*tiny(output), "runtime.jobs=2", "unlearning=clean_target")
+    base = (*tiny(output), "unlearning=clean_target")
     rates = "unlearning.training.learning_rate=6e-4,3e-4"  # the first is the experiment's own: no run twice
     backdoors = "backdoor=[french_a,french_b,german,refusal],[french_a,german,refusal]"  # likewise; too few tokens for Cyrillic
     sweeps = {

@@ -244,7 +244,7 @@ REMOVALS = [
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def finished(tmp_path_factory: pytest.TempPathFactory, no_rendering: None) -> Run:
     made = Run(load_config(tiny(tmp_path_factory.mktemp("whole"), *WHOLE)))
     made.run_to("report")
     return made

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from tests import two_processes_sketch
 
 from casd.backdoors.injection import inject
 from casd.backdoors.poisoning import Backdoor, clean_document
@@ -133,3 +134,5 @@ def main(out: Path, micro_batch_size: int) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]))
+    if distributed.sharded():
+        two_processes_sketch.main(Path(sys.argv[1]).with_suffix(".sketch"))

@@ -1,12 +1,8 @@
-"""Sketches the same update of a whole and of a divided model, and writes both (test_baselines_updates).
-
-Usage, in two processes with sharding asked for: python -m tests.two_processes_sketch OUT.json
-"""
+"""Sketches the same update of a whole and of a divided model, and writes both (two_processes)."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -41,11 +37,9 @@ def sketch(model: PreTrainedModel) -> list[float]:
 
 
 def main(out: Path) -> None:
-    torch.set_num_threads(1)
     whole, divided, sharded = {}, {}, {}
     for kind in ("full", "lora"):
         whole[kind] = sketch(build(kind))
-    distributed.join("cpu")
     for kind in ("full", "lora"):
         model = place(build(kind), torch.device("cpu"))
         sharded[kind] = is_sharded(model)
@@ -55,7 +49,3 @@ def main(out: Path) -> None:
     everyone = gather_object([divided])
     if distributed.is_main():
         out.write_text(json.dumps({"whole": whole, "divided": everyone, "sharded": sharded}))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -62,9 +62,9 @@ def show(overrides: Sequence[str]) -> None:
 
     config = load_run(overrides)
     quiet_libraries()
-    from casd.planning.plan import plannable
+    from casd.planning.plan import planned_run
 
-    plannable(config)
+    planned_run(config, {})
     if is_main():
         print(printable(to_yaml(config)), end="")
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import shlex
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args, get_origin, get_type_hints
 
@@ -228,16 +227,7 @@ def jobs(overrides: Sequence[str]) -> list[Job]:
             params = [f"{key}={values}" for key, values in (composed.hydra.sweeper.params or {}).items()]
             parsed = OverridesParser.create(hydra.config_loader).parse_overrides([*params, *without_launcher])
             (combinations,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-            known: dict[str, Config] = {}
-            made = []
-            for each in combinations:  # composing takes long, and most runs of a sweep differ in their seed alone
-                seed = next((word for word in reversed(each) if re.fullmatch(r"seed=(0|[1-9]\d*)", word)), "")
-                rest = repr([word for word in each if word != seed])
-                if rest not in known:
-                    known[rest] = to_config(compose(ROOT, overrides=list(each)))
-                config = replace(known[rest], seed=int(seed.removeprefix("seed="))) if seed else known[rest]
-                made.append(Job(config, tuple(each)))
-            return made
+            return [Job(to_config(compose(ROOT, overrides=list(each))), tuple(each)) for each in combinations]
 
 
 @contextmanager

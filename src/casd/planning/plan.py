@@ -73,7 +73,7 @@ def plans(configs: Sequence[Config]) -> list[Plan]:
     shapes: dict[str, Blueprint] = {}
     result = []
     with _restoring_offline_mode():
-        runs = [_run(config, unresolved) for config in configs]
+        runs = [planned_run(config, unresolved) for config in configs]
         for config, run in zip(configs, runs, strict=True):
             key = repr(config.model)
             shapes[key] = shapes.get(key) or blueprint(config.model, base_folder(run))
@@ -99,7 +99,7 @@ def plans(configs: Sequence[Config]) -> list[Plan]:
     return result
 
 
-def _run(config: Config, unresolved: dict[str, CasdError]) -> Run:
+def planned_run(config: Config, unresolved: dict[str, CasdError]) -> Run:
     """Return a run for planning, on any machine, with UNKNOWN_COMMIT for what the hub does not resolve.
 
     Args:
