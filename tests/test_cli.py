@@ -30,6 +30,11 @@ HEAVY = ("torch", "transformers", "hydra", "omegaconf", "pandas", "numpy", "scip
 pytestmark = pytest.mark.usefixtures("process_settings", "no_rendering")
 
 
+def without_progress(err: str) -> list[str]:
+    """The lines of stderr without those that say, where it takes long, how far it is."""
+    return [line for line in err.strip().splitlines() if " elapsed, " not in line]
+
+
 def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     """What `casd` says on stderr about a mistake of the user's: a line or two, nothing on stdout, and exit code 1."""
     with pytest.raises(SystemExit) as exit_:
@@ -37,8 +42,7 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     out, err = capfd.readouterr()
     assert exit_.value.code == 1
     assert "Traceback" not in err
-    # Where it took long to get there, a line before it says how far it was.
-    lines = [line for line in err.strip().splitlines() if " elapsed, " not in line]
+    lines = without_progress(err)
     assert 1 <= len(lines) <= 2
     assert lines[0].startswith("casd: ")
     assert out == ""
@@ -404,7 +408,7 @@ def casd_process(arguments: Sequence[str], folder: Path) -> subprocess.Completed
 def assert_refused(done: subprocess.CompletedProcess[str], says: str) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    lines = done.stderr.splitlines()
+    lines = without_progress(done.stderr)
     assert len(lines) <= 2
     assert lines[0].startswith("casd: ")
     assert says in done.stderr

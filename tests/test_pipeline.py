@@ -455,6 +455,7 @@ def test_one_run_killed_five_times(tmp_path: Path, undisturbed: Run) -> None:
     assert_same_bits(tables(run(tmp_path, *CONTINUAL)), tables(undisturbed))
 
 
+@pytest.mark.slow  # that racing processes make a stage once: test_stages.py
 def test_two_processes_share_a_store(copied: Path, finished: Run) -> None:
     """Each stage is made once, whichever comes first, and both end with the same tables."""
     for name in ("unlearn", "evaluate", "activations", "score", "report"):

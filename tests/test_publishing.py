@@ -274,6 +274,7 @@ def test_a_folder_of_an_earlier_version_is_read(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ reports
 
 
+@pytest.mark.usefixtures("no_rendering")
 def test_a_report_over_runs_that_fails_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in (0, 1):
         write_report(a_run(seed), tmp_path / f"run{seed}", pd.DataFrame(columns=["variant", "a", "b", "distance"]))
