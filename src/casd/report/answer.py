@@ -83,7 +83,8 @@ class Answer:
     @property
     def lead(self) -> str:
         """The verdict as the answer's first words."""
-        return f"{self.verdict}{ {UNCLEAR: ' from the control', CANNOT_SAY: ''}.get(self.verdict, ', here') }."
+        more = {UNCLEAR: " from the control", CANNOT_SAY: ""}.get(self.verdict, ", here")
+        return f"{self.verdict}{more}."
 
     @property
     def text(self) -> str:
