@@ -382,6 +382,13 @@ def test_a_new_parameter_says_how_it_is_added() -> None:
         load_config(["corpus.params.language_shares=[1,0,0]"])
 
 
+def test_each_run_of_a_sweep_is_that_of_its_overrides() -> None:
+    """Also runs that differ in their seed alone, which are composed once."""
+    made = jobs(["model=llama3_tiny,qwen3_tiny", "seed=0,7", "backdoor=[refusal]"])
+    assert [job.config.seed for job in made] == [0, 7, 0, 7]
+    assert all(job.config == load_config(job.overrides) for job in made)
+
+
 def test_a_new_backdoor_says_how_it_is_added_and_is_added_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"write \+backdoor\.own\.trigger="):
         load_config(["backdoor.own.trigger=abra dabra"])
