@@ -250,7 +250,7 @@ def test_status(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[-1].endswith("not finished: 0123456789abcdef0123")
 
 
-BINARY = "model=hub model.path=binary injection=continual"
+BINARY = "model=hub model.path=binary injection=continual injection.training.learning_rate=1e-4"
 MISTAKES = [
     # in the configuration
     ("model=nope", "Unknown option of model: 'nope'"),
