@@ -32,12 +32,12 @@ class Blueprint:
     Attributes:
         config: transformers' configuration.
         dtype: precision of the weights: "float32", "bfloat16" or "float16".
-        simulated: peaks that `casd.planning.simulation` has found, in bytes.
+        counted: numbers of trained parameters, and peaks of `casd.planning.simulation` in bytes, that were found before.
     """
 
     config: PreTrainedConfig
     dtype: str
-    simulated: dict[str, int] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)
 
     def build(self, layers: int | None = None, adapters: Adapters = ()) -> PreTrainedModel:
         """Build the model on torch's meta device, where tensors have shapes but no memory.
@@ -176,10 +176,14 @@ class Blueprint:
         """Return the number of trained parameters: all, or those of the last adapter."""
         if not adapters:
             return self.parameters
-        if not self.alike or self.layers <= 2:
-            return _trained(self.build(adapters=adapters))
-        one, two = (_trained(self.build(layers, adapters)) for layers in (1, 2))
-        return one + (self.layers - 1) * (two - one)
+        key = repr(("trained", adapters))
+        if key not in self.counted:
+            if not self.alike or self.layers <= 2:
+                self.counted[key] = _trained(self.build(adapters=adapters))
+            else:
+                one, two = (_trained(self.build(layers, adapters)) for layers in (1, 2))
+                self.counted[key] = one + (self.layers - 1) * (two - one)
+        return self.counted[key]
 
 
 def blueprint(config: ModelConfig, built: Path | None = None) -> Blueprint:

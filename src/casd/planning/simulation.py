@@ -96,7 +96,7 @@ def simulate(blueprint: Blueprint, key: object, work: Work, blocks: tuple[int, .
         NotImplementedError: the model is recurrent. The model's own code may raise other errors.
     """
     name = repr((key, adapters))
-    if name not in blueprint.simulated:
+    if name not in blueprint.counted:
         if not blueprint.attention_width:
             raise NotImplementedError("a recurrent model goes through a text token by token, which takes too long to simulate")
         layers = blueprint.layers
@@ -104,10 +104,10 @@ def simulate(blueprint: Blueprint, key: object, work: Work, blocks: tuple[int, .
             blocks = (layers,)
         peaks, *more = (_peaks(blueprint, number, work, adapters) for number in blocks)
         further = layers - blocks[0]
-        blueprint.simulated[name] = max(
+        blueprint.counted[name] = max(
             few + further * (one_more - few) for few, one_more in zip(peaks, *(more or [peaks]), strict=True)
         )
-    return blueprint.simulated[name]
+    return blueprint.counted[name]
 
 
 def _peaks(blueprint: Blueprint, blocks: int, work: Work, adapters: Adapters) -> list[int]:
