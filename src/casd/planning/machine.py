@@ -53,13 +53,19 @@ def machine(runtime: RuntimeConfig) -> Machine:
     process = psutil.Process().memory_info().rss
     host = process + min(psutil.virtual_memory().available, _left_in_cgroup())
     given = None if runtime.memory_gib is None else int(runtime.memory_gib * 2**30)
-    kind = runtime.device.partition(":")[0]
-    if kind == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = device_type(runtime)
     if kind == "cuda":
         return Machine("cuda", given or _free_on_cuda(runtime.device), CUDA_CONTEXT, host, process, given is not None)
     device: Literal["cpu", "mps"] = "mps" if kind == "mps" else "cpu"
     return Machine(device, given or host, process + CPU_ALLOCATOR, host, process, given is not None)
+
+
+def device_type(runtime: RuntimeConfig) -> str:
+    """Return the type of device that a run's settings refer to: "cpu", "cuda" or "mps"."""
+    kind = runtime.device.partition(":")[0]
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    return kind
 
 
 def free_disk(folder: Path) -> int:

@@ -11,13 +11,14 @@ from casd.config import Config, LanguageModelTraining, TrainingConfig
 from casd.evaluation.asr import LOSS_BATCH_SIZE
 from casd.pipeline.inputs import build_objective
 from casd.planning.blueprint import Adapters, Blueprint
-from casd.planning.machine import Machine
+from casd.planning.machine import Machine, device_type
 from casd.planning.memory import EIGHT_BIT_STATE, Need, Rows, capture_need, generation_need, loss_need, training_need
 from casd.planning.workload import TextLengths
 from casd.unlearning.objective import Retaining
 from casd.unlearning.removal import GUARD_PASSAGES as GUARD_OF_REMOVAL
 from casd.utils import distributed
 from casd.utils.errors import CasdError, first_line
+from casd.utils.runtime import default_rows
 
 PhaseName = Literal["pretrain", "inject", "unlearn", "evaluate", "capture"]
 PHASES: tuple[PhaseName, ...] = ("pretrain", "inject", "unlearn", "evaluate", "capture")
@@ -192,7 +193,7 @@ class Phases:
 
     def _parts(self, rows: Rows) -> tuple[Rows, int]:
         """Split a batch into micro-batches: return the rows of one of them and their number."""
-        size = self.config.runtime.micro_batch_size
+        size = self.config.runtime.micro_batch_size or default_rows(device_type(self.config.runtime))
         parts = -(-rows.rows // size) if size else 1
         return replace(rows, rows=-(-rows.rows // parts)), parts
 

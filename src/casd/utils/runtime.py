@@ -69,12 +69,8 @@ class Runtime:
 
     @property
     def rows_at_once(self) -> int:
-        """Maximum rows of a training batch in one forward pass; 0 for the whole batch.
-
-        The rows of each part are of similar length. On the CPU, `CPU_ROWS` at once are therefore faster than a batch that is
-        padded to its longest document (`scripts/bench_padding.py`). Other devices are given the whole batch.
-        """
-        return self.micro_batch_size or (CPU_ROWS if self.torch_device.type == "cpu" else 0)
+        """Maximum rows of a training batch in one forward pass; 0 for the whole batch."""
+        return self.micro_batch_size or default_rows(self.torch_device.type)
 
     @property
     def torch_device(self) -> torch.device:
@@ -84,6 +80,15 @@ class Runtime:
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
+
+
+def default_rows(device: str) -> int:
+    """Return the default number of rows in one forward pass of a training on a type of device; 0 for the whole batch.
+
+    The rows of a part are of similar length. On the CPU, `CPU_ROWS` at once are therefore faster than a batch that is padded to
+    its longest document (`scripts/bench_padding.py`). Other devices are given the whole batch.
+    """
+    return CPU_ROWS if device == "cpu" else 0
 
 
 @contextmanager
