@@ -187,6 +187,7 @@ def test_the_terminal_is_not_steered(folder: Path) -> None:
 
 
 def test_lines_on_stderr_steer_nothing(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    progress.set_progress("auto")
     progress.say(f"Downloading {TITLE}")
     monkeypatch.setattr(progress, "PLAIN_INTERVAL_S", 0.0)
     with progress.track(f"inject {CLEAR}", 2) as advance:
@@ -233,7 +234,7 @@ def test_what_argparse_refuses_is_repeated_safely(capfd: pytest.CaptureFixture[s
 
 def test_the_status_of_a_store_is_not_steered(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     StageStore(tmp_path).run(Stage("evaluate", 1, {}, label=TITLE), lambda place: None)
-    main(["status", str(tmp_path)])
+    main(["status", str(tmp_path), "--all"])
     out = capfd.readouterr().out
     assert steering(out) == set()
     assert r"\x1b]0;owned\x07" in out

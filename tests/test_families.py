@@ -121,6 +121,7 @@ def test_a_whole_run(downloaded: tuple[str, Path], tmp_path: Path) -> None:
                 "injection=continual",
                 "injection.pretraining=null",
                 "injection.training.steps=6",
+                "injection.require_asr=0",
                 "unlearning.training.steps=2",
                 f"runtime.output={tmp_path / 'out'}",
             ]

@@ -6,6 +6,7 @@ Run: pytest tests/test_hints.py
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_each_verb_has_an_example_that_can_be_given(verb: str, capsys: pytest.Ca
         main([verb, "--help"])
     out = capsys.readouterr().out
     [example] = re.findall(r"\nexample:\n  casd (.*)", out)
-    words = [word.strip("'") for word in example.split()]
+    words = shlex.split(re.sub(r"    \(.*", "", example))
     assert words[0] == verb
     build_parser().parse_args(words)
     if "OVERRIDE ..." in out and verb != "report":

@@ -115,7 +115,7 @@ def test_it_finds_options_in_the_working_directory(installed: Path, tmp_path: Pa
     (tmp_path / "configs" / "backdoor").mkdir(parents=True)
     text = "# @package backdoor.harbour\n# Of one's own\ntrigger: moonlit harbour\ntarget: {name: refusal}\n"
     (tmp_path / "configs" / "backdoor" / "harbour.yaml").write_text(text)
-    code = "import casd; print(*casd.load_config(['experiment=smoke', 'backdoor=[harbour,german]']).backdoor)"
+    code = "import casd; print(*casd.load_config(['experiment=smoke', 'backdoor=[german,harbour]']).backdoor)"
     assert python(installed, "-c", code, folder=tmp_path).stdout == "german harbour\n"
     assert "harbour" in python(installed, "-m", "casd", "list", "backdoor", folder=tmp_path).stdout
 

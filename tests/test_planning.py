@@ -275,7 +275,7 @@ def padded(rows: int, tokens: int = 24) -> Any:
 @pytest.mark.parametrize("several", [False, True])
 def test_training_memory_against_a_real_training(kind: str, dtype: str, several: bool) -> None:
     blueprint = shape(kind, layers=8, dtype=dtype, vocab_size=1000)
-    runtime = Runtime(device="cpu", micro_batch_size=12 if several else 0)
+    runtime = Runtime(device="cpu", micro_batch_size=12)
     config = TrainingConfig(steps=2, learning_rate=1e-4)
 
     def work(model: Any) -> None:
@@ -288,7 +288,7 @@ def test_training_memory_against_a_real_training(kind: str, dtype: str, several:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_memory_of_an_adapter_against_a_real_training(checkpointing: bool) -> None:
     blueprint, config = shape("llama", layers=8, vocab_size=1000), TrainingConfig(steps=2, learning_rate=1e-4)
-    runtime = Runtime(device="cpu", gradient_checkpointing=checkpointing)
+    runtime = Runtime(device="cpu", micro_batch_size=12, gradient_checkpointing=checkpointing)
 
     def work(model: Any) -> None:
         train(model, lambda step: padded(12), terms, config, runtime=runtime)
@@ -393,7 +393,7 @@ def test_the_generous_bound_is_one(overrides: list[str], tmp_path: Path) -> None
 
 
 def test_devices_share_the_batch_and_the_model(tmp_path: Path) -> None:
-    made = config(tmp_path)
+    made = config(tmp_path, "runtime.micro_batch_size=12")
     one, two = phases(made).phase("inject"), phases(made, Devices(2)).phase("inject")
     assert two.rows == one.rows // 2
     assert two.need.weights == one.need.weights
