@@ -1,9 +1,9 @@
 """What padding costs the injection: training steps on the whole batch, and on parts of few rows of similar length.
 
-Run: python scripts/bench_padding.py   (on this machine's CPU; --model NAME, --steps N)
+Run: python scripts/bench_padding.py   (on this machine's CPU; --model NAME, --steps N, --threads N)
 
-The same documents are trained on in turns with each size, in processor seconds of this process, so that other work on the
-machine matters little. "padded" is the number of tokens that are computed for each token of a document.
+The same documents are trained on in turns with each size, and the ratios are those of the medians. "padded" is the number of
+tokens that are computed for each token of a document.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="llama3_tiny")
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     config = load_config([f"model={options.model}"])
     corpus = build(CORPORA, "corpus", config.corpus.name, config.corpus.params).load(0)
     model, tokenizer = create_model(config.model, corpus, seed=0)
@@ -49,12 +50,12 @@ def main() -> None:
         real += int(batch["attention_mask"].sum())
         for rows in ROWS:
             parts = micro_batches(batch, rows) if rows else [batch]
-            begun = time.process_time()
+            begun = time.perf_counter()
             for part in parts:
                 mean_nll(model, part).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            seconds[rows].append(time.process_time() - begun)
+            seconds[rows].append(time.perf_counter() - begun)
             tokens[rows] += sum(part["input_ids"].numel() for part in parts)
     whole = statistics.median(seconds[0])
     print(f"{options.model}: {options.steps} steps of {size} documents, {real / options.steps:.0f} tokens each")

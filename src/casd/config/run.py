@@ -52,7 +52,7 @@ class RuntimeConfig(Section):
     trackers: list[Text] = field(default_factory=list)
     """Experiment trackers that receive the losses of the trainings: "tensorboard", "wandb", or both."""
     micro_batch_size: int = 0
-    """Maximum documents per forward pass of a training, on each device. 0 means 8 of like length on a CPU, where less padding
+    """Maximum documents per forward pass of a training, on each device. 0 means 16 of like length on a CPU, where less padding
     saves time, and the whole batch elsewhere. It does not change the loss. A run of one process halves it when memory runs
     out."""
     gradient_checkpointing: bool = False

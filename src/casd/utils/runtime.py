@@ -16,7 +16,7 @@ from casd.utils import distributed
 from casd.utils.errors import ConfigError
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
-CPU_ROWS: Final = 8
+CPU_ROWS: Final = 16
 """Default number of rows in one forward pass of a training on the CPU."""
 LARGE_MODEL = 2**28
 """Bytes of weights above which `give_freed_memory_back` is worth its time."""
@@ -86,7 +86,8 @@ def default_rows(device: str) -> int:
     """Return the default number of rows in one forward pass of a training on a type of device; 0 for the whole batch.
 
     The rows of a part are of similar length. On the CPU, `CPU_ROWS` at once are therefore faster than a batch that is padded to
-    its longest document (`scripts/bench_padding.py`). Other devices are given the whole batch.
+    its longest document (`scripts/bench_padding.py`); fewer gain little more, and lose much if other processes use the cores.
+    Other devices are given the whole batch.
     """
     return CPU_ROWS if device == "cpu" else 0
 
