@@ -51,6 +51,21 @@ def test_the_verdict_follows_from_the_interval(low: float, high: float, lead: st
     assert answer.text.endswith("more than the phantom. CASD predicted which (ρ -0.62, p 0.004). One seed, tiny model.")
 
 
+def test_a_phantom_that_raised_the_others_is_named() -> None:
+    tables = net_of_phantom(0.8, 0.8)
+    removals = tables.transfer[tables.transfer["source"].isin(EIGHT) & ~tables.transfer["same"].astype(bool)]
+    suppression = removals["suppression"].mean()
+    assert f"more than the phantom, which itself raised them by {0.8 - suppression:.2f}." in run_answer(tables).text
+
+
+@pytest.mark.parametrize(("included", "lead"), [(2, "Cannot say."), (3, "Yes, here.")])
+def test_two_removals_are_too_few(included: int, lead: str) -> None:
+    tables = net_of_phantom(0.2, 0.3)
+    for frame, column in ((tables.states, "state"), (tables.transfer, "source")):
+        frame.loc[frame[column].isin(EIGHT[included:]), "excluded"] = "target ASR not reached"
+    assert run_answer(tables).lead == lead
+
+
 def test_a_page_and_a_sweep_of_one_run_open_with_the_same_answer(tmp_path: Path) -> None:
     tables = net_of_phantom(0.2, 0.3)
     tables.info["folder"] = str(tmp_path)

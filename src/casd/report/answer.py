@@ -7,7 +7,7 @@ It is made from the tables by this rule. The rule and its thresholds are our cho
   run, over seeds and backdoors of several (`casd.analysis.comparison.compare_objectives`).
 - "Yes": the interval is above zero. "Weakly": so it is, but the mean is below NEGLIGIBLE. "No": the interval ends below
   NEGLIGIBLE. "Not distinguishable from the control": any other interval. "Cannot say": no control was measured, or fewer than
-  two removals are included in the means (`casd.analysis.inclusion`), or no other backdoor was measured.
+  MIN_ANSWER removals are included in the means (`casd.analysis.inclusion`), or no other backdoor was measured.
 - CASD "predicted which" if its first headline variant and the suppression have a negative Spearman correlation with a Mantel
   p of at most SIGNIFICANT.
 """
@@ -39,6 +39,8 @@ from casd.report.wording import (
 
 YES, WEAKLY, UNCLEAR, NO, CANNOT_SAY = "Yes", "Weakly", "Not distinguishable", "No", "Cannot say"
 VERDICTS: Final = (YES, WEAKLY, UNCLEAR, NO, CANNOT_SAY)
+MIN_ANSWER: Final = 3
+"""Minimum number of included removals for a verdict: an interval over two backdoors, which may share a target, says little."""
 SHOWN: Final = 9
 """Maximum number of conditions in the table of answers."""
 TINY: Final = 100_000_000
@@ -68,7 +70,7 @@ class Answer:
     def verdict(self) -> str:
         """One of VERDICTS."""
         net = f"suppression_net_{self.control}"
-        if self.record["included"] < 2 or not self.control or pd.isna(low := self.record[f"{net}_low"]):
+        if self.record["included"] < MIN_ANSWER or not self.control or pd.isna(low := self.record[f"{net}_low"]):
             return CANNOT_SAY
         if low > 0:
             return YES if self.record[net] >= NEGLIGIBLE else WEAKLY
@@ -107,7 +109,11 @@ class Answer:
         if not control:
             return f"{text}, but no control was measured that this could be compared with."
         name = "phantom" if control == "phantom" else f"{control} control"
-        return f"{text}, {mean_with_interval(record, f'suppression_net_{control}')} more than the {name}."
+        net = f"suppression_net_{control}"
+        raised = (
+            f", which itself raised them by {fraction(record[net] - suppression)}" if record[net] > suppression + 0.005 else ""
+        )
+        return f"{text}, {mean_with_interval(record, net)} more than the {name}{raised}."
 
     def _prediction(self) -> str:
         if self.predicted is None:
