@@ -37,8 +37,9 @@ def run(overrides: Sequence[str], end: str = "report", *, verbose: bool = False)
     if not is_main():
         return finished.folder
     cost.add(*count_stages(finished.store.events))
-    models = [f"Models: {finished.folder / 'models'} ({', '.join(folder.name for folder in finished.models)})"]
-    links = models if finished.models else []
+    links = []
+    if finished.models:
+        links.append(f"Models: {finished.folder / 'models'} ({', '.join(folder.name for folder in finished.models)})")
     cost.say()
     if end == "report":
         from casd.analysis.results import RunTables

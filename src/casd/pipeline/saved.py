@@ -16,7 +16,7 @@ from casd.models import load as models
 from casd.models.weights import ADAPTER_FILE, join_adapters
 from casd.pipeline.graph import run_folder
 from casd.pipeline.inputs import Inputs
-from casd.utils.atomic import flush_all, give_default_rights, remove, remove_leftovers, temporary_beside
+from casd.utils.atomic import flush_all, give_default_rights, remove, unfinished_beside
 from casd.utils.disk import explaining_disk_errors
 from casd.utils.errors import ConfigError
 from casd.utils.progress import say
@@ -68,27 +68,21 @@ def new_folder(folder: Path, replaced: Sequence[str] = ()) -> Iterator[Path]:
     Raises:
         StoreError: the folder cannot be written.
     """
-    with explaining_disk_errors("a model", folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-        begun = temporary_beside(folder)
-        begun.mkdir()
-        try:
-            yield begun
-            if begun.is_dir():
-                give_default_rights(begun, begun / CARD)
-                flush_all(begun)
-                if replaced and folder.is_dir():
-                    for file in [file for pattern in replaced for file in folder.glob(pattern)]:
-                        file.unlink()
-                    for file in begun.iterdir():
-                        file.replace(folder / file.name)
-                else:
-                    with suppress(FileNotFoundError):
-                        folder.rmdir()  # an empty one
-                    begun.rename(folder)
-        finally:
-            remove(begun)
+    with explaining_disk_errors("a model", folder), unfinished_beside(folder) as begun:
+        yield begun
+        if not begun.is_dir():
+            return
+        give_default_rights(begun, begun / CARD)
+        flush_all(begun)
+        if replaced and folder.is_dir():
+            for file in [file for pattern in replaced for file in folder.glob(pattern)]:
+                file.unlink()
+            for file in begun.iterdir():
+                file.replace(folder / file.name)
+        else:
+            with suppress(FileNotFoundError):
+                folder.rmdir()  # an empty one
+            begun.rename(folder)
 
 
 def adapters_of(inputs: Inputs, state: str) -> list[Path]:

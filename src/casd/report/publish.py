@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from casd.utils.atomic import locked, remove, remove_leftovers, temporary_beside
+from casd.utils.atomic import locked, unfinished_beside
 from casd.utils.disk import explaining_disk_errors
 from casd.utils.errors import ConfigError, StoreError
 from casd.utils.progress import say
@@ -28,18 +28,11 @@ def publishing(target: Path, what: str) -> Iterator[Path]:
         StoreError: the report cannot be written, or would overwrite a file that is not part of it.
     """
     target = target.resolve()
-    with explaining_disk_errors(what, target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(target)
-        begun = temporary_beside(target)
-        begun.mkdir()
-        try:
-            yield begun
-            write_manifest(begun / CHECKSUMS, {"files": checksums(begun)})
-            with locked(target.with_name(f".{target.name}.lock"), f"{what} in {target}, which another process is writing"):
-                _put(begun, target)
-        finally:
-            remove(begun)
+    with explaining_disk_errors(what, target), unfinished_beside(target) as begun:
+        yield begun
+        write_manifest(begun / CHECKSUMS, {"files": checksums(begun)})
+        with locked(target.with_name(f".{target.name}.lock"), f"{what} in {target}, which another process is writing"):
+            _put(begun, target)
 
 
 def is_published(folder: Path, files: Entries | None = None) -> bool:

@@ -60,6 +60,19 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
+def unfinished_beside(folder: Path) -> Iterator[Path]:
+    """Yield a new hidden folder beside `folder`, to be filled and renamed; what is left of it is removed after the block."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    begun = temporary_beside(folder)
+    begun.mkdir()
+    try:
+        yield begun
+    finally:
+        remove(begun)
+
+
+@contextmanager
 def locked(file: Path, waiting_for: str) -> Iterator[None]:
     """Hold a lock on `file` in the block. The operating system releases it when the process dies.
 
