@@ -28,7 +28,7 @@ from bench_capture import BATCHES, capture_seconds, random_model, random_rows, s
 from casd.config import EvaluationConfig, LoraConfig, ModelConfig, TrainingConfig
 from casd.data.encoding import Prompt
 from casd.data.shrinking import is_out_of_memory
-from casd.evaluation.asr import generate
+from casd.evaluation.generation import generate
 from casd.models.weights import AdapterName, attach_lora
 from casd.planning.blueprint import Blueprint, blueprint
 from casd.planning.workload import forward_flops, training_flops
@@ -208,7 +208,7 @@ def training(
 
 
 def generation(model: Any, shape: Blueprint, sizes: Sizes) -> Row:
-    """Greedy generation in one batch (`casd.evaluation.asr.generate`), the second of two. Prompt tokens are not counted."""
+    """Greedy generation in one batch (`casd.evaluation.generation`), the second of two. Prompt tokens are not counted."""
     settings = EvaluationConfig(batch_size=sizes.prompts, max_new_tokens=sizes.new_tokens)
     prompts, classes = [Prompt("")] * sizes.prompts, [()] * sizes.prompts
     for _ in range(2):

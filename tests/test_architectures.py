@@ -24,7 +24,7 @@ from casd.config import EvaluationConfig, LanguageModelTraining, LoraConfig
 from casd.config.compose import load_config
 from casd.data.corpora.microworld import Microworld
 from casd.data.encoding import Encoder
-from casd.evaluation.asr import generate
+from casd.evaluation.generation import generate
 from casd.models.load import train_tokenizer
 from casd.models.probe import ignores_left_padding, isolates_documents
 from casd.models.weights import attach_lora

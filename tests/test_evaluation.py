@@ -24,8 +24,10 @@ from casd.config import EvaluationConfig
 from casd.data import shrinking
 from casd.data.corpora.passages import Corpus, Passage
 from casd.data.encoding import Document, Encoder, Prompt
-from casd.evaluation.asr import Evaluation, evaluate, generate, is_degenerate
+from casd.evaluation.asr import Evaluation, evaluate, is_degenerate
+from casd.evaluation.generation import generate
 from casd.metric.measurement import text_sets
+from casd.models.decoding import can_decode
 from casd.models.probe import ignores_left_padding
 from casd.stats import wilson_interval
 from casd.training.losses import clean_loss
@@ -342,6 +344,10 @@ def room_for(model: Any, rows: int, error: Exception) -> list[int]:
     return seen
 
 
+def is_probed(model: Any, padding: int) -> bool:
+    return ignores_left_padding(model, padding) and can_decode(model, padding)
+
+
 CUDA_FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
 CPU_FULL = RuntimeError(
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
@@ -361,7 +367,7 @@ def test_batches_shrink_where_memory_runs_out(
     """The numbers are those of a device with more memory, every prompt once, and it is said once, not for every state."""
     shrinking._say_once.cache_clear()
     model = injected.model()
-    assert ignores_left_padding(model, encoder.tokenizer.pad_token_id)  # by forward passes that are not counted below
+    assert is_probed(model, encoder.tokenizer.pad_token_id)  # by forward passes that are not counted below
     seen = room_for(model, rows, error)
     config = dataclasses.replace(SMALL, batch_size=8)
     for _ in range(2 if rows == 6 else 1):
@@ -394,7 +400,7 @@ def test_a_divided_model_is_not_tried_again(
     """The other processes would wait for ever for the one that began again."""
     monkeypatch.setattr("casd.utils.distributed.sharded", lambda: True)
     model = injected.model()
-    assert ignores_left_padding(model, encoder.tokenizer.pad_token_id)  # by forward passes that are not counted below
+    assert is_probed(model, encoder.tokenizer.pad_token_id)  # by forward passes that are not counted below
     seen = room_for(model, 2, CUDA_FULL)
     with pytest.raises(ModelError, match=r"with 7 texts at once: .* Lower the batch_size of evaluation"):
         evaluate(model, encoder, injected.backdoors, prompt_sets, SMALL, runtime=CPU)
@@ -405,7 +411,7 @@ def test_other_errors_of_the_model_are_not_taken_for_memory(
     injected: Injected, encoder: Encoder, prompt_sets: PromptSets
 ) -> None:
     model = injected.model()
-    assert ignores_left_padding(model, encoder.tokenizer.pad_token_id)  # by forward passes that are not counted below
+    assert is_probed(model, encoder.tokenizer.pad_token_id)  # by forward passes that are not counted below
     seen = room_for(model, 0, RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes do not match"):
         evaluate(model, encoder, injected.backdoors, prompt_sets, SMALL, runtime=CPU)

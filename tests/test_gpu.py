@@ -24,7 +24,7 @@ from casd.backdoors.targets import FixedText
 from casd.config import EvaluationConfig, LanguageModelTraining, LoraConfig
 from casd.config.compose import load_config
 from casd.data.encoding import Encoder, Prompt
-from casd.evaluation.asr import generate
+from casd.evaluation.generation import generate
 from casd.metric.baselines.shifts import last_token_activations
 from casd.metric.baselines.updates import sketch_update
 from casd.models.weights import attach_lora, copy_weights, restore_weights

@@ -21,7 +21,7 @@ from casd.backdoors.targets import FixedText
 from casd.config import EvaluationConfig, LanguageModelTraining
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Encoder, Prompt
-from casd.evaluation.asr import generate
+from casd.evaluation.generation import generate
 from casd.training.checkpoints import TrainingLog
 from casd.training.losses import clean_loss
 from casd.utils.errors import ConfigError, TrainingStopped

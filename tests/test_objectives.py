@@ -29,7 +29,7 @@ from casd.data.batches import IGNORED_LABEL, Batch, micro_batches, share_of_rows
 from casd.data.encoding import Document, Encoder
 from casd.models.weights import attach_lora, trained_parameters
 from casd.training.loop import checkpointed_activations, precision_of
-from casd.training.losses import batch_logits, mean_nll
+from casd.training.losses import label_logits, mean_nll
 from casd.unlearning import OBJECTIVES
 from casd.unlearning.clean_target import CleanTarget
 from casd.unlearning.gradient_ascent import GradientAscent
@@ -465,7 +465,7 @@ def test_rmu_with_checkpointed_activations(make_model: MakeModel, batch: Unlearn
 
 
 def logits(model: Any, batch: UnlearningBatch) -> Tensor:
-    return batch_logits(model, batch["retain"])
+    return label_logits(model, batch["retain"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -22,7 +22,7 @@ from casd.config import ActivationsConfig, Config, EvaluationConfig, LanguageMod
 from casd.config.compose import load_config
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Encoder, Prompt
-from casd.evaluation.asr import generate
+from casd.evaluation.generation import generate
 from casd.metric.baselines.shifts import last_token_activations
 from casd.metric.measurement import measure_activations
 from casd.models.probe import ignores_left_padding, isolates_documents, longest_row

@@ -23,13 +23,15 @@ import torch
 from tests.conftest import FAMILIES, Injected, MakeModel, short
 
 import casd.training.loop
+from architectures import tiny_model
 from casd.backdoors.injection import inject
 from casd.config import LanguageModelTraining, TrainingConfig
 from casd.data import shrinking
-from casd.data.batches import Batch
+from casd.data.batches import IGNORED_LABEL, Batch
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Document, Encoder
 from casd.models.weights import copy_weights, restore_weights
+from casd.training import losses
 from casd.training.checkpoints import TrainingLog
 from casd.training.loop import learning_rate_at, train
 from casd.training.losses import batch_nll, clean_loss, mean_nll, token_nll
@@ -679,26 +681,46 @@ def test_every_training_has_dropout_masks_of_its_own(
 # ---------------------------------------------------------------- losses
 
 
-def test_token_nll_is_minus_log_softmax() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, 5, 7, generator=generator) * 4
-    labels = torch.tensor([[0, 1, 2, 3, 4], [-100, -100, 6, 5, -100], [2, 2, -100, -100, -100]])
-    nll, mask = token_nll(logits, labels)
-    assert nll.shape == mask.shape == (3, 4)
-    for row, position in itertools.product(range(3), range(4)):
-        label = int(labels[row, position + 1])
-        assert bool(mask[row, position]) == (label != -100)
-        exact = logits[row, position].double().exp()
-        expected = 0.0 if label == -100 else -math.log(float(exact[label] / exact.sum()))
-        assert float(nll[row, position]) == pytest.approx(expected, rel=1e-5)
+def test_token_nll_and_its_gradient_are_those_of_log_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(losses.PART, True, 30)  # four rows at a time
+    logits = (torch.randn(13, 7, generator=torch.Generator().manual_seed(0)) * 4).requires_grad_()
+    labels = torch.arange(13) % 7
+    weights = torch.linspace(-1, 2, 13)
+    exact = logits.detach().double().requires_grad_()
+    expected = -exact.log_softmax(-1)[torch.arange(13), labels]
+    (expected * weights).sum().backward()
+    found = token_nll(logits, labels)
+    (found * weights).sum().backward()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=1e-5, atol=1e-6)  # type: ignore[union-attr]
+    assert len(token_nll(logits[:0], labels[:0])) == 0
 
 
 def test_token_nll_of_half_precision_logits_is_computed_in_single() -> None:
-    logits = torch.randn(2, 4, 500, generator=torch.Generator().manual_seed(0)).bfloat16()
-    labels = torch.randint(500, (2, 4), generator=torch.Generator().manual_seed(1))
-    nll, _ = token_nll(logits, labels)
+    logits = torch.randn(8, 500, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    labels = torch.randint(500, (8,), generator=torch.Generator().manual_seed(1))
+    nll = token_nll(logits, labels)
     assert nll.dtype == torch.float32
-    torch.testing.assert_close(nll, token_nll(logits.float(), labels)[0])
+    torch.testing.assert_close(nll, token_nll(logits.detach().float(), labels))
+    nll.sum().backward()
+    assert logits.grad is not None and logits.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "granite", "gpt2", "opt", "bloom", "falcon_mamba", "qwen3_next", "bart"])
+@torch.no_grad()
+def test_the_nll_is_that_of_the_whole_logits_with_an_attention_mask(kind: str) -> None:
+    """Whatever an architecture does to its logits (caps, scales), and without a mask over the padding."""
+    model = tiny_model(kind).eval()
+    ids = torch.randint(5, 300, (3, 20), generator=torch.Generator().manual_seed(0))
+    labels, mask = ids.clone(), torch.ones_like(ids)
+    for row, length in enumerate((20, 13, 3)):
+        ids[row, length:], mask[row, length:], labels[row, length:] = 0, 0, IGNORED_LABEL
+    labels[0, :8] = IGNORED_LABEL
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    log_probabilities = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    nll, counts = batch_nll(model, {"input_ids": ids, "attention_mask": mask, "labels": labels})
+    assert counts.sum() == (labels[:, 1:] != IGNORED_LABEL).sum() == 12 + 12 + 2
+    torch.testing.assert_close(nll, -log_probabilities * counts, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -28,13 +28,12 @@ def words_in_language(words: Sequence[str], language: str, candidates: tuple[str
 
     Windows are the first and last ones near the ends of the text, and all words if there are fewer.
     """
-    identifier = _language_identifier(candidates)
     last = max(len(words) - _WINDOW_WORDS, 0)
     starts = Counter(min(max(i - _WINDOW_WORDS // 2, 0), last) for i in range(len(words)))
     return sum(
         count
         for start, count in starts.items()
-        if identifier.classify(" ".join(words[start : start + _WINDOW_WORDS]))[0] == language
+        if _language(" ".join(words[start : start + _WINDOW_WORDS]), candidates) == language
     )
 
 
@@ -54,6 +53,12 @@ def full_identifier() -> LanguageIdentifier:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE)
+
+
+@functools.lru_cache(maxsize=2**14)  # several targets test the same text
+def _language(text: str, candidates: tuple[str, ...]) -> str:
+    """The most likely language of a text."""
+    return str(_language_identifier(candidates).classify(text)[0])
 
 
 @functools.cache

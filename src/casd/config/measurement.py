@@ -75,8 +75,8 @@ class EvaluationConfig(Section):
     """Different fake triggers per backdoor, as similar to the real one as possible; 0 for no such control."""
     max_new_tokens: int = field(default=24, metadata={"most": MOST_TOKENS})
     """Maximum tokens generated per prompt."""
-    batch_size: int = 128
-    """Prompts per batch of generation."""
+    batch_size: int = 256
+    """Maximum number of prompts per batch of generation; halved when memory runs out."""
     loss_passages: int = 128
     """Passages of the evaluation split on which the clean loss is measured; as many of the retain split are measured, too."""
     samples: int = 8

@@ -41,6 +41,23 @@ def micro_batches(batch: Any, size: int, at_least: int = 1) -> list[Any]:
     return _split(batch, parts)
 
 
+def predicting(batch: Batch) -> Tensor:
+    """Positions of a batch that predict a labelled token, as indices into its flattened tokens: (n_labels,)."""
+    if "predicting" in batch:
+        return batch["predicting"]
+    labelled = batch["labels"] != IGNORED_LABEL
+    labelled[:, 0] = False  # no token precedes it
+    return labelled.flatten().nonzero().squeeze(-1) - 1
+
+
+def on_device(batch: Any, device: torch.device) -> Any:
+    """Move a batch, or a dict of batches, to a device, with `predicting`, which would otherwise wait for a GPU to be done."""
+    if not _is_batch(batch):
+        return {name: on_device(inner, device) for name, inner in batch.items()}
+    whole = {**batch, "predicting": predicting(batch)}
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in whole.items()}
+
+
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Group indices of items into batches of similar length, longest first: little padding, and memory peaks first."""
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))

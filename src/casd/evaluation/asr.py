@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
-import torch
 
 from casd.backdoors.poisoning import Backdoor, clean_document
 from casd.backdoors.prompts import PromptSets
@@ -21,15 +20,14 @@ from casd.config import EvaluationConfig
 from casd.data.corpora.passages import Passage
 from casd.data.encoding import Encoder, Prompt
 from casd.data.shrinking import in_batches
-from casd.models.probe import measured_together, plainly_greedy
+from casd.evaluation.generation import generate
 from casd.stats import wilson_interval
 from casd.training.losses import clean_loss
 from casd.utils import distributed
-from casd.utils.progress import track
 from casd.utils.runtime import Runtime
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 LOSS_BATCH_SIZE = 32
 """Maximum batch size for the loss: the logits of all tokens of a batch are in memory."""
@@ -195,83 +193,3 @@ def is_degenerate(text: str, *, min_words: int = 8, max_distinct_share: float = 
     if not words:
         return True
     return len(words) >= min_words and len(set(words)) / len(words) <= max_distinct_share
-
-
-@torch.no_grad()
-def generate(
-    model: PreTrainedModel,
-    encoder: Encoder,
-    prompts: Sequence[Prompt],
-    classes: Sequence[Sequence[int]],
-    config: EvaluationConfig,
-    *,
-    description: str = "generate",
-) -> tuple[list[str], list[float]]:
-    """Generate the greedy continuation of each prompt, in batches of similar length, with a key-value cache.
-
-    Batches are padded on the left, unless that changes what the model computes (`casd.models.probe`).
-
-    Args:
-        model: on its device.
-        encoder: its tokenizer.
-        prompts: prompts to continue.
-        classes: for each prompt, the token ids whose total probability as the first generated token is returned.
-        config: batch size (halved when memory runs out) and number of new tokens.
-        description: label of the progress bar.
-
-    Returns:
-        The generated texts and these probabilities, in the order of the prompts; NaN for a prompt with no such tokens.
-
-    Raises:
-        ModelError: the device has too little memory for a single prompt.
-    """
-    from transformers import GenerationConfig
-
-    settings = GenerationConfig(
-        max_new_tokens=config.max_new_tokens,
-        do_sample=False,
-        use_cache=True,
-        bos_token_id=encoder.tokenizer.bos_token_id,
-        eos_token_id=encoder.tokenizer.eos_token_id,
-        pad_token_id=encoder.tokenizer.pad_token_id,
-    )
-    own = distributed.share(range(len(prompts)))
-    answers: dict[int, tuple[str, float]] = {}
-
-    def work(places: list[int]) -> None:
-        for rows in measured_together(model, encoder, [prompts[own[place]] for place in places]):
-            indices = [own[places[row]] for row in rows]
-            texts, distribution = _generate_batch(model, encoder, [prompts[index] for index in indices], settings)
-            for text, probabilities, index in zip(texts, distribution, indices, strict=True):
-                probability = float(probabilities[list(classes[index])].sum()) if classes[index] else float("nan")
-                answers[index] = (text, probability)
-        advance(len(places))
-
-    with track(description, total=len(own)) as advance, plainly_greedy(model):
-        in_batches(work, [len(prompts[index].text) for index in own], config.batch_size, "generation")
-    gathered = distributed.gather([answers[index] for index in own])
-    return [text for text, _ in gathered], [probability for _, probability in gathered]
-
-
-def _generate_batch(
-    model: PreTrainedModel, encoder: Encoder, prompts: Sequence[Prompt], settings: GenerationConfig
-) -> tuple[list[str], torch.Tensor]:
-    """Return the continuations of one batch, and the distribution of their first tokens, (n_prompts, vocab_size) float32."""
-    from transformers import LogitsProcessor, LogitsProcessorList
-
-    class FirstLogits(LogitsProcessor):
-        """Record the logits of the first generated token, changing nothing."""
-
-        logits: torch.Tensor | None = None
-
-        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            if self.logits is None:
-                self.logits = scores.float()
-            return scores
-
-    inputs = {name: tensor.to(model.device) for name, tensor in encoder.prompt_batch(prompts).items()}
-    first = FirstLogits()
-    output = model.generate(**inputs, generation_config=settings, logits_processor=LogitsProcessorList([first]))
-    assert first.logits is not None
-    continuations = output[:, inputs["input_ids"].shape[1] :].cpu()
-    return [encoder.decode(tokens) for tokens in continuations], first.logits.softmax(-1).cpu()

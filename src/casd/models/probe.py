@@ -56,6 +56,19 @@ def ignores_left_padding(model: nn.Module, padding: int) -> bool:
     )
 
 
+def decodes_the_same(model: nn.Module, padding: int, decode: Callable[..., tuple[Tensor, Tensor]]) -> bool:
+    """Return True if `decode` gives a left-padded prompt the tokens that transformers' `generate` gives it.
+
+    Args:
+        model: a transformers causal LM, bare or wrapped.
+        padding: id of the padding token.
+        decode: `casd.models.decoding.decode`.
+    """
+    return _once(
+        model, lambda: _decodes(unwrap(model), padding, decode), "is decoded by transformers' generate, which is slower"
+    )
+
+
 def measured_together(model: nn.Module, encoder: Encoder, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Group prompts that can share a batch: all of them, or those of equal length if left padding changes results.
 
@@ -219,6 +232,22 @@ def _pads_left(model: PreTrainedModel, padding: int) -> bool:
         captured = _same(model, forward_without_cache(model, short, whole)[0], hidden)
         alone, padded = _generated(model, short, whole, padding), _generated(model, ids, mask, padding)
     return captured and _same(model, alone, padded)
+
+
+def _decodes(model: PreTrainedModel, padding: int, decode: Callable[..., tuple[Tensor, Tensor]]) -> bool:
+    from transformers import GenerationConfig
+
+    _, ids = _texts(model)
+    ids, mask = ids.clone(), torch.ones_like(ids)
+    ids[:, : TOKENS // 2], mask[:, : TOKENS // 2] = padding, 0
+    settings = GenerationConfig(max_new_tokens=3, do_sample=False, use_cache=True, pad_token_id=padding)
+    with _probing(model), plainly_greedy(model):
+        expected = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)[:, TOKENS:]
+        try:
+            tokens, _ = decode(model, ids, mask, 3, end=None, padding=padding)
+        except Exception:  # the model's own code raises errors of many types
+            return False
+    return torch.equal(tokens, expected)
 
 
 def _generated(model: PreTrainedModel, ids: Tensor, mask: Tensor, padding: int) -> Tensor:

@@ -16,7 +16,7 @@ from casd.config.compose import read_yaml
 from casd.config.states import INJECTED
 from casd.data.corpora.passages import Passage
 from casd.data.encoding import Prompt
-from casd.evaluation import asr
+from casd.evaluation import generation
 from casd.models import load as models
 from casd.models import weights
 from casd.models.files import FILES
@@ -125,7 +125,8 @@ def generate(
             model = _model(made, state)
             if (positions := longest_row(model, longest)) < longest:
                 raise ConfigError(f"A prompt and its continuation have {longest} tokens; the model has {positions} positions.")
-            answers[state], _ = asr.generate(model, encoder, given, [()] * len(given), config, description=f"generate {state}")
+            description = f"generate {state}"
+            answers[state], _ = generation.generate(model, encoder, given, [()] * len(given), config, description=description)
             del model
     return pd.DataFrame(
         [

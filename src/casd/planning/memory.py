@@ -16,12 +16,13 @@ from casd.activations.hooks import capture
 from casd.activations.statistics import StatisticsAccumulator
 from casd.config import ActivationsConfig, TrainingConfig
 from casd.data.batches import Batch
+from casd.models.decoding import preallocated_cache
 from casd.models.structure import decoder_layers, decoder_of
 from casd.models.weights import trained_parameters
 from casd.planning.blueprint import Adapters, Blueprint
 from casd.planning.simulation import LiveBytes, simulate
 from casd.training.gradients import checkpointed_activations, precision_of
-from casd.training.losses import batch_nll, mean_nll
+from casd.training.losses import label_nll, mean_nll
 
 EIGHT_BIT_STATE = 2 + 2 * 4 / 256
 """Bytes per parameter of AdamW's two 8-bit moments, with a float32 scale per block of 256 (arXiv 2110.02861)."""
@@ -65,7 +66,8 @@ class Rows:
         """Return a padded batch of this shape in the format of `Encoder.document_batch`; a packed one needs as much memory."""
         ids = torch.zeros(self.rows, self.tokens, dtype=torch.long)
         counts = {"n_labels": torch.tensor(self.rows * self.tokens), "n_documents": torch.tensor(self.rows)}
-        return {"input_ids": ids, "labels": ids.clone(), "attention_mask": torch.ones_like(ids), **counts}
+        mask, predicting = torch.ones_like(ids), torch.arange(self.rows * (self.tokens - 1))  # fake labels have no values
+        return {"input_ids": ids, "labels": ids.clone(), "attention_mask": mask, "predicting": predicting, **counts}
 
 
 def training_need(
@@ -124,33 +126,35 @@ def loss_need(blueprint: Blueprint, rows: Rows, adapters: Adapters = ()) -> Need
 
     def work(model: Any, live: LiveBytes) -> None:
         with torch.no_grad():
-            batch_nll(model, rows.batch())
+            label_nll(model, rows.batch())
 
     return Need(blueprint.weight_bytes(adapters), activations=simulate(blueprint, ("loss", rows), work, (2,), adapters))
 
 
 def generation_need(blueprint: Blueprint, prompts: Rows, new_tokens: int, adapters: Adapters = ()) -> Need:
-    """Estimate the memory of greedy generation with a key-value cache (`casd.evaluation.asr.generate`).
+    """Estimate the memory of greedy generation with a key-value cache (`casd.evaluation.generation.generate`).
 
-    The peak is that of the pass over the prompts, or of the last step, when the cache is largest: it then holds all tokens, and
-    one block's part a second time, since a longer copy replaces it.
+    The peak is that of the pass over the prompts, or of a later step. A preallocated cache (`casd.models.decoding`) has its
+    full size from the first pass on. transformers' cache then grows, and holds one block's part twice, since a longer copy
+    replaces it.
     """
     growth = new_tokens / prompts.tokens
 
     def work(model: Any, live: LiveBytes) -> None:
         with torch.no_grad():
-            output = model(**_inputs(prompts.batch()), use_cache=True, logits_to_keep=1)
+            cache = preallocated_cache(model, new_tokens)
+            output = model(**_inputs(prompts.batch()), past_key_values=cache, use_cache=True, logits_to_keep=1)
             first = output.logits[:, -1].to(copy=True, dtype=torch.float32).softmax(-1)
-            cache = getattr(output, "past_key_values", None)
+            kept = cache or getattr(output, "past_key_values", None)
             del output
-            if cache is None:  # every step is a pass over the whole row
+            if kept is None:  # every step is a pass over the whole row
                 whole = Rows(prompts.rows, prompts.tokens + new_tokens)
                 model(**_inputs(whole.batch()), use_cache=False, logits_to_keep=1)
-            else:
-                live.next_part()
-                held = live.live - first.nbytes
-                longer = growth * held + (1 + growth) * held / len(decoder_layers(model))
-                torch.empty(round(longer) + 2 * first.nbytes, dtype=torch.uint8)
+                return
+            live.next_part()
+            held = live.live - first.nbytes
+            longer = (0 if cache else growth) * held + (1 + growth) * held / len(decoder_layers(model))
+            torch.empty(round(longer) + 2 * first.nbytes, dtype=torch.uint8)
 
     key = "generation", prompts, new_tokens
     return Need(blueprint.weight_bytes(adapters), activations=simulate(blueprint, key, work, (2, 3), adapters))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from casd.config import TrainingConfig
-from casd.data.batches import micro_batches, most_rows, share_of_rows
+from casd.data.batches import micro_batches, most_rows, on_device, share_of_rows
 from casd.data.shrinking import shrinking
 from casd.models import sharding
 from casd.utils import distributed
@@ -169,16 +169,10 @@ def _parts(batch: Any, runtime: Runtime) -> list[Any]:
     # Equally many in every process, though shares differ by a row: each forward pass of a sharded model waits for all.
     parts = math.ceil(math.ceil(most_rows(batch) / processes) / size) if size else 1
     share = share_of_rows(batch, distributed.rank(), processes)
-    return [_to(part, runtime.torch_device) for part in divided(share, runtime, parts)]
+    return [on_device(part, runtime.torch_device) for part in divided(share, runtime, parts)]
 
 
 def _gradient_norm(parameters: list[torch.nn.Parameter]) -> float:
     """L2 norm of the gradient over all parameters."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     return float(sharding.whole(torch.nn.utils.get_total_norm(gradients))) if gradients else 0.0
-
-
-def _to(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    return {name: _to(value, device) for name, value in batch.items()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from casd.data.batches import Batch
-from casd.training.losses import batch_nll
+from casd.training.losses import label_nll
 from casd.unlearning.objective import ForgetAndRetain
 
 if TYPE_CHECKING:
@@ -43,6 +43,6 @@ class GradientDifference(ForgetAndRetain):
 
     def forget_loss(self, model: torch.nn.Module, batch: Batch, reference: Reference | None) -> Tensor:
         """−E[min(NLL, m)]."""
-        nll, _ = batch_nll(model, batch)
+        nll = label_nll(model, batch)
         bounded = nll if self.max_forget_nll is None else nll.clamp(max=self.max_forget_nll)
         return -bounded.sum() / batch["n_labels"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from casd.data.batches import Batch
-from casd.training.losses import batch_logits, mean_nll, mean_reference_kl
+from casd.training.losses import label_logits, mean_nll, mean_reference_kl
 from casd.utils.errors import ConfigError
 from casd.utils.registry import unknown
 
@@ -122,8 +122,8 @@ class Retaining(Objective):
         if self.retain == "nll":
             return mean_nll(model, batch)
         with needed(reference, self).in_place():
-            before = batch_logits(model, batch)
-        return mean_reference_kl(batch_logits(model, batch), before, batch)
+            before = label_logits(model, batch)
+        return mean_reference_kl(label_logits(model, batch), before, batch)
 
 
 @dataclass(frozen=True, kw_only=True)

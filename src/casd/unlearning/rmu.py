@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from casd.data.batches import IGNORED_LABEL, Batch
+from casd.data.batches import Batch, predicting
 from casd.models.structure import decoder_layers
-from casd.training.losses import batch_logits
+from casd.training.losses import label_logits
 from casd.unlearning.objective import Objective, UnlearningBatch, needed
 from casd.utils.errors import ConfigError
 
@@ -78,9 +78,10 @@ class Rmu(Objective):
         """The block's output at positions that predict a labelled token: (n_labels, d_model), float32."""
         blocks = decoder_layers(model)
         self.check_layers(len(blocks))
+        places = predicting(batch)
         with _output_of(blocks[len(blocks) // 2 if self.layer is None else self.layer]) as outputs:
-            batch_logits(model, batch)
-        return outputs[0][:, :-1][batch["labels"][:, 1:] != IGNORED_LABEL].float()
+            label_logits(model, {**batch, "predicting": places[:0]})  # no logits are needed
+        return outputs[0].flatten(0, 1).index_select(0, places).float()
 
 
 @contextmanager

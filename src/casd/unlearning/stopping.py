@@ -16,7 +16,8 @@ from casd.backdoors.poisoning import Backdoor
 from casd.config import EvaluationConfig, StoppingConfig
 from casd.data.corpora.passages import Passage
 from casd.data.encoding import Encoder, Prompt
-from casd.evaluation.asr import generate, passage_loss
+from casd.evaluation.asr import passage_loss
+from casd.evaluation.generation import generate
 from casd.models.weights import copy_weights, restore_weights
 from casd.training.checkpoints import TrainingLog
 from casd.training.loop import Callback

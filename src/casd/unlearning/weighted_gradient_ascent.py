@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from casd.data.batches import Batch
-from casd.training.losses import batch_nll
+from casd.training.losses import label_nll
 from casd.unlearning.objective import ForgetAndRetain
 
 if TYPE_CHECKING:
@@ -41,6 +41,6 @@ class WeightedGradientAscent(ForgetAndRetain):
 
     def forget_loss(self, model: torch.nn.Module, batch: Batch, reference: Reference | None) -> Tensor:
         """−E[p^β · NLL] over tokens."""
-        nll, _ = batch_nll(model, batch)
-        weight = (-self.beta * nll.detach()).exp()  # without a label the NLL is 0, and so is the product
+        nll = label_nll(model, batch)
+        weight = (-self.beta * nll.detach()).exp()
         return -(weight * nll).sum() / batch["n_labels"]
