@@ -26,7 +26,7 @@ MOMENTS = ("mean", "mean_abs", "mean_square")
 HELD_BYTES = 2**26
 """Maximum size of activations held before they are summed, or one layer's if that is larger."""
 SUMMED_TOKENS = 256
-"""Number of tokens summed in float32 on a GPU; the partial sums are added in float64."""
+"""Number of tokens summed in float32; the partial sums are added in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,26 +234,27 @@ def _stackable(first: Tensor, second: Tensor) -> bool:
 
 
 def _moment_sums(tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum h, |h| and h² over the tokens of (layers, tokens, d_model) in `dtype`: (layers, moments, d_model)."""
-    if tokens.device.type == "cpu":  # where norms with another dtype are ten times slower than a converted copy
-        wide = tokens.to(dtype)
-        return torch.stack([wide.sum(1), wide.abs_().sum(1), wide.square_().sum(1)], dim=1)
-    return _moment_sums_by_pieces(tokens, dtype)
+    """Sum h, |h| and h² over the tokens of (layers, tokens, d_model), which is overwritten: (layers, moments, d_model).
 
-
-def _moment_sums_by_pieces(tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """Compute `_moment_sums` without a copy: in float32 over SUMMED_TOKENS at a time (error below 1e-6), then in `dtype`.
-
-    A GPU converts bfloat16 to float32 while reading; summing in float64 would first write a copy four times as large.
+    In float32 over SUMMED_TOKENS at a time (error below 1e-6), and these sums in `dtype`: converting every number to float64
+    first would take longer than the sums. Activations in float64 are summed in float64.
     """
     whole = tokens.shape[1] - tokens.shape[1] % SUMMED_TOKENS
     sums = tokens.new_zeros(tokens.shape[0], len(MOMENTS), tokens.shape[2], dtype=dtype)
     for pieces in (tokens[:, :whole].unflatten(1, (-1, SUMMED_TOKENS)), tokens[:, None, whole:]):
         if pieces.numel():
-            absolute, euclidean = (torch.linalg.vector_norm(pieces, order, dim=2, dtype=torch.float32) for order in (1, 2))
-            moments = [pieces.sum(2, dtype=torch.float32), absolute, euclidean.square()]
-            sums += torch.stack(moments, dim=1).sum(2, dtype=dtype)
+            sums += torch.stack(_sums_of_pieces(pieces), dim=1).sum(2, dtype=dtype)
     return sums
+
+
+def _sums_of_pieces(pieces: Tensor) -> list[Tensor]:
+    """Sum h, |h| and h² over the tokens of (layers, pieces, tokens, d_model), which may be overwritten."""
+    if pieces.device.type == "cpu":
+        wide = pieces if pieces.dtype == torch.float64 else pieces.float()
+        return [wide.sum(2), wide.abs_().sum(2), wide.square_().sum(2)]
+    # A GPU converts bfloat16 to float32 while reading, and needs no copy.
+    absolute, euclidean = (torch.linalg.vector_norm(pieces, order, dim=2, dtype=torch.float32) for order in (1, 2))
+    return [pieces.sum(2, dtype=torch.float32), absolute, euclidean.square()]
 
 
 def collect_statistics(
