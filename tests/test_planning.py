@@ -23,6 +23,7 @@ from casd.activations.statistics import StatisticsAccumulator
 from casd.cli.main import main
 from casd.config import ActivationsConfig, Config, LoraConfig, RuntimeConfig, TrainingConfig
 from casd.config.compose import load_config
+from casd.models.decoding import decode
 from casd.models.load import DTYPES, transformers_config
 from casd.models.structure import decoder_of
 from casd.models.weights import attach_lora
@@ -304,8 +305,7 @@ def test_memory_of_measurements_against_real_ones(kind: str) -> None:
     prompts = {name: padded(16)[name] for name in ("input_ids", "attention_mask")}
 
     def generate(model: Any) -> None:
-        with torch.no_grad():
-            model.generate(**prompts, max_new_tokens=12, min_new_tokens=12, do_sample=False, pad_token_id=0)
+        decode(model, **prompts, new_tokens=12, end=None, padding=0)
 
     def capture(model: Any) -> None:
         config = ActivationsConfig(sites=["resid_post"], positions=["prompt"])

@@ -82,7 +82,8 @@ def _split(batch: Batch, parts: int) -> list[Batch]:
 def _rows(batch: Batch, chosen: Tensor) -> Batch:
     """Select rows of a batch and trim their common padding; if none is chosen, return one row without loss."""
     empty = len(chosen) == 0
-    part = {name: value if value.ndim == 0 else value[[0] if empty else chosen] for name, value in batch.items()}
+    rows = {name: value for name, value in batch.items() if name != "predicting"}  # which counts the tokens of all rows
+    part = {name: value if value.ndim == 0 else value[[0] if empty else chosen] for name, value in rows.items()}
     if empty:
         part["labels"] = torch.full_like(part["labels"], IGNORED_LABEL)
     if "attention_mask" in part:

@@ -86,7 +86,7 @@ def default_rows(device: str) -> int:
     """Return the default number of rows in one forward pass of a training on a type of device; 0 for the whole batch.
 
     The rows of a part are of similar length. On the CPU, `CPU_ROWS` at once are therefore faster than a batch that is padded to
-    its longest document (`scripts/bench_padding.py`); fewer gain little more, and lose much if other processes use the cores.
+    its longest document (`scripts/bench_training.py`); fewer gain little more, and lose much if other processes use the cores.
     Other devices are given the whole batch.
     """
     return CPU_ROWS if device == "cpu" else 0
