@@ -4,8 +4,8 @@ Run: python scripts/bench_run.py [OVERRIDES …]   (default: experiment=demo; --
 
 The bare arithmetic is the number of tokens of every stage (`casd.planning.costs`), those of trainings at the rate of a bare
 loop without padding (`bench_training.py`), and those of evaluations and captures at the rate of a forward pass
-(`bench_generation.py`). The rates are measured in this process before and after the run, and averaged, since a machine's speed drifts. Everything else
-is overhead: corpus, tokenizer, generation token by token, statistics, and the report.
+(`bench_generation.py`). The rates are measured in this process before and after the run, and averaged, since a machine's speed
+drifts. Everything else is overhead: corpus, tokenizer, generation token by token, statistics, and the report.
 """
 
 from __future__ import annotations
