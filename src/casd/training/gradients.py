@@ -90,7 +90,7 @@ class StepGradients:
 
     def _backward(self, parts: list[Terms]) -> tuple[dict[str, float], bool]:
         """Differentiate one term after another, each over all parts; returns what `of` does."""
-        record: dict[str, float] = {}
+        values: dict[str, Tensor] = {}  # read together at the end, since each reading waits for a GPU to be done
         while True:
             name, total = "", torch.zeros((), device=self._trained[0].device)
             for index, part in enumerate(parts):
@@ -105,10 +105,11 @@ class StepGradients:
                     total += loss.detach()
             if not name:
                 break
-            record[f"loss/{name}"] = float(distributed.total(total))
-            if len(record) == 1:
-                record[f"gradient_norm/{name}"] = _gradient_norm(self._trained)
-        record["gradient_norm"] = _gradient_norm(self._trained)
+            values[f"loss/{name}"] = distributed.total(total)
+            if len(values) == 1:
+                values[f"gradient_norm/{name}"] = _gradient_norm(self._trained)
+        values["gradient_norm"] = _gradient_norm(self._trained)
+        record = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
         record["loss"] = sum(value for name, value in record.items() if name.startswith("loss/"))
         return record, math.isfinite(record["loss"]) and math.isfinite(record["gradient_norm"])
 
@@ -172,7 +173,8 @@ def _parts(batch: Any, runtime: Runtime) -> list[Any]:
     return [on_device(part, runtime.torch_device) for part in divided(share, runtime, parts)]
 
 
-def _gradient_norm(parameters: list[torch.nn.Parameter]) -> float:
-    """L2 norm of the gradient over all parameters."""
+def _gradient_norm(parameters: list[torch.nn.Parameter]) -> Tensor:
+    """L2 norm of the gradient over all parameters, a float32 scalar on the device of the first one."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return float(sharding.whole(torch.nn.utils.get_total_norm(gradients))) if gradients else 0.0
+    norm = sharding.whole(torch.nn.utils.get_total_norm(gradients)) if gradients else torch.zeros(())
+    return norm.to(parameters[0].device, torch.float32)
