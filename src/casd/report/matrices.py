@@ -112,7 +112,7 @@ def casd_table(tables: RunTables, variant: str, *, square: bool = False) -> Tabl
         groups=[GROUPS[kind_of(str(name))] for name in shown.index],
         collapsed=[name in tables.collapsed for name in shown.index],
         scale=Scale("cividis", "0", fraction(largest, digits), largest, "distance with four significant digits"),
-        shade=_shades(shown, largest),
+        shade=shades(shown, largest),
         detail=shown.map(lambda distance: "" if pd.isna(distance) else significant(distance, 4)).to_numpy(),
     )
 
@@ -138,7 +138,7 @@ def mean_asr_table(runs: Sequence[RunTables], means: pd.DataFrame | None = None)
         groups=groups,
         bold=_same(rates.index, rates.columns),
         scale=Scale("viridis"),
-        shade=_shades(rates),
+        shade=shades(rates),
     )
 
 
@@ -157,7 +157,7 @@ def _state_matrix(
         groups=[GROUPS[kind] for kind in kinds.values()],
         collapsed=list(collapsed),
         bold=_same(values.index, values.columns) & ~collapsed[:, None],
-        shade=np.where(collapsed[:, None], np.nan, _shades(values)),
+        shade=np.where(collapsed[:, None], np.nan, shades(values)),
         detail=np.array(
             [
                 [details.get((state, str(name)), "") if known.loc[state, name] else "" for name in values.columns]
@@ -175,7 +175,7 @@ def _same(labels: pd.Index, columns: pd.Index) -> np.ndarray:
     return same
 
 
-def _shades(values: pd.DataFrame, largest: float = 1.0) -> np.ndarray:
+def shades(values: pd.DataFrame, largest: float = 1.0) -> np.ndarray:
     """Values as places on a scale from 0 (and below) to `largest`; NaN where they are missing."""
     shades: np.ndarray = (
         np.clip(values.to_numpy(dtype=float) / largest, 0.0, 1.0) if largest > 0 else np.full(values.shape, np.nan)
