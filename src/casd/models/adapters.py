@@ -57,9 +57,7 @@ def fetch_adapter(adapter: str) -> Path:
         ModelError: there is no such adapter, or it has no safetensors.
     """
     folder = Path(adapter).expanduser()
-    if not folder.is_dir():
-        if adapter.startswith(("/", ".", "~")):
-            raise ModelError(f"There is no folder {adapter} with an adapter.")
+    if _is_on_hub(adapter):
         folder = hub.download(adapter, "main", is_adapter=True)
     for name in (ADAPTER_CONFIG, ADAPTER_FILE):
         if not (folder / name).is_file():
@@ -69,11 +67,23 @@ def fetch_adapter(adapter: str) -> Path:
 
 def adapter_fingerprint(adapter: str) -> dict[str, str]:
     """Identify an adapter: by the SHA-256 of its files, or by the commit on the hub. See `casd.models.load.fingerprint`."""
-    folder = Path(adapter).expanduser()
-    if folder.is_dir():
-        folder = fetch_adapter(adapter)
-        return hashes([folder / ADAPTER_CONFIG, folder / ADAPTER_FILE])
-    return {"adapter": adapter, "adapter_commit": hub.resolve(adapter, "main").resolved}
+    if _is_on_hub(adapter):
+        return {"adapter": adapter, "adapter_commit": hub.resolve(adapter, "main").resolved}
+    folder = fetch_adapter(adapter)
+    return hashes([folder / ADAPTER_CONFIG, folder / ADAPTER_FILE])
+
+
+def _is_on_hub(adapter: str) -> bool:
+    """Return True unless an adapter is a folder.
+
+    Raises:
+        ModelError: the path of a folder that does not exist.
+    """
+    if Path(adapter).expanduser().is_dir():
+        return False
+    if adapter.startswith(("/", ".", "~")):
+        raise ModelError(f"There is no folder {adapter} with an adapter.")
+    return True
 
 
 def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:

@@ -65,11 +65,18 @@ def asr_table(tables: RunTables, prompt_set: str = "triggered") -> Table:
         name="asr_matrix" if prompt_set == "triggered" else f"asr_matrix_{prompt_set}",
         title=title,
         caption=f"{sentence(run_name(tables.info))}. Row: removed; column: measured; cell: {cell} (fraction, n = "
-        f"{prompts_per_cell(tables, prompt_set)} per cell)." + ("" if has_pairs(tables) else f" {NO_PAIRS}"),
+        f"{prompts_per_cell(tables, prompt_set)} per cell).{never_removed(tables)}"
+        + ("" if has_pairs(tables) else f" {NO_PAIRS}"),
         scale=Scale(
             "viridis" if prompt_set == "triggered" else "viridis_r", details="successes/prompts and Wilson 95 % interval"
         ),
     )
+
+
+def never_removed(tables: RunTables) -> str:
+    """A sentence, after a space, about the backdoors that were measured and never removed; empty if there are none."""
+    names = [name for name in tables.backdoors if name not in tables.states_of("removal")]
+    return f" Measured and never removed: {', '.join(names)}." if names else ""
 
 
 def suppression_table(tables: RunTables, value: str) -> Table:
@@ -90,7 +97,7 @@ def suppression_table(tables: RunTables, value: str) -> Table:
         title=f"Suppression of {kind}, {f'net of the {net[1]} control' if net else 'raw'}",
         caption=f"{sentence(run_name(tables.info))}. Row: removed; column: measured; cell: {kind} before − after"
         + (f", minus the same difference under the {net[1]} control" if net else "")
-        + f" (fraction, n = {prompts_per_cell(tables)} prompts per cell).",
+        + f" (fraction, n = {prompts_per_cell(tables)} prompts per cell).{never_removed(tables)}",
         scale=Scale("viridis_r", low="0 or less", details=f"{kind} before → after"),
     )
 
