@@ -122,12 +122,12 @@ class InjectionConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_one_of("injection.mode", self.mode, ("pretraining", "continual", "none"))
+        require(self, "a fraction in [0, 1)", lambda value: 0 <= value < 1, "decoy_rate")
+        require(self, "a fraction in [0, 1]", lambda value: 0 <= value <= 1, "require_asr")
         if self.mode == "none":
             self.training = self.pretraining = None  # which the groups of weights and experiments may have set
         elif self.training is None:
             raise ConfigError(f"injection.training is not set; injection.mode {self.mode} needs it.")
-        require(self, "a fraction in [0, 1)", lambda value: 0 <= value < 1, "decoy_rate")
-        require(self, "a fraction in [0, 1]", lambda value: 0 <= value <= 1, "require_asr")
 
     @property
     def lora(self) -> LoraConfig | None:

@@ -32,7 +32,8 @@ def distance_tables(distances: Distances, *, per_layer: bool = False) -> list[Ta
         f" {distances.n_tokens} tokens of {distances.n_texts} texts, differences to {distances.before}."
     )
     tables = [_matrix(getattr(distances, reading), reading, basis) for reading in READINGS]
-    tables.append(_plain_table("norms", "Size of the shifts", basis, distances.norms.rename_axis("model")))
+    norms = f"{basis} Size: the distance of a model's shift from no change."
+    tables.append(_plain_table("norms", "Size of the shifts", norms, distances.norms.rename_axis("model")))
     if per_layer:
         layers = distances.per_layer.assign(pair=distances.per_layer["a"] + " – " + distances.per_layer["b"])
         for reading in READINGS:
@@ -89,10 +90,12 @@ def write_distances(distances: Distances, folder: Path, *, per_layer: bool = Fal
             getattr(distances, name).rename_axis("model").to_csv(begun / f"{name}.csv")
         if per_layer:
             distances.per_layer.to_csv(begun / "per_layer.csv", index=False)
+        unused = ("text", "moment", "net_of_control")
+        variant = {name: value for name, value in dataclasses.asdict(distances.variant).items() if name not in unused}
         record = {
             "before": distances.before,
             "models": list(distances.norms.index),
-            "variant": dataclasses.asdict(distances.variant),
+            "variant": variant,
             "texts": distances.n_texts,
             "tokens": distances.n_tokens,
             **{name: getattr(distances, name).to_dict() for name in (*READINGS, "norms")},
