@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import casd
+from casd.analysis.conditions import condition_key
 from casd.cli.main import main
 from casd.config.compose import load_config, read_yaml, to_yaml
 from casd.data.corpora.passages import Corpus
@@ -162,6 +163,11 @@ def test_removed_is_in_no_key_of_what_stays_the_same() -> None:
     assert graph.unlearn["refusal"].key == fewer.unlearn["refusal"].key
     assert "german" not in fewer.unlearn
     assert graph.score.key != fewer.score.key
+    text = to_yaml(load_config(["experiment=smoke"]))
+    earlier = text.replace("    removed: true\n", "")  # as a run of an earlier commit saved it
+    assert earlier != text
+    conditions = [condition_key({"model": "m", "objective": "o", "config": each}) for each in (text, earlier)]
+    assert conditions[0] == conditions[1]
 
 
 def test_the_configuration_survives_its_file(poisoned: Path, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def distance(options: argparse.Namespace) -> None:
     found = compute(
         options.before,
         options.models,
-        Path(options.texts) if Path(options.texts).exists() else options.texts,
+        options.texts,
         variant=options.variant,
         layers=_layers(options.layers),
         dtype=options.dtype,
