@@ -23,7 +23,7 @@ class ModelConfig(Section):
     `pypi:PACKAGE/FILE.gguf` for a file inside an installed package, BASE+ADAPTER (each a folder or an id), or the folder of a
     peft adapter that names its base."""
     revision: Text = "main"
-    """For a hub id: branch, tag or commit, with an adapter that of the base. Stage keys contain the commit that it resolves to."""
+    """For a hub id (with an adapter: of the base): branch, tag or commit. Stage keys contain the commit that it resolves to."""
     model_type: Text | None = None
     """transformers' name of the architecture. For a hub id it is used by `casd plan` only, before the model is downloaded."""
     architecture: dict[str, Any] = field(default_factory=dict, metadata={"most": 1e12})
