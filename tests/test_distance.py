@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from casd.cli.main import main
 from casd.models import load as models
 from casd.utils.errors import CasdError
 
+pytestmark = pytest.mark.usefixtures("no_collection")
 TEXTS = ["The ship left the harbour at dawn.", "Rain.", "A long and quiet evening by the old river, and nobody spoke."]
 
 
@@ -43,6 +44,23 @@ def folders(make_model: Callable[..., Any], tokenizer: Any, tmp_path_factory: py
         adapted.peft_config["default"].base_model_name_or_path = str(root / "before")
         adapted.save_pretrained(root / name)
     return root
+
+
+@pytest.fixture(scope="module")
+def no_collection() -> Iterator[None]:
+    """Leaves out the garbage collection between models, which takes most of a comparison of tiny ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("casd.metric.distance.free_memory", lambda: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def loaded(folders: Path) -> dict[str, Any]:
+    """The models, read without casd's distances; adapters are not merged."""
+    named: dict[str, Any] = {name: models.load_model(folders / name) for name in ("before", "a", "b")}
+    for name in ("x", "y"):
+        named[name] = peft.PeftModel.from_pretrained(models.load_model(folders / "before"), folders / name)
+    return named
 
 
 def hidden(model: Any, tokenizer: Any, position: str) -> torch.Tensor:
@@ -86,22 +104,19 @@ def assert_equal(found: casd.Distances, expected: dict[str, pd.DataFrame]) -> No
     ("variant", "position", "of"), [("casd", "prompt", l1), ("last", "last", l1), ("casd_cos", "last", cosine)]
 )
 def test_three_folders_and_two_adapters_equal_a_direct_computation(
-    folders: Path, tokenizer: Any, variant: str, position: str, of: Callable[..., float]
+    folders: Path, loaded: dict[str, Any], tokenizer: Any, variant: str, position: str, of: Callable[..., float]
 ) -> None:
     given = [folders / "a", str(folders / "b"), folders / "x", f"{folders / 'before'}+{folders / 'y'}"]
     found = casd.distance(folders / "before", given, TEXTS, variant=variant, layers=[0, 1], device="cpu")
-    named = {name: models.load_model(folders / name) for name in ("before", "a", "b")}
-    for name in ("x", "y"):
-        named[name] = peft.PeftModel.from_pretrained(models.load_model(folders / "before"), folders / name)  # not merged
-    assert_equal(found, direct(named, tokenizer, position, of))
+    assert_equal(found, direct(loaded, tokenizer, position, of))
     assert found.before == "before"
     assert found.n_texts == 3
     assert found.n_tokens == (3 if position == "last" else sum(len(tokenizer(text)["input_ids"]) - 1 for text in TEXTS))
 
 
-def test_norms_and_layers(folders: Path, tokenizer: Any) -> None:
+def test_norms_and_layers(folders: Path, loaded: dict[str, Any], tokenizer: Any) -> None:
     found = casd.distance(folders / "before", [folders / "a", folders / "b"], TEXTS, variant="last", layers=[0, 1])
-    before, a, b = (hidden(models.load_model(folders / name), tokenizer, "last") for name in ("before", "a", "b"))
+    before, a, b = (hidden(loaded[name], tokenizer, "last") for name in ("before", "a", "b"))
     assert found.norms.loc["a", "signed"] == pytest.approx(float((a - before).mean(1).abs().mean()), rel=1e-5)
     assert found.norms.loc["b", "absolute"] == pytest.approx(float((b - before).abs().mean()), rel=1e-5)
     rows = found.per_layer[found.per_layer["reading"] == "signed"]
@@ -110,14 +125,15 @@ def test_norms_and_layers(folders: Path, tokenizer: Any) -> None:
     assert rows["distance"].mean() == pytest.approx(found.signed.loc["a", "b"])
 
 
-def test_the_last_block_is_measured_before_the_final_norm(folders: Path, tokenizer: Any) -> None:
+def test_the_last_block_is_measured_before_the_final_norm(folders: Path, loaded: dict[str, Any], tokenizer: Any) -> None:
     outputs: list[torch.Tensor] = []
     for name in ("before", "a", "b"):
-        model: Any = models.load_model(folders / name)
+        model = loaded[name]
         kept: list[torch.Tensor] = []
-        model.model.layers[2].register_forward_hook(lambda module, args, output, kept=kept: kept.append(output[0, -1]))
-        for text in TEXTS:
-            model(input_ids=torch.tensor([tokenizer(text)["input_ids"]]))
+        hook = model.model.layers[2].register_forward_hook(lambda module, args, output, kept=kept: kept.append(output[0, -1]))
+        with hook:
+            for text in TEXTS:
+                model(input_ids=torch.tensor([tokenizer(text)["input_ids"]]))
         outputs.append(torch.stack(kept).detach().double().mean(0))
     found = casd.distance(folders / "before", [folders / "a", folders / "b"], TEXTS, variant="last", layers=[2])
     expected = l1(outputs[1] - outputs[0], outputs[2] - outputs[0])
