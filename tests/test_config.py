@@ -64,6 +64,8 @@ def overrides_for(group: str, option: str) -> list[str]:
         return [*chosen, "corpus.params.sources.en.paths=[mine.txt]"]
     if group == "model" and "pretrained" in (config_folder() / group / f"{option}.yaml").read_text():
         chosen += CONTINUAL
+    if (group, option) == ("injection", "none"):
+        return [*chosen, "model.source=pretrained", "model.path=/models/mine"]
     if option == "hub":
         chosen += ["model.path=/models/mine"]
     return chosen

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import safetensors.torch
 import torch
@@ -85,6 +86,29 @@ def refusal(config: ModelConfig, kind: type[CasdError] = ModelError) -> str:
 
 
 # ---------------------------------------------------------------- download and cache
+
+
+def test_a_base_and_an_adapter_are_downloaded_and_identified_by_their_commits(
+    server: FakeHub, folder: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    adapted = peft.get_peft_model(models.load_model(folder), peft.LoraConfig(r=2, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.fill_(0.1)
+    adapted.save_pretrained(tmp_path / "adapter")
+    commits = server.commit(NAME, folder), server.commit("some-lab/lora", tmp_path / "adapter")
+    both = config(f"{NAME}+some-lab/lora")
+    model, _ = models.create_model(both, NO_TEXT, seed=0)
+    torch.testing.assert_close(logits_of(model, encoder), logits_of(adapted, encoder), rtol=1e-4, atol=1e-4)
+    found = models.fingerprint(both)
+    assert found == {
+        "base/repository": NAME,
+        "base/commit": commits[0],
+        "adapter": "some-lab/lora",
+        "adapter_commit": commits[1],
+    }
+    assert "give its base model, too" in refusal(config("some-lab/lora"))
 
 
 def test_a_model_is_downloaded_once_and_is_the_one_that_was_uploaded(

@@ -87,7 +87,7 @@ def test_every_command_can_be_given(words: list[str], tmp_path: Path, monkeypatc
     if verb == "reproduce":
         assert {word for word in rest if "=" not in word} <= {"all", *EXHIBITS}
         assert {word.removeprefix("scale=") for word in rest if word.startswith("scale=")} <= set(scales())
-    elif verb not in ("list", "status", "compare", "report", "export", "generate"):
+    elif verb not in ("list", "status", "compare", "report", "export", "generate", "distance"):
         for place in (0, -1):
             assert load_config(one_of(rest, place)).backdoor
         assert one_of(rest, 0) == one_of(rest, -1) or verb in ("sweep", "plan")

@@ -66,6 +66,8 @@ from .data.encoding import Encoder as Encoder
 from .evaluation.asr import evaluate as evaluate
 from .metric.casd import CasdVariant as CasdVariant
 from .metric.casd import compute_casd as compute_casd
+from .metric.distance import Distances as Distances
+from .metric.distance import distance as distance
 from .metric.measurement import measure_activations as measure_activations
 from .metric.shifts import ShiftTable as ShiftTable
 from .models.load import (
@@ -115,6 +117,7 @@ __all__ = [
     "CleanTarget",
     "ControlsConfig",
     "Corpus",
+    "Distances",
     "Encoder",
     "EvaluationConfig",
     "FixedText",
@@ -149,6 +152,7 @@ __all__ = [
     "compute_casd",
     "copy_weights",
     "create_model",
+    "distance",
     "distance_matrix",
     "evaluate",
     "export_model",

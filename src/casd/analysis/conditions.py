@@ -18,6 +18,8 @@ _NO_EFFECT: Final = (
     "injection.require_asr",
 )
 """Fields that do not change results."""
+_REMOVED: Final = re.compile(r"backdoor\..*\.removed")
+"""Fields that are no setting if true: runs of earlier commits do not have them."""
 _SHORT_FOR: Final = {"injection": "mode"}
 """Sections that are labelled by this one field if it differs."""
 _MODEL: Final = "model."
@@ -90,7 +92,9 @@ def _normalized_settings(config: str) -> Settings:
     return {
         key: _normalized(value)
         for key, value in flatten(config).items()
-        if key.partition(".")[0] not in _NO_SETTING and key not in _NO_EFFECT
+        if key.partition(".")[0] not in _NO_SETTING
+        and key not in _NO_EFFECT
+        and not (_REMOVED.fullmatch(key) and value is True)
     }
 
 

@@ -32,6 +32,7 @@ examples:
   casd report outputs                              one report over every finished run below a folder
   casd compare outputs/demo/A outputs/demo/B       configuration differences and results of two runs
   casd export outputs/demo/A french_a my-model     the model after a removal, as a folder for transformers
+  casd distance my-base model-a model-b --texts texts.txt    CASD between any models
   casd list model                                  the options of a group; casd VERB --help has an example of each verb
 """
 
@@ -81,11 +82,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", type=Path, metavar="FOLDER", help="where to write the report over PATHs (default: outputs/report-…)"
     )
     sweep = add("sweep", "every combination of the listed values, and one report over all runs")
-    sweep.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     planning = add("plan", "estimate memory, tokens, FLOPs, time and disk of a run or a sweep; runs nothing")
-    planning.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     show = add("show", "the composed configuration of a run as YAML, after the checks of a run; runs nothing")
-    show.add_argument("overrides", nargs="*", metavar="OVERRIDE")
+    for each in (sweep, planning, show):
+        each.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     reproduce = add("reproduce", "make the runs of a table or figure of the paper (or all), and check its claims")
     reproduce.add_argument(
         "arguments",
@@ -177,7 +177,7 @@ def _dispatch(options: argparse.Namespace) -> None:
         _reproduce(options.arguments, options.verbose)
     elif options.verb == "report":
         _report(options.arguments, options.output, options.verbose)
-    elif options.verb in ("export", "generate"):
+    elif options.verb in MODEL_VERBS:
         MODEL_VERBS[options.verb](options)
     elif options.verb == "compare":
         from casd.cli.compare import print_two_runs, read_two_runs

@@ -1,4 +1,4 @@
-"""`casd export` and `casd generate`: take a model out of a run, or let several continue the same prompts."""
+"""Verbs about models: `casd export` and `casd generate` take them out of a run, `casd distance` compares any."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from casd.cli.distance import add_distance, distance
 from casd.utils.errors import ConfigError
 from casd.utils.text import printable
 
 
 def add_model_verbs(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
-    """Add the parsers of `export` and `generate`; `add` returns the parser of a verb with a help text."""
+    """Add the parsers of `export`, `generate` and `distance`; `add` returns the parser of a verb with a help text."""
     states = "base, injected, or a removal or control as in the tables (french_a, control:clean)"
     export = add("export", "write a model of a run to a folder that transformers loads")
     export.add_argument("run", type=Path, metavar="RUN", help="the folder of the run's report")
@@ -29,6 +30,7 @@ def add_model_verbs(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     generate.add_argument("--max-new-tokens", type=int, metavar="N", help="default: the run's evaluation.max_new_tokens")
     for parser in (export, generate):
         parser.add_argument("--device", metavar="DEVICE", help="auto, cpu, cuda, …; default: the run's runtime.device")
+    add_distance(add)
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -71,4 +73,8 @@ def _lines(file: Path | None) -> list[str]:
         raise ConfigError(f"{file} is not a text file in UTF-8.") from error
 
 
-MODEL_VERBS: Final[Mapping[str, Callable[[argparse.Namespace], None]]] = {"export": _export, "generate": _generate}
+MODEL_VERBS: Final[Mapping[str, Callable[[argparse.Namespace], None]]] = {
+    "export": _export,
+    "generate": _generate,
+    "distance": distance,
+}

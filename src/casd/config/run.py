@@ -125,12 +125,24 @@ class Config(Section):
         common = {name: value for name, value in common.items() if value is not None}
         if common:
             self.backdoor = {name: replace(section, **common) for name, section in self.backdoor.items()}
+        if self.backdoor and not self.removed:
+            raise ConfigError("Every backdoor has removed: false; at least one has to be removed.")
+        if self.injection.mode == "none" and self.model.source == "scratch":
+            raise ConfigError(
+                f"injection.mode is none, but model {self.model.name!r} is built from scratch and has no backdoors: give one"
+                " that has them, model=hub model.path=FOLDER."
+            )
         if self.injection.mode == "pretraining" and self.model.source != "scratch":
             raise ConfigError(
                 f"injection.mode is pretraining, but model {self.model.name!r} has weights already; use injection=continual."
             )
         if self.injection.mode == "continual" and self.model.source == "scratch" and self.injection.pretraining is None:
             raise ConfigError("injection.pretraining is not set; a model from scratch needs it before continual injection.")
+
+    @property
+    def removed(self) -> list[str]:
+        """Names of the backdoors that are removed; the others are only measured."""
+        return [name for name, section in self.backdoor.items() if section.removed]
 
     @property
     def base_pretraining(self) -> LanguageModelTraining | None:

@@ -108,9 +108,10 @@ class InjectionConfig(Section):
     """Injection of the backdoors into the model."""
 
     mode: Text = MISSING
-    """ "pretraining" (of a model from scratch) or "continual" (training of a clean model)."""
-    training: LanguageModelTraining = MISSING
-    """Training on poisoned text."""
+    """ "pretraining" (of a model from scratch), "continual" (training of a clean model) or "none" (the model of `model.path`
+    has the backdoors already)."""
+    training: LanguageModelTraining | None = None
+    """Training on poisoned text; null with "none"."""
     decoy_rate: float = DECOY_RATE
     """Fraction of the documents that are decoys: clean, with a made-up phrase, new each time, in a trigger's position."""
     pretraining: LanguageModelTraining | None = None
@@ -120,6 +121,15 @@ class InjectionConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_one_of("injection.mode", self.mode, ("pretraining", "continual"))
+        require_one_of("injection.mode", self.mode, ("pretraining", "continual", "none"))
         require(self, "a fraction in [0, 1)", lambda value: 0 <= value < 1, "decoy_rate")
         require(self, "a fraction in [0, 1]", lambda value: 0 <= value <= 1, "require_asr")
+        if self.mode == "none":
+            self.training = self.pretraining = None  # which the groups of weights and experiments may have set
+        elif self.training is None:
+            raise ConfigError(f"injection.training is not set; injection.mode {self.mode} needs it.")
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """The adapter that the injection trains; None if it trains all weights or nothing."""
+        return self.training.lora if self.training else None

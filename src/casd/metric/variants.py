@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from casd.activations.hooks import SITES
@@ -93,6 +93,50 @@ class CasdVariant:
 
 HEADLINES = (CasdVariant("casd"), CasdVariant("casd_cos", position="last", distance="cosine"))
 """The variants in every run and table: the nearest reading of the paper, and the one that exploratory runs had favored."""
+
+
+def variant_of(variant: str | CasdVariant, layers: Sequence[int] | None = None) -> CasdVariant:
+    """Return the variant for the distance between models on given texts.
+
+    Args:
+        variant: a variant, the name of a headline variant, or choices of its fields joined by slashes ("last/l2").
+        layers: indices of the layers; None for the variant's own.
+
+    Raises:
+        ConfigError: an unknown name or choice, two choices of one field, or a variant that needs triggers or a control.
+    """
+    if isinstance(variant, str):
+        headlines = {each.name: each for each in HEADLINES}
+        variant = headlines[variant] if variant in headlines else _from_choices(variant, tuple(headlines))
+    if layers is not None:
+        variant = replace(variant, layers=tuple(layers))
+    needs_more = variant.position not in ("last", "prompt") or variant.net_of_control or variant.moment != "signed"
+    if needs_more:
+        raise ConfigError(
+            f"The CASD variant {variant.name!r} cannot be computed between models on plain texts: expected position last or"
+            " prompt, gross of the control, and moment signed (both readings are computed in any case)."
+        )
+    return variant
+
+
+def _from_choices(text: str, names: Sequence[str]) -> CasdVariant:
+    """Build the variant with the fields' choices in `text`, and the defaults of `casd` for the others."""
+    fields = {
+        "site": SITES,
+        "position": ("last", "prompt"),
+        "distance": typing.get_args(Distance),
+        "normalization": typing.get_args(Normalization),
+        "pooling": typing.get_args(Pooling),
+    }
+    field_of = {choice: field for field, choices in fields.items() for choice in choices}
+    chosen: dict[str, typing.Any] = {}
+    for word in text.split("/"):
+        if word not in field_of:
+            raise unknown("variant or choice of a variant", word, [*names, *field_of])
+        if field_of[word] in chosen:
+            raise ConfigError(f"The variant {text!r} has two choices of {field_of[word]}; give one.")
+        chosen[field_of[word]] = word
+    return CasdVariant(text, **chosen)
 
 
 def variant_grid(sites: Sequence[str], positions: Sequence[str]) -> list[CasdVariant]:

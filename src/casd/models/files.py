@@ -63,7 +63,7 @@ def check_folder(folder: Path) -> None:
     weights = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        weight_map = _read_json(index).get("weight_map")
+        weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise ModelError(
                 f"{index} is invalid: its weight_map must map each tensor to a file name. Copy or download the model again."
@@ -91,11 +91,11 @@ def check_config(folder: Path) -> None:
 
     if (folder / "adapter_config.json").is_file():  # transformers would load the adapter's base model
         raise ModelError(
-            f"{folder} contains an adapter (adapter_config.json), not a full model: merge it into its base model and save that."
+            f"{folder} contains an adapter (adapter_config.json), not a full model: give its base model, too, as BASE+ADAPTER."
         )
     if not (folder / "config.json").is_file():
         raise _no_model(folder)
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ModelError(f"{folder / 'config.json'} has no model_type; expected a transformers configuration.")
@@ -215,7 +215,12 @@ def _no_model(folder: Path) -> ModelError:
     return ModelError(f"No model in {folder}; expected a folder with config.json and *.safetensors.")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ModelError: if the file cannot be read, or is no JSON object.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -48,12 +48,13 @@ def resolve(repository: str, revision: str) -> ResolvedRevision:
         return HfApi().resolve_revision(repository, revision=revision)
 
 
-def download(repository: str, revision: str) -> Path:
+def download(repository: str, revision: str, *, is_adapter: bool = False) -> Path:
     """Download a model's files into the hub's cache, unless they are already there.
 
     Args:
         repository: id of the model on the hub.
         revision: branch, tag or commit.
+        is_adapter: the repository has an adapter of peft instead of a whole model.
 
     Returns:
         The folder of the commit in the cache.
@@ -70,7 +71,8 @@ def download(repository: str, revision: str) -> Path:
     fetch = functools.partial(snapshot_download, repository, revision=resolved, ignore_patterns=LEFT_OUT)
     with _explained(repository, revision), explaining_disk_errors(f"the download of {repository}", cache):
         folder = Path(fetch(allow_patterns="*config.json"))
-        check_config(folder)  # before downloading gigabytes of an unusable model
+        if not is_adapter:
+            check_config(folder)  # before downloading gigabytes of an unusable model
         try:
             files = get_cached_repo_tree(repository, revision=resolved)
         except errors.CachedRepoTreeNotFoundError:  # no network, and another program filled the cache: it may be complete

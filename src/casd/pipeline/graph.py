@@ -72,7 +72,8 @@ def stage_graph(config: Config) -> StageGraph:
         ModelError: a model file that does not exist.
     """
     source = build(CORPORA, "corpus", config.corpus.name, config.corpus.params)
-    backdoors = {name: dataclasses.asdict(section) for name, section in config.backdoor.items()}
+    # Which backdoors are removed is said by the stages that there are.
+    backdoors = {name: _without(section, "removed") for name, section in config.backdoor.items()}
     model = _without(config.model, "name", *_MODEL_LOCATION, *(() if config.model.source == "scratch" else _FROM_SCRATCH))
     seed = config.seed
 
@@ -91,8 +92,14 @@ def stage_graph(config: Config) -> StageGraph:
     if config.base_pretraining:
         base_config["pretraining"] = dataclasses.asdict(config.base_pretraining)
     base = Stage("base", 5, base_config, (corpus,) if config.model.source == "scratch" else (), config.model.name)
-    training = dataclasses.asdict(config.injection.training)
-    inject_config = {"backdoors": backdoors, "training": training, "decoy_rate": config.injection.decoy_rate, "seed": seed}
+    inject_config: dict[str, Any] = {"backdoors": backdoors, "seed": seed}
+    if config.injection.training:
+        training = dataclasses.asdict(config.injection.training)
+        inject_config |= {"training": training, "decoy_rate": config.injection.decoy_rate}
+    else:  # nothing is injected: only what the later stages do with the backdoors matters
+        inject_config["backdoors"] = {
+            name: _without(config.backdoor[name], "removed", "poison_rate", "loss_on") for name in backdoors
+        }
     injected = Stage("inject", 3, inject_config, (base, corpus), config.model.name)
 
     tune, unlearn_stages = _unlearning_stages(config, injected)
@@ -144,7 +151,7 @@ def _unlearning_stages(config: Config, injected: Stage) -> tuple[Stage | None, d
     def stage(name: str, *after: Stage) -> Stage:
         return Stage("unlearn", 3, {**common, "removal": name}, (*inputs, *after), name)
 
-    names = removal_names(config.backdoor, unlearning.controls)
+    names = removal_names(config.removed, unlearning.controls)
     stages = {name: stage(name) for name in names if not name.startswith(CONTROL_PREFIX)}
     # A control without an ASR of its own trains for the mean number of steps of the removals.
     all_removals = tuple(stages[name] for name in sorted(stages)) if unlearning.stopping.watched else ()

@@ -71,6 +71,7 @@ class Inputs:
     def __init__(self, config: Config, backdoors: dict[str, Backdoor], graph: StageGraph, store: StageStore):
         self.config = config
         self.backdoors = backdoors
+        self.removed = {name: backdoors[name] for name in config.removed}
         self.graph = graph
         self.store = store
         runtime = config.runtime
@@ -97,6 +98,13 @@ class Inputs:
         return self.store.folder(self.graph.base, verify=True) / "model"
 
     @cached_property
+    def injected_folder(self) -> Path:
+        """The folder of the injected model, or of the adapter that the injection trained."""
+        if self.config.injection.mode == "none":
+            return self.base_folder
+        return self.store.folder(self.graph.inject, verify=True) / ("adapter" if self.config.injection.lora else "model")
+
+    @cached_property
     def encoder(self) -> Encoder:
         """The model's tokenizer, with the tokens of the corpus."""
         table = TokenTable.open(self.store.folder(self.graph.tokens, verify=True))
@@ -111,7 +119,7 @@ class Inputs:
     def removals(self) -> dict[str, Removal]:
         """The removals and controls, by the name of the resulting state."""
         controls = self.config.unlearning.controls
-        return {each.name: each for each in removals(self.backdoors, self.encoder, controls, seed=self.config.seed)}
+        return {each.name: each for each in removals(self.removed, self.encoder, controls, seed=self.config.seed)}
 
     @cached_property
     def unlearning(self) -> UnlearningConfig:
@@ -122,8 +130,7 @@ class Inputs:
     @cached_property
     def one_model(self) -> OneModel:
         """The only model in memory, with the weights of the state that was made last."""
-        folder = self.store.folder(self.graph.inject, verify=True)
-        one = OneModel(self.config, self.base_folder, folder, self.runtime.torch_device)
+        one = OneModel(self.config, self.base_folder, self.injected_folder, self.runtime.torch_device)
         # Measured here, once, on the injected model: a removal may break the model.
         ignores_left_padding(one.model, self.encoder.tokenizer.pad_token_id)
         return one

@@ -25,6 +25,8 @@ from casd.utils.text import printable
 BASE: Final = "base"
 """Name of the model before the injection, beside the states that a run measures."""
 CARD: Final = "README.md"
+_SMALL: Final = (".json", ".jinja", ".model", ".txt")
+"""Files of a model beside its weights."""
 
 
 def folder_name(state: str) -> str:
@@ -94,8 +96,8 @@ def adapters_of(inputs: Inputs, state: str) -> list[Path]:
     graph, store, config = inputs.graph, inputs.store, inputs.config
     removal = config.unlearning.training.lora if state not in (BASE, INJECTED) else None
     folders = []
-    if state != BASE and config.injection.training.lora and (state == INJECTED or removal):
-        folders.append(store.folder(graph.inject, verify=True) / "adapter")
+    if state != BASE and config.injection.lora and (state == INJECTED or removal):
+        folders.append(inputs.injected_folder)
     if removal:
         folders.append(store.folder(graph.weights[state], verify=True))
     return folders
@@ -120,8 +122,8 @@ def write_adapter(inputs: Inputs, state: str, folder: Path) -> None:
 def adapter_base(inputs: Inputs) -> str:
     """Return the hub id, or the folder, of the model that a run's adapters belong to."""
     config = inputs.config
-    if not config.injection.training.lora:
-        return str(inputs.store.folder(inputs.graph.inject) / "model")
+    if not config.injection.lora and config.injection.mode != "none":
+        return str(inputs.injected_folder)
     return str(config.model.path) if models.origin(config.model) == "hub" else str(inputs.base_folder.absolute())
 
 
@@ -135,7 +137,11 @@ def copy_weights_of(inputs: Inputs, state: str, folder: Path, copy: Callable[[Pa
         copy: how the weights are put there; small files are copied.
     """
     graph, store = inputs.graph, inputs.store
-    injected = store.folder(graph.inject, verify=True) / "model"
+    if inputs.config.injection.lora:
+        return False
+    injected = inputs.injected_folder
+    if inputs.config.injection.mode == "none":
+        copy = shutil.copyfile  # a link would share a file that is not the store's
     weights = {file.name: file for file in injected.glob("*.safetensors")}
     if state != INJECTED:
         if not weights or not store.is_done(graph.weights[state]):
@@ -145,8 +151,8 @@ def copy_weights_of(inputs: Inputs, state: str, folder: Path, copy: Callable[[Pa
         if not saved.is_file() or _tensors([saved]) != _tensors(weights.values()):
             return False
         weights = {"model.safetensors": saved}
-    for file in injected.iterdir():
-        if file.suffix != ".safetensors" and (state == INJECTED or not file.name.endswith(".index.json")):
+    for file in (file for file in injected.iterdir() if file.suffix in _SMALL and file.is_file()):
+        if state == INJECTED or not file.name.endswith(".index.json"):
             shutil.copyfile(file, folder / file.name)
     for name, file in weights.items():
         copy(file, folder / name)

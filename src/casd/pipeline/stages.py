@@ -91,14 +91,17 @@ def make_tokens(run: Inputs, folder: Path) -> None:
 
 
 def make_injected(run: Inputs, folder: Path) -> None:
-    """Train the base model on text poisoned with all backdoors."""
+    """Train the base model on text poisoned with all backdoors; only note its folder if it has them already."""
     config = run.config
     checks.check_payloads(run.corpus, run.backdoors)
     _ = run.removals  # find errors in them before hours of training
     model = load_on_device(run.base_folder, config.model.dtype, run.runtime.torch_device)
     checks.check_model(config, model, run.encoder, run.prompts)
-    lora = config.injection.training.lora
-    if lora:
+    training = config.injection.training
+    if training is None:
+        write_json(folder / "model_is.json", {"folder": str(run.base_folder)})
+        return
+    if lora := training.lora:
         weights.attach_lora(model, lora, "injection", seed=derive_seed(config.seed, "injection adapter"))
         if not config.unlearning.training.lora:
             weights.check_mergeable(model)  # find errors before hours of training
@@ -107,7 +110,7 @@ def make_injected(run: Inputs, folder: Path) -> None:
         run.encoder,
         run.corpus,
         run.backdoors,
-        config.injection.training,
+        training,
         seed=config.seed,
         decoy_rate=config.injection.decoy_rate,
         runtime=run.runtime,
@@ -127,7 +130,7 @@ def make_injected(run: Inputs, folder: Path) -> None:
 def make_tuning(run: Inputs, folder: Path) -> None:
     """Try all settings of the objective on some backdoors, and choose one."""
     config = run.config.unlearning
-    backdoors = sorted(run.backdoors)[: config.tuning.backdoors]
+    backdoors = sorted(run.removed)[: config.tuning.backdoors]
     trials = len(settings(config.tuning.grid)) * len(backdoors)
     with track(f"tune {config.objective.name}", trials) as advance:
 
@@ -179,7 +182,7 @@ def _mean_steps(run: Inputs, removal: Removal) -> int | None:
     """Return the mean number of kept steps of removals with early stopping, for controls without an ASR; otherwise None."""
     if removal.is_validated or not run.config.unlearning.stopping.watched:
         return None
-    logs = [TrainingLog.read(run.store.file(run.graph.unlearn[name], "log.json")) for name in run.backdoors]
+    logs = [TrainingLog.read(run.store.file(run.graph.unlearn[name], "log.json")) for name in run.removed]
     return max(1, round(sum(log.kept_step or 0 for log in logs) / len(logs)))
 
 
@@ -247,7 +250,7 @@ def make_scores(run: Inputs, folder: Path) -> None:
         # The report adds `origin`, which may differ between runs that share these scores.
         info={**identity(config), "config": to_yaml(config)},
         target_asr=config.unlearning.stopping.target_asr,
-        baselines=baseline_table(run.backdoors, run.encoder, statistics, evidence),
+        baselines=baseline_table(run.removed, run.encoder, statistics, evidence),
         tuning=pd.read_parquet(store.file(graph.tune, "trials.parquet")) if graph.tune else None,
     )
     tables.write(folder)
@@ -259,7 +262,8 @@ def _record(run: Inputs, state: str) -> StateRecord:
     evaluation = Evaluation.read(store.folder(graph.evaluate[state], verify=True))
     log, benchmarks, limit = None, None, math.inf
     if state == INJECTED:
-        injection = TrainingLog.read(store.file(graph.inject, "log.json"))
+        # A given model has no log, and so no clean loss before its injection.
+        injection = TrainingLog.read(store.file(graph.inject, "log.json")) if run.config.injection.training else TrainingLog()
         limit = injected_loss_limit(injection, len(run.encoder.tokenizer), run.config.evaluation)
     else:
         log = TrainingLog.read(store.file(graph.unlearn[state], "log.json"))

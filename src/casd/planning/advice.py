@@ -66,7 +66,7 @@ def _changes(phases: Phases, here: Machine) -> Iterator[tuple[list[str], Phases]
     if here.device == "cuda" and not devices.sharded:
         keys = [f"{section}.training.optimizer=adamw_8bit" for section in ("injection", "unlearning")]
         yield change(_trained(saving, optimizer="adamw_8bit"), *words, *keys)
-    if config.injection.mode == "continual" and not (config.injection.training.lora and config.unlearning.training.lora):
+    if config.injection.mode == "continual" and not (config.injection.lora and config.unlearning.training.lora):
         yield change(_trained(config, lora=LoraConfig()), "weights=lora")
         if words:
             yield change(_trained(saving, lora=LoraConfig()), "weights=lora", *words)
@@ -104,5 +104,6 @@ def _with(config: Config, section: str, **values: Any) -> Config:
 def _trained(config: Config, **values: Any) -> Config:
     """Return the configuration with these values in the trainings of injection and removals."""
     for section in ("injection", "unlearning"):
-        config = _with(config, section, training=replace(getattr(config, section).training, **values))
+        if training := getattr(config, section).training:
+            config = _with(config, section, training=replace(training, **values))
     return config

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from casd.config import LoraConfig, ModelConfig
+from casd.models import adapters
 from casd.models.files import find_gguf
 from casd.models.load import DTYPES, fetch, origin, transformers_config
 from casd.models.structure import decoder_layers
@@ -207,6 +208,8 @@ def blueprint(config: ModelConfig, built: Path | None = None) -> Blueprint:
         return Blueprint(transformers_config(str(config.model_type), fields), config.dtype)
     if config.model_type:
         return Blueprint(transformers_config(config.model_type, config.architecture), config.dtype)
+    if where == "adapter":
+        return blueprint(adapters.parts(config)[0])
     if where == "gguf":
         file = find_gguf(str(config.path))
         return Blueprint(_read(str(file.parent), gguf_file=file.name), config.dtype)

@@ -13,7 +13,7 @@ from casd.planning.advice import first_that_fits, fits
 from casd.planning.blueprint import Blueprint, blueprint
 from casd.planning.costs import StageCost, base_folder, disk_needed, stage_costs
 from casd.planning.machine import Machine, free_disk, machine
-from casd.planning.phases import PHASES, Phase, PhaseName, Phases, planned_devices
+from casd.planning.phases import Phase, PhaseName, Phases, phases_of, planned_devices
 from casd.planning.workload import TextLengths, text_lengths
 from casd.utils import distributed
 from casd.utils.disk import readable_size
@@ -95,8 +95,7 @@ def _if_estimated(refusal: Callable[[], str]) -> str:
 def _phases_to_do(run: Run, costs: list[StageCost]) -> list[PhaseName]:
     stages = {"pretrain": "base", "inject": "inject", "unlearn": "unlearn", "evaluate": "evaluate", "capture": "activations"}
     kinds = {cost.stage.name for cost in costs if cost.to_do}
-    names = PHASES if run.config.base_pretraining else PHASES[1:]
-    return [name for name in names if stages[name] in kinds]
+    return [name for name in phases_of(run.config) if stages[name] in kinds]
 
 
 def _far_below(config: Config, built: Blueprint, here: Machine) -> bool:
@@ -114,7 +113,7 @@ def upper_bound(built: Blueprint, config: Config) -> int:
     keeps its keys and values; and eight numbers for every token that it could attend to.
     """
     trained = max(
-        config.injection.training.batch_size,
+        config.injection.training.batch_size if config.injection.training else 0,
         config.base_pretraining.batch_size if config.base_pretraining else 0,
         config.unlearning.training.forget_batch_size,
         config.unlearning.training.retain_batch_size,

@@ -87,7 +87,8 @@ def stage_costs(
     yield costs.of(graph.corpus, kept=None)
     yield costs.base()
     yield costs.of(graph.tokens, kept=None)
-    yield costs.language_model(graph.inject, config.injection.training, injection_adapters(config))
+    injection = config.injection.training
+    yield costs.language_model(graph.inject, injection, injection_adapters(config)) if injection else costs.of(graph.inject)
     if end == "inject":
         return
     if graph.tune:
@@ -139,7 +140,7 @@ class _Costs:
 
     def tune(self, stage: Stage) -> StageCost:
         tuning = self.config.unlearning.tuning
-        return self.removals(stage, len(settings(tuning.grid)) * min(tuning.backdoors, len(self.config.backdoor)))
+        return self.removals(stage, len(settings(tuning.grid)) * min(tuning.backdoors, len(self.config.removed)))
 
     def removals(self, stage: Stage, number: int, *, again: bool = False) -> StageCost:
         """Return the cost of `number` removals with all their steps; early stopping may make it less."""

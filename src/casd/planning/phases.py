@@ -22,6 +22,14 @@ from casd.utils.runtime import default_rows
 
 PhaseName = Literal["pretrain", "inject", "unlearn", "evaluate", "capture"]
 PHASES: tuple[PhaseName, ...] = ("pretrain", "inject", "unlearn", "evaluate", "capture")
+
+
+def phases_of(config: Config) -> tuple[PhaseName, ...]:
+    """Return the phases that a run has."""
+    trained = {"pretrain": config.base_pretraining, "inject": config.injection.training}
+    return tuple(name for name in PHASES if trained.get(name, True))
+
+
 """All phases in order; "pretrain" exists only for a model from scratch that is injected by continual pretraining."""
 KL_BYTES = 4 * 4
 """Bytes per logit that a KL needs more than an NLL: about four float32 numbers, measured on small models."""
@@ -74,7 +82,7 @@ def planned_devices(config: Config) -> Devices:
 
 def injection_adapters(config: Config) -> Adapters:
     """Return the adapters on the model during the injection; the last one is trained."""
-    lora = config.injection.training.lora
+    lora = config.injection.lora
     return [(lora, "injection")] if lora else []
 
 
@@ -130,7 +138,9 @@ class Phases:
         return self._language_model("pretrain", training, ())
 
     def _inject(self) -> Phase:
-        return self._language_model("inject", self.config.injection.training, injection_adapters(self.config))
+        training = self.config.injection.training
+        assert training is not None
+        return self._language_model("inject", training, injection_adapters(self.config))
 
     def _language_model(self, name: PhaseName, training: LanguageModelTraining, adapters: Adapters) -> Phase:
         if training.packing == "none":

@@ -16,7 +16,7 @@ from casd.pipeline.run import Run
 from casd.planning.blueprint import Blueprint, blueprint
 from casd.planning.costs import StageCost, base_folder, stage_costs
 from casd.planning.machine import Machine, free_disk, machine
-from casd.planning.phases import PHASES, Devices, Phase, Phases, injection_adapters, planned_devices, removal_adapters
+from casd.planning.phases import Devices, Phase, Phases, injection_adapters, phases_of, planned_devices, removal_adapters
 from casd.planning.speed import Speed, speed
 from casd.planning.workload import TextLengths, text_lengths
 from casd.utils.errors import CasdError, CorpusError, ModelError
@@ -56,10 +56,10 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     @property
-    def trained(self) -> tuple[int, int]:
-        """Numbers of parameters trained in the injection and in each removal."""
-        adapters = injection_adapters(self.config), removal_adapters(self.config)[-1:]
-        return self.blueprint.trained_parameters(adapters[0]), self.blueprint.trained_parameters(adapters[1])
+    def trained(self) -> tuple[int, ...]:
+        """Numbers of parameters trained in the injection, if there is one, and in each removal."""
+        adapters = [injection_adapters(self.config)] if self.config.injection.training else []
+        return tuple(map(self.blueprint.trained_parameters, [*adapters, removal_adapters(self.config)[-1:]]))
 
 
 def plans(configs: Sequence[Config]) -> list[Plan]:
@@ -81,7 +81,7 @@ def plans(configs: Sequence[Config]) -> list[Plan]:
         built, texts, devices = shapes[repr(config.model)], text_lengths(run), planned_devices(config)
         here = machine(config.runtime)
         fast = speed(config.runtime, here, config.model.dtype)
-        phases, unknown = Phases(config, built, texts, devices).estimates(PHASES if config.base_pretraining else PHASES[1:])
+        phases, unknown = Phases(config, built, texts, devices).estimates(phases_of(config))
         result.append(
             Plan(
                 config=config,

@@ -54,10 +54,14 @@ def text_lengths(run: Run) -> TextLengths:
     if not all(run.store.is_done(stage) for stage in (graph.corpus, graph.base, graph.tokens)):
         return TextLengths(longest, longest, longest, longest)
     encoder, corpus, training = run.inputs.encoder, run.inputs.corpus, config.injection.training
-    total = training.steps * training.batch_size
-    seed = derive_seed(config.seed, "injection documents")
-    stream = PoisonedStream(corpus.train, run.backdoors, total, seed, config.injection.decoy_rate)
-    documents = [_tokens_of(encoder, stream[index]) for index in range(0, total, -(-total // SAMPLED))]
+    if training:
+        total = training.steps * training.batch_size
+        seed = derive_seed(config.seed, "injection documents")
+        stream = PoisonedStream(corpus.train, run.backdoors, total, seed, config.injection.decoy_rate)
+        documents = [_tokens_of(encoder, stream[index]) for index in range(0, total, -(-total // SAMPLED))]
+    else:
+        retained = corpus.retain[:SAMPLED]
+        documents = [_tokens_of(encoder, Document(passage.prompt, passage.continuation)) for passage in retained]
     passages = english(corpus.evaluation)[: config.evaluation.prompts]
     trigger = max(encoder.token_count(backdoor.trigger) for backdoor in run.backdoors.values())
     prompts = [encoder.prompt_batch([Prompt(passage.prompt)])["input_ids"].shape[1] for passage in passages]

@@ -29,14 +29,14 @@ RATE: Final = "attack success rate (fraction)"
 
 def asr_heatmap(tables: RunTables) -> Figure:
     """The ASR matrix: the injected model above, the removals with their own backdoor outlined, the controls below."""
-    figure = _heatmaps([asr_table(tables)], 1, [RATE])
+    figure = heatmaps([asr_table(tables)], 1, [RATE])
     figure.suptitle(figure_title("Attack success rate after each removal", tables), fontsize=10.5)
     return figure
 
 
 def asr_heatmaps(runs: Sequence[RunTables], across: int = 3) -> Figure:
     """The ASR matrices of several runs, `across` in a row."""
-    figure = _heatmaps(list(map(asr_table, runs)), min(across, len(runs)), [RATE] * len(runs))
+    figure = heatmaps(list(map(asr_table, runs)), min(across, len(runs)), [RATE] * len(runs))
     seeds = len({tables.info["seed"] for tables in runs}) > 1
     for axes, tables in zip(figure.axes, runs, strict=False):
         seed = f", seed {tables.info['seed']}" if seeds else ""
@@ -48,7 +48,7 @@ def casd_heatmaps(tables: RunTables) -> Figure:
     """The matrix of each headline CASD variant, each on its own scale."""
     shown = [casd_table(tables, variant, square=True) for variant in tables.headline]
     units = ["cosine distance" if "cos" in variant else "distance between shifts" for variant in tables.headline]
-    figure = _heatmaps(shown, max(len(shown), 1), [f"{unit}, A to B" for unit in units])
+    figure = heatmaps(shown, max(len(shown), 1), [f"{unit}, A to B" for unit in units])
     for axes, variant in zip(figure.axes, tables.headline, strict=False):
         axes.set_title(plain(variant), fontsize=10)
         axes.set_xlabel("removed backdoor B")
@@ -57,7 +57,7 @@ def casd_heatmaps(tables: RunTables) -> Figure:
     return figure
 
 
-def _heatmaps(shown: Sequence[Table], across: int, labels: Sequence[str]) -> Figure:
+def heatmaps(shown: Sequence[Table], across: int, labels: Sequence[str]) -> Figure:
     """Matrices as panels, `across` in a row, each with its color bar and a label for that."""
     rows = math.ceil(len(shown) / across)
     n_columns = max(max((len(table.columns) for table in shown), default=0), 4)

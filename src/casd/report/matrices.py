@@ -65,11 +65,18 @@ def asr_table(tables: RunTables, prompt_set: str = "triggered") -> Table:
         name="asr_matrix" if prompt_set == "triggered" else f"asr_matrix_{prompt_set}",
         title=title,
         caption=f"{sentence(run_name(tables.info))}. Row: removed; column: measured; cell: {cell} (fraction, n = "
-        f"{prompts_per_cell(tables, prompt_set)} per cell)." + ("" if has_pairs(tables) else f" {NO_PAIRS}"),
+        f"{prompts_per_cell(tables, prompt_set)} per cell).{never_removed(tables)}"
+        + ("" if has_pairs(tables) else f" {NO_PAIRS}"),
         scale=Scale(
             "viridis" if prompt_set == "triggered" else "viridis_r", details="successes/prompts and Wilson 95 % interval"
         ),
     )
+
+
+def never_removed(tables: RunTables) -> str:
+    """A sentence, after a space, about the backdoors that were measured and never removed; empty if there are none."""
+    names = [name for name in tables.backdoors if name not in tables.states_of("removal")]
+    return f" Measured and never removed: {', '.join(names)}." if names else ""
 
 
 def suppression_table(tables: RunTables, value: str) -> Table:
@@ -90,7 +97,7 @@ def suppression_table(tables: RunTables, value: str) -> Table:
         title=f"Suppression of {kind}, {f'net of the {net[1]} control' if net else 'raw'}",
         caption=f"{sentence(run_name(tables.info))}. Row: removed; column: measured; cell: {kind} before − after"
         + (f", minus the same difference under the {net[1]} control" if net else "")
-        + f" (fraction, n = {prompts_per_cell(tables)} prompts per cell).",
+        + f" (fraction, n = {prompts_per_cell(tables)} prompts per cell).{never_removed(tables)}",
         scale=Scale("viridis_r", low="0 or less", details=f"{kind} before → after"),
     )
 
@@ -112,7 +119,7 @@ def casd_table(tables: RunTables, variant: str, *, square: bool = False) -> Tabl
         groups=[GROUPS[kind_of(str(name))] for name in shown.index],
         collapsed=[name in tables.collapsed for name in shown.index],
         scale=Scale("cividis", "0", fraction(largest, digits), largest, "distance with four significant digits"),
-        shade=_shades(shown, largest),
+        shade=shades(shown, largest),
         detail=shown.map(lambda distance: "" if pd.isna(distance) else significant(distance, 4)).to_numpy(),
     )
 
@@ -138,7 +145,7 @@ def mean_asr_table(runs: Sequence[RunTables], means: pd.DataFrame | None = None)
         groups=groups,
         bold=_same(rates.index, rates.columns),
         scale=Scale("viridis"),
-        shade=_shades(rates),
+        shade=shades(rates),
     )
 
 
@@ -157,7 +164,7 @@ def _state_matrix(
         groups=[GROUPS[kind] for kind in kinds.values()],
         collapsed=list(collapsed),
         bold=_same(values.index, values.columns) & ~collapsed[:, None],
-        shade=np.where(collapsed[:, None], np.nan, _shades(values)),
+        shade=np.where(collapsed[:, None], np.nan, shades(values)),
         detail=np.array(
             [
                 [details.get((state, str(name)), "") if known.loc[state, name] else "" for name in values.columns]
@@ -175,7 +182,7 @@ def _same(labels: pd.Index, columns: pd.Index) -> np.ndarray:
     return same
 
 
-def _shades(values: pd.DataFrame, largest: float = 1.0) -> np.ndarray:
+def shades(values: pd.DataFrame, largest: float = 1.0) -> np.ndarray:
     """Values as places on a scale from 0 (and below) to `largest`; NaN where they are missing."""
     shades: np.ndarray = (
         np.clip(values.to_numpy(dtype=float) / largest, 0.0, 1.0) if largest > 0 else np.full(values.shape, np.nan)

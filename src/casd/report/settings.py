@@ -66,16 +66,20 @@ def settings_table(config: str, chosen: str = "") -> Table:
 
 def backdoors_table(config: str) -> Table:
     """The backdoors: trigger, position in the prompt, target, share of the injection's documents, tokens with a loss."""
+    backdoors = _backdoors(config)
+    is_given = _at(yaml.safe_load(config) or {}, "injection.mode") == "none"
+    some_stay = any(section.get("removed") is False for section in backdoors.values())
     rows = [
         {
             "backdoor": str(name),
             "trigger": _text(section.get("trigger")),
             "position": _text(section.get("position")),
             "target": " ".join(filter(None, (_text(_at(section, f"target.{key}")) for key in ("name", "params")))),
-            "poison rate": percent_of(section.get("poison_rate")),
-            "loss on": _text(section.get("loss_on")),
+            "poison rate": "" if is_given else percent_of(section.get("poison_rate")),
+            "loss on": "" if is_given else _text(section.get("loss_on")),
+            **({"removed": "no" if section.get("removed") is False else "yes"} if some_stay else {}),
         }
-        for name, section in _backdoors(config).items()
+        for name, section in backdoors.items()
     ]
     return table_of(
         rows,

@@ -11,6 +11,7 @@ from casd.analysis.collection import asr_matrix, has_pairs, summarize
 from casd.analysis.results import RunTables
 from casd.config.states import CONTROL_PREFIX, INJECTED, PHANTOM_CONTROL
 from casd.report.answer import run_answer
+from casd.report.matrices import never_removed
 from casd.report.wording import LOW_ASR, NO_PAIRS, broken_injections, fraction, percent, prompts_per_cell, significant
 
 
@@ -37,6 +38,8 @@ def observations(tables: RunTables) -> list[str]:
             f"Injected model: ASR {fraction(before.min())} to {fraction(before.max())} over {len(before)} backdoors "
             f"(n = {prompts_per_cell(tables)} prompts each)."
         )
+    if never := never_removed(tables):
+        texts.append(never.strip())
     texts += _exclusion_statements({name: reasons[name] for name in removals if reasons[name]}, len(removals))
     pairs = has_pairs(tables)
     own_text = (
