@@ -15,8 +15,10 @@ from casd.models.structure import unwrap
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PART: Final = {True: 2**20, False: 2**26}
-"""Number of logits whose NLL is computed at a time, on the CPU (True) and on other devices."""
+PARTS: Final = 16
+"""Maximum number of parts in which the NLL of the tokens of a batch is computed."""
+PART: Final = 2**20
+"""Minimum number of logits of a part, which the CPU keeps in its cache."""
 
 
 class _TokenNLL(torch.autograd.Function):
@@ -50,8 +52,9 @@ def _log_normalizer_and_nll(logits: Tensor, labels: Tensor) -> tuple[Tensor, Ten
 
 
 def _row_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Split tensors with equally many rows into parts; the first is (rows, vocabulary) and has up to PART numbers in a part."""
-    rows = max(1, PART[tensors[0].device.type == "cpu"] // tensors[0].shape[1])
+    """Split tensors with equally many rows, the first of which has the logits (rows, vocabulary), into parts."""
+    number, vocabulary = tensors[0].shape
+    rows = max(1, PART // vocabulary, -(-number // PARTS))
     return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
 
