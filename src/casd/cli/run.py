@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from casd.cli.cost import Cost
 from casd.utils.distributed import is_main
+from casd.utils.errors import CasdError
 from casd.utils.progress import set_progress
 from casd.utils.text import printable
 
@@ -33,10 +34,11 @@ def run(overrides: Sequence[str], end: str = "report", *, verbose: bool = False)
     from casd.config.compose import load_run
 
     cost = Cost()
-    finished = execute(load_run(overrides), end)
+    config = load_run(overrides)
+    finished, executed, reused = _make(config, end)
     if not is_main():
         return finished.folder
-    cost.add(*count_stages(finished.store.events))
+    cost.add(executed, reused)
     links = []
     if finished.models:
         links.append(f"Models: {finished.folder / 'models'} ({', '.join(folder.name for folder in finished.models)})")
@@ -51,6 +53,27 @@ def run(overrides: Sequence[str], end: str = "report", *, verbose: bool = False)
         for line in (f"Finished stages are in {finished.store.root}.", *links):
             print(printable(line))
     return finished.folder
+
+
+def _make(config: Config, end: str) -> tuple[Run, int, int]:
+    """Make a run where its engine says; return it, and how many stages were executed and reused."""
+    from casd.pipeline.sweep import engine_of, run_units
+    from casd.pipeline.units import run_name
+
+    set_progress(config.runtime.progress if is_main() else "off")
+    engine = engine_of([config])
+    if engine.in_this_process:
+        run = execute(config, end)
+        return run, *count_stages(run.store.events)
+    from casd.cli.worker import perform
+    from casd.pipeline.run import Run
+
+    [outcome] = run_units([config], perform, engine, description=run_name(config), end=end)
+    if outcome.error:
+        raise CasdError(outcome.error)
+    run = Run(config)
+    run.models = [Path(folder) for folder in outcome.models]
+    return run, outcome.executed, outcome.reused
 
 
 def show(overrides: Sequence[str]) -> None:

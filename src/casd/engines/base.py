@@ -7,8 +7,12 @@ from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from casd.utils.errors import ConfigError
+
+LOG: Final = "CASD_WORKER_LOG"
+"""Environment variable of a worker with the path of its log, if the engine knows it."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,11 @@ class Engine(ABC):
             raise ConfigError(f"engine.workers is {self.workers}; it must be greater than 0.")
         if self.gpus_per_unit < 0:
             raise ConfigError(f"engine.gpus_per_unit is {self.gpus_per_unit}; it must be 0 or more.")
+
+    @property
+    def in_this_process(self) -> bool:
+        """True if runs are made one after another in the process of the command, and `open` is not called."""
+        return False
 
     @abstractmethod
     def open(self, folder: Path) -> AbstractContextManager[Executor]:
