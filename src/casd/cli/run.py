@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casd.cli.cost import Cost
+from casd.cli.quiet import quiet_libraries
 from casd.utils.distributed import is_main
 from casd.utils.errors import CasdError
 from casd.utils.progress import set_progress
@@ -111,15 +110,3 @@ def count_stages(events: Sequence[Event]) -> tuple[int, int]:
     """Return how many stages were executed, and how many were reused."""
     executed = sum(event.outcome == "executed" for event in events)
     return executed, len(events) - executed
-
-
-def quiet_libraries() -> None:
-    """Turn off the progress bars and the advice that libraries print, which would garble ours."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ["MPLBACKEND"] = "agg"  # opens no windows; matplotlib cannot be imported with a backend that it does not know
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"(transformers|torch|accelerate)\b")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from casd.cli.run import quiet_libraries
+from casd.cli.quiet import quiet_libraries
 from casd.pipeline import worker
 from casd.pipeline.units import Unit, UnitReport
 from casd.planning.check import check

@@ -96,16 +96,25 @@ def unknown_key(key: str) -> ConfigError:
 
 def _unknown_option(name: str) -> ConfigError:
     """Return the error for an option that the chosen engine does not have."""
-    options = {engine: {each.name for each in fields(import_named(path))} for engine, path in ENGINES.items()}
+    options = _engine_options()
     if owners := [engine for engine, names in options.items() if name in names]:
         return ConfigError(f"engine.{name} is an option of engine={' and engine='.join(owners)}: add that.")
-    return unknown("option of an engine:", name, set().union(*options.values()))
+    return unknown("option of an engine:", name, {option for names in options.values() for option in names})
+
+
+def _engine_options() -> dict[str, list[str]]:
+    """Return the options of every engine."""
+    return {engine: [each.name for each in fields(import_named(path))] for engine, path in ENGINES.items()}
 
 
 @functools.cache
 def schema_paths() -> tuple[str, ...]:
     """The full key of every value in the schema. NAME stands for the name of a backdoor, a variant, …"""
-    return tuple(".".join(path) for path in _leaves(Config, ()))
+    options = dict.fromkeys(option for names in _engine_options().values() for option in names)
+    return (
+        *(".".join(path) for path in _leaves(Config, ()) if path[0] != "engine"),
+        *(f"engine.{name}" for name in ("name", *options)),
+    )
 
 
 def _leaves(hint: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
