@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from casd.pipeline.units import Unit, UnitReport
+from casd.utils import ending
 
 
 def perform(unit: Unit) -> UnitReport:
@@ -28,3 +29,12 @@ def own_device(folder: str, workers: int) -> str:
     while len(list(Path(folder).iterdir())) < workers and time.monotonic() < end:
         time.sleep(0.02)
     return os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+
+
+def save_when_told(file: str) -> None:
+    """Write this process's id, and once a signal was received, more than that, as a training writes a checkpoint."""
+    with ending.saving():
+        Path(file).write_text(str(os.getpid()))
+        while not ending.requested():
+            time.sleep(0.02)
+        Path(file).write_text("saved")

@@ -24,7 +24,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from tests.jobs_made import own_device, perform
+from tests.jobs_made import own_device, perform, save_when_told
 
 from casd.analysis.tables import SCHEMAS, read_table
 from casd.cli import sweep
@@ -314,6 +314,22 @@ def test_runs_on_the_cpu_need_no_gpus(config: Config, monkeypatch: pytest.Monkey
     engine = engine_of([config])
     assert isinstance(engine, Local)
     assert engine._devices() == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+@pytest.mark.parametrize("ended_by", ["a signal", "an error beside it"])
+def test_a_worker_saves_its_work_before_it_ends(ended_by: str, tmp_path: Path) -> None:
+    file = tmp_path / "process"
+    with pytest.raises(RuntimeError, match="beside it"), Local(workers=1).open(tmp_path / "logs") as executor:
+        executor.submit(save_when_told, str(file))
+        until(lambda: file.is_file() and file.read_text().isdecimal())
+        process = int(file.read_text())
+        if ended_by == "a signal":
+            os.kill(process, signal.SIGUSR1)
+            until(lambda: file.read_text() == "saved")
+        raise RuntimeError("beside it")
+    until(lambda: not is_running(process))
+    assert file.read_text() == "saved"
 
 
 PROGRAM = """
