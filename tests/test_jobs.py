@@ -38,6 +38,7 @@ from casd.pipeline.schedule import KILLED
 from casd.pipeline.sweep import Outcome, engine_of, run_all, run_units, tell_failures
 from casd.pipeline.units import Needs, Unit, UnitReport, units_of
 from casd.utils.errors import CasdError
+from casd.utils.sealed import read_json
 from tiny import tiny
 
 
@@ -314,6 +315,16 @@ def test_runs_on_the_cpu_need_no_gpus(config: Config, monkeypatch: pytest.Monkey
     engine = engine_of([config])
     assert isinstance(engine, Local)
     assert engine._devices() == []
+
+
+@pytest.mark.slow
+def test_a_unit_of_two_processes_makes_the_stages_of_one(tiny_output: Path, tmp_path: Path, process_settings: None) -> None:
+    main(["inject", *tiny(tmp_path, "engine.gpus_per_unit=2", "runtime.device=cpu")])
+    inject = stage_graph(load_config(tiny(tmp_path))).inject
+    logs = [read_json(each / "store" / "inject" / inject.key / "log.json") for each in (tmp_path, tiny_output)]
+    losses = [[step["loss"] for step in log["steps"]] for log in logs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[0] != losses[1], "one process made it: two round otherwise"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")

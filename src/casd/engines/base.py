@@ -26,7 +26,9 @@ class Engine(ABC):
     workers: int = 1
     """Units at the same time, each in a process of its own."""
     gpus_per_unit: int = 1
-    """GPUs of a unit, where there are GPUs. 0: units run on the CPU."""
+    """GPUs of a unit, where there are GPUs; with several, a process each. 0: units run on the CPU."""
+    shard: bool = False
+    """Divide the model over the GPUs of a unit (FSDP), instead of a copy on each (DDP)."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:

@@ -31,8 +31,8 @@ class Local(Engine):
 
     @property
     def in_this_process(self) -> bool:
-        """True with one worker."""
-        return self.workers == 1 and self.gpus_per_unit <= 1
+        """True with one worker whose units are one process."""
+        return self.workers == 1 and self.gpus_per_unit == 1
 
     @contextmanager
     def open(self, folder: Path) -> Iterator[Executor]:
@@ -47,7 +47,7 @@ class Local(Engine):
         context = multiprocessing.get_context("spawn")
         own = context.SimpleQueue()  # each worker takes its devices when it starts
         for worker in range(self.workers):
-            own.put(devices and ",".join(devices[worker * self.gpus_per_unit :][: self.gpus_per_unit]))
+            own.put(",".join(devices[worker * self.gpus_per_unit :][: self.gpus_per_unit]))
         threads = max(1, available_cpus() // self.workers)
         with (
             threads_of_libraries(threads),
@@ -100,8 +100,7 @@ def visible_devices() -> list[str]:
 def _begin(own_devices: Any, folder: str) -> None:
     """In a new worker: take its devices before anything uses CUDA, and write its output to a log of its own."""
     end_with_parent()
-    if devices := own_devices.get():
-        os.environ[VISIBLE] = devices
+    os.environ[VISIBLE] = own_devices.get()
     log = Path(folder) / f"{socket.gethostname()}-{os.getpid()}.log"
     os.environ[LOG] = str(log)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

@@ -13,6 +13,7 @@ from casd.engines.base import LOG
 from casd.pipeline.run import Run
 from casd.pipeline.sweep import reason
 from casd.pipeline.units import Unit, UnitReport
+from casd.utils import distributed
 from casd.utils.progress import hearing, set_progress
 from casd.utils.runtime import own_numerics
 
@@ -46,12 +47,12 @@ def perform(unit: Unit, check: Callable[[Run, str], None]) -> UnitReport:
         try:
             run = _run_of(unit, check)
             before = len(run.store.events)
-            with own_numerics():
+            with distributed.explaining_lost_processes(), own_numerics():
                 _make(run, unit)
         except KeyboardInterrupt:
             os._exit(143)
         except BaseException as error:  # libraries may exit or panic
-            _forget()
+            forget()
             with suppress(KeyboardInterrupt):
                 return report(reason(unit.config, error), seconds=time.time() - started, said=tuple(said))
             os._exit(143)
@@ -60,8 +61,8 @@ def perform(unit: Unit, check: Callable[[Run, str], None]) -> UnitReport:
     return report(seconds=time.time() - started, executed=executed, said=tuple(said), models=models)
 
 
-def _forget() -> None:
-    """Drop the last run, whose model may be in any state."""
+def forget() -> None:
+    """Drop the last run, and its model from memory."""
     global _last
     _last = None
 
