@@ -112,6 +112,7 @@ def read_yaml(file: Path) -> Config:
 
     try:
         composed = cast("DictConfig", OmegaConf.load(file))
+        composed.get("runtime", {}).pop("jobs", None)  # of earlier versions; it changes no result
         new: dict[str, Any] = {name: {"target": {}} for name in composed.backdoor}
         schema = OmegaConf.merge(OmegaConf.structured(Config), {"backdoor": new})
         return to_config(cast("DictConfig", OmegaConf.merge(schema, composed)))
