@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,13 +65,15 @@ def _make(config: Config, end: str) -> tuple[Run, int, int]:
     if engine.in_this_process:
         run = execute(config, end)
         return run, *count_stages(run.store.events)
+    quiet_libraries()
     from casd.cli.worker import perform
     from casd.pipeline.run import Run
 
     [outcome] = run_units([config], perform, engine, description=run_name(config), end=end)
     if outcome.error:
         raise CasdError(outcome.error)
-    run = Run(config)
+    # For its folders; this machine need not have the device of the workers.
+    run = Run(replace(config, runtime=replace(config.runtime, device="cpu")))
     run.models = [Path(folder) for folder in outcome.models]
     return run, outcome.executed, outcome.reused
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casd.cli.cost import Cost
+from casd.cli.quiet import quiet_libraries
 from casd.cli.report import report_sweep
 from casd.cli.run import count_stages, execute
 from casd.utils.distributed import is_main, processes
@@ -63,6 +64,7 @@ def _make(configs: Sequence[Config], description: str) -> list[Outcome]:
     engine = engine_of(configs)
     if engine.in_this_process:
         return run_all(configs, _try_run, description=description)
+    quiet_libraries()
     from casd.cli.worker import perform
 
     return run_units(configs, perform, engine, description=description)
