@@ -2,7 +2,7 @@
 
 Run: python scripts/bench_engine.py   (on this machine's CPU; other overrides than --overrides' default after it)
 
-Each command starts with an empty store, and the tables of all have to be the same. A timeline has a line for each worker: what
+Each command starts with an empty store. Those with one thread a process have to make the same tables; two threads round otherwise. A timeline has a line for each worker: what
 it did, from when to when, and how long it waited between its first unit and the last removal of all.
 """
 
@@ -34,13 +34,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--overrides", nargs="*", default=DEFAULT)
     options = parser.parse_args()
-    one = measured(["run", *options.overrides, "runtime.threads=2"])
-    measured(["run", *options.overrides, "runtime.threads=1"], like=one[1])
-    two = measured(["run", *options.overrides, "engine.workers=2"], like=one[1])
+    single = measured(["run", *options.overrides, "runtime.threads=1"])
+    one = measured(["run", *options.overrides, "runtime.threads=2"], like=single[1])
+    two = measured(["run", *options.overrides, "engine.workers=2", "runtime.threads=1"], like=single[1])
     print(f"one run: two workers take {two[0] / one[0]:.2f} × the time of one process with two threads\n")
     objectives = [*options.overrides, "unlearning=gradient_difference,clean_target"]
     one = measured(["sweep", *objectives, "runtime.threads=2"])
-    two = measured(["sweep", *objectives, "engine.workers=2"], like=one[1])
+    two = measured(["sweep", *objectives, "engine.workers=2", "runtime.threads=1"])
     print(f"two objectives: two workers take {two[0] / one[0]:.2f} × the time of one process with two threads")
 
 
