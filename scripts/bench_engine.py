@@ -2,8 +2,9 @@
 
 Run: python scripts/bench_engine.py   (on this machine's CPU; other overrides than --overrides' default after it)
 
-Each command starts with an empty store. Those with one thread a process have to make the same tables; two threads round otherwise. A timeline has a line for each worker: what
-it did, from when to when, and how long it waited between its first unit and the last removal of all.
+Each command starts with an empty store. Those with one thread a process have to make the same tables; two threads round
+otherwise. A timeline has a line for each worker: what it did, from when to when, and how long it waited between its first unit
+and the last removal of all.
 """
 
 from __future__ import annotations
