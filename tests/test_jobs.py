@@ -33,6 +33,7 @@ from casd.config import Config
 from casd.config.compose import load_config
 from casd.engines.base import Engine
 from casd.engines.local import Local, visible_devices
+from casd.pipeline import worker
 from casd.pipeline.graph import stage_graph
 from casd.pipeline.schedule import KILLED
 from casd.pipeline.sweep import Outcome, engine_of, run_all, run_units, tell_failures
@@ -249,6 +250,38 @@ def test_two_workers_make_the_tables_of_one_process(
     assert len({done[state] for state in states}) == 2, "one worker made both"
     assert len(list((tmp_path / "logs").iterdir())) == 2
     assert f"{len(lost) + 1} stages executed" in said
+
+
+def test_a_worker_takes_over_the_injected_model_and_no_removal(
+    tiny_output: Path, tmp_path: Path, process_settings: None
+) -> None:
+    """A second objective measures a state of the same name, whose weights are not stored."""
+
+    def removal(store: Path, objective: str) -> Unit:
+        config = load_config(tiny(tmp_path, f"runtime.store={store}", f"unlearning={objective}"))
+        return next(unit for unit in needs_of(config) if unit.state == "refusal")
+
+    def performed(unit: Unit) -> Any:
+        report = worker.perform(unit, lambda run, end: None)
+        assert not report.error
+        assert worker._last is not None
+        return worker._last.inputs.one_model
+
+    here, alone = tmp_path / "here", tmp_path / "alone"
+    for store in (here, alone):
+        shutil.copytree(tiny_output / "store", store)
+    worker.forget()
+    performed(removal(alone, "clean_target"))
+    worker.forget()
+    graphs = [stage_graph(removal(here, objective).config) for objective in ("gradient_difference", "clean_target")]
+    shutil.rmtree(here / "evaluate" / graphs[0].evaluate["refusal"].key)
+    place = Path("unlearn", graphs[1].unlearn["refusal"].key)
+    shutil.copytree(alone / place, here / place)
+    model = performed(removal(here, "gradient_difference"))
+    assert performed(removal(here, "clean_target")) is model
+    place = Path("activations", graphs[1].activations["refusal"].key, "statistics.safetensors")
+    assert (here / place).read_bytes() == (alone / place).read_bytes()
+    worker.forget()
 
 
 @pytest.mark.parametrize("devices", ["0,1,2,3,4,5,6,7", ",".join(f"MIG-{number}a" for number in range(8))])

@@ -112,7 +112,8 @@ def units_of(runs: Sequence[tuple[Config, StageGraph]], end: str = "report") -> 
                 read = [each.key for stage in made for each in (stage, *stage.inputs)]
                 waits_for = {makers[key] for key in read if key in makers}
                 needs[unit] = frozenset(waits_for | (of_run.keys() if kind == "finish" else set())) - {unit}
-                makers = {stage.key: unit for stage in made} | makers
+                for stage in made:
+                    makers.setdefault(stage.key, unit)
     return needs
 
 
