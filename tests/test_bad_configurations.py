@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tests.bad_configurations import Bad, bad_configurations, bad_folder
 
 import casd.pipeline.stages
-from casd.cli.run import quiet_libraries
+from casd.cli.quiet import quiet_libraries
 from casd.config import Config
 from casd.config.compose import load_config, to_config
 from casd.config.hydra_errors import explaining

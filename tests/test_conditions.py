@@ -26,7 +26,7 @@ def plain(config: dict[str, Any], model: str = "m", objective: str = "o") -> dic
 
 
 CASES: list[tuple[list[list[str]], list[str]]] = [
-    ([[], ["seed=1", "runtime.threads=1", "name=other", "evaluation.batch_size=7"]], ["", ""]),
+    ([[], ["seed=1", "runtime.threads=1", "engine.workers=3", "name=other", "evaluation.batch_size=7"]], ["", ""]),
     ([["unlearning.training.steps=4"], ["unlearning.training.steps=8"]], ["steps=4", "steps=8"]),
     (
         [["unlearning.training.learning_rate=1e-4", "evaluation.prompts=8"], ["unlearning.training.learning_rate=1e-3"]],

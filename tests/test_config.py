@@ -37,7 +37,7 @@ from casd.config import (
     UnlearningTraining,
 )
 from casd.config.compose import configs as swept
-from casd.config.compose import jobs, load_config, sweep, to_yaml
+from casd.config.compose import jobs, load_config, to_yaml
 from casd.config.hydra_errors import unknown_key
 from casd.config.options import config_folder, groups
 from casd.data.corpora import CORPORA
@@ -101,27 +101,6 @@ def test_every_backdoor_composes_and_builds() -> None:
 
 def test_every_option_has_a_description() -> None:
     assert [f"{group}/{option}" for group, option in OPTIONS if not groups()[group][option]] == []
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["experiment=smoke", "unlearning=npo,rmu", "backdoor=[refusal],[french_a,german]"],
-        ["experiment=smoke", "backdoor=[refusal_cyrillic,refusal]", "~backdoor.refusal", "unlearning.training.steps=1"],
-        ["experiment=demo", "unlearning=clean_target"],
-    ],
-    ids=" ".join,
-)
-def test_the_configurations_of_a_sweep_are_those_of_its_jobs(overrides: list[str], tmp_path: Path) -> None:
-    jobs: list[Config] = []
-
-    def job(config: Config) -> tuple[Path | None, str]:
-        jobs.append(config)
-        return Path(config.runtime.output), ""
-
-    overrides = [*overrides, f"runtime.output={tmp_path}"]
-    sweep(overrides, job)
-    assert jobs == swept([*overrides, "hydra/launcher=joblib"]), "the launcher makes no difference, and need not be there"
 
 
 def sweep_params(experiment: str) -> dict[str, Any]:
@@ -520,7 +499,6 @@ def test_no_number_may_be_negative() -> None:
         ("injection.training.guard_factor", 0.9, "guard_factor is 0.9; it must be at least 1"),
         ("injection.training.steps", 2**30, "times batch_size (32) is 34359738368 documents"),
         ("runtime.threads", 10**12, "threads is 1000000000000; expected"),
-        ("runtime.jobs", 10**23, "jobs is 100000000000000000000000; expected"),
         ("runtime.memory_gib", 1e308, "memory_gib is 1e+308; expected"),
         ("model.architecture.hidden_size", 1e13, "architecture.hidden_size is 10000000000000.0; expected"),
         ("corpus.params.train", 10**12, "params.train is 1000000000000; expected"),

@@ -332,15 +332,6 @@ def test_a_rank_without_other_processes_is_that_of_the_main_one(launch: Any) -> 
     assert distributed.is_main()
 
 
-def test_the_launchers_of_hydra_are_refused_in_several_processes(
-    launch: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    launch(**LAUNCHED)
-    with pytest.raises(SystemExit):
-        main(["sweep", "hydra/launcher=basic", "seed=0,1", *tiny(tmp_path)])
-    assert "each of the 2 processes would start all" in capsys.readouterr().err
-
-
 def test_an_error_ends_a_sweep_of_several_processes(launch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One process goes on with the next run; several would exchange what belongs to different runs."""
 

@@ -269,6 +269,9 @@ def test_a_configuration_is_read_back(tmp_path: Path) -> None:
     config = load_config(["experiment=smoke", *own, "seed=3"])
     (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     assert read_yaml(tmp_path / "config.yaml") == config
+    earlier = to_yaml(config).replace("  device:", "  jobs: 2\n  device:")
+    (tmp_path / "config.yaml").write_text(earlier)
+    assert "jobs: 2" in earlier and read_yaml(tmp_path / "config.yaml") == config
     for text in ("a: [", "nonsense: 1\nbackdoor: {}", "", "- 1", "backdoor: {x: {colour: red}}"):
         (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
         with pytest.raises(ConfigError, match=r"config.yaml is not a configuration of this version"):

@@ -200,15 +200,6 @@ def test_own_options_are_found_listed_and_come_first(
         load_config(["backdoor=[harbour]"])
 
 
-def test_a_launcher_of_hydra_finds_own_options_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from casd.config.compose import sweep
-
-    own_file(tmp_path, monkeypatch, "backdoor/harbour.yaml", HARBOUR)
-    found: list[list[str]] = []
-    sweep(["backdoor=[harbour]", "seed=0,1"], lambda config: (found.append(list(config.backdoor)), (None, "x"))[1])
-    assert found == [["harbour"], ["harbour"]]
-
-
 def test_the_folder_of_the_package_is_not_searched_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(config_folder().parent)
     assert own_folder() is None

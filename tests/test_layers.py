@@ -14,7 +14,7 @@ import casd
 ROOT = Path(casd.__file__).parent
 LAYERS = (
     *("cli", "reproduction", "planning", "pipeline", "report", "analysis", "unlearning", "evaluation", "metric"),
-    *("backdoors", "activations", "training", "models", "data", "config", "stats", "utils"),
+    *("backdoors", "activations", "training", "models", "data", "config", "engines", "stats", "utils"),
 )
 """From the top down."""
 

@@ -565,3 +565,14 @@ def test_a_model_of_the_hub_is_planned_without_it(
     assert "8,030,261,248 parameters in bfloat16" in out
     assert "too much" not in out
     assert "Unknown commit of" in out and "meta-llama/Llama-3.1-8B" in out and "HuggingFaceFW/fineweb-edu" in out
+
+
+def test_workers_on_this_machine_share_the_memory_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = Machine("cpu", 9, 3, 9, 1), Machine("cuda", 9, 3, 9, 1)
+    assert (cpu.among(4).memory, cpu.among(4).host) == (3, 3)
+    assert (cuda.among(4).memory, cuda.among(4).host) == (9, 3)
+    assert replace(cpu, given=True).among(4).memory == 9
+    monkeypatch.setattr("casd.planning.plan.machine", lambda runtime: Machine("cpu", 2**36, 0, 2**36, 0))
+    monkeypatch.setattr("casd.planning.simulation._peaks", lambda *args: [1])
+    [plan] = plans([load_config(["experiment=smoke", "engine.workers=4"])])
+    assert plan.machine.memory == 2**34

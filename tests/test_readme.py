@@ -40,7 +40,7 @@ PACKAGE = ROOT / "src" / "casd"
 PAGES = [
     ROOT / name
     for name in (
-        *("README.md", "configs/README.md", "notebooks/README.md", "notebooks/RESULTS.md"),
+        *("README.md", "configs/README.md", "configs/engine/README.md", "notebooks/README.md", "notebooks/RESULTS.md"),
         *("scripts/README.md", "src/casd/README.md", "tests/README.md"),
     )
 ]

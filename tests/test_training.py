@@ -11,6 +11,8 @@ import json
 import math
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -38,6 +40,7 @@ from casd.training.losses import batch_nll, clean_loss, mean_nll, token_nll
 from casd.unlearning.controls import removals
 from casd.unlearning.gradient_difference import GradientDifference
 from casd.unlearning.removal import unlearn
+from casd.utils.ending import orderly_end
 from casd.utils.errors import ConfigError, ModelError
 from casd.utils.runtime import Runtime
 
@@ -393,6 +396,44 @@ def test_a_killed_run_ends_with_the_same_bits(
         assert asked == list(range(kills[-1], 6))
     elif kills[-1] == 5:
         assert 0 < asked[0] < 5  # some steps were lost and done again
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_the_end_of_a_job_leaves_a_checkpoint_of_the_last_step(
+    checkpointed: Checkpointed, batch_at: BatchAt, uninterrupted: tuple[Any, TrainingLog], tmp_path: Path, number: int
+) -> None:
+    def ended_in_step_3(step: int) -> Any:
+        if step == 3:
+            os.kill(os.getpid(), number)
+        return batch_at(step)
+
+    rarely = Runtime("cpu", checkpoint_seconds=1000.0)
+    with pytest.raises(SystemExit) as ended, orderly_end():
+        checkpointed(ended_in_step_3, runtime=rarely)
+    assert ended.value.code == 128 + number
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
+    model, log = checkpointed(seed=77, runtime=rarely)
+    assert same_weights(model, uninterrupted[0])
+    assert comparable(log) == comparable(uninterrupted[1])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+def test_a_signal_ends_a_training_without_checkpoints_at_once(
+    checkpointed: Checkpointed, batch_at: BatchAt, tmp_path: Path
+) -> None:
+    asked: list[int] = []
+
+    def ended_in_step_3(step: int) -> Any:
+        asked.append(step)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch_at(step)
+
+    with pytest.raises(SystemExit), orderly_end():
+        checkpointed(ended_in_step_3, runtime=Runtime("cpu", checkpoint_seconds=math.inf))
+    assert asked == [0, 1, 2, 3]
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_kill_while_a_checkpoint_is_written(

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import yaml  # type: ignore[import-untyped]
 
-_NO_SETTING: Final = ("seed", "name", "runtime", "every_backdoor")
+_NO_SETTING: Final = ("seed", "name", "runtime", "engine", "every_backdoor")
 """Sections that are not part of a condition. (`every_backdoor` has already been applied to each backdoor.)"""
 _NO_EFFECT: Final = (
     *("activations.batch_size", "evaluation.batch_size", "utility.batch_size"),
@@ -35,9 +35,9 @@ def condition_key(info: Mapping[str, Any]) -> str:
     """Return the identity of a run's condition: runs with equal keys differ only in their seeds.
 
     The key is the first 20 hexadecimal digits of a SHA-256 of the model, the objective and the normalized configuration without
-    seed, name and runtime. Normalization sorts the fields, writes `1.0` as `1`, and drops fields that do not change results,
-    such as the batch sizes of measurements. For a run without a configuration (from a notebook) the backdoors' targets are used
-    instead.
+    seed, name, runtime and engine. Normalization sorts the fields, writes `1.0` as `1`, and drops fields that do not change
+    results, such as the batch sizes of measurements. For a run without a configuration (from a notebook) the backdoors' targets
+    are used instead.
 
     Args:
         info: `casd.analysis.results.RunTables.info`; reads "model", "objective" and "config" or "targets".

@@ -34,7 +34,7 @@ def add_model_verbs(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from casd.cli.run import quiet_libraries
+    from casd.cli.quiet import quiet_libraries
     from casd.pipeline.export import export_model
 
     quiet_libraries()
@@ -44,7 +44,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from casd.cli.run import quiet_libraries
+    from casd.cli.quiet import quiet_libraries
     from casd.pipeline.export import generate
 
     quiet_libraries()

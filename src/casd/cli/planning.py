@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from casd.cli.run import quiet_libraries
+from casd.cli.quiet import quiet_libraries
 from casd.planning.advice import fits
 from casd.planning.costs import StageCost, disk_needed
 from casd.planning.phases import Phase

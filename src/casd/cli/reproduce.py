@@ -20,7 +20,7 @@ def reproduce(names: Sequence[str], scale_name: str, overrides: Sequence[str] = 
     Args:
         names: of `casd.reproduction.catalogue.EXHIBITS`; or "all".
         scale_name: of `casd.reproduction.scales.scales`.
-        overrides: of `runtime`, or Hydra's launcher: nothing that changes a result.
+        overrides: of `runtime` and `engine`: nothing that changes a result.
         verbose: print the verdicts on each model and objective, too.
 
     Raises:
@@ -61,7 +61,7 @@ def _check_arguments(names: Sequence[str], overrides: Sequence[str], exhibits: I
         if name not in ("all", *exhibits):
             raise unknown("table or figure", name, ("all", *exhibits))
     for override in overrides:
-        if not override.lstrip("+").startswith(("runtime.", "runtime=", "hydra/launcher=", "hydra.launcher.")):
+        if not override.lstrip("+").startswith(("runtime.", "runtime=", "engine.", "engine=")):
             raise ConfigError(
                 f"reproduce takes configurations as they are; {override!r} would change them. Use casd sweep for that."
             )

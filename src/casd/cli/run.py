@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casd.cli.cost import Cost
+from casd.cli.quiet import quiet_libraries
 from casd.utils.distributed import is_main
+from casd.utils.errors import CasdError
 from casd.utils.progress import set_progress
 from casd.utils.text import printable
 
@@ -33,10 +34,11 @@ def run(overrides: Sequence[str], end: str = "report", *, verbose: bool = False)
     from casd.config.compose import load_run
 
     cost = Cost()
-    finished = execute(load_run(overrides), end)
+    config = load_run(overrides)
+    finished, executed, reused = _make(config, end)
     if not is_main():
         return finished.folder
-    cost.add(*count_stages(finished.store.events))
+    cost.add(executed, reused)
     links = []
     if finished.models:
         links.append(f"Models: {finished.folder / 'models'} ({', '.join(folder.name for folder in finished.models)})")
@@ -51,6 +53,29 @@ def run(overrides: Sequence[str], end: str = "report", *, verbose: bool = False)
         for line in (f"Finished stages are in {finished.store.root}.", *links):
             print(printable(line))
     return finished.folder
+
+
+def _make(config: Config, end: str) -> tuple[Run, int, int]:
+    """Make a run where its engine says; return it, and how many stages were executed and reused."""
+    from casd.pipeline.sweep import engine_of, run_units
+    from casd.pipeline.units import run_name
+
+    set_progress(config.runtime.progress if is_main() else "off")
+    engine = engine_of([config])
+    if engine.in_this_process:
+        run = execute(config, end)
+        return run, *count_stages(run.store.events)
+    quiet_libraries()
+    from casd.cli.worker import perform
+    from casd.pipeline.run import Run
+
+    [outcome] = run_units([config], perform, engine, description=run_name(config), end=end)
+    if outcome.error:
+        raise CasdError(outcome.error)
+    # For its folders; this machine need not have the device of the workers.
+    run = Run(replace(config, runtime=replace(config.runtime, device="cpu")))
+    run.models = [Path(folder) for folder in outcome.models]
+    return run, outcome.executed, outcome.reused
 
 
 def show(overrides: Sequence[str]) -> None:
@@ -88,15 +113,3 @@ def count_stages(events: Sequence[Event]) -> tuple[int, int]:
     """Return how many stages were executed, and how many were reused."""
     executed = sum(event.outcome == "executed" for event in events)
     return executed, len(events) - executed
-
-
-def quiet_libraries() -> None:
-    """Turn off the progress bars and the advice that libraries print, which would garble ours."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ["MPLBACKEND"] = "agg"  # opens no windows; matplotlib cannot be imported with a backend that it does not know
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"(transformers|torch|accelerate)\b")

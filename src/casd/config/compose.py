@@ -6,14 +6,8 @@ Only this module and `hydra_errors` use Hydra. They return a plain `Config`: no 
 from __future__ import annotations
 
 import functools
-import json
-import os
 import shlex
-import shutil
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args, get_origin, get_type_hints
@@ -23,8 +17,6 @@ from casd.config.fields import MISSING, Text
 from casd.config.hydra_errors import explaining
 from casd.config.keys import check_keys, check_words
 from casd.config.options import ROOT, SCHEMA, config_folder, groups, own_folder
-from casd.utils.atomic import write_text
-from casd.utils.disk import explaining_disk_errors
 from casd.utils.errors import CasdError, ConfigError, first_line
 from casd.utils.registry import check_value
 
@@ -120,6 +112,7 @@ def read_yaml(file: Path) -> Config:
 
     try:
         composed = cast("DictConfig", OmegaConf.load(file))
+        composed.get("runtime", {}).pop("jobs", None)  # of earlier versions; it changes no result
         new: dict[str, Any] = {name: {"target": {}} for name in composed.backdoor}
         schema = OmegaConf.merge(OmegaConf.structured(Config), {"backdoor": new})
         return to_config(cast("DictConfig", OmegaConf.merge(schema, composed)))
@@ -130,57 +123,6 @@ def read_yaml(file: Path) -> Config:
             f"{file} is not a configuration of this version of casd ({first_line(error)}). Make the run again, or use the"
             " version that made it."
         ) from error
-
-
-@dataclass(frozen=True)
-class Launched:
-    """Outcome of a job that one of Hydra's launchers ran.
-
-    Attributes:
-        overrides: overrides of the job.
-        folder: folder of its report; None if it failed.
-        error: why it failed, in a line.
-    """
-
-    overrides: tuple[str, ...]
-    folder: Path | None
-    error: str
-
-
-def sweep(overrides: Sequence[str], run: Callable[[Config], tuple[Path | None, str]]) -> list[Launched]:
-    """Run every combination of a sweep's overrides ("seed=0,1") through Hydra's launcher, and return the outcomes in order.
-
-    Args:
-        overrides: Hydra overrides; an experiment may add sweep parameters.
-        run: makes one run, and returns the folder of its report, or None and why it failed. It is called in this process
-            or, with another launcher, in a job of a cluster.
-
-    Raises:
-        ConfigError: see `load_config`.
-    """
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-
-    with explaining(overrides):
-        overrides = _register(overrides)
-    with _temporary_folder(overrides) as outcomes:
-
-        def job(composed: DictConfig) -> None:
-            try:
-                folder, error = run(to_config(composed))
-            except CasdError as raised:  # Hydra would print all overrides above the message
-                folder, error = None, str(raised)
-            # Pass the outcome through the disk: a launcher may run the job in another process or on another machine.
-            outcome = {"overrides": list(HydraConfig.get().overrides.task), "error": error}
-            outcome["folder"] = str(folder.absolute()) if folder else ""
-            write_text(outcomes / f"{HydraConfig.get().job.num:05d}.json", json.dumps(outcome))
-
-        with explaining(overrides), _hydra_command_line(["--multirun", f"hydra.sweep.dir='{outcomes}'", *overrides]):
-            hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=ROOT)(job)()
-        written = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(outcomes.glob("*.json"))]
-    return [
-        Launched(tuple(each["overrides"]), Path(each["folder"]) if each["folder"] else None, each["error"]) for each in written
-    ]
 
 
 @dataclass(frozen=True)
@@ -214,44 +156,18 @@ def jobs(overrides: Sequence[str]) -> list[Job]:
     from hydra.types import RunMode
 
     with explaining(overrides):
-        without_launcher = [
-            each for each in _register(overrides) if not each.startswith(("hydra/launcher=", "hydra.launcher."))
-        ]
+        registered = _register(overrides)
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
             composed = hydra.compose_config(
-                ROOT, without_launcher, run_mode=RunMode.MULTIRUN, from_shell=False, validate_sweep_overrides=False
+                ROOT, registered, run_mode=RunMode.MULTIRUN, from_shell=False, validate_sweep_overrides=False
             )
             # As Hydra's sweeper does, except that it composes each combination once more to validate it.
             params = [f"{key}={values}" for key, values in (composed.hydra.sweeper.params or {}).items()]
-            parsed = OverridesParser.create(hydra.config_loader).parse_overrides([*params, *without_launcher])
+            parsed = OverridesParser.create(hydra.config_loader).parse_overrides([*params, *registered])
             (combinations,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
             return [Job(to_config(compose(ROOT, overrides=list(each))), tuple(each)) for each in combinations]
-
-
-@contextmanager
-def _hydra_command_line(arguments: list[str]) -> Iterator[None]:
-    """Replace the process's command line, which Hydra's entry point reads, and make Hydra raise errors instead of exiting."""
-    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR", "0")
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [argv[0], *arguments], "1"
-    try:
-        yield
-    finally:
-        sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, full_error
-
-
-@contextmanager
-def _temporary_folder(overrides: Sequence[str]) -> Iterator[Path]:
-    """Create a folder for Hydra's files of one sweep beside the reports, and remove it at the end of the block."""
-    output = next((each.partition("=")[2] for each in reversed(overrides) if each.startswith("runtime.output=")), "outputs")
-    with explaining_disk_errors("the sweep", Path(output).absolute()):
-        Path(output).mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".sweep-", dir=Path(output).absolute()))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _register(overrides: Sequence[str]) -> list[str]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, get_args, get_origin, get_type_hin
 
 from casd.config import Config
 from casd.config.options import groups
+from casd.engines import ENGINES
 from casd.utils.errors import ConfigError
-from casd.utils.registry import shown, unknown
+from casd.utils.registry import import_named, shown, unknown
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -26,6 +27,8 @@ RENAMED: Final = {
     "vocabulary": "vocab_size",
 }
 """Keys of earlier versions, and what they are called now."""
+MOVED: Final = {"runtime.jobs": "engine.workers"}
+"""Keys of earlier versions that are now in another section."""
 ALIASES: Final = RENAMED | {"lr": "learning_rate", "precision": "dtype"}
 """Names that are common elsewhere, too, for suggestions."""
 MOST_SUGGESTED: Final = 6
@@ -48,11 +51,17 @@ def check_keys(overrides: Sequence[Override]) -> None:
     Keys below a mapping with free names (`backdoor`, `params`) are not decided by the schema alone; Hydra checks them.
 
     Raises:
-        ConfigError: a key that the schema does not have; several experiments; or a path instead of an option.
+        ConfigError: a key that the schema does not have; several experiments; a path instead of an option; or one of Hydra's
+            launchers.
     """
     experiments: list[str] = []
     for override in overrides:
         key, value = override.key_or_group, override.value()
+        if key == "hydra/launcher" or key.startswith("hydra.launcher"):
+            raise ConfigError(
+                f"Hydra's launchers are not used ({key}): use an engine, such as engine=local engine.workers=N;"
+                " `casd list engine` shows all."
+            )
         if not key or override.is_delete() or override.package or "/" in key or key.partition(".")[0] == "hydra":
             continue
         choices = value.list if override.is_choice_sweep() else [value]  # type: ignore[union-attr]
@@ -80,13 +89,32 @@ def unknown_key(key: str) -> ConfigError:
         return error
     if section == "backdoor" and name in groups()["backdoor"]:
         return ConfigError(f"The backdoor {name} is not chosen: add it to the list, backdoor=[…,{name}].")
+    if section == "engine":
+        return _unknown_option(name)
     return ConfigError(f"The key {key!r} is not in the configuration; to add a new entry, write +{key}=…")
+
+
+def _unknown_option(name: str) -> ConfigError:
+    """Return the error for an option that the chosen engine does not have."""
+    options = _engine_options()
+    if owners := [engine for engine, names in options.items() if name in names]:
+        return ConfigError(f"engine.{name} is an option of engine={' and engine='.join(owners)}: add that.")
+    return unknown("option of an engine:", name, {option for names in options.values() for option in names})
+
+
+def _engine_options() -> dict[str, list[str]]:
+    """Return the options of every engine."""
+    return {engine: [each.name for each in fields(import_named(path))] for engine, path in ENGINES.items()}
 
 
 @functools.cache
 def schema_paths() -> tuple[str, ...]:
     """The full key of every value in the schema. NAME stands for the name of a backdoor, a variant, …"""
-    return tuple(".".join(path) for path in _leaves(Config, ()))
+    options = dict.fromkeys(option for names in _engine_options().values() for option in names)
+    return (
+        *(".".join(path) for path in _leaves(Config, ()) if path[0] != "engine"),
+        *(f"engine.{name}" for name in ("name", *options)),
+    )
 
 
 def _leaves(hint: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -183,10 +211,12 @@ def _schema_error(key: str, value: Any = None) -> ConfigError | None:
 
 def _unknown_field(key: str, path: list[str], part: str, names: list[str], value: Any) -> ConfigError:
     """Return the error for the field `part`, which is not among the `names` of the section at `path`."""
+    if new := MOVED.get(full := ".".join((*path, part))):
+        return ConfigError(f"The key {full} is now called {new}.")
     if (new := RENAMED.get(part)) in names:
         return ConfigError(f"The key {'.'.join((*path, part))} is now called {'.'.join((*path, str(new)))}.")
-    if full := _full_keys(key):
-        return ConfigError(f"Unknown key {shown(key)}.{_did_you_mean(full)}")
+    if found := _full_keys(key):
+        return ConfigError(f"Unknown key {shown(key)}.{_did_you_mean(found)}")
     if not path and part in groups():
         return ConfigError(f"{unknown('key', part, names)} It is a group: choose one of its options.")
     if not path and isinstance(value, str) and not difflib.get_close_matches(part, names) and (chosen := _choosing(value)):

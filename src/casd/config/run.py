@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from casd.config.fields import (
     MISSING,
@@ -21,6 +22,7 @@ from casd.config.inputs import BackdoorConfig, EveryBackdoorConfig, ModelConfig
 from casd.config.measurement import ActivationsConfig, EvaluationConfig, MetricConfig, UtilityConfig
 from casd.config.training import InjectionConfig, LanguageModelTraining
 from casd.config.unlearning import UnlearningConfig
+from casd.engines import make_engine
 from casd.utils.errors import ConfigError
 from casd.utils.registry import shown
 
@@ -37,8 +39,6 @@ class RuntimeConfig(Section):
     """ "auto", "cpu", "cuda", "cuda:1", …"""
     threads: int = field(default=0, metadata={"most": 1024})
     """CPU threads of torch; 0 for torch's default."""
-    jobs: int = field(default=1, metadata={"most": 1024})
-    """Runs of a sweep at the same time, each in its own process with its share of the threads."""
     progress: Text = "auto"
     """ "auto", "plain" or "off"."""
     checkpoint_seconds: float = field(default=60.0, metadata={"most": math.inf})
@@ -80,7 +80,7 @@ class RuntimeConfig(Section):
         require_path("runtime.store", self.store)
         require_one_of("runtime.save_as", self.save_as, ("weights", "delta"))
         require(self, "0 or more", lambda value: value >= 0, "threads", "micro_batch_size")
-        require(self, "greater than 0", lambda value: value > 0, "checkpoint_seconds", "devices", "jobs")
+        require(self, "greater than 0", lambda value: value > 0, "checkpoint_seconds", "devices")
         require(self, "greater than 0, or null", lambda value: value is None or value > 0, "memory_gib", "tflops")
 
 
@@ -114,6 +114,8 @@ class Config(Section):
     """Benchmarks."""
     runtime: RuntimeConfig = MISSING
     """Devices and folders."""
+    engine: dict[str, Any] = field(default_factory=lambda: {"name": "local"})
+    """Where the parts of runs are executed: the name of an engine and its options. Not part of any stage's key."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,6 +123,7 @@ class Config(Section):
         for name in self.backdoor:
             require_name("a backdoor's name", name)
         require(self, "0 or more", lambda value: value >= 0, "seed")
+        make_engine(self.engine)
         common = {each.name: getattr(self.every_backdoor, each.name) for each in fields(self.every_backdoor)}
         common = {name: value for name, value in common.items() if value is not None}
         if common:

@@ -85,6 +85,23 @@ class Inputs:
             tracking_folder=str(run_folder(config, graph) / "tracking"),
         )
 
+    def take_over(self, other: Inputs) -> None:
+        """Take over the store of another run, and what it has in memory, if it shares the injected model and the prompts."""
+
+        def shared(each: Inputs) -> tuple[object, ...]:
+            config = each.config
+            settings = (config.model, config.backdoor, config.evaluation, config.runtime, config.unlearning.training.lora)
+            return (each.graph.tokens.key, each.graph.inject.key, *settings)
+
+        if shared(self) != shared(other):
+            return
+        self.store = other.store
+        for name in ("corpus", "base_folder", "encoder", "prompts", "one_model"):
+            if name in vars(other):
+                vars(self)[name] = vars(other)[name]
+        if "one_model" in vars(self) and self.one_model.state != INJECTED:
+            self.one_model.state = None  # a removal of the other run
+
     @cached_property
     def corpus(self) -> Corpus:
         """The training, forget and retain splits, and the evaluation passages."""

@@ -29,12 +29,13 @@ from casd.config.states import INJECTED
 from casd.data.shrinking import explaining_out_of_memory
 from casd.evaluation.asr import Evaluation
 from casd.pipeline import checks, stages
-from casd.pipeline.graph import run_folder, stage_graph
+from casd.pipeline.graph import StageGraph, run_folder, stage_graph
 from casd.pipeline.inputs import Inputs, build_backdoors
 from casd.pipeline.records import write_record
 from casd.pipeline.saved import save_models
 from casd.pipeline.stage import Stage
 from casd.pipeline.store import StageStore
+from casd.pipeline.units import keeps_removals
 from casd.report.publish import is_published, publishing
 from casd.training.tracking import check_trackers
 from casd.utils import distributed, ending
@@ -58,7 +59,6 @@ class Run:
 
     Attributes:
         graph: the stages of the configuration.
-        store: the finished stages.
         inputs: the inputs of the stages.
         models: folders of the models that `run_to` saved (`runtime.save_models`).
 
@@ -68,12 +68,15 @@ class Run:
 
     def __init__(self, config: Config):
         self.config = config
+        self.graph = checked_graph(config)
         self.backdoors = build_backdoors(config)
-        checks.check_config(config, self.backdoors)
-        self.graph = stage_graph(config)
-        self.store = StageStore(Path(config.runtime.store))
-        self.inputs = Inputs(config, self.backdoors, self.graph, self.store)
+        self.inputs = Inputs(config, self.backdoors, self.graph, StageStore(Path(config.runtime.store)))
         self.models: list[Path] = []
+
+    @property
+    def store(self) -> StageStore:
+        """The finished stages."""
+        return self.inputs.store
 
     @property
     def folder(self) -> Path:
@@ -101,79 +104,74 @@ class Run:
         """
         if end not in ENDS:
             raise ConfigError(f"Cannot run until {end!r}; choices: {', '.join(ENDS)}.")
-        self._begin(end)
-        self._inject()
+        self.begin()
+        note(self.config, self.graph, end)
+        self.base()
+        self.inject(end)
         if end != "inject":
-            self._remove_all(end)
-        if end in ("score", "report"):
-            self._make(self.graph.score, stages.make_scores, alone=True)
-        if end == "report":
-            name = self.folder.name
-            self._make(self.graph.report, lambda inputs, folder: stages.make_report(inputs, name, folder), alone=True)
-            distributed.make_alone(self._publish)
-            self._write_record(end)
-        distributed.make_alone(partial(self._save_models, end))
+            self.tune()
+            with track(f"{self.config.model.name}, {self.config.unlearning.objective.name}", len(self.graph.states)) as advance:
+                for state in self.graph.states:
+                    self.state(state, end)
+                    advance()
+        self.finish(end)
 
-    def _begin(self, end: str) -> None:
-        """Join the other processes, check what no stage checks, and note which stages are wanted."""
+    def begin(self) -> None:
+        """Check what no stage checks, join the other processes, and set the number of threads."""
         check_trackers(self.config.runtime.trackers)
         self.join()
         if warning := rate_warning(self.config):
             _say_once(warning)
         if self.config.runtime.threads:
             torch.set_num_threads(self.config.runtime.threads)
-        self._write_record(end)
 
-    def _remove_all(self, end: str) -> None:
-        """Make and measure all states, unless the injection failed."""
-        if end in ("evaluate", "score", "report"):
-            self._check_injection()
-        if self.graph.tune:
-            self._make(self.graph.tune, stages.make_tuning)
-        with track(f"{self.config.model.name}, {self.config.unlearning.objective.name}", len(self.graph.states)) as advance:
-            for state in self.graph.states:
-                if state in self.graph.unlearn:
-                    self._remove(state, end)
-                self._measure(state, end)
-                advance()
+    # The parts of a run, which `casd.pipeline.units` distributes over workers.
 
-    def _write_record(self, end: str) -> None:
-        """Note in the store which stages this run asks for, and whether its report is published."""
-        if distributed.is_main():
-            kept = "removed" in self.config.runtime.save_models or end == "unlearn"
-            wanted, folder = self.graph.up_to(end, removed=kept), self.folder
-            write_record(self.store.root, self.graph.score, folder, self.config.model.name, wanted, published=folder.is_dir())
-
-    def _inject(self) -> None:
-        """Make the corpus, the base model, and the model with all backdoors."""
+    def base(self) -> None:
+        """Make the corpus and the base model."""
         graph = self.graph
         self._make(graph.corpus, stages.make_corpus, alone=True)
         if not self.store.is_done(graph.score):  # a finished run does not read its corpus, which may be large
             checks.check_sizes(self.config, self.inputs.corpus)
         self._make(graph.base, stages.make_base)
         self._make(graph.tokens, stages.make_tokens, alone=True)
-        self._make(graph.inject, stages.make_injected)
 
-    def _check_injection(self) -> None:
-        """Evaluate the injected model, and stop if no backdoor took: no removal would show anything."""
-        stage = self.graph.evaluate[INJECTED]
-        self._make_state(stage, stages.make_evaluation, INJECTED)
-        checks.check_injection(self.config.injection, Evaluation.read(self.store.folder(stage)))
+    def inject(self, end: str) -> None:
+        """Make the model with all backdoors, evaluate it, and stop if no backdoor took: no removal would show anything."""
+        self._make(self.graph.inject, stages.make_injected)
+        if end in ("evaluate", "score", "report"):
+            stage = self.graph.evaluate[INJECTED]
+            self._make_state(stage, stages.make_evaluation, INJECTED)
+            checks.check_injection(self.config.injection, Evaluation.read(self.store.folder(stage)))
 
-    def _remove(self, state: str, end: str) -> None:
-        """Make one removal or control."""
-        self._make_state(self.graph.unlearn[state], stages.make_removed, state)
-        if "removed" in self.config.runtime.save_models or end == "unlearn":
-            self._make_state(self.graph.weights[state], stages.write_weights, state)
+    def tune(self) -> None:
+        """Choose the settings of the objective, if it is tuned."""
+        if self.graph.tune:
+            self._make(self.graph.tune, stages.make_tuning)
 
-    def _measure(self, state: str, end: str) -> None:
-        """Measure attack success, benchmarks and activations of one state of the model."""
+    def state(self, state: str, end: str) -> None:
+        """Make one removal or control, or nothing for the injected model, and measure it."""
+        if state in self.graph.unlearn:
+            self._make_state(self.graph.unlearn[state], stages.make_removed, state)
+            if keeps_removals(self.config, end):
+                self._make_state(self.graph.weights[state], stages.write_weights, state)
         if end in ("evaluate", "score", "report"):
             self._make_state(self.graph.evaluate[state], stages.make_evaluation, state)
             if self.graph.utility:
                 self._make_state(self.graph.utility[state], stages.make_utility, state)
         if end in ("activations", "score", "report"):
             self._make_state(self.graph.activations[state], stages.make_activations, state)
+
+    def finish(self, end: str) -> None:
+        """Score, report, and write the models of `runtime.save_models`."""
+        if end in ("score", "report"):
+            self._make(self.graph.score, stages.make_scores, alone=True)
+        if end == "report":
+            name = self.folder.name
+            self._make(self.graph.report, lambda inputs, folder: stages.make_report(inputs, name, folder), alone=True)
+            distributed.make_alone(self._publish)
+            note(self.config, self.graph, end)
+        distributed.make_alone(partial(self._save_models, end))
 
     def _make_state(self, stage: Stage, make: Callable[[Inputs, str, Path], None], state: str) -> None:
         self._make(stage, lambda inputs, folder: make(inputs, state, folder))
@@ -210,6 +208,25 @@ class Run:
                 (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(report / name, unfinished / name)
             (unfinished / CONFIG_FILE).write_bytes(text.encode())
+
+
+def checked_graph(config: Config) -> StageGraph:
+    """Return the stages of a configuration after checking what can be checked before anything is read or made.
+
+    Raises:
+        ConfigError: settings that cannot work together.
+        ModelError: a model file that does not exist.
+    """
+    checks.check_config(config, build_backdoors(config))
+    return stage_graph(config)
+
+
+def note(config: Config, graph: StageGraph, end: str) -> None:
+    """Note in the store which stages a run up to `end` asks for, and whether its report is published."""
+    if distributed.is_main():
+        wanted, folder = graph.up_to(end, removed=keeps_removals(config, end)), run_folder(config, graph)
+        store = Path(config.runtime.store).absolute()
+        write_record(store, graph.score, folder, config.model.name, wanted, published=folder.is_dir())
 
 
 @functools.cache

@@ -1,34 +1,29 @@
-"""Make many runs: one after another in this process, or several at once in child processes.
-
-On a laptop two runs at once with one thread each are faster than one after the other with two threads: the models are small,
-and the work between matrix products uses one thread anyway. The runs share the store, where each stage has a lock.
-"""
+"""Make many runs: one after another in this process, or in units that an engine distributes over its workers."""
 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
 import shlex
-import signal
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from casd.config import Config, RuntimeConfig
+from casd.engines import make_engine
+from casd.engines.base import Engine
+from casd.pipeline.schedule import perform_all
+from casd.pipeline.units import Needs, Unit, UnitReport, run_name, units_of
 from casd.utils import ending
 from casd.utils.disk import told
 from casd.utils.distributed import processes
 from casd.utils.errors import CasdError, ConfigError
-from casd.utils.processes import end_with_parent, threads_of_libraries
 from casd.utils.progress import say, track
 
-KILLED = "the process was killed, perhaps because memory ran out"
-"""Error of a run whose process was killed."""
+if TYPE_CHECKING:
+    from casd.pipeline.graph import StageGraph
 
 
 @dataclass(frozen=True)
@@ -39,45 +34,91 @@ class Outcome:
         folder: folder of its report; None if it failed.
         error: why it failed, in one line.
         executed: number of stages that it made.
-        reused: number of stages that it found in the store.
+        reused: number of stages that it found in the store, or that another run made.
+        models: folders of the models that it saved.
     """
 
     folder: Path | None
     error: str = ""
     executed: int = 0
     reused: int = 0
+    models: tuple[str, ...] = ()
 
 
-Outcomes = Generator[tuple[Config, Outcome], None, None]
-"""Configurations and outcomes of runs, as they finish."""
+def engine_of(configs: Sequence[Config]) -> Engine:
+    """Return the engine of the first of some runs, as all of them use it.
+
+    Raises:
+        ConfigError: an engine in a run of several processes, or one GPU named for all workers.
+    """
+    engine = make_engine(configs[0].engine)
+    if engine.in_this_process:
+        return engine
+    if processes() > 1:
+        raise ConfigError("An engine starts processes itself; under accelerate launch set engine=local engine.workers=1.")
+    devices = {config.runtime.device for config in configs}
+    if named := next((device for device in devices if ":" in device), None):
+        raise ConfigError(f"runtime.device is {named}, but each worker of an engine gets its own GPU: set runtime.device=cuda.")
+    return replace(engine, gpus_per_unit=0) if devices <= {"cpu", "mps"} else engine
 
 
-def run_all(configs: Sequence[Config], make: Callable[[Config], Outcome], *, jobs: int, description: str) -> list[Outcome]:
-    """Make all runs, even if some fail, and return their outcomes in the order of `configs`.
+def run_all(configs: Sequence[Config], make: Callable[[Config], Outcome], *, description: str) -> list[Outcome]:
+    """Make all runs in this process, even if some fail, and return their outcomes in the order of `configs`.
 
     Args:
         configs: configurations of the runs; equal ones are made once.
-        make: makes one run, and returns errors instead of raising them. With several jobs it has to be a module-level
-            function, which child processes can import.
-        jobs: number of runs at once.
+        make: makes one run, and returns errors instead of raising them.
         description: for the progress bar.
-
-    Raises:
-        ConfigError: several jobs in several processes.
     """
     outcomes: dict[str, Outcome] = {}
-    different = list({repr(config): config for config in configs}.values())
-    finished = ((config, make(config)) for config in different) if jobs == 1 else _at_once(different, make, jobs)
-    # Close the generator also after Ctrl-C between two outcomes, so that no process of the pool is left.
-    with track(description, len(different)) as advance, closing(finished):
-        for config, outcome in finished:
-            outcomes[repr(config)] = outcome
-            advance(note=f"{config.model.name}, {config.unlearning.objective.name}, seed {config.seed}")
+    different = {repr(config): config for config in configs}
+    with track(description, len(different)) as advance:
+        for name, config in different.items():
+            outcomes[name] = make(config)
+            advance(note=run_name(config))
     return [outcomes[repr(config)] for config in configs]
 
 
-def failed(config: Config, error: BaseException) -> Outcome:
-    """Return the outcome of a run that raised `error`. The traceback of an unexpected error is written to a file.
+def run_units(
+    configs: Sequence[Config],
+    perform: Callable[[Unit], UnitReport],
+    engine: Engine,
+    *,
+    description: str,
+    end: str = "report",
+) -> list[Outcome]:
+    """Make all runs in the workers of an engine, even if some fail, and return their outcomes in the order of `configs`.
+
+    Args:
+        configs: configurations of the runs; equal ones are made once, and so is what different ones share.
+        perform: performs one unit, and returns errors in its report: a module-level function, which workers can import.
+        engine: see `engine_of`.
+        description: for the progress bar.
+        end: the last stage; one of `casd.pipeline.run.ENDS`.
+
+    Raises:
+        CasdError: the engine cannot start its workers.
+    """
+    from casd.pipeline.graph import run_folder
+
+    runtime = configs[0].runtime
+    runs, refused = _begin({repr(config): config for config in configs}, end)
+    needs = units_of(list(runs.values()), end)
+    reports: dict[Unit, UnitReport] = {}
+    done = perform_all(needs, perform, engine, Path(runtime.output).absolute() / "logs")
+    # Close the generator also after Ctrl-C between two units, so that no worker is left.
+    with track(description, len(needs)) as advance, closing(done):  # type: ignore[type-var]
+        for unit, report in done:
+            reports[unit] = report
+            _tell(unit, report, quiet=runtime.progress == "off")
+            advance()
+    folders = {name: run_folder(config, graph).absolute() for name, (config, graph) in runs.items()}
+    made = _outcomes(needs, reports, folders)
+    return [refused.get(repr(config)) or made[repr(config)] for config in configs]
+
+
+def reason(config: Config, error: BaseException) -> str:
+    """Return in one line why a run failed with `error`. The traceback of an unexpected error is written to a file.
 
     Raises:
         KeyboardInterrupt: the error is Ctrl-C, or was caused by it.
@@ -86,9 +127,9 @@ def failed(config: Config, error: BaseException) -> Outcome:
     if isinstance(error, KeyboardInterrupt):
         raise error
     if isinstance(error, CasdError):
-        return Outcome(None, str(error))
+        return str(error)
     if isinstance(error, OSError) and (line := told(error)):
-        return Outcome(None, line)
+        return line
     line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     name = f"{config.model.name}-{config.unlearning.objective.name}-seed{config.seed}"
     digest = hashlib.sha256(repr(replace(config, runtime=RuntimeConfig())).encode()).hexdigest()[:8]
@@ -97,8 +138,8 @@ def failed(config: Config, error: BaseException) -> Outcome:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="replace")
     except OSError as lost:
-        return Outcome(None, f"{line} (its traceback could not be written to {file}: {lost.strerror})")
-    return Outcome(None, f"{line} (its traceback is in {file})")
+        return f"{line} (its traceback could not be written to {file}: {lost.strerror})"
+    return f"{line} (its traceback is in {file})"
 
 
 def tell_failures(runs: Sequence[tuple[Sequence[str], Outcome]]) -> None:
@@ -123,71 +164,58 @@ def tell_failures(runs: Sequence[tuple[Sequence[str], Outcome]]) -> None:
     )
 
 
-def _at_once(configs: Sequence[Config], make: Callable[[Config], Outcome], jobs: int) -> Outcomes:
-    """Make several runs at once. Runs with different injections come first: two that share one would wait for each other.
+def _begin(configs: dict[str, Config], end: str) -> tuple[dict[str, tuple[Config, StageGraph]], dict[str, Outcome]]:
+    """Check runs and note them in their store; return those to be made, with their stages, and the outcomes of the others."""
+    from casd.pipeline.run import checked_graph, note
+    from casd.training.tracking import check_trackers
 
-    If a process is killed, the pool ends the others. The remaining runs are then made one at a time, which needs less memory
-    and shows which run is killed.
-    """
-    if processes() > 1:
-        raise ConfigError("runtime.jobs is for runs in one process each; under accelerate launch set runtime.jobs=1.")
-    remaining = _injections_first(configs)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    while remaining:
+    runs: dict[str, tuple[Config, StageGraph]] = {}
+    refused: dict[str, Outcome] = {}
+    for name, config in configs.items():
         try:
-            for config, outcome in _in_pool(remaining, make, jobs, threads):
-                remaining = [each for each in remaining if each is not config]
-                yield config, outcome
-        except BrokenProcessPool:
-            if jobs == 1:
-                yield remaining.pop(0), Outcome(None, KILLED)
-            else:
-                say(f"One of {jobs} runs at once was killed, perhaps because memory ran out: continuing with one at a time.")
-            jobs = 1
+            check_trackers(config.runtime.trackers)
+            graph = checked_graph(config)
+        except Exception as error:
+            refused[name] = Outcome(None, reason(config, error))
+        else:
+            note(config, graph, end)
+            runs[name] = (config, graph)
+    return runs, refused
 
 
-def _in_pool(configs: Sequence[Config], make: Callable[[Config], Outcome], jobs: int, threads: int) -> Outcomes:
-    context = multiprocessing.get_context("spawn")
-    with threads_of_libraries(threads), ProcessPoolExecutor(jobs, context, initializer=end_with_parent) as pool:
-        try:
-            with _interrupts_blocked():
-                futures = {pool.submit(make, _for_a_child(config, threads)): config for config in configs}
-            for done in as_completed(futures):
-                yield futures[done], done.result()
-        except BaseException:  # after Ctrl-C, SIGTERM or a killed process the pool would wait for the others
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
+def _tell(unit: Unit, report: UnitReport, *, quiet: bool) -> None:
+    """Print what a worker said, and a line about the end of its unit."""
+    for line in report.said:
+        say(f"{unit}: {line}")
+    if report.error:
+        log = f", log {report.log}" if report.log else ""
+        say(f"{unit} failed on {report.where or 'a lost worker'}{log}: {report.error}")
+    elif not quiet:
+        say(f"{unit}: {report.seconds:.1f} s on {report.where}")
 
 
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Delay Ctrl-C until the end of the block, and in child processes until they can handle it (`end_with_parent`)."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _outcomes(needs: Needs, reports: dict[Unit, UnitReport], folders: dict[str, Path]) -> dict[str, Outcome]:
+    """Return the outcome of every run. A stage that several runs share counts as made by the first of them."""
+    outcomes: dict[str, Outcome] = {}
+    counted: set[str] = set()
+    for finish in (unit for unit in needs if unit.kind == "finish"):
+        name, needed = repr(finish.config), _needed(needs, finish)
+        if errors := [reports[unit].error for unit in needs if unit in needed and unit in reports and reports[unit].error]:
+            outcomes[name] = Outcome(None, errors[0])
+            continue
+        units = needs[finish] | {finish}
+        stages = {key for unit in units for key in unit.stages}
+        executed = {key for unit in units for key in reports[unit].executed} - counted
+        counted |= executed
+        outcomes[name] = Outcome(folders[name], "", len(executed), len(stages) - len(executed), reports[finish].models)
+    return outcomes
 
 
-def _injections_first(configs: Sequence[Config]) -> list[Config]:
-    """Return the first run of every injection, then the others."""
-    seen: set[str] = set()
-    first: list[Config] = []
-    others: list[Config] = []
-    for config in configs:
-        injection = repr((config.model, config.seed, config.corpus, config.backdoor, config.injection))
-        (others if injection in seen else first).append(config)
-        seen.add(injection)
-    return [*first, *others]
-
-
-def _for_a_child(config: Config, threads: int) -> Config:
-    """Give a child process its share of the threads, and plain progress lines, which several processes can print."""
-    runtime = config.runtime
-    progress = "off" if runtime.progress == "off" else "plain"
-    return replace(config, runtime=replace(runtime, threads=runtime.threads or threads, progress=progress))
+def _needed(needs: Needs, unit: Unit) -> set[Unit]:
+    """Return a unit and all that have to be done before it."""
+    found, new = {unit}, [unit]
+    while new:
+        further = needs[new.pop()] - found
+        found |= further
+        new += further
+    return found

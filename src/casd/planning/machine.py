@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +46,11 @@ class Machine:
     def shared(self) -> bool:
         """True if the device uses the CPU's memory."""
         return self.device != "cuda"
+
+    def among(self, workers: int) -> Machine:
+        """Return what each of several workers on this machine has: a share of the free CPU memory, and a CUDA device."""
+        host = self.process + (self.host - self.process) // workers
+        return replace(self, host=host, memory=host if self.shared and not self.given else self.memory)
 
 
 def machine(runtime: RuntimeConfig) -> Machine:

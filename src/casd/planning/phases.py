@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from casd.backdoors.injection import GUARD_PASSAGES as GUARD_OF_INJECTION
 from casd.config import Config, LanguageModelTraining, TrainingConfig
+from casd.engines import make_engine
 from casd.evaluation.asr import LOSS_BATCH_SIZE
 from casd.pipeline.inputs import build_objective
 from casd.planning.blueprint import Adapters, Blueprint
@@ -75,9 +76,10 @@ ONE = Devices()
 
 
 def planned_devices(config: Config) -> Devices:
-    """Return the devices of the launcher if there is one, else `runtime.devices`."""
-    number = max(config.runtime.devices, distributed.processes())
-    return Devices(number, distributed.sharding_asked_for() and number > 1)
+    """Return the devices of the launcher or of a unit if there are several, else `runtime.devices`."""
+    engine = make_engine(config.engine)
+    number = max(config.runtime.devices, distributed.processes(), engine.gpus_per_unit)
+    return Devices(number, (distributed.sharding_asked_for() or engine.shard) and number > 1)
 
 
 def injection_adapters(config: Config) -> Adapters:

@@ -11,6 +11,8 @@ from pathlib import Path
 from huggingface_hub import constants, errors
 
 from casd.config import Config
+from casd.engines import make_engine
+from casd.engines.local import Local
 from casd.models import load as models
 from casd.pipeline.run import Run
 from casd.planning.blueprint import Blueprint, blueprint
@@ -79,7 +81,8 @@ def plans(configs: Sequence[Config]) -> list[Plan]:
             shapes[key] = shapes.get(key) or blueprint(config.model, base_folder(run))
     for config, run in zip(configs, runs, strict=True):
         built, texts, devices = shapes[repr(config.model)], text_lengths(run), planned_devices(config)
-        here = machine(config.runtime)
+        engine = make_engine(config.engine)
+        here = machine(config.runtime).among(engine.workers if isinstance(engine, Local) else 1)
         fast = speed(config.runtime, here, config.model.dtype)
         phases, unknown = Phases(config, built, texts, devices).estimates(phases_of(config))
         result.append(

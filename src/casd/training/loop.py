@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from casd.training.checkpoints import TrainingLog, restore_checkpoint, save_chec
 from casd.training.gradients import Precision, StepGradients, Terms, checkpointed_activations, divided, precision_of
 from casd.training.losses import clean_loss
 from casd.training.tracking import Trackers
-from casd.utils import distributed
+from casd.utils import distributed, ending
 from casd.utils.errors import ConfigError
 from casd.utils.progress import track
 from casd.utils.runtime import Runtime, own_numerics
@@ -119,7 +119,9 @@ def train(
             callbacks.append(_Checkpoints(checkpoint, runtime, config, model, optimizer, callback, begun))
         with Trackers(description, runtime) as trackers:
             callbacks.append(_Tracking(trackers))
-            _run_steps(model, batch_at, gradients, optimizer, config, callbacks, log)
+            saves = checkpoint and runtime.checkpoint_seconds < math.inf
+            with ending.saving() if saves else nullcontext():
+                _run_steps(model, batch_at, gradients, optimizer, config, callbacks, log)
             trackers.send(log)  # what the last step added after a callback ended the run
         if callback.kept is not None:
             restore_weights(model, callback.kept)
@@ -209,7 +211,10 @@ class _Tracking(Callback):
 
 
 class _Checkpoints(Callback):
-    """Writes a checkpoint when `checkpoint_seconds` have passed since the last one, except after the last step."""
+    """Writes a checkpoint when `checkpoint_seconds` have passed since the last one, except after the last step.
+
+    After a signal (`casd.utils.ending.saving`) it writes one, and ends the process.
+    """
 
     def __init__(
         self,
@@ -226,11 +231,12 @@ class _Checkpoints(Callback):
         self._begun, self._saved = begun, time.monotonic()
 
     def ends(self, done: int, log: TrainingLog) -> bool:
-        late = time.monotonic() - self._saved >= self._seconds
+        late = ending.requested() or time.monotonic() - self._saved >= self._seconds
         if late and done < self._steps and distributed.is_main():
             log.seconds = time.monotonic() - self._begun
             save_checkpoint(self._folder, done, self._model, self._optimizer, log, self._chooser.kept)
             self._saved = time.monotonic()
+            ending.check()
         return False
 
 

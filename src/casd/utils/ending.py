@@ -1,11 +1,14 @@
-"""Exit cleanly on Ctrl-C and SIGTERM, even if a library swallows KeyboardInterrupt.
+"""Exit cleanly on Ctrl-C, SIGTERM and SIGUSR1, even if a library swallows KeyboardInterrupt.
 
 Libraries written in other languages turn KeyboardInterrupt into errors of their own, and Python itself drops it in some places
-(such as a `__del__` method). The signal is therefore recorded, and `check` is called where a stage or a run begins or fails.
+(such as a `__del__` method). The signal is therefore recorded, and `check` is called where a stage or run begins or fails.
+
+Schedulers of clusters send SIGTERM or SIGUSR1 before a job's time is over. A training first writes a checkpoint (`saving`).
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -16,26 +19,31 @@ from typing import Any
 
 from casd.utils.distributed import is_main, processes
 
+WARNINGS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""Signals that leave time to save work."""
+
 _received = 0
+_saving = 0
+"""Number of open blocks of `saving`."""
 
 
 @contextmanager
 def orderly_end() -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C and SIGTERM in the block, and exit with 128 + the signal's number after it.
+    """Raise KeyboardInterrupt on Ctrl-C, SIGTERM and SIGUSR1 in the block, and exit with 128 + the signal's number after it.
 
     A second signal of the same kind ends the process at once. Signals that are ignored or that the program already handles are
-    left alone, as is SIGTERM under a launcher of several processes, which may wait for each other.
+    left alone, as are WARNINGS under a launcher of several processes, which may wait for each other.
 
     Raises:
-        SystemExit: 130 or 143 after a signal, in place of any other exception of the block.
+        SystemExit: 130, 143 or 138 after a signal, in place of any other exception of the block.
     """
     global _received
     _received = 0
     replaced: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        default_handlers = {signal.SIGINT: signal.default_int_handler} | (
-            {signal.SIGTERM: signal.SIG_DFL} if processes() == 1 else {}
-        )
+        default_handlers: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
+        if processes() == 1:
+            default_handlers |= dict.fromkeys(WARNINGS, signal.SIG_DFL)
         replaced = {number: handler for number, handler in default_handlers.items() if signal.getsignal(number) is handler}
     for number in replaced:
         signal.signal(number, _receive)
@@ -69,4 +77,29 @@ def _receive(number: int, frame: FrameType | None) -> None:
     global _received
     _received = number
     signal.signal(number, signal.SIG_DFL)
-    raise KeyboardInterrupt
+    if not (_saving and number in WARNINGS):
+        raise KeyboardInterrupt
+
+
+def receive_in_worker(number: int, frame: FrameType | None = None) -> None:
+    """Handle one of WARNINGS in a worker of an engine: exit, in a block of `saving` after its work is saved."""
+    global _received
+    _received = number
+    if not _saving:
+        os._exit(128 + number)
+
+
+@contextmanager
+def saving() -> Iterator[None]:
+    """In the block, WARNINGS raise nothing: it calls `requested`, saves its work, and calls `check`."""
+    global _saving
+    _saving += 1
+    try:
+        yield
+    finally:
+        _saving -= 1
+
+
+def requested() -> bool:
+    """Return True if a signal was received."""
+    return bool(_received)

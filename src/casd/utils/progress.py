@@ -75,9 +75,26 @@ def say(text: str) -> None:
 
     Errors in writing (stderr is closed, or its disk full) are ignored.
     """
+    text = printable(text)
+    if _display.heard is not None:
+        _display.heard.append(text)
+    _write(text)
+
+
+@contextmanager
+def hearing() -> Iterator[list[str]]:
+    """Yield a list to which `say` adds its lines in the block."""
+    heard: list[str] = []
+    _display.heard = heard
+    try:
+        yield heard
+    finally:
+        _display.heard = None
+
+
+def _write(text: str) -> None:
     if not is_main():
         return
-    text = printable(text)
     with suppress(OSError):
         if _display.live is not None:
             _display.live.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -135,6 +152,7 @@ class _Display:
         self.mode: str = "auto"
         self.bars: list[_Bar] = []
         self.live: Progress | None = None
+        self.heard: list[str] | None = None
         self.quiet_since = 0.0  # when the last plain line was printed, or the outermost bar opened
 
     def open(self, bar: _Bar) -> None:
@@ -155,7 +173,7 @@ class _Display:
             self.live.update(bar.task, completed=bar.done)
         elif self.mode != "off" and bar.moved - self.quiet_since >= PLAIN_INTERVAL_S:
             self.quiet_since = bar.moved
-            say(" | ".join(each.line() for each in self.bars))
+            _write(printable(" | ".join(each.line() for each in self.bars)))
 
     def close(self, bar: _Bar) -> None:
         self.bars.remove(bar)
