@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -24,7 +25,7 @@ from casd.pipeline.records import Record, read_records, write_record
 from casd.pipeline.stage import Stage
 from casd.pipeline.status import find_store
 from casd.pipeline.store import StageStore
-from casd.utils.atomic import temporary_beside
+from casd.utils.atomic import locked, temporary_beside
 from casd.utils.errors import StoreError
 from tiny import tiny
 
@@ -129,6 +130,10 @@ def test_status_says_what_is_running_and_what_failed(outputs: Outputs, capsys: p
     with lock(outputs.store.checkpoint_folder(score).with_name(f".{score.key}.lock")):
         main(["status", str(outputs.root)])
     assert re.search(r"m-rmu-.* running$", capsys.readouterr().out, re.MULTILINE)
+    with locked(outputs.root / score.name / f".{score.key}.lock", ""):
+        main(["status", str(outputs.root)])
+    where = re.escape(f"{platform.node()}, pid {os.getpid()}")
+    assert re.search(rf"m-rmu-.* running on {where}$", capsys.readouterr().out, re.MULTILINE)
     log = outputs.folder / "demo" / "failed" / "m-rmu-seed0-01234567.log"
     log.parent.mkdir(parents=True)
     log.touch()

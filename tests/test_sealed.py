@@ -9,6 +9,7 @@ import errno
 import fcntl
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -134,6 +135,22 @@ def test_leftovers_of_dead_processes_alone_are_removed(tmp_path: Path, monkeypat
         os.utime(path, (1, 1))
     remove_leftovers(target)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*stays} - {stays[1]})
+
+
+def test_processes_of_hosts_with_similar_names_are_not_mistaken_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for node in ("a-node-of-a-cluster-with-a-very-long-name-1", "a-node-of-a-cluster-with-a-very-long-name-2"):
+        monkeypatch.setattr(platform, "node", lambda node=node: node)
+        casd.utils.atomic._host.cache_clear()
+        remove_leftovers(tmp_path / "run")
+        mine = temporary_beside(tmp_path / "run")
+        mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-")).mkdir()
+    monkeypatch.undo()
+    casd.utils.atomic._host.cache_clear()
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_temporary_names_differ(tmp_path: Path) -> None:

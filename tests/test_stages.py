@@ -6,14 +6,19 @@ Run: pytest tests/test_stages.py   (some mount a tmpfs and are skipped where tha
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
+import multiprocessing
 import os
+import platform
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -27,6 +32,7 @@ import safetensors.numpy
 import casd.pipeline.store
 import casd.utils.atomic
 import casd.utils.sealed
+from casd.pipeline.clean import clean, leftovers
 from casd.pipeline.stage import Stage
 from casd.pipeline.status import status
 from casd.pipeline.store import StageStore
@@ -351,14 +357,15 @@ def start_worker(root: Path, moment: str, log: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("moment", ["while producing", "while checksumming", "before the rename", "after the rename"])
-def test_kill_9_leaves_the_stage_whole_or_absent(tmp_path: Path, moment: str) -> None:
+def test_a_signal_leaves_the_stage_whole_or_absent(tmp_path: Path, moment: str, number: signal.Signals) -> None:
     root, log = tmp_path / "store", tmp_path / "log"
     with start_worker(root, moment, log) as worker:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "now\n"
-        worker.send_signal(signal.SIGKILL)
-    assert worker.returncode == -signal.SIGKILL
+        worker.send_signal(number)
+    assert worker.returncode == -number
 
     store = StageStore(root)
     finished = moment == "after the rename"
@@ -410,7 +417,9 @@ def test_waiting_for_another_process_says_so_once(
     store.run(STAGE, never)
     other.join()
     assert store.events[0].outcome == "reused"
-    assert capsys.readouterr().err.count("Waiting for stage inject (all), which another process is making") == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "Waiting for stage inject (all), which another" in line]
+    assert len(lines) == 1
+    assert lines[0].endswith(f": {platform.node()}, pid {os.getpid()}.")
 
 
 def test_without_locks_the_first_to_finish_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,6 +451,117 @@ def test_without_locks_a_damaged_stage_is_not_taken_for_the_other_processs(
     with pytest.raises(StoreError, match=r"weights\.bin has 1000 bytes"):
         StageStore(tmp_path).run(STAGE, slow)
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def race(root: Path, number: int, together: Any, failures: Any, stages: int) -> None:
+    """Make stages at the same time as other processes, without locks. Each also writes and reads checkpoints."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    fcntl.flock = refused
+    store = StageStore(root)
+    for index in range(stages):
+        stage = Stage("inject", 1, {"index": index})
+
+        def produce(folder: Path, stage: Stage = stage) -> None:
+            checkpoint = store.checkpoint_folder(stage) / f"{number}"
+            checkpoint.write_text("0")
+            write_json(folder / "log.json", {"maker": number})
+            (folder / "weights.bin").write_bytes(bytes(1000 * (number + 1)))
+            checkpoint.read_text()
+
+        if together:
+            together.wait(60)
+        try:
+            store.run(stage, produce)
+            store.folder(stage, verify=True)
+        except Exception as error:
+            failures.put(repr(error))
+
+
+@pytest.mark.parametrize(("processes", "stages"), [(4, 30), pytest.param(12, 200, marks=pytest.mark.slow)])
+def test_without_locks_no_process_fails_and_no_stage_is_damaged(tmp_path: Path, processes: int, stages: int) -> None:
+    context = multiprocessing.get_context("fork")
+    together, failures = context.Barrier(processes), context.Queue()
+    workers = [context.Process(target=race, args=(tmp_path, each, together, failures, stages)) for each in range(processes)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * processes
+    assert failures.empty(), failures.get()
+    assert f"{stages} finished stages" in status(tmp_path)
+    assert status(tmp_path).endswith("not finished: none")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_without_locks_a_process_that_is_ended_harms_no_other(tmp_path: Path, number: signal.Signals) -> None:
+    context = multiprocessing.get_context("fork")
+    failures = context.Queue()
+    workers = [context.Process(target=race, args=(tmp_path, each, None, failures, 30)) for each in range(3)]
+    for worker in workers:
+        worker.start()
+    while len(list(tmp_path.glob("inject/*"))) < 5:
+        time.sleep(0.001)
+    assert workers[0].pid
+    os.kill(workers[0].pid, number)
+    for worker in workers:
+        worker.join()
+    assert workers[0].exitcode
+    assert [worker.exitcode for worker in workers[1:]] == [0, 0]
+    assert failures.empty(), failures.get()
+    list(clean(tmp_path, leftovers(tmp_path)))
+    assert status(tmp_path).endswith("not finished: none")
+    assert "30 finished stages" in status(tmp_path)
+
+
+def test_a_stage_that_another_process_finished_is_used_although_making_it_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that finishes first removes the checkpoints that the other reads."""
+    monkeypatch.setattr(casd.pipeline.store, "locked", lambda *_: nullcontext())
+    store = StageStore(tmp_path)
+
+    def late(folder: Path) -> None:
+        checkpoint = store.checkpoint_folder(STAGE)
+        StageStore(tmp_path).run(STAGE, write_files)
+        list(checkpoint.iterdir())
+
+    assert read_json(store.run(STAGE, late) / "log.json") == {"loss": 1.5}
+    assert [event.outcome for event in store.events] == ["reused"]
+    assert names_below(tmp_path / "inject") == {STAGE.key, *names_below(store.folder(STAGE))}
+
+
+def test_a_stage_of_another_node_is_seen_although_the_file_system_remembers_its_absence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = StageStore(tmp_path).run(STAGE, write_files)
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: path != place and exists(path))
+    StageStore(tmp_path).run(STAGE, never)
+
+
+def test_a_file_system_that_cannot_flush_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def of_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files)
+    assert StageStore(tmp_path).run(STAGE, write_files).is_dir()
+
+
+def test_an_altered_file_is_found_although_its_modification_time_is_as_before(tmp_path: Path) -> None:
+    store = StageStore(tmp_path)
+    file = store.run(STAGE, write_files) / "log.json"
+    when = file.stat()
+    flip_a_bit(file)
+    os.utime(file, ns=(when.st_atime_ns, when.st_mtime_ns))
+    with pytest.raises(StoreError, match="has the SHA-256"):
+        store.file(STAGE, "log.json")
 
 
 def test_the_partial_folder_of_a_live_process_is_left_alone(tmp_path: Path) -> None:

@@ -148,13 +148,13 @@ def _entries(folder: Path) -> Entries | None:
     for name in (MANIFEST, CHECKSUMS):
         if (path := folder / name).exists():
             status = path.stat()
-            return _entries_of(path, status.st_size, status.st_mtime_ns)
+            return _entries_of(path, status.st_size, status.st_ctime_ns)
     return None
 
 
 @functools.lru_cache(maxsize=1024)
 def _entries_of(path: Path, size: int, changed: int) -> Entries:
-    """Read a list of checksums. Cached as long as the file's size and modification time stay the same."""
+    """Read a list of checksums. Cached as long as the file's size and time of change stay the same."""
     return (stage_manifest(path.parent) if path.name == MANIFEST else read_manifest(path))["files"]
 
 

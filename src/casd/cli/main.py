@@ -95,6 +95,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for each in (verbs.choices["run"], report, sweep, reproduce):
         each.add_argument("-v", "--verbose", action="store_true", help="print all tables at the end, not only the main ones")
+    for each in (verbs.choices["run"], sweep):
+        each.add_argument("--detach", action="store_true", help="with engine=slurm: run this command as a job, too")
     compare = add("compare", "configuration differences and results of two finished runs")
     compare.add_argument("runs", nargs=2, type=Path, metavar="RUN")
     add_model_verbs(add)
@@ -161,6 +163,10 @@ def _dispatch(options: argparse.Namespace) -> None:
         from casd.cli.clean import clean
 
         clean(options.store, yes=options.yes)
+    elif getattr(options, "detach", False):
+        from casd.cli.detach import detach
+
+        detach(options.verb, options.overrides)
     elif options.verb == "sweep":
         from casd.cli.sweep import sweep
 

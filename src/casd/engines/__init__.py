@@ -8,6 +8,11 @@ from casd.utils.registry import build, check_value
 
 ENGINES: dict[str, str] = {
     "local": "casd.engines.local:Local",
+    "slurm": "casd.engines.slurm:Slurm",
+    "pbs": "casd.engines.slurm:PBS",
+    "lsf": "casd.engines.slurm:LSF",
+    "sge": "casd.engines.slurm:SGE",
+    "ray": "casd.engines.ray:Ray",
 }
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import platform
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -16,6 +18,7 @@ from typing import Any
 
 from casd.pipeline.stage import Stage
 from casd.utils.atomic import write_text
+from casd.utils.errors import StoreError
 
 _SUFFIX = ".run"
 
@@ -79,6 +82,20 @@ def write_record(store: Path, score: Stage, folder: Path, model: str, stages: It
         if not (file.exists() and file.read_text(encoding="utf-8") == text):
             store.mkdir(parents=True, exist_ok=True)
             write_text(file, text)
+
+
+def check_shared(store: Path, score: Stage, folder: Path) -> None:
+    """Check that this machine sees the store in which another process noted a run.
+
+    Raises:
+        StoreError: the record of the run is not there, although it could have been written.
+    """
+    file = Record(score.key, str(folder.absolute()), "").file(store)
+    if not store.is_dir() or (file not in store.iterdir() and os.access(store, os.W_OK)):
+        raise StoreError(
+            f"{platform.node()} does not see the store that the command uses ({store}): set runtime.store to a folder that all"
+            " nodes share."
+        )
 
 
 def read_records(store: Path) -> tuple[list[Record], list[Path]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from casd.pipeline.records import Record, read_records
-from casd.utils.atomic import is_locked
+from casd.utils.atomic import holder, is_locked
 from casd.utils.disk import readable_size, told
 from casd.utils.errors import StoreError
 from casd.utils.sealed import check_size, stage_manifest
@@ -202,8 +202,10 @@ def _made(run: StoredRun, finished: Manifests, root: Path) -> float:
 def _state(run: StoredRun, finished: Manifests, root: Path) -> str:
     """Say whether a run is finished, running or interrupted, and what is known to have gone wrong."""
     missing = run.stages - finished.keys()
-    if any(is_locked(root / f"{kind}/.{key}.lock") for kind, _, key in (place.partition("/") for place in missing)):
-        return "running"
+    locks = [root / f"{kind}/.{key}.lock" for kind, _, key in (place.partition("/") for place in missing)]
+    if locked := [lock for lock in locks if is_locked(lock)]:
+        where = sorted({holder(lock) for lock in locked} - {""})
+        return f"running on {'; '.join(where)}" if where else "running"
     if missing:
         if run.record:
             folder = Path(run.record.folder)

@@ -8,10 +8,11 @@ the store's root:
     inject/3f2a…c1/              a finished stage: its files and manifest.json
     inject/.3f2a…c1.….partial/   being made by one process, or left by a process that was killed
     inject/.3f2a…c1.checkpoint/  from which an interrupted stage resumes
-    inject/.3f2a…c1.lock         locked (flock) by the process that makes it; an empty file that is not removed
+    inject/.3f2a…c1.lock         locked (flock) by the process that makes it, which it names; not removed
     .77d0…3b-….run               which stages a run asked for (casd.pipeline.records)
 
-The lock only saves work. On a file system without locks two processes may make the same stage: the first to finish is kept.
+The lock only saves work. On a file system without locks several processes, also of different nodes, may make the same stage:
+the first to finish is kept, and the others use it. Stages of one key are equal in meaning, so it does not matter which is kept.
 
 Nothing in a store is ever unpickled.
 """
@@ -106,7 +107,7 @@ class StageStore:
     def file(self, stage: Stage, name: str) -> Path:
         """Return the path of the file `name` ("model/config.json") of a finished stage after checking its size and SHA-256.
 
-        A file is hashed once per process, and again only if its size or modification time has changed.
+        A file is hashed once per process, and again only if its size or its time of change (ctime) has changed.
 
         Raises:
             StoreError: the stage is not finished or has no such file, or the file is missing, truncated or altered.
@@ -187,26 +188,22 @@ class StageStore:
             write_manifest(partial / MANIFEST, _manifest(stage, files, seconds))
             give_default_rights(partial, partial / MANIFEST)
             flush_all(partial)
-            if not self._moved(partial, stage):
-                return
+            partial.rename(place)
+        except Exception:
+            # Without locks another process may have finished the stage first: its folder is in the way, and the checkpoints
+            # that both wrote are removed.
+            if not self.is_done(stage):
+                raise
+            return
+        else:
             flush(place.parent)
         finally:
             remove(partial)
         self._verified.update(_identity(place / name) for name in files)
         self._record(stage, "executed", seconds)
 
-    def _moved(self, partial: Path, stage: Stage) -> bool:
-        """Rename a stage into its place, and return False if another process was first, which happens only without locks."""
-        try:
-            partial.rename(self._place(stage))
-        except OSError:
-            if self.is_done(stage):
-                return False
-            raise
-        return True
-
     def _verify(self, stage: Stage, name: str, entry: Mapping[str, Any]) -> None:
-        """Check a file, unless it was checked before and its size and modification time are unchanged."""
+        """Check a file, unless it was checked before and its size and time of change are unchanged."""
         place = self._place(stage)
         with self._naming(stage):
             check_size(place, name, entry)
@@ -224,8 +221,12 @@ class StageStore:
 
 
 def _is_there(path: Path) -> bool:
+    """Return True if a stage's folder exists.
+
+    A network file system may remember for a minute that it did not, after another node has made it; a listing is up to date.
+    """
     try:
-        return path.exists()
+        return path.exists() or (path.parent.is_dir() and path in path.parent.iterdir())
     except OSError as error:  # a folder above it cannot be entered
         if error.errno in (errno.EACCES, errno.EPERM):
             raise unreadable(path, error) from error
@@ -257,4 +258,4 @@ def _manifest(stage: Stage, files: Mapping[str, Any], seconds: float) -> dict[st
 
 def _identity(path: Path) -> tuple[Path, int, int]:
     status = path.stat()
-    return path, status.st_size, status.st_mtime_ns
+    return path, status.st_size, status.st_ctime_ns

@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 
 from casd.engines.base import LOG
+from casd.pipeline.records import check_shared
 from casd.pipeline.run import Run
 from casd.pipeline.sweep import reason
 from casd.pipeline.units import Unit, UnitReport
@@ -87,6 +88,7 @@ def _run_of(unit: Unit, check: Callable[[Run, str], None]) -> Run:
     if _last is None or _last.config != unit.config:
         before, _last = _last, None
         run = Run(unit.config)
+        check_shared(run.store.root, run.graph.score, run.folder)
         if before is not None:
             run.inputs.take_over(before.inputs)
         del before  # and its model, before another is loaded

@@ -1,13 +1,16 @@
 """Write files and folders atomically: other processes see them complete or not at all.
 
 Everything is written under a unique temporary name and then renamed into place. Locks only avoid duplicate work; correctness
-does not depend on them, because not every shared file system has them.
+does not depend on them, because not every shared file system has them. A lock's file names the process that last held it.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import functools
 import glob
+import hashlib
 import os
 import platform
 import re
@@ -25,7 +28,8 @@ WAIT_NOTICE_S = 3.0
 """Seconds to wait for another process's lock before saying so."""
 ABANDONED_S: Final = 7 * 24 * 3600.0
 """Age in seconds after which a temporary file of another host counts as abandoned."""
-_POLL_S: Final = 0.1
+_POLL_S: Final = (0.1, 2.0)
+"""Shortest and longest time between two attempts to take a lock; on a network file system each asks the server."""
 _SUFFIX: Final = ".partial"
 
 
@@ -79,12 +83,15 @@ def locked(file: Path, waiting_for: str) -> Iterator[None]:
     If the file system has no locks, or the file cannot be opened, the block runs without one.
 
     Args:
-        file: the lock, an empty file that is not removed.
+        file: the lock, a file that is not removed.
         waiting_for: what another process is doing, printed after WAIT_NOTICE_S ("stage inject, which … is making").
     """
     with ExitStack() as opened:
         with suppress(OSError):
-            _wait_for(opened.enter_context(file.open("ab")), waiting_for)
+            lock = opened.enter_context(file.open("ab", buffering=0))
+            _wait_for(lock, waiting_for)
+            lock.truncate(0)
+            lock.write(f"{platform.node()}, pid {os.getpid()}".encode())
         yield
 
 
@@ -112,17 +119,27 @@ def is_locked(file: Path) -> bool:
     return False
 
 
+def holder(file: Path) -> str:
+    """Return who holds a lock, as "HOST, pid PID"; "" if that is not known. If nobody holds it: who did last."""
+    with suppress(OSError):
+        return file.read_text(encoding="utf-8", errors="replace")
+    return ""
+
+
 def _wait_for(file: IO[bytes], waiting_for: str) -> None:
     """Wait until this process holds the lock. Closing the file releases it."""
     notice: float | None = time.monotonic() + WAIT_NOTICE_S
+    pause, longest = _POLL_S
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if notice is not None and time.monotonic() >= notice:
-                say(f"Waiting for {waiting_for}.")
+                by = holder(Path(file.name))
+                say(f"Waiting for {waiting_for}{f': {by}' if by else ''}.")
                 notice = None
-            time.sleep(_POLL_S)
+            time.sleep(pause)
+            pause = min(1.2 * pause, longest)
         else:
             return
 
@@ -139,10 +156,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def flush(path: Path) -> None:
-    """Flush a file's contents, or a folder's list of names, to the disk."""
+    """Flush a file's contents, or a folder's list of names, to the disk; some network file systems cannot flush folders."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
     finally:
         os.close(descriptor)
 
@@ -169,8 +189,17 @@ def _prefix(path: Path) -> str:
     return f".{path.name[:120]}."  # a file's name has at most 255 bytes
 
 
+@functools.cache
 def _host() -> str:
-    return re.sub(r"\W", "_", platform.node())[:32] or "host"
+    """Name what this process's number is unique in: the host since it was started, or the container.
+
+    Hosts may have the same name, and so may containers, whose processes do not see each other.
+    """
+    facts = [platform.node()]
+    with suppress(OSError):  # Linux
+        facts += [Path("/proc/sys/kernel/random/boot_id").read_text(), str(Path("/proc/self/ns/pid").readlink())]
+    digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9]', '_', platform.node())[:32]}_{digest}"
 
 
 def _is_leftover(path: Path, owner: str) -> bool:
