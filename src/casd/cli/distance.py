@@ -39,8 +39,8 @@ def distance(options: argparse.Namespace) -> None:
     Raises:
         CasdError: models or texts that cannot be used, or a folder that cannot be written.
     """
-    from casd.cli.report import short_path
     from casd.cli.quiet import quiet_libraries
+    from casd.cli.report import short_path
     from casd.metric.distance import distance as compute
     from casd.report.distances import distance_tables, write_distances
     from casd.report.terminal import print_tables
