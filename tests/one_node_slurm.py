@@ -105,9 +105,12 @@ def stop(folder: Path) -> None:
     """Cancel all jobs and stop the daemons."""
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     subprocess.run(["scancel", "--full", "--user=root"], capture_output=True)
-    for file in sorted(folder.glob("*.pid"), reverse=True):  # the nodes first
-        with suppress(OSError, ValueError):
-            os.kill(int(file.read_text()), signal.SIGTERM)
+    daemons = [int(file.read_text()) for file in sorted(folder.glob("*.pid"), reverse=True)]  # the nodes first
+    for number in (signal.SIGTERM, signal.SIGKILL):  # a node that still ends a job does not end
+        for daemon in daemons:
+            with suppress(OSError):
+                os.kill(daemon, number)
+        time.sleep(2)
 
 
 if __name__ == "__main__":

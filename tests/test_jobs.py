@@ -35,6 +35,7 @@ from casd.engines.base import Engine
 from casd.engines.local import Local, visible_devices
 from casd.pipeline import worker
 from casd.pipeline.graph import stage_graph
+from casd.pipeline.run import note
 from casd.pipeline.schedule import KILLED
 from casd.pipeline.sweep import Outcome, engine_of, run_all, run_units, tell_failures
 from casd.pipeline.units import Needs, Unit, UnitReport, units_of
@@ -259,6 +260,7 @@ def test_a_worker_takes_over_the_injected_model_and_no_removal(
 
     def removal(store: Path, objective: str) -> Unit:
         config = load_config(tiny(tmp_path, f"runtime.store={store}", f"unlearning={objective}"))
+        note(config, stage_graph(config), "report")
         return next(unit for unit in needs_of(config) if unit.state == "refusal")
 
     def performed(unit: Unit) -> Any:
