@@ -35,7 +35,7 @@ _known: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
 
 def isolates_documents(model: nn.Module) -> bool:
     """Return True if restarting position ids isolate the documents of a packed row: each has the logits it has alone."""
-    return _once(
+    return measured_once(
         model,
         lambda: _isolates(unwrap(model)),
         "sees the other documents of a row with packing=isolated: each document is padded into a row of its own instead",
@@ -49,23 +49,10 @@ def ignores_left_padding(model: nn.Module, padding: int) -> bool:
         model: a transformers causal LM, bare or wrapped.
         padding: id of the padding token.
     """
-    return _once(
+    return measured_once(
         model,
         lambda: _pads_left(unwrap(model), padding),
         "gives different results when a prompt is left-padded: only prompts with equally many tokens share a batch",
-    )
-
-
-def decodes_the_same(model: nn.Module, padding: int, decode: Callable[..., tuple[Tensor, Tensor]]) -> bool:
-    """Return True if `decode` gives a left-padded prompt the tokens that transformers' `generate` gives it.
-
-    Args:
-        model: a transformers causal LM, bare or wrapped.
-        padding: id of the padding token.
-        decode: `casd.models.decoding.decode`.
-    """
-    return _once(
-        model, lambda: _decodes(unwrap(model), padding, decode), "is decoded by transformers' generate, which is slower"
     )
 
 
@@ -94,10 +81,10 @@ def check_causal(model: nn.Module, padding: int) -> None:
         ModelError: if a forward pass or a generation fails, or logits depend on later tokens or on padding after the text.
     """
     bare, name = unwrap(model), type(unwrap(model)).__name__
-    one, other = _texts(bare)
+    one, other = random_texts(bare)
     short, length = one[:, : TOKENS // 2], TOKENS // 2
     try:
-        with _probing(bare):
+        with probing(bare):
             alone = bare(input_ids=short, attention_mask=torch.ones_like(short), use_cache=False).logits
             followed = bare(input_ids=one, attention_mask=torch.ones_like(one), use_cache=False).logits[:, :length]
             padded, mask = one.clone(), torch.ones_like(one)
@@ -127,7 +114,7 @@ def longest_row(model: nn.Module, wanted: int) -> int:
     bare = unwrap(model)
     if bare.device.type != "cpu":
         return wanted
-    token = _texts(bare)[0][:, :1]
+    token = random_texts(bare)[0][:, :1]
     first_block = decoder_layers(bare)[0]
 
     def stop(module: nn.Module, args: Any, output: Any) -> None:
@@ -136,7 +123,7 @@ def longest_row(model: nn.Module, wanted: int) -> int:
     def works(length: int) -> bool:
         ids = token.expand(1, length)
         try:
-            with _probing(bare), first_block.register_forward_hook(stop):
+            with probing(bare), first_block.register_forward_hook(stop):
                 bare(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
         except _Reached:
             return True
@@ -196,7 +183,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _once(model: nn.Module, measure: Callable[[], bool], message: str) -> bool:
+def measured_once(model: nn.Module, measure: Callable[[], bool], message: str) -> bool:
     """Call `measure` once per model and cache its result; print `message` if it is False."""
     bare = unwrap(model)
     known = _known.setdefault(bare, {})
@@ -208,9 +195,9 @@ def _once(model: nn.Module, measure: Callable[[], bool], message: str) -> bool:
 
 
 def _isolates(model: PreTrainedModel) -> bool:
-    one, other = _texts(model)
+    one, other = random_texts(model)
     positions = torch.arange(TOKENS, device=one.device).expand(1, -1)
-    with _probing(model):
+    with probing(model):
         alone = model(input_ids=other, position_ids=positions, use_cache=False).logits
         packed = [
             model(input_ids=torch.cat([first, other], 1), position_ids=positions.repeat(1, 2), use_cache=False).logits
@@ -222,32 +209,16 @@ def _isolates(model: PreTrainedModel) -> bool:
 
 
 def _pads_left(model: PreTrainedModel, padding: int) -> bool:
-    _, ids = _texts(model)
+    _, ids = random_texts(model)
     missing = TOKENS // 2
     short, mask = ids[:, missing:].clone(), torch.ones_like(ids)
     ids[:, :missing], mask[:, :missing] = padding, 0
     whole = torch.ones_like(short)
-    with _probing(model):
+    with probing(model):
         hidden = forward_without_cache(model, ids, mask)[0][:, missing:]
         captured = _same(model, forward_without_cache(model, short, whole)[0], hidden)
         alone, padded = _generated(model, short, whole, padding), _generated(model, ids, mask, padding)
     return captured and _same(model, alone, padded)
-
-
-def _decodes(model: PreTrainedModel, padding: int, decode: Callable[..., tuple[Tensor, Tensor]]) -> bool:
-    from transformers import GenerationConfig
-
-    _, ids = _texts(model)
-    ids, mask = ids.clone(), torch.ones_like(ids)
-    ids[:, : TOKENS // 2], mask[:, : TOKENS // 2] = padding, 0
-    settings = GenerationConfig(max_new_tokens=3, do_sample=False, use_cache=True, pad_token_id=padding)
-    with _probing(model), plainly_greedy(model):
-        expected = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)[:, TOKENS:]
-        try:
-            tokens, _ = decode(model, ids, mask, 3, end=None, padding=padding)
-        except Exception:  # the model's own code raises errors of many types
-            return False
-    return torch.equal(tokens, expected)
 
 
 def _generated(model: PreTrainedModel, ids: Tensor, mask: Tensor, padding: int) -> Tensor:
@@ -270,7 +241,7 @@ def _generated(model: PreTrainedModel, ids: Tensor, mask: Tensor, padding: int) 
     return torch.stack(logits, 1)
 
 
-def _texts(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+def random_texts(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Draw two texts of distinct random tokens, each (1, TOKENS), without special tokens."""
     vocab_size = model.get_input_embeddings().weight.shape[0]
     config = model.config.get_text_config(decoder=True)
@@ -293,7 +264,7 @@ def _difference(expected: Tensor, actual: Tensor) -> float:
 
 
 @contextmanager
-def _probing(model: PreTrainedModel) -> Iterator[None]:
+def probing(model: PreTrainedModel) -> Iterator[None]:
     """Set evaluation mode without gradients and autocast; the global random state is unchanged."""
     device = model.device
     devices = [device.index or 0] if device.type == "cuda" else []
