@@ -256,6 +256,7 @@ def test_what_cannot_be_compared_is_told_in_a_line(
     refused("Layer 7 is out of range", before, [a, b], TEXTS, layers=[0, 7])
     refused("no text", before, [a, b], ["", " "])
     refused("Unknown file or corpus", before, [a, b], "microwold")
+    refused("There is no file missing.txt", before, [a, b], "missing.txt")
     (tmp_path / "empty.txt").touch()
     refused("is empty", before, [a, b], tmp_path / "empty.txt")
     refused("another shape", before, [a, make_model(num_hidden_layers=2)], TEXTS)

@@ -48,7 +48,7 @@ def test_the_verdict_follows_from_the_interval(low: float, high: float, lead: st
     answer = run_answer(net_of_phantom(low, high))
     assert in_short([answer])[0] == lead
     assert f"{(low + high) / 2:.2f} [" in answer.text.replace("-0.00", "0.00")
-    assert answer.text.endswith("more than the phantom. CASD predicted which (ρ -0.62, p 0.004). One seed, tiny model.")
+    assert answer.text.endswith(". CASD predicted which (ρ -0.62, p 0.004). One seed, tiny model.")
 
 
 def test_a_phantom_that_raised_the_others_is_named() -> None:
@@ -56,6 +56,23 @@ def test_a_phantom_that_raised_the_others_is_named() -> None:
     removals = tables.transfer[tables.transfer["source"].isin(EIGHT) & ~tables.transfer["same"].astype(bool)]
     suppression = removals["suppression"].mean()
     assert f"more than the phantom, which itself raised them by {0.8 - suppression:.2f}." in run_answer(tables).text
+
+
+@pytest.mark.parametrize(
+    ("suppression", "net", "says"),
+    [
+        (0.25, 0.17, "lowered the others by 0.25, 0.17 [0.17, 0.17] more than the phantom."),
+        (-0.19, 0.06, "raised the others by 0.19; the phantom raised the others by 0.25. Net of that"),
+        (0.25, -0.12, "lowered the others by 0.25; the phantom lowered the others by 0.37. Net of that"),
+    ],
+)
+def test_the_direction_of_both_changes_is_said(suppression: float, net: float, says: str) -> None:
+    tables = net_of_phantom(net, net)
+    others = ~tables.transfer["same"].astype(bool)
+    tables.transfer.loc[others, "suppression"] = suppression
+    answer = run_answer(tables).text
+    assert says in answer
+    assert ("lowered them by" in answer) == ("Net of that" in says)
 
 
 @pytest.mark.parametrize(("included", "lead"), [(2, "Cannot say."), (3, "Yes, here.")])
@@ -122,7 +139,10 @@ def test_what_is_missing_is_said(change: Callable[[RunTables], None], says: str)
 def test_one_backdoor_or_a_collapse_cannot_say() -> None:
     single = run_answer(make_run(("a",), relation=False))
     assert single.lead == "Cannot say."
-    assert single.text == "No other backdoor was measured. One seed, model llama3_tiny. Only one backdoor was removed."
+    assert single.text == (
+        "No other backdoor was compared: none was measured, or the injection established none. One seed, model llama3_tiny."
+        " Only one backdoor was removed."
+    )
     broken = make_run(collapsed=EIGHT)
     assert "0 of 8 removals count (8 collapsed)." in run_answer(broken).text
     assert run_answer(broken).lead == "Cannot say."

@@ -98,7 +98,8 @@ def _unknown_option(name: str) -> ConfigError:
     """Return the error for an option that the chosen engine does not have."""
     options = _engine_options()
     if owners := [engine for engine, names in options.items() if name in names]:
-        return ConfigError(f"engine.{name} is an option of engine={' and engine='.join(owners)}: add that.")
+        one_of = " or ".join(f"engine={owner}" for owner in owners)
+        return ConfigError(f"engine.{name} is an option of another engine: add {one_of}.")
     return unknown("option of an engine:", name, {option for names in options.values() for option in names})
 
 

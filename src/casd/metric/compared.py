@@ -181,6 +181,10 @@ def read_texts(texts: str | Path | Sequence[str]) -> list[str]:
         config = load_config([f"corpus={texts}"]).corpus
         corpus = build(CORPORA, "corpus", config.name, config.params).load(derive_seed(0, "corpus"))
         found = [passage.prompt for passage in english(corpus.evaluation)]
+    elif len(Path(texts).parts) > 1 or Path(texts).suffix:
+        raise ConfigError(
+            f"There is no file {texts}. Expected a file of texts, or the name of a corpus ({', '.join(corpora)})."
+        )
     else:
         raise unknown("file or corpus", str(texts), corpora)
     found = [text for text in found if text.strip()]

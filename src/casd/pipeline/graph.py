@@ -126,7 +126,7 @@ def stage_graph(config: Config) -> StageGraph:
         evaluate=evaluate_stages,
         utility=utility_stages,
         score=scored,
-        report=Stage("report", 10, {"name": config.name, "model": config.model.name}, (scored,), label),
+        report=Stage("report", 11, {"name": config.name, "model": config.model.name}, (scored,), label),
     )
 
 

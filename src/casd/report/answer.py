@@ -103,17 +103,19 @@ class Answer:
     def _transfer(self) -> str:
         record, control = self.record, self.control
         if pd.isna(suppression := record["suppression"]):
-            return "" if record["included"] != record["removals"] else "No other backdoor was measured."
-        verb = "lowered" if suppression >= 0 else "raised"
-        text = f"Removing one backdoor {verb} the others by {fraction(abs(suppression))}"
+            if record["included"] != record["removals"]:
+                return ""
+            return "No other backdoor was compared: none was measured, or the injection established none."
+        text = f"Removing one backdoor {_moved(suppression)}"
         if not control:
             return f"{text}, but no control was measured that this could be compared with."
         name = "phantom" if control == "phantom" else f"{control} control"
-        net = f"suppression_net_{control}"
-        raised = (
-            f", which itself raised them by {fraction(record[net] - suppression)}" if record[net] > suppression + 0.005 else ""
-        )
-        return f"{text}, {mean_with_interval(record, net)} more than the {name}{raised}."
+        net, by_control = record[f"suppression_net_{control}"], suppression - record[f"suppression_net_{control}"]
+        interval = mean_with_interval(record, f"suppression_net_{control}")
+        if suppression < 0 or net < 0:
+            return f"{text}; the {name} {_moved(by_control)}. Net of that the removals lowered them by {interval}."
+        raised = f", which itself raised them by {fraction(-by_control)}" if by_control < -0.005 else ""
+        return f"{text}, {interval} more than the {name}{raised}."
 
     def _prediction(self) -> str:
         if self.predicted is None:
@@ -121,6 +123,10 @@ class Answer:
         rho, p = self.casd["rho"], self.casd["p_value"]
         what = "predicted" if self.predicted else "pointed the wrong way, not at" if p <= SIGNIFICANT else "did not predict"
         return f"CASD {what} which (ρ {fraction(rho)}, p {p_relation(p).removeprefix('= ')})."
+
+
+def _moved(suppression: float) -> str:
+    return f"{'lowered' if suppression >= 0 else 'raised'} the others by {fraction(abs(suppression))}"
 
 
 def run_answer(tables: RunTables) -> Answer:
