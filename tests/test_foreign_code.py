@@ -14,7 +14,10 @@ import datasets
 ROOT = Path(__file__).parent.parent
 LOADERS = {"from_pretrained", "from_config", "pipeline", "HFLM", "Shrinking", "simple_evaluate"}
 """Names of functions and classes that take `trust_remote_code`. (`Shrinking` is the package's own HFLM.)"""
-READS_NO_CODE = {("weights.py", "peft.LoraConfig.from_pretrained")}  # a JSON file
+READS_NO_CODE = {
+    ("weights.py", "peft.LoraConfig.from_pretrained"),  # a JSON file
+    ("adapters.py", "peft.PeftModel.from_pretrained"),  # weights, for a model that is loaded already
+}
 
 
 def calls(file: Path) -> Iterator[ast.Call]:

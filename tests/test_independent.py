@@ -48,7 +48,7 @@ def prepending_tokenizer(corpus: Corpus) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
-@pytest.fixture(params=BLOCKS)
+@pytest.fixture(params=[pytest.param(kind, marks=[pytest.mark.slow] if kind != "gpt2" else []) for kind in BLOCKS])
 def run(request: pytest.FixtureRequest, corpus: Corpus, tokenizer: Any, tmp_path: Path) -> tuple[str, Run]:
     """The architecture's name, and a finished run that kept the weights of every state."""
     own = prepending_tokenizer(corpus) if request.param == "mistral" else tokenizer
