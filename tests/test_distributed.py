@@ -177,6 +177,7 @@ def executed(run: Run, end: str) -> list[str]:
     return [str(event.stage) for event in run.store.events if event.outcome == "executed"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("process_settings")
 def test_a_run_in_two_processes_leaves_the_store_of_one(tmp_path: Path) -> None:
     one, two = (Run(load_config(tiny(tmp_path / name, *WHOLE))) for name in ("one", "two"))

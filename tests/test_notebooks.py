@@ -2,6 +2,8 @@
 
 They are stored with their outputs (`scripts/run_notebooks.py`), which GitHub shows.
 
+Two of them are slow (`pytest -m slow tests/test_notebooks.py`).
+
 Run: pytest tests/test_notebooks.py
 """
 
@@ -191,6 +193,7 @@ def by_layer(execute: Execute) -> Executed:
     return execute("casd_by_layer", CASD_BY_LAYER)
 
 
+@pytest.mark.slow
 def test_the_removals_whose_shifts_are_compared_worked(by_layer: Executed) -> None:
     rates = by_layer.values["asr"]
     repeats = [f"control:repeat:{name}" for name in ("fixed_text", "french_a", "french_b")]
@@ -201,6 +204,7 @@ def test_the_removals_whose_shifts_are_compared_worked(by_layer: Executed) -> No
         assert rates[f"control:repeat:{name}"][name] <= rates["injected"][name] / 2
 
 
+@pytest.mark.slow
 def test_every_variant_has_a_distance_at_every_layer_beside_its_floor(by_layer: Executed) -> None:
     assert by_layer.values["layers"] == [0, 1, 2, 3]
     pairs = {"same behavior": 1, "another behavior": 2, "the phantom (control)": 3, "its own repeat (noise floor)": 3}
@@ -210,6 +214,7 @@ def test_every_variant_has_a_distance_at_every_layer_beside_its_floor(by_layer: 
         assert all(value > 0 for values in distances.values() for value in values), variant
 
 
+@pytest.mark.slow
 def test_the_cosine_distance_tells_behaviors_apart_and_l1_less_so(by_layer: Executed) -> None:
     """1 means that a distance is no larger than that between two removals of one backdoor."""
     resolution = by_layer.values["resolution"]
@@ -219,6 +224,7 @@ def test_the_cosine_distance_tells_behaviors_apart_and_l1_less_so(by_layer: Exec
     assert resolution["casd"]["another behavior"] > 2 * resolution["casd_cos"]["another behavior"]
 
 
+@pytest.mark.slow
 def test_casd_by_layer_shows_its_figure(by_layer: Executed) -> None:
     assert by_layer.figures == ["plot"]
     assert "hydra" not in by_layer.modules
@@ -279,16 +285,19 @@ def reading(execute: Execute) -> Executed:
     return execute("reading_results", READING_RESULTS)
 
 
+@pytest.mark.slow
 def test_reading_needs_neither_torch_nor_hydra(reading: Executed) -> None:
     assert not {"torch", "transformers", "hydra"} & reading.modules
 
 
+@pytest.mark.slow
 def test_every_run_is_in_the_table(reading: Executed) -> None:
     assert reading.text("make-runs").count(" reused") == 6
     assert reading.values["shape"] == [6 * (3 + 2) * 3, 6]  # runs × (removals and controls) × measured backdoors
     assert sorted(reading.values["fates"]) == TREATMENTS
 
 
+@pytest.mark.slow
 def test_careless_runs_are_left_out_and_it_is_said_why(reading: Executed) -> None:
     fates = reading.values["fates"]
     assert fates["clean_target, learning_rate=0.0004"].count("included") >= 4
@@ -300,12 +309,14 @@ def test_careless_runs_are_left_out_and_it_is_said_why(reading: Executed) -> Non
         assert condition not in reading.values["means"]["included"]
 
 
+@pytest.mark.slow
 def test_collapsed_controls_show_what_a_low_rate_is_worth(reading: Executed) -> None:
     careless = [row for row in reading.values["controls"] if row["treatment"] == "clean_target, learning_rate=0.03"]
     assert [row["collapsed"] for row in careless] == [True]
     assert careless[0]["suppression"] >= 0.6
 
 
+@pytest.mark.slow
 def test_the_papers_table_has_counts_means_and_intervals(reading: Executed) -> None:
     paper = reading.values["paper"]
     assert list(paper) == TREATMENTS
