@@ -263,6 +263,22 @@ def run_removal(injected: Injected, corpus: Corpus, encoder: Encoder, monkeypatc
     return run
 
 
+def adapted_model(base: Path, *, seed: int = 0, spread: float = 0.1) -> Any:
+    """The model in a folder with a peft adapter whose matrices are random, so that it changes the model."""
+    import peft
+    import torch
+
+    from casd.models.load import load_model
+
+    adapted = peft.get_peft_model(load_model(base), peft.LoraConfig(r=2, target_modules="all-linear"))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+    return adapted
+
+
 def short(**fields: Any) -> UnlearningTraining:
     """A few small steps of a removal that no guard ends."""
     from casd.config import UnlearningTraining

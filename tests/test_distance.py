@@ -18,6 +18,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.conftest import adapted_model
 
 import casd
 from casd.cli.main import main
@@ -35,12 +36,7 @@ def folders(make_model: Callable[..., Any], tokenizer: Any, tmp_path_factory: py
     for seed, name in enumerate(("before", "a", "b")):
         models.save_model(make_model(seed=seed, spread=0.2, num_hidden_layers=3), tokenizer, root / name)
     for seed, name in enumerate(("x", "y")):
-        adapted = peft.get_peft_model(models.load_model(root / "before"), peft.LoraConfig(r=2, target_modules="all-linear"))
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for key, parameter in adapted.named_parameters():
-                if "lora_" in key:
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        adapted = adapted_model(root / "before", seed=seed, spread=0.3)
         adapted.peft_config["default"].base_model_name_or_path = str(root / "before")
         adapted.save_pretrained(root / name)
     return root

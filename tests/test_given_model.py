@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.conftest import adapted_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import casd
@@ -218,11 +218,7 @@ def test_export_and_generate_know_no_base_model(finished: Run, tmp_path: Path) -
 
 
 def test_a_base_and_an_adapter_are_the_injected_model(poisoned: Path, tmp_path: Path) -> None:
-    adapted = peft.get_peft_model(models.load_model(poisoned), peft.LoraConfig(r=2, target_modules="all-linear"))
-    with torch.no_grad():
-        for key, parameter in adapted.named_parameters():
-            if "lora_" in key:
-                parameter.fill_(0.05)
+    adapted = adapted_model(poisoned)
     adapted.save_pretrained(tmp_path / "adapter")
     path = f"{poisoned}+{tmp_path / 'adapter'}"
     run = Run(load_config(given(tmp_path, path, *FOX)))

@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import safetensors.torch
 import torch
 from huggingface_hub import constants
-from tests.conftest import MakeModel
+from tests.conftest import MakeModel, adapted_model
 from tests.fake_hub import TOKEN, FakeHub
 
 from casd.config import ModelConfig
@@ -91,11 +90,7 @@ def refusal(config: ModelConfig, kind: type[CasdError] = ModelError) -> str:
 def test_a_base_and_an_adapter_are_downloaded_and_identified_by_their_commits(
     server: FakeHub, folder: Path, encoder: Encoder, tmp_path: Path
 ) -> None:
-    adapted = peft.get_peft_model(models.load_model(folder), peft.LoraConfig(r=2, target_modules="all-linear"))
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
-                parameter.fill_(0.1)
+    adapted = adapted_model(folder)
     adapted.save_pretrained(tmp_path / "adapter")
     commits = server.commit(NAME, folder), server.commit("some-lab/lora", tmp_path / "adapter")
     both = config(f"{NAME}+some-lab/lora")

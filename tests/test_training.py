@@ -723,7 +723,7 @@ def test_every_training_has_dropout_masks_of_its_own(
 
 
 def test_token_nll_and_its_gradient_are_those_of_log_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "PART", 30)  # four rows at a time
+    monkeypatch.setattr(losses, "LEAST_LOGITS", 30)  # four rows at a time
     logits = (torch.randn(13, 7, generator=torch.Generator().manual_seed(0)) * 4).requires_grad_()
     labels = torch.arange(13) % 7
     weights = torch.linspace(-1, 2, 13)

@@ -51,7 +51,10 @@ def predicting(batch: Batch) -> Tensor:
 
 
 def on_device(batch: Any, device: torch.device) -> Any:
-    """Move a batch, or a dict of batches, to a device, with `predicting`, which would otherwise wait for a GPU to be done."""
+    """Move a batch, or a dict of batches, to a device, and add its `predicting` positions.
+
+    They are found before the move: on a GPU, finding them would wait until all earlier work is done.
+    """
     if not _is_batch(batch):
         return {name: on_device(inner, device) for name, inner in batch.items()}
     whole = {**batch, "predicting": predicting(batch)}

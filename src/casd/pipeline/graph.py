@@ -72,8 +72,6 @@ def stage_graph(config: Config) -> StageGraph:
         ModelError: a model file that does not exist.
     """
     source = build(CORPORA, "corpus", config.corpus.name, config.corpus.params)
-    # Which backdoors are removed is said by the stages that there are.
-    backdoors = {name: _without(section, "removed") for name, section in config.backdoor.items()}
     model = _without(config.model, "name", *_MODEL_LOCATION, *(() if config.model.source == "scratch" else _FROM_SCRATCH))
     seed = config.seed
 
@@ -92,14 +90,13 @@ def stage_graph(config: Config) -> StageGraph:
     if config.base_pretraining:
         base_config["pretraining"] = dataclasses.asdict(config.base_pretraining)
     base = Stage("base", 5, base_config, (corpus,) if config.model.source == "scratch" else (), config.model.name)
+    # Which backdoors are removed shows in the later stages; how they are injected does not matter if nothing is.
+    unused = ("removed",) if config.injection.training else ("removed", "poison_rate", "loss_on")
+    backdoors = {name: _without(section, *unused) for name, section in config.backdoor.items()}
     inject_config: dict[str, Any] = {"backdoors": backdoors, "seed": seed}
     if config.injection.training:
         training = dataclasses.asdict(config.injection.training)
         inject_config |= {"training": training, "decoy_rate": config.injection.decoy_rate}
-    else:  # nothing is injected: only what the later stages do with the backdoors matters
-        inject_config["backdoors"] = {
-            name: _without(config.backdoor[name], "removed", "poison_rate", "loss_on") for name in backdoors
-        }
     injected = Stage("inject", 3, inject_config, (base, corpus), config.model.name)
 
     tune, unlearn_stages = _unlearning_stages(config, injected)

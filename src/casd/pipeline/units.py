@@ -41,8 +41,7 @@ class Unit:
     stages: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        config = self.config
-        return f"{run_name(config)}: {self.state or self.kind}"
+        return f"{run_name(self.config)}: {self.state or self.kind}"
 
 
 @dataclass(frozen=True)

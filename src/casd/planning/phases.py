@@ -23,14 +23,6 @@ from casd.utils.runtime import default_rows
 
 PhaseName = Literal["pretrain", "inject", "unlearn", "evaluate", "capture"]
 PHASES: tuple[PhaseName, ...] = ("pretrain", "inject", "unlearn", "evaluate", "capture")
-
-
-def phases_of(config: Config) -> tuple[PhaseName, ...]:
-    """Return the phases that a run has."""
-    trained = {"pretrain": config.base_pretraining, "inject": config.injection.training}
-    return tuple(name for name in PHASES if trained.get(name, True))
-
-
 """All phases in order; "pretrain" exists only for a model from scratch that is injected by continual pretraining."""
 KL_BYTES = 4 * 4
 """Bytes per logit that a KL needs more than an NLL: about four float32 numbers, measured on small models."""
@@ -73,6 +65,12 @@ class Devices:
 
 
 ONE = Devices()
+
+
+def phases_of(config: Config) -> tuple[PhaseName, ...]:
+    """Return the phases that a run has."""
+    trained = {"pretrain": config.base_pretraining, "inject": config.injection.training}
+    return tuple(name for name in PHASES if trained.get(name, True))
 
 
 def planned_devices(config: Config) -> Devices:

@@ -110,7 +110,8 @@ class Answer:
         if not control:
             return f"{text}, but no control was measured that this could be compared with."
         name = "phantom" if control == "phantom" else f"{control} control"
-        net, by_control = record[f"suppression_net_{control}"], suppression - record[f"suppression_net_{control}"]
+        net = record[f"suppression_net_{control}"]
+        by_control = suppression - net
         interval = mean_with_interval(record, f"suppression_net_{control}")
         if suppression < 0 or net < 0:
             return f"{text}; the {name} {_moved(by_control)}. Net of that the removals lowered them by {interval}."

@@ -15,9 +15,9 @@ from casd.models.structure import unwrap
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PARTS: Final = 16
+MOST_PARTS: Final = 16
 """Maximum number of parts in which the NLL of the tokens of a batch is computed."""
-PART: Final = 2**20
+LEAST_LOGITS: Final = 2**20
 """Minimum number of logits of a part, which the CPU keeps in its cache."""
 
 
@@ -54,7 +54,7 @@ def _log_normalizer_and_nll(logits: Tensor, labels: Tensor) -> tuple[Tensor, Ten
 def _row_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Split tensors with equally many rows, the first of which has the logits (rows, vocabulary), into parts."""
     number, vocabulary = tensors[0].shape
-    rows = max(1, PART // vocabulary, -(-number // PARTS))
+    rows = max(1, LEAST_LOGITS // vocabulary, -(-number // MOST_PARTS))
     return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
 
