@@ -8,12 +8,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from tests.conftest import MakeModel
 
 from casd.config import TrainingConfig
-from casd.data.batches import IGNORED_LABEL, Batch, micro_batches, share_of_rows
+from casd.data.batches import IGNORED_LABEL, Batch, least_padding, micro_batches, share_of_rows
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Document, Encoder, Packing
 from casd.training.loop import train
@@ -49,7 +50,7 @@ def test_every_row_is_in_one_part(batch: Batch, processes: int, size: int) -> No
     parts = [part for share in shares for part in micro_batches(share, size)]
     assert labelled_rows(parts) == labelled_rows([batch])
     for part in parts:
-        assert len(part["labels"]) <= size
+        assert part["labels"].numel() <= size * batch["labels"].shape[1]
         assert (part["n_labels"], part["n_documents"]) == (batch["n_labels"], 7)
         assert part["attention_mask"][:, -1].any(), "padding that all rows of the part have"
 
@@ -62,6 +63,24 @@ def test_the_scalars_count_what_carries_loss(batch: Batch) -> None:
 def test_micro_batches_put_rows_of_like_length_together(batch: Batch) -> None:
     lengths = [part["attention_mask"].sum(1) for part in micro_batches(batch, 3)]
     assert all(earlier.min() >= later.max() for earlier, later in itertools.pairwise(lengths))
+
+
+@pytest.mark.parametrize(("lengths", "sizes"), [([9, 2, 2, 2], [1, 3]), ([5, 5, 4, 4], [2, 2]), ([8, 7, 6, 1], [2, 2])])
+def test_rows_are_divided_where_little_padding_results(lengths: list[int], sizes: list[int]) -> None:
+    assert least_padding(lengths, 2) == sizes
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_other_division_computes_less_padding(seed: int) -> None:
+    lengths = sorted(np.random.default_rng(seed).integers(1, 30, 9).tolist(), reverse=True)
+    for parts in range(1, 10):
+        tokens = {}
+        for cuts in itertools.combinations(range(1, 9), parts - 1):
+            areas = [(end - start) * lengths[start] for start, end in itertools.pairwise([0, *cuts, 9])]
+            if max(areas) <= -(-9 // parts) * lengths[0]:
+                tokens[tuple(np.diff([0, *cuts, 9]))] = sum(areas)
+        chosen = least_padding(lengths, parts)
+        assert tokens[tuple(chosen)] == min(tokens.values())
 
 
 def test_a_dict_of_batches_gives_equally_many_parts(encoder: Encoder, documents: list[Document]) -> None:

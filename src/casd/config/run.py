@@ -52,9 +52,9 @@ class RuntimeConfig(Section):
     trackers: list[Text] = field(default_factory=list)
     """Experiment trackers that receive the losses of the trainings: "tensorboard", "wandb", or both."""
     micro_batch_size: int = 0
-    """Maximum documents per forward pass of a training, on each device. 0 means 16 of like length on a CPU, where less padding
-    saves time, and the whole batch elsewhere. It does not change the loss. A run of one process halves it when memory runs
-    out."""
+    """Documents per forward pass of a training, on each device; short ones may be more, as long as they take no more tokens
+    than so many of the longest. 0 means 8 on a CPU, where less padding saves time, and the whole batch elsewhere. It does not
+    change the loss. A run of one process halves it when memory runs out."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: less memory, about a third more time."""
     compile: bool = False

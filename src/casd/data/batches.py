@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,8 +31,9 @@ def share_of_rows(batch: Any, part: int, parts: int) -> Any:
 
 
 def micro_batches(batch: Any, size: int, at_least: int = 1) -> list[Any]:
-    """Split a batch into parts of at most `size` rows, sorted by length to reduce padding.
+    """Split a batch into ⌈rows / size⌉ parts of like length, so that little padding is computed.
 
+    A part may have more than `size` rows if they are short: none takes more tokens than `size` rows of the longest document.
     Batches in a dict are split into the same number of parts, at least `at_least`. Parts without a row get one without loss.
     """
     parts = max(at_least, -(-most_rows(batch) // size))
@@ -77,9 +79,38 @@ def most_rows(batch: Any) -> int:
 
 
 def _split(batch: Batch, parts: int) -> list[Batch]:
-    lengths = batch["attention_mask"].sum(1) if "attention_mask" in batch else torch.zeros(len(batch["labels"]))
-    order = lengths.argsort(descending=True, stable=True)
-    return [_rows(batch, chosen) for chosen in order.tensor_split(parts)]
+    if "attention_mask" not in batch:
+        return [_rows(batch, chosen) for chosen in torch.arange(len(batch["labels"])).tensor_split(parts)]
+    lengths, order = batch["attention_mask"].sum(1).sort(descending=True, stable=True)
+    sizes = least_padding(lengths.tolist(), parts) if parts < len(order) else [1] * len(order) + [0] * (parts - len(order))
+    return [_rows(batch, chosen) for chosen in order.split(sizes)]
+
+
+def least_padding(lengths: Sequence[int], parts: int) -> list[int]:
+    """Divide rows into consecutive parts such that the least padding is computed.
+
+    A part is as wide as its first row, so the sum of rows × width over the parts is minimised, by dynamic programming. No part
+    exceeds what parts of equally many rows would take at most: ⌈rows / parts⌉ × the longest row.
+
+    Args:
+        lengths: tokens of each row, at least 1, longest first.
+        parts: number of parts, at most as many as there are rows.
+
+    Returns:
+        The number of rows of each part, at least 1.
+    """
+    ends = np.arange(len(lengths) + 1)
+    cost = (ends - ends[:, None]) * np.append(lengths, 0.0)[:, None]  # [first row, end]: tokens of such a part
+    cost[(ends <= ends[:, None]) | (cost > -(-len(lengths) // parts) * lengths[0])] = np.inf
+    least, best_ends = np.where(ends == len(lengths), 0.0, np.inf), []  # tokens from a row to the last one, in 0 parts
+    for _ in range(parts):
+        totals = cost + least
+        best_ends.append(totals.argmin(1))
+        least = totals.min(1)
+    starts = [0]
+    for best in reversed(best_ends):
+        starts.append(int(best[starts[-1]]))
+    return np.diff(starts).tolist()
 
 
 def _rows(batch: Batch, chosen: Tensor) -> Batch:

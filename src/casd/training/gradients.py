@@ -160,7 +160,7 @@ def checkpointed_activations(model: PreTrainedModel, wanted: bool) -> Iterator[N
 
 
 def divided(batch: Any, runtime: Runtime, parts: int = 1) -> list[Any]:
-    """Split a batch into at least `parts` parts of at most `runtime.rows_at_once` rows; if that is 0, do not split."""
+    """Split a batch into at least `parts` parts of about `runtime.rows_at_once` rows; if that is 0, do not split."""
     return micro_batches(batch, runtime.rows_at_once, parts) if runtime.rows_at_once else [batch]
 
 

@@ -16,7 +16,7 @@ from casd.utils import distributed
 from casd.utils.errors import ConfigError
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
-CPU_ROWS: Final = 16
+CPU_ROWS: Final = 8
 """Default number of rows in one forward pass of a training on the CPU."""
 LARGE_MODEL = 2**28
 """Bytes of weights above which `give_freed_memory_back` is worth its time."""
@@ -41,7 +41,8 @@ class Runtime:
     Attributes:
         device: "auto" (CUDA if there is one, else the CPU), or a torch device.
         checkpoint_seconds: time between two checkpoints of a training stage; infinite for none.
-        micro_batch_size: maximum rows of a training batch in one forward pass; 0 for the device's default (`rows_at_once`).
+        micro_batch_size: rows of a training batch in one forward pass, more if they are short; 0 for the device's default
+            (`rows_at_once`).
         gradient_checkpointing: recompute activations in the backward pass instead of storing them.
         compile: train through torch.compile.
         trackers: experiment trackers that receive the losses of a training: "tensorboard", "wandb".
@@ -69,7 +70,7 @@ class Runtime:
 
     @property
     def rows_at_once(self) -> int:
-        """Maximum rows of a training batch in one forward pass; 0 for the whole batch."""
+        """Rows of a training batch in one forward pass (`casd.data.batches.micro_batches`); 0 for the whole batch."""
         return self.micro_batch_size or default_rows(self.torch_device.type)
 
     @property
@@ -85,8 +86,8 @@ class Runtime:
 def default_rows(device: str) -> int:
     """Return the default number of rows in one forward pass of a training on a type of device; 0 for the whole batch.
 
-    The rows of a part are of similar length. On the CPU, `CPU_ROWS` at once are therefore faster than a batch that is padded to
-    its longest document (`scripts/bench_training.py`); fewer gain little more, and lose much if other processes use the cores.
+    The rows of a part are of similar length. On the CPU, parts of `CPU_ROWS` are therefore faster than a batch that is padded
+    to its longest document (`scripts/bench_training.py`); fewer gain nothing more, as each pass has its own overhead.
     Other devices are given the whole batch.
     """
     return CPU_ROWS if device == "cpu" else 0
