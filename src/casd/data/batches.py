@@ -105,7 +105,7 @@ def least_padding(lengths: Sequence[int], parts: int) -> list[int]:
     least, best_ends = np.where(ends == len(lengths), 0.0, np.inf), []  # tokens from a row to the last one, in 0 parts
     for _ in range(parts):
         totals = cost + least
-        best_ends.append(totals.argmin(1))
+        best_ends.append(len(lengths) - totals[:, ::-1].argmin(1))  # of equally good ends the last: memory peaks first
         least = totals.min(1)
     starts = [0]
     for best in reversed(best_ends):
