@@ -59,10 +59,10 @@ class FinePruning(Cleaning):
     def around(self, model: PreTrainedModel, batches: Iterable[Batch]) -> Iterator[None]:
         """Prune the model, and keep gradients from pruned weights inside the context."""
         projections = down_projections(model)
-        activities = _activities(model, projections, islice(batches, self.batches))
+        masks = [self._least_active(each) for each in _activities(model, projections, islice(batches, self.batches))]
         with ExitStack() as hooks:
-            for projection, activity in zip(projections, activities, strict=True):
-                hooks.callback(_prune(projection, self._least_active(activity)).remove)
+            for projection, pruned in zip(projections, masks, strict=True):
+                hooks.callback(_prune(projection, pruned).remove)
             yield
 
     def _least_active(self, activity: Tensor) -> Tensor:
@@ -83,7 +83,8 @@ def down_projections(model: nn.Module) -> list[Any]:
     Raises:
         ModelError: a block without an MLP, or with a mixture of experts.
     """
-    width, found = decoder_of(model).config.get_text_config(decoder=True).hidden_size, []
+    found: list[Any] = []
+    width = decoder_of(model).config.get_text_config(decoder=True).hidden_size
     for index, block in enumerate(decoder_layers(model)):
         mlps = sublayers(block, "mlp_out")
         has_experts = any(parameter.ndim > 2 for mlp in mlps for parameter in mlp.parameters())
