@@ -17,6 +17,7 @@ import pytest
 from casd.backdoors.targets import TARGETS
 from casd.data.corpora import CORPORA
 from casd.unlearning import OBJECTIVES
+from casd.unlearning.cleaning import CLEANINGS
 from casd.utils.errors import ConfigError
 from casd.utils.registry import build, look_up, unknown
 
@@ -108,7 +109,9 @@ def test_a_bug_in_a_module_is_not_taken_for_a_user_s_mistake() -> None:
         look_up(REGISTRY, "choice", "broken")
 
 
-@pytest.mark.parametrize("registry", [CORPORA, TARGETS, OBJECTIVES], ids=["corpora", "targets", "objectives"])
+@pytest.mark.parametrize(
+    "registry", [CORPORA, TARGETS, OBJECTIVES, CLEANINGS], ids=["corpora", "targets", "objectives", "cleanings"]
+)
 def test_every_entry_leads_to_a_documented_frozen_dataclass(registry: dict[str, str]) -> None:
     for name in registry:
         cls = look_up(registry, "choice", name)

@@ -33,14 +33,8 @@ _SUBLAYER_NAMES = {"attn_out": ("attn", "attention"), "mlp_out": ("mlp", "ffn", 
 _ATTENTION_TO_AN_ENCODER = ("cross", "encoder")
 
 
-def _site_module(block: nn.Module, site: str) -> nn.Module:
-    """Return the module of `block` whose output is the activation at `site`.
-
-    Raises:
-        ModelError: if there is no such module, more than one, or it adds the residual stream itself (Bloom, MPT).
-    """
-    if site == "resid_post":
-        return block
+def sublayers(block: nn.Module, site: str) -> list[nn.Module]:
+    """Return the modules of `block` that may be its attention ("attn_out") or its MLP ("mlp_out"): usually one."""
     candidates = [
         module
         for name, module in block.named_children()
@@ -51,6 +45,18 @@ def _site_module(block: nn.Module, site: str) -> nn.Module:
     if site == "mlp_out" and not candidates:
         # In OPT, XGLM and BioGPT, the MLP's projections are children of the block; the last one gives the MLP's output.
         candidates = [module for module in block.children() if hasattr(module, "out_features")][-1:]
+    return candidates
+
+
+def _site_module(block: nn.Module, site: str) -> nn.Module:
+    """Return the module of `block` whose output is the activation at `site`.
+
+    Raises:
+        ModelError: if there is no such module, more than one, or it adds the residual stream itself (Bloom, MPT).
+    """
+    if site == "resid_post":
+        return block
+    candidates = sublayers(block, site)
     if len(candidates) != 1:
         raise ModelError(
             f"{type(block).__name__}: expected one module for {site!r}, found {len(candidates)}. Leave this site out."
@@ -62,6 +68,23 @@ def _site_module(block: nn.Module, site: str) -> nn.Module:
             "captured. Leave this site out."
         )
     return module
+
+
+@contextmanager
+def outputs_of(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collect the modules' outputs inside the `with` block, in the order of computation and with their graph.
+
+    A tuple's first entry is taken. Use `capture` for activations that are not differentiated.
+    """
+    outputs: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.callback(module.register_forward_hook(keep).remove)
+        yield outputs
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from casd.backdoors.poisoning import Backdoor, PoisonedStream, check_backdoors, 
 from casd.config import DECOY_RATE, LanguageModelTraining
 from casd.data.batches import Batch
 from casd.data.corpora.passages import Corpus
-from casd.data.encoding import Encoder
+from casd.data.encoding import Encoder, Packing
 from casd.models.probe import isolates_documents
 from casd.training.checkpoints import TrainingLog
 from casd.training.loop import train
@@ -71,13 +71,13 @@ def inject(
     """
     if backdoors:
         check_backdoors(backdoors)
-    packing = "none" if config.packing == "isolated" and not isolates_documents(model) else config.packing
+    packing = packing_of(model, config)
     total, decoys = config.steps * config.batch_size, decoy_rate if backdoors else 0.0
     stream = PoisonedStream(corpus.train, backdoors, total, derive_seed(seed, "injection documents"), decoys)
 
     def batch_at(step: int) -> Batch:
         documents = [stream[index] for index in range(step * config.batch_size, (step + 1) * config.batch_size)]
-        return encoder.document_batch(documents, packing)  # type: ignore[arg-type]  # checked by its class
+        return encoder.document_batch(documents, packing)
 
     log = train(
         model,
@@ -92,6 +92,13 @@ def inject(
     )
     _check_learned(log, config, description)
     return log
+
+
+def packing_of(model: PreTrainedModel, config: LanguageModelTraining) -> Packing:
+    """Return the configured packing, or "none" for an isolated one that the model does not support."""
+    if config.packing == "isolated" and not isolates_documents(model):
+        return "none"
+    return config.packing  # type: ignore[return-value]  # checked by its class
 
 
 def _terms(model: torch.nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:

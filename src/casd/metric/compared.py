@@ -144,9 +144,9 @@ class Reference:
         Raises:
             ModelError: another architecture, number of layers, width or tokenization.
         """
-        if config and _shape(config) != _shape(self.config):
+        if config and shape_of(config) != shape_of(self.config):
             raise ModelError(
-                f"{name} ({_shape(config)}) has another shape than {self.name} ({_shape(self.config)}): only models of one"
+                f"{name} ({shape_of(config)}) has another shape than {self.name} ({shape_of(self.config)}): only models of one"
                 " architecture and size can be compared."
             )
         for text in self.texts if tokenizer else ():
@@ -157,7 +157,8 @@ class Reference:
                 )
 
 
-def _shape(config: PreTrainedConfig) -> str:
+def shape_of(config: PreTrainedConfig) -> str:
+    """Describe the architecture, number of layers and width of a model."""
     text = config.get_text_config(decoder=True)
     return f"{text.model_type}, {text.num_hidden_layers} layers, width {text.hidden_size}"
 

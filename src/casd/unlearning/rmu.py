@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from casd.activations.hooks import outputs_of
 from casd.data.batches import Batch, predicting
 from casd.models.structure import decoder_layers
 from casd.training.losses import label_logits
@@ -79,21 +79,6 @@ class Rmu(Objective):
         blocks = decoder_layers(model)
         self.check_layers(len(blocks))
         places = predicting(batch)
-        with _output_of(blocks[len(blocks) // 2 if self.layer is None else self.layer]) as outputs:
+        with outputs_of([blocks[len(blocks) // 2 if self.layer is None else self.layer]]) as outputs:
             label_logits(model, {**batch, "predicting": places[:0]})  # no logits are needed
         return outputs[0].flatten(0, 1).index_select(0, places).float()
-
-
-@contextmanager
-def _output_of(block: torch.nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the block's outputs inside the `with` block with their graph (`casd.activations.hooks.capture` detaches them)."""
-    outputs: list[Tensor] = []
-
-    def keep(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        outputs.append(output[0] if isinstance(output, tuple) else output)
-
-    hook = block.register_forward_hook(keep)
-    try:
-        yield outputs
-    finally:
-        hook.remove()
