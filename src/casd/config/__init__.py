@@ -3,6 +3,7 @@
 The sections can be built in Python and passed to the functions that take them. Importing them imports neither Hydra nor torch.
 """
 
+from casd.config.defence import AttackConfig, DefenceConfig, DefendConfig
 from casd.config.fields import MISSING, Choice
 from casd.config.inputs import BackdoorConfig, EveryBackdoorConfig, ModelConfig
 from casd.config.measurement import ActivationsConfig, EvaluationConfig, MetricConfig, UtilityConfig
@@ -15,10 +16,13 @@ __all__ = [
     "MISSING",
     "PHANTOMS",
     "ActivationsConfig",
+    "AttackConfig",
     "BackdoorConfig",
     "Choice",
     "Config",
     "ControlsConfig",
+    "DefenceConfig",
+    "DefendConfig",
     "EvaluationConfig",
     "EveryBackdoorConfig",
     "InjectionConfig",

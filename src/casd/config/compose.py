@@ -12,11 +12,11 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args, get_origin, get_type_hints
 
-from casd.config import Config
+from casd.config import Config, DefendConfig
 from casd.config.fields import MISSING, Text
 from casd.config.hydra_errors import explaining
 from casd.config.keys import check_keys, check_words
-from casd.config.options import ROOT, SCHEMA, config_folder, groups, own_folder
+from casd.config.options import DEFENCE_ROOT, ROOT, SCHEMA, config_folder, groups, own_folder
 from casd.utils.errors import CasdError, ConfigError, first_line
 from casd.utils.registry import check_value
 
@@ -78,7 +78,7 @@ def to_config(composed: DictConfig) -> Config:
     """
     from omegaconf import OmegaConf
 
-    _check_texts(OmegaConf.to_container(composed, resolve=True), Config)
+    _check_texts(OmegaConf.to_container(composed, resolve=True), OmegaConf.get_type(composed))
     return cast(Config, OmegaConf.to_object(composed))
 
 
@@ -143,8 +143,13 @@ def configs(overrides: Sequence[str]) -> list[Config]:
     return [job.config for job in jobs(overrides)]
 
 
-def jobs(overrides: Sequence[str]) -> list[Job]:
-    """Return the runs of a sweep, in order, without running anything.
+def defences(overrides: Sequence[str]) -> list[DefendConfig]:
+    """Return the configurations of one or several defences, in order; see `jobs`."""
+    return [cast(DefendConfig, job.config) for job in jobs(overrides, DEFENCE_ROOT)]
+
+
+def jobs(overrides: Sequence[str], root: str = ROOT) -> list[Job]:
+    """Return the runs of a sweep, or the defences with `DEFENCE_ROOT`, in order, without running anything.
 
     Raises:
         ConfigError: see `load_config`.
@@ -156,21 +161,21 @@ def jobs(overrides: Sequence[str]) -> list[Job]:
     from hydra.types import RunMode
 
     with explaining(overrides):
-        registered = _register(overrides)
+        registered = _register(overrides, root)
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
             composed = hydra.compose_config(
-                ROOT, registered, run_mode=RunMode.MULTIRUN, from_shell=False, validate_sweep_overrides=False
+                root, registered, run_mode=RunMode.MULTIRUN, from_shell=False, validate_sweep_overrides=False
             )
             # As Hydra's sweeper does, except that it composes each combination once more to validate it.
             params = [f"{key}={values}" for key, values in (composed.hydra.sweeper.params or {}).items()]
             parsed = OverridesParser.create(hydra.config_loader).parse_overrides([*params, *registered])
             (combinations,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-            return [Job(to_config(compose(ROOT, overrides=list(each))), tuple(each)) for each in combinations]
+            return [Job(to_config(compose(root, overrides=list(each))), tuple(each)) for each in combinations]
 
 
-def _register(overrides: Sequence[str]) -> list[str]:
+def _register(overrides: Sequence[str], root: str = ROOT) -> list[str]:
     """Check the overrides, register the schema and the search path with Hydra, and return the overrides as Hydra applies them.
 
     A backdoor that the overrides add (`+backdoor.own.trigger=…`) is put into the schema first: OmegaConf would otherwise
@@ -183,12 +188,13 @@ def _register(overrides: Sequence[str]) -> list[str]:
 
     check_words(overrides)
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    check_keys(parsed)
+    section: type[Config] = DefendConfig if root == DEFENCE_ROOT else Config
+    check_keys(parsed, section)
     Plugins.instance().register(_own_configs())
     keys = [each.key_or_group.split(".") if each.is_add() or each.is_force_add() else [] for each in parsed]
     named = [key[1] if len(key) > 1 and key[0] == "backdoor" else "" for key in keys]
     new: dict[str, Any] = {name: {"target": {}} for name in named if name and name not in groups()["backdoor"]}
-    schema = OmegaConf.merge(OmegaConf.structured(Config), {"backdoor": new}) if new else Config
+    schema = OmegaConf.merge(OmegaConf.structured(section), {"backdoor": new}) if new else section
     ConfigStore.instance().store(name=SCHEMA, node=schema)
     return [f"++{each.lstrip('+')}" if name in new else each for name, each in zip(named, overrides, strict=True)]
 

@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args, get_origin, get_type_hints
 
-from casd.config import Config
+from casd.config import Config, DefendConfig
 from casd.config.options import groups
 from casd.engines import ENGINES
 from casd.utils.errors import ConfigError
@@ -29,6 +29,8 @@ RENAMED: Final = {
 """Keys of earlier versions, and what they are called now."""
 MOVED: Final = {"runtime.jobs": "engine.workers"}
 """Keys of earlier versions that are now in another section."""
+OF_DEFENCES: Final = ("attack", "defence")
+"""Sections of `casd defend` alone."""
 ALIASES: Final = RENAMED | {"lr": "learning_rate", "precision": "dtype"}
 """Names that are common elsewhere, too, for suggestions."""
 MOST_SUGGESTED: Final = 6
@@ -45,7 +47,7 @@ def check_words(overrides: Sequence[str]) -> None:
             raise ConfigError(f"{shown(word)} is not an override, which is key=value.{_for_word(word)}")
 
 
-def check_keys(overrides: Sequence[Override]) -> None:
+def check_keys(overrides: Sequence[Override], schema: type[Config] = Config) -> None:
     """Check the keys of parsed overrides, and those of mappings in their values, against the schema.
 
     Keys below a mapping with free names (`backdoor`, `params`) are not decided by the schema alone; Hydra checks them.
@@ -68,11 +70,13 @@ def check_keys(overrides: Sequence[Override]) -> None:
         for choice in choices:
             if key == "experiment":
                 experiments += map(str, choice if isinstance(choice, list) else [choice])
+            if key in OF_DEFENCES and schema is Config:
+                raise ConfigError(f"{key} is a section of a defence: use casd defend.")
             if key in groups() and not isinstance(choice, dict):  # an option of a group
                 _check_not_a_path(key, str(getattr(choice, "text", choice)))
                 continue
             for path in _paths(key, choice):
-                if error := _schema_error(path, choice):
+                if error := _schema_error(path, choice, schema):
                     raise error
     if len(experiments) > 1:
         raise ConfigError(
@@ -85,7 +89,7 @@ def unknown_key(key: str) -> ConfigError:
     """Return the error for a key that is not in the configuration, with the choices or how to add it."""
     section, _, rest = key.partition(".")
     name = rest.partition(".")[0]
-    if error := _schema_error(key):
+    if error := _schema_error(key, schema=DefendConfig if section in OF_DEFENCES else Config):
         return error
     if section == "backdoor" and name in groups()["backdoor"]:
         return ConfigError(f"The backdoor {name} is not chosen: add it to the list, backdoor=[…,{name}].")
@@ -191,9 +195,9 @@ def _paths(key: str, value: Any) -> list[str]:
     return [key, *(path for name, item in value.items() for path in _paths(f"{key}.{name}", item))]
 
 
-def _schema_error(key: str, value: Any = None) -> ConfigError | None:
+def _schema_error(key: str, value: Any = None, schema: type[Config] = Config) -> ConfigError | None:
     """Walk the schema as far as `key` leads, and return the error for a field that it does not have."""
-    section: Any = Config
+    section: Any = schema
     path: list[str] = []
     for part in key.split("."):
         if is_dataclass(section):
@@ -214,6 +218,8 @@ def _unknown_field(key: str, path: list[str], part: str, names: list[str], value
     """Return the error for the field `part`, which is not among the `names` of the section at `path`."""
     if new := MOVED.get(full := ".".join((*path, part))):
         return ConfigError(f"The key {full} is now called {new}.")
+    if not path and part in OF_DEFENCES:
+        return ConfigError(f"{part} is a section of a defence: use casd defend.")
     if (new := RENAMED.get(part)) in names:
         return ConfigError(f"The key {'.'.join((*path, part))} is now called {'.'.join((*path, str(new)))}.")
     if found := _full_keys(key):

@@ -7,6 +7,7 @@ from pathlib import Path
 from casd.utils.errors import ConfigError
 
 ROOT = "config"
+DEFENCE_ROOT = "defend"
 SCHEMA = "casd_schema"
 """The first of the defaults in `config.yaml`: the dataclasses of `casd.config`."""
 SCALES = "reproduce"

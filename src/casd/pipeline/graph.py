@@ -101,7 +101,7 @@ def stage_graph(config: Config) -> StageGraph:
 
     tune, unlearn_stages = _unlearning_stages(config, injected)
     measured = {INJECTED: injected, **unlearn_stages}
-    evaluate_stages, activations, utility_stages = _measurement_stages(config, measured)
+    evaluate_stages, activations, utility_stages = measurement_stages(config, measured)
     scoring = {
         "metric": dataclasses.asdict(config.metric),
         "collapse_clean_loss_ratio": config.evaluation.collapse_clean_loss_ratio,
@@ -158,7 +158,7 @@ def _unlearning_stages(config: Config, injected: Stage) -> tuple[Stage | None, d
     return tune, stages
 
 
-def _measurement_stages(config: Config, measured: Mapping[str, Stage]) -> tuple[dict[str, Stage], ...]:
+def measurement_stages(config: Config, measured: Mapping[str, Stage]) -> tuple[dict[str, Stage], ...]:
     """Return the stages of attack success, activations and benchmarks of every state; batch sizes do not change them."""
     # The thresholds of a collapse are part of the scoring.
     evaluation = _without(config.evaluation, "batch_size", "collapse_clean_loss_ratio", "collapse_degenerate_rate")

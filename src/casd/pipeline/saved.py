@@ -50,7 +50,7 @@ def save_models(inputs: Inputs, states: Iterable[str]) -> list[Path]:
             with new_folder(folder) as begun:
                 if adapters_of(inputs, state):
                     write_adapter(inputs, state, begun)
-                elif not copy_weights_of(inputs, state, begun, _link):
+                elif not copy_weights_of(inputs, state, begun, link_or_copy):
                     say(f"{state} was saved in the store only, in another format; casd export writes it as a model.")
                     remove(begun)
                     continue
@@ -173,7 +173,8 @@ def _tensors(files: Iterable[Path]) -> dict[str, tuple[Any, ...]] | None:
     return found
 
 
-def _link(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` a hard link to `source`, or a copy where the file system has no links."""
     try:
         os.link(source, target)
     except OSError:  # another disk, or a file system without hard links

@@ -46,21 +46,37 @@ class Removal:
     """One unlearning run.
 
     Attributes:
-        name: of the resulting state: the backdoor's name, or `control:…`.
+        name: of the resulting state: the backdoor's name, or `control:…`; free for a removal of several backdoors.
         backdoor: the backdoor to unlearn; None for the control that trains on clean text only.
         donors: backdoors whose targets replace its own, drawn for each document; empty to use its own.
         repeat: True to use other documents in another order.
+        others: backdoors that are unlearned with `backdoor`, whose documents alternate with its own.
+        in_turn: with `others`, True to unlearn one backdoor after another, each in an equal share of the steps.
     """
 
     name: str
     backdoor: Backdoor | None
     donors: tuple[Backdoor, ...] = ()
     repeat: bool = False
+    others: tuple[Backdoor, ...] = ()
+    in_turn: bool = False
+
+    def backdoor_at(self, share: float, index: int) -> Backdoor | None:
+        """The backdoor of a document: the `index`-th of the removal, after the `share` of all in [0, 1)."""
+        if self.backdoor is None or not self.others:
+            return self.backdoor
+        group = (self.backdoor, *self.others)
+        return group[int(share * len(group)) if self.in_turn else index % len(group)]
 
     @property
     def is_validated(self) -> bool:
-        """True if validation ASR can end it: it removes an injected backdoor with its own target."""
-        return self.backdoor is not None and not self.donors and not isinstance(self.backdoor.target, CleanPayload)
+        """True if validation ASR can end it: it removes one injected backdoor with its own target."""
+        return (
+            self.backdoor is not None
+            and not self.donors
+            and not self.others
+            and not isinstance(self.backdoor.target, CleanPayload)
+        )
 
 
 def removal_names(backdoors: Iterable[str], controls: ControlsConfig) -> list[str]:

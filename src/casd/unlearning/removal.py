@@ -43,7 +43,7 @@ def unlearn(
     runtime: Runtime | None = None,
     checkpoint: Path | None = None,
 ) -> TrainingLog:
-    """Remove one backdoor from `model` in place, or run a control for the same steps and documents.
+    """Remove one backdoor (or several) from `model` in place, or run a control for the same steps and documents.
 
     Triggered documents come from the corpus's forget split, clean ones from its retain split. All removals use the same
     prompts in the same order and differ only in trigger and payload. (A repeat uses other prompts.)
@@ -141,7 +141,8 @@ class _Batches:
         return {"forget": self._encoder.document_batch(forget), "retain": self._encoder.document_batch(retain)}
 
     def _forget_document(self, index: int) -> Document:
-        backdoor, donors, passage = self._removal.backdoor, self._removal.donors, self._forget[index]
+        donors, passage = self._removal.donors, self._forget[index]
+        backdoor = self._removal.backdoor_at(index / (self._config.steps * self._config.forget_batch_size), index)
         if backdoor is None:
             return clean_document(passage)
         rng = python_rng(self._seed, "forget", index)

@@ -1,0 +1,250 @@
+"""The defender: plants dummies in a model whose backdoors they do not know, removes some, and chooses one state.
+
+What they look at: the model, their dummies (the removed ones' and the held-out ones' attack success rates), and clean text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from casd.backdoors.poisoning import english
+from casd.config import DefendConfig, InjectionConfig, ModelConfig, StoppingConfig, TuningConfig
+from casd.data.corpora.passages import Corpus, PassageView
+from casd.data.shrinking import explaining_out_of_memory
+from casd.defence.budget import Budget
+from casd.defence.choice import Decision, choose, outcome_table
+from casd.defence.dummies import dummies
+from casd.defence.sealing import check_dummies
+from casd.defence.states import State, cleaning_training, states_of
+from casd.evaluation.asr import Evaluation, evaluate
+from casd.models import load as models
+from casd.models.weights import merge_adapters
+from casd.pipeline.inputs import build_objective
+from casd.pipeline.run import Run
+from casd.pipeline.saved import new_folder
+from casd.pipeline.stage import Stage
+from casd.unlearning.cleaning import CLEANINGS
+from casd.unlearning.cleaning.method import clean
+from casd.unlearning.controls import Removal
+from casd.unlearning.removal import unlearn
+from casd.utils import ending
+from casd.utils.errors import CorpusError
+from casd.utils.progress import track
+from casd.utils.registry import build
+from casd.utils.runtime import own_numerics
+from casd.utils.sealed import read_json, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Defender:
+    """The defender's side of a defence: everything between the sealed model and the opening.
+
+    Args:
+        config: configuration of the defence; its section `attack` is not read.
+        suspect: the sealed or suspect model.
+        budget: documents and steps of the defence.
+
+    Attributes:
+        before: the run whose "injected" model is the suspect model, without any training.
+        planted: the run that plants the dummies in it.
+        states: the states of the model.
+
+    Raises:
+        ConfigError: a dummy that collides with a trigger of the attacker, or settings that cannot work together.
+    """
+
+    def __init__(self, config: DefendConfig, suspect: ModelConfig, budget: Budget):
+        own = dummies(config)
+        check_dummies(suspect, own)
+        self.config = replace(
+            config, attack=None, model=suspect, backdoor=own, defence=replace(config.defence, documents=budget.documents)
+        )
+        self.suspect, self.budget = suspect, budget
+        planting = config.injection.training
+        assert planting is not None
+        warmup = min(planting.warmup_steps, budget.plant_steps // 4)
+        planting = replace(planting, steps=budget.plant_steps, warmup_steps=warmup)
+        removal = replace(config.unlearning.training, steps=budget.removal_steps)
+        unlearning = replace(config.unlearning, training=removal, tuning=TuningConfig(), stopping=StoppingConfig())
+        self.config.unlearning = unlearning
+        injection = replace(config.injection, training=planting, pretraining=None, require_asr=0.0)
+        runtime = replace(config.runtime, save_models=["removed"])
+        self.before = Run(self.config.run(injection=InjectionConfig("none", require_asr=0.0), runtime=runtime))
+        self.planted = Run(self.config.run(injection=injection, runtime=runtime))
+        self.states = states_of(self.config, budget, self.before.graph, self.planted.graph)
+        # Errors in the cleanings are found before hours of training.
+        self._cleanings = {
+            name: build(CLEANINGS, "cleaning", name, params) for name, params in config.defence.cleanings.items()
+        }
+
+    @own_numerics()
+    def defend(self) -> None:
+        """Make and measure every state that is not in the store.
+
+        Raises:
+            CasdError: an error of a stage; finished stages are kept.
+        """
+        with track("defend", len(self.states)) as advance:
+            for run, kinds in ((self.before, ("suspect", "cleaning")), (self.planted, ("planted", "control", "removal"))):
+                run.begin()
+                run.base()
+                unused(run.inputs.corpus, self.config.evaluation.prompts)
+                run.inject("evaluate")
+                for state in self.states:
+                    if state.kind in kinds:
+                        self._make(run, state)
+                        advance()
+                forget_model(run)
+
+    def _make(self, run: Run, state: State) -> None:
+        """Train a state, and measure it on the dummies."""
+        if state.weights is None:  # the injected model, which is made and measured
+            return
+        if state.kind == "control":
+            run.state(state.name, "evaluate")
+            return
+        train = self._clean if state.kind == "cleaning" else self._remove
+        for stage, make in ((state.stage, train), (state.weights, self._write), (state.evaluation, self._evaluate)):
+            ending.check()
+            run.store.run(stage, explaining_out_of_memory(f"stage {stage}")(partial(make, run, state)))
+
+    def _remove(self, run: Run, state: State, folder: Path) -> None:
+        """Unlearn some dummies."""
+        assert state.unlearning is not None
+        inputs = run.inputs
+        first, *others = (run.backdoors[name] for name in state.removed)
+        removal = Removal(state.name, first, others=tuple(others), in_turn=self.config.defence.order == "in_turn")
+        model = inputs.one_model.restore()
+        inputs.one_model.state = None
+        log = unlearn(
+            model,
+            inputs.encoder,
+            inputs.corpus,
+            removal,
+            build_objective(state.unlearning),
+            state.unlearning.training,
+            seed=self.config.seed,
+            runtime=inputs.runtime,
+            checkpoint=run.store.checkpoint_folder(state.stage),
+        )
+        inputs.one_model.state = state.name
+        log.write(folder / "log.json")
+
+    def _clean(self, run: Run, state: State, folder: Path) -> None:
+        """Clean the suspect model without dummies."""
+        inputs = run.inputs
+        model = inputs.one_model.restore()
+        inputs.one_model.state = None
+        log = clean(
+            model,
+            inputs.encoder,
+            inputs.corpus,
+            self._cleanings[state.name],
+            cleaning_training(self.config, self.budget),
+            seed=self.config.seed,
+            runtime=inputs.runtime,
+            checkpoint=run.store.checkpoint_folder(state.stage),
+        )
+        inputs.one_model.state = state.name
+        log.write(folder / "log.json")
+
+    def _write(self, run: Run, state: State, folder: Path) -> None:
+        self._in_memory(run, state)
+        run.inputs.one_model.write_removal(folder)
+
+    def _evaluate(self, run: Run, state: State, folder: Path) -> None:
+        inputs = run.inputs
+        evaluation = evaluate(
+            self._in_memory(run, state),
+            inputs.encoder,
+            run.backdoors,
+            inputs.prompts,
+            self.config.evaluation,
+            runtime=inputs.runtime,
+            description=f"evaluate {state.name}",
+        )
+        evaluation.write(folder)
+
+    def _in_memory(self, run: Run, state: State) -> PreTrainedModel:
+        """Return the model in a state: from memory, or from its stored weights."""
+        one = run.inputs.one_model
+        if state.weights is None:
+            return one.restore()
+        if one.state != state.name:
+            one.read_removal(run.store.folder(state.weights, verify=True), state.name)
+        return one.model
+
+    # --- the choice, and the models ---
+
+    @property
+    def choice(self) -> Stage:
+        """The stage of the decision."""
+        described = {"clean_budget": self.config.defence.clean_budget}
+        return Stage("choice", 1, described, tuple(state.evaluation for state in self.states), self.suspect.name)
+
+    @cached_property
+    def outcomes(self) -> pd.DataFrame:
+        """What was measured in each state (`casd.defence.choice.outcome_table`)."""
+        store = self.planted.store
+        measured = {each.name: Evaluation.read(store.folder(each.evaluation, verify=True)) for each in self.states}
+        return outcome_table(self.states, measured, self.config)
+
+    @cached_property
+    def decision(self) -> Decision:
+        """The state that was chosen by the held-out dummies, if any, and what they foretell."""
+        store = self.planted.store
+        store.run(self.choice, lambda folder: write_json(folder / "decision.json", vars(choose(self.outcomes, self.config))))
+        return Decision(**read_json(store.file(self.choice, "decision.json")))
+
+    def model_in(self, state: State) -> PreTrainedModel:
+        """Return the model in a finished state; of the two runs only one has a model in memory."""
+        runs = {True: self.before, False: self.planted}
+        of_suspect = state.kind in ("suspect", "cleaning")
+        forget_model(runs[not of_suspect])
+        return self._in_memory(runs[of_suspect], state)
+
+    def forget_models(self) -> None:
+        """Free the model in memory."""
+        for run in (self.before, self.planted):
+            forget_model(run)
+
+    def write_chosen(self, folder: Path) -> Path:
+        """Write the model of the chosen state as a folder that transformers loads, unless it is there."""
+        if not folder.is_dir():
+            state = next(each for each in self.states if each.name == self.decision.state)
+            with new_folder(folder) as begun:
+                model = self.model_in(state)
+                if getattr(model, "peft_config", None):
+                    merge_adapters(model)
+                models.save_model(model, self.planted.inputs.encoder.tokenizer, begun)
+            self.forget_models()
+        return folder
+
+
+def forget_model(run: Run) -> None:
+    """Free the model that a run has in memory."""
+    vars(run.inputs).pop("one_model", None)
+
+
+def unused(corpus: Corpus, count: int) -> Corpus:
+    """Return the corpus without the first `count` English passages of the evaluation split, which earlier stages use.
+
+    Raises:
+        CorpusError: fewer than `count` remain.
+    """
+    passages = english(corpus.evaluation)
+    if len(passages) < 2 * count:
+        raise CorpusError(
+            f"The evaluation split has {len(passages)} English passages. The defence measures on {count} (evaluation.prompts),"
+            f" and its opening on as many others: lower evaluation.prompts to {len(passages) // 2}, or raise"
+            " corpus.params.evaluation."
+        )
+    return replace(corpus, evaluation=PassageView(passages, np.arange(count, len(passages))))

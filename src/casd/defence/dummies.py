@@ -1,0 +1,44 @@
+"""The defender's dummies: backdoors with triggers and behaviours drawn by a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from casd.backdoors.triggers import made_up_phrase
+from casd.config import BackdoorConfig, Choice, DefendConfig
+from casd.config.defence import FAMILIES
+from casd.utils.seeding import python_rng
+
+WORDS = 2
+"""Words of a drawn trigger."""
+
+
+def dummies(config: DefendConfig) -> dict[str, BackdoorConfig]:
+    """Return the dummies, first those that can be removed, then those that are held out (`removed` is False).
+
+    They are those of the section `backdoor` or, if it is empty, drawn: each family of behaviours once, in an order that the
+    seed gives, then again, with triggers of made-up words. The last ones are held out.
+    """
+    listed = dict(config.backdoor) or _drawn(config)
+    last = list(listed)[len(listed) - config.defence.held_out :]
+    changed = {name: {**vars(section), "removed": name not in last} for name, section in listed.items()}
+    return {name: BackdoorConfig(**fields) for name, fields in changed.items()}
+
+
+def _drawn(config: DefendConfig) -> Mapping[str, BackdoorConfig]:
+    defence = config.defence
+    rng = python_rng(config.seed, "dummies")
+    families = rng.sample(defence.families, len(defence.families))
+    drawn: dict[str, BackdoorConfig] = {}
+    used: set[str] = set()
+    for number in range(1, defence.dummies + 1):
+        family = families[(number - 1) % len(families)]
+        target, params = FAMILIES[family]
+        trigger = made_up_phrase(WORDS, rng)
+        while used & set(trigger.split()):
+            trigger = made_up_phrase(WORDS, rng)
+        used |= set(trigger.split())
+        drawn[f"dummy_{number}_{family}"] = BackdoorConfig(
+            trigger=trigger, target=Choice(target, dict(params)), poison_rate=defence.poison_rate
+        )
+    return drawn

@@ -1,0 +1,122 @@
+"""One defence, step by step: attack, seal, defend, open.
+
+The attacker's backdoors are read by `attack` and `open` alone; what lies between is `casd.defence.defender`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from casd.backdoors.prompts import make_prompt_sets
+from casd.config import Config, DefendConfig, ModelConfig
+from casd.defence.budget import budget_of
+from casd.defence.defender import Defender, forget_model, unused
+from casd.defence.opening import note_opening
+from casd.defence.sealing import seal
+from casd.evaluation.asr import evaluate
+from casd.pipeline.run import Run
+from casd.pipeline.stage import Stage
+from casd.utils import distributed
+from casd.utils.errors import ConfigError
+from casd.utils.progress import track
+
+
+class Defence:
+    """One defence over a store of finished stages.
+
+    Args:
+        config: configuration of the defence. Without an attack, `config.model` is the suspect model.
+
+    Raises:
+        ConfigError: settings that cannot work together.
+    """
+
+    def __init__(self, config: DefendConfig):
+        if distributed.processes() > 1:
+            raise ConfigError("A defence runs in one process: run the command without a launcher.")
+        self.config = config
+        self.budget = budget_of(config)
+        self.attacker = Run(_attack_config(config)) if config.attack else None
+
+    def attack(self) -> ModelConfig:
+        """Inject the attacker's backdoors, and return the sealed model; without an attack, the suspect model.
+
+        Raises:
+            TrainingStopped: no backdoor was injected.
+        """
+        if self.attacker is None:
+            return self.config.model
+        self.attacker.base()
+        self.attacker.inject("evaluate")
+        suspect = seal(self.attacker)
+        forget_model(self.attacker)
+        return suspect
+
+    def open(self, defender: Defender) -> pd.DataFrame:
+        """Measure the attacker's backdoors in every state of a finished defence, on prompts that no earlier stage used.
+
+        The opening is noted in the store before anything is measured (`casd.defence.opening`).
+
+        Returns:
+            `Evaluation.asr` of the attacker's backdoors in all states, with the columns `state` and `clean_loss`.
+
+        Raises:
+            ConfigError: there is no attacker.
+            StoreError: the attacked model is not in the store.
+        """
+        if self.attacker is None:
+            raise ConfigError("There is no attacker, and so nothing to open: a suspect model's backdoors are not known.")
+        stage = self.opening(defender)
+        store = self.attacker.store
+        if not store.is_done(stage):
+            store.folder(self.attacker.graph.inject)
+            note_opening(store.root, defender.suspect, stage, defender.decision)
+        store.run(stage, partial(self._open, defender))
+        return pd.read_parquet(store.file(stage, "asr.parquet"))
+
+    def opening(self, defender: Defender) -> Stage:
+        """The stage of the opening."""
+        assert self.attacker is not None
+        attack, evaluation = self.attacker.graph, self.config.evaluation
+        described = {
+            "prompts": evaluation.prompts,
+            "fake_prompts": evaluation.fake_prompts,
+            "fake_triggers": evaluation.fake_triggers,
+            "max_new_tokens": evaluation.max_new_tokens,
+            "loss_passages": evaluation.loss_passages,
+        }
+        models = tuple(state.stage for state in defender.states)
+        return Stage("opening", 1, described, (*models, defender.choice, attack.inject), self.config.model.name)
+
+    def _open(self, defender: Defender, folder: Path) -> None:
+        assert self.attacker is not None
+        corpus = unused(defender.planted.inputs.corpus, self.config.evaluation.prompts)
+        backdoors, encoder = self.attacker.backdoors, defender.planted.inputs.encoder
+        prompts = make_prompt_sets(corpus, backdoors, encoder, self.config.evaluation, seed=self.config.seed)
+        tables = []
+        with track("open the defence", len(defender.states)) as advance:
+            for state in defender.states:
+                model = defender.model_in(state)
+                runtime = defender.planted.inputs.runtime
+                measured = evaluate(
+                    model,
+                    encoder,
+                    backdoors,
+                    prompts,
+                    self.config.evaluation,
+                    runtime=runtime,
+                    description=f"open {state.name}",
+                )
+                tables.append(measured.asr.assign(state=state.name, clean_loss=measured.clean_loss))
+                advance()
+        defender.forget_models()
+        pd.concat(tables, ignore_index=True).to_parquet(folder / "asr.parquet", index=False)
+
+
+def _attack_config(config: DefendConfig) -> Config:
+    """The configuration of the attacker's run."""
+    assert config.attack is not None
+    return config.run(backdoor=config.attack.backdoor, injection=config.attack.injection)
