@@ -10,6 +10,11 @@ from casd.utils.errors import ConfigError
 _KEYS: Final = {
     "experiment=NAME": "a whole experiment; casd list experiment",
     "model=NAME": "or, for any other: model=hub model.path=ORGANISATION/NAME",
+    "attack=NAME": "the attacker's backdoors and their injection; without it, model.path is a suspect model",
+    "defence.share=N": "budget, as a fraction of the documents of the attacker's injection",
+    "defence.documents=N": "or as a number of documents, which a suspect model needs",
+    "defence.dummies=N": "backdoors that the defender plants",
+    "defence.held_out=N": "how many of them are never removed: the estimate of what is left of an unknown one",
     "backdoor=[A,B]": "what is injected; each is removed once",
     "unlearning=NAME": "the objective of the removals",
     "seed=N": "seed of all random numbers",
@@ -26,6 +31,16 @@ _KEYS: Final = {
 }
 _RUN: Final = ("experiment=NAME", "model=NAME", "backdoor=[A,B]", "unlearning=NAME", "seed=N", "weights=lora")
 _INJECTION: Final = tuple(key for key in _RUN if key != "unlearning=NAME")
+_DEFENCE: Final = (
+    "attack=NAME",
+    "model=NAME",
+    "unlearning=NAME",
+    "defence.share=N",
+    "defence.dummies=N",
+    "defence.held_out=N",
+    "defence.documents=N",
+    "seed=N",
+)
 _STEPS: Final = ("injection.training.steps=N", "unlearning.training.steps=N")
 _HELP: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "run": ("run model=qwen3_tiny unlearning=npo seed=1", (*_RUN, *_STEPS, "evaluation.prompts=N", "runtime.device=cuda")),
@@ -35,6 +50,7 @@ _HELP: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "evaluate": ("evaluate unlearning=npo evaluation.prompts=128", (*_RUN, "evaluation.prompts=N", "runtime.device=cuda")),
     "score": ("score activations=all metric=grid", (*_RUN, "activations=all metric=grid", "runtime.device=cuda")),
     "sweep": ("sweep experiment=demo model=qwen3_tiny,llama3_tiny seed=0,1", (*_RUN, *_STEPS, "engine.workers=N")),
+    "defend": ("defend experiment=defender_demo seed=1", _DEFENCE),
     "plan": ("plan experiment=real model=llama3_2_1b runtime.memory_gib=24", (*_RUN, "runtime.memory_gib=N")),
     "show": ("show experiment=smoke seed=1", _RUN),
     "report": ("report outputs", ()),

@@ -71,6 +71,10 @@ def _dispatch(options: argparse.Namespace) -> None:
         from casd.cli.sweep import sweep
 
         sweep(options.overrides, verbose=options.verbose)
+    elif options.verb == "defend":
+        from casd.cli.defend import defend
+
+        defend(options.overrides)
     elif options.verb == "plan":
         from casd.cli.planning import plan
 
@@ -189,7 +193,7 @@ def _complete(shell: str, line: str) -> None:
         print(SCRIPTS[shell], end="")
         return
     choices = {name: list(options) for name, options in (groups() | _reproductions()).items()}
-    overrides = (*RUN_VERBS, "sweep", "plan", "show", "report")
+    overrides = (*RUN_VERBS, "sweep", "defend", "plan", "show", "report")
     for word in words(line, VERBS, overrides, choices):
         print(printable(word))
 

@@ -22,6 +22,7 @@ examples:
   casd report outputs                              one report over every finished run below a folder
   casd compare outputs/demo/A outputs/demo/B       configuration differences and results of two runs
   casd export outputs/demo/A french_a my-model     the model after a removal, as a folder for transformers
+  casd defend experiment=defender_demo             an attacker's backdoors, sealed, and a defender who does not know them
   casd distance my-base model-a model-b --texts texts.txt    CASD between any models
   casd list model                                  the options of a group; casd VERB --help has an example of each verb
 """
@@ -74,7 +75,8 @@ def build_parser() -> argparse.ArgumentParser:
     sweep = add("sweep", "every combination of the listed values, and one report over all runs")
     planning = add("plan", "estimate memory, tokens, FLOPs, time and disk of a run or a sweep; runs nothing")
     show = add("show", "the composed configuration of a run as YAML, after the checks of a run; runs nothing")
-    for each in (sweep, planning, show):
+    defending = add("defend", "plant backdoors of one's own in a model, remove some, and see what is left of an attacker's")
+    for each in (sweep, planning, show, defending):
         each.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     reproduce = add("reproduce", "make the runs of a table or figure of the paper (or all), and check its claims")
     reproduce.add_argument(

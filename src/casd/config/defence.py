@@ -53,7 +53,7 @@ class DefenceConfig(Section):
     """Numbers of dummies that are removed; each number gives one state of the model."""
     order: Text = "together"
     """Removal of several dummies: "together" (documents of all in every step) or "in_turn" (one after another)."""
-    poison_rate: float = 0.06
+    poison_rate: float = 0.12
     """Fraction of the planting's documents that carry each drawn dummy."""
     share: float = 0.1
     """Budget of the defence, as a fraction of the documents of the attacker's injection."""

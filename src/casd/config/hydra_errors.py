@@ -63,6 +63,9 @@ def _explained(error: BaseException, overrides: Sequence[str]) -> ConfigError:
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, ValidationError
 
     chain = _causes(error)
+    if any(str(each).find("Could not override 'attack'") >= 0 for each in chain):
+        named = next((each for each in overrides if each.startswith("experiment=")), "This experiment")
+        return ConfigError(f"{named} is a defence: use casd defend.")
     for each in chain:
         key = str(getattr(each, "full_key", None) or "")
         if isinstance(each, CasdError):

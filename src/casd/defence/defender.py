@@ -29,6 +29,7 @@ from casd.pipeline.inputs import build_objective
 from casd.pipeline.run import Run
 from casd.pipeline.saved import new_folder
 from casd.pipeline.stage import Stage
+from casd.training.tracking import check_trackers
 from casd.unlearning.cleaning import CLEANINGS
 from casd.unlearning.cleaning.method import clean
 from casd.unlearning.controls import Removal
@@ -92,9 +93,9 @@ class Defender:
         Raises:
             CasdError: an error of a stage; finished stages are kept.
         """
+        check_trackers(self.config.runtime.trackers)
         with track("defend", len(self.states)) as advance:
             for run, kinds in ((self.before, ("suspect", "cleaning")), (self.planted, ("planted", "control", "removal"))):
-                run.begin()
                 run.base()
                 unused(run.inputs.corpus, self.config.evaluation.prompts)
                 run.inject("evaluate")

@@ -5,23 +5,33 @@ The attacker's backdoors are read by `attack` and `open` alone; what lies betwee
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import torch
 
 from casd.backdoors.prompts import make_prompt_sets
 from casd.config import Config, DefendConfig, ModelConfig
+from casd.config.advice import rate_warning
+from casd.config.compose import to_yaml
 from casd.defence.budget import budget_of
 from casd.defence.defender import Defender, forget_model, unused
-from casd.defence.opening import note_opening
+from casd.defence.opening import note_opening, openings
+from casd.defence.page import write_page
+from casd.defence.results import DefenceTables, attack_table
 from casd.defence.sealing import seal
 from casd.evaluation.asr import evaluate
-from casd.pipeline.run import Run
+from casd.pipeline.run import CONFIG_FILE, Run
 from casd.pipeline.stage import Stage
+from casd.report.publish import publishing
 from casd.utils import distributed
+from casd.utils.atomic import write_text
 from casd.utils.errors import ConfigError
-from casd.utils.progress import track
+from casd.utils.progress import say, track
+from casd.utils.versions import software_versions
 
 
 class Defence:
@@ -47,8 +57,13 @@ class Defence:
         Raises:
             TrainingStopped: no backdoor was injected.
         """
+        if self.config.runtime.threads:
+            torch.set_num_threads(self.config.runtime.threads)
+        if self.config.model.source == "pretrained" and (warning := rate_warning(self.config.run())):
+            say(warning)
         if self.attacker is None:
             return self.config.model
+        self.attacker.begin()
         self.attacker.base()
         self.attacker.inject("evaluate")
         suspect = seal(self.attacker)
@@ -114,6 +129,63 @@ class Defence:
                 advance()
         defender.forget_models()
         pd.concat(tables, ignore_index=True).to_parquet(folder / "asr.parquet", index=False)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished defence: the folder of its report, and how many stages were executed and reused."""
+
+    folder: Path
+    executed: int
+    reused: int
+
+
+def run_defence(config: DefendConfig) -> Finished:
+    """Make a defence, write its report and, without an attacker, the cleaned model.
+
+    Raises:
+        CasdError: an error of a stage; finished stages are kept.
+    """
+    defence = Defence(config)
+    defender = Defender(config, defence.attack(), defence.budget)
+    defender.defend()
+    decision, store = defender.decision, defender.planted.store
+    info: dict[str, Any] = {
+        "model": config.model.name,
+        "seed": config.seed,
+        "objective": config.unlearning.objective.name,
+        "budget": vars(defence.budget),
+        "dummies": {name: section.trigger for name, section in defender.config.backdoor.items()},
+        "removed": defender.config.removed,
+        "decision": vars(decision),
+        "clean_budget": config.defence.clean_budget,
+        "opened": 0,
+        "made_with": software_versions(),
+    }
+    attack = pd.DataFrame()
+    key = defender.choice.key
+    if defence.attacker:
+        assert config.attack is not None
+        attack = attack_table(defence.open(defender), config.attack.backdoor, defender.config.backdoor)
+        opened = openings(store.root, defender.suspect)
+        key = defence.opening(defender).key
+        info |= {
+            "opened": len(opened),
+            "attack": {name: section.trigger for name, section in config.attack.backdoor.items()},
+            "share": config.defence.share if config.defence.documents is None else None,
+        }
+    folder = Path(config.runtime.output) / config.name / f"{config.model.name}-defence-seed{config.seed}-{key[:8]}"
+    with publishing(folder, "the defence") as begun:
+        tables = DefenceTables(info, defender.outcomes, attack)
+        tables.write(begun)
+        write_page([tables], begun)
+        write_text(begun / CONFIG_FILE, to_yaml(config))
+    if not defence.attacker and decision.state:
+        defender.write_chosen(folder / "model")
+    runs = [run for run in (defence.attacker, defender.before, defender.planted) if run]
+    events = [event for run in runs for event in run.store.events]
+    executed = {event.stage.key for event in events if event.outcome == "executed"}
+    return Finished(folder, len(executed), len({event.stage.key for event in events}) - len(executed))
 
 
 def _attack_config(config: DefendConfig) -> Config:
