@@ -13,7 +13,7 @@ import casd
 
 ROOT = Path(casd.__file__).parent
 LAYERS = (
-    *("cli", "reproduction", "planning", "pipeline", "report", "analysis", "unlearning", "evaluation", "metric"),
+    *("cli", "reproduction", "planning", "defence", "pipeline", "report", "analysis", "unlearning", "evaluation", "metric"),
     *("backdoors", "activations", "training", "models", "data", "config", "engines", "stats", "utils"),
 )
 """From the top down."""

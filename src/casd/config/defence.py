@@ -35,7 +35,7 @@ class AttackConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.backdoor:
-            raise ConfigError("attack.backdoor has no backdoor; set at least one, or attack=null for a suspect model.")
+            raise ConfigError("attack.backdoor has no backdoor; set at least one, or attack=none for a suspect model.")
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from casd import __version__
 from casd.backdoors.poisoning import english
 from casd.config import DefendConfig, InjectionConfig, ModelConfig, StoppingConfig, TuningConfig
 from casd.data.corpora.passages import Corpus, PassageView
@@ -27,7 +28,7 @@ from casd.models import load as models
 from casd.models.weights import merge_adapters
 from casd.pipeline.inputs import build_objective
 from casd.pipeline.run import Run
-from casd.pipeline.saved import new_folder
+from casd.pipeline.saved import CARD, new_folder
 from casd.pipeline.stage import Stage
 from casd.training.tracking import check_trackers
 from casd.unlearning.cleaning import CLEANINGS
@@ -40,6 +41,7 @@ from casd.utils.progress import track
 from casd.utils.registry import build
 from casd.utils.runtime import own_numerics
 from casd.utils.sealed import read_json, write_json
+from casd.utils.text import printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -226,8 +228,27 @@ class Defender:
                 if getattr(model, "peft_config", None):
                     merge_adapters(model)
                 models.save_model(model, self.planted.inputs.encoder.tokenizer, begun)
+                (begun / CARD).write_text(self._card(state), encoding="utf-8")
             self.forget_models()
         return folder
+
+    def _card(self, state: State) -> str:
+        """A model card: what was done, and which dummies are still in the model."""
+        left = [name for name in self.config.backdoor if name not in state.removed]
+        rows = [f"| {name} | {self.config.backdoor[name].trigger} |" for name in left]
+        lines = [
+            "# A model after a defence against unknown backdoors",
+            "",
+            f"Made from {self.suspect.path} by casd {__version__}: {len(self.config.backdoor)} dummy backdoors were planted"
+            f" in it, and {len(state.removed)} of them unlearned. **Whether it still has another backdoor is not known.**"
+            " These dummies were not unlearned, and may still work:",
+            "",
+            "| dummy | trigger |",
+            "|---|---|",
+            *rows,
+            "",
+        ]
+        return printable("\n".join(lines))
 
 
 def forget_model(run: Run) -> None:
