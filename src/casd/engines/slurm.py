@@ -25,7 +25,9 @@ from casd.engines import agent
 from casd.engines.base import Engine
 from casd.engines.jobs import ATTEMPTS, Calls, Jobs
 from casd.engines.local import Local
+from casd.utils import ending
 from casd.utils.errors import ConfigError
+from casd.utils.progress import say
 
 
 @dataclass(frozen=True)
@@ -161,12 +163,31 @@ class Slurm(Engine):
             jobs = Jobs(self.kind, number, self.seconds(), self.listing, make, client, folder)
             calls = Calls(jobs, client, Local(self.workers_per_job, self.gpus_per_unit, self.shard), folder)
             opened.push(jobs.leave)
-            jobs.begin()
-            watcher = threading.Thread(target=calls.watch, daemon=True)
-            watcher.start()
-            opened.callback(watcher.join, 60)
-            opened.callback(calls.end)
-            yield calls
+            with self._offering_to_detach(folder):
+                jobs.begin()
+                watcher = threading.Thread(target=calls.watch, daemon=True)
+                watcher.start()
+                opened.callback(watcher.join, 60)
+                opened.callback(calls.end)
+                yield calls
+
+    @contextmanager
+    def _offering_to_detach(self, folder: Path) -> Iterator[None]:
+        """After Ctrl-C in the block, ask whether the work goes on, and if so, submit the command of this process as a job.
+
+        The jobs cannot go on by themselves: they get their work from this process. That job submits others, which resume from
+        the checkpoints that the jobs of this process write when they are cancelled.
+        """
+        try:
+            yield
+        except (KeyboardInterrupt, GeneratorExit):  # the latter if it came between two units
+            question = "Let the work go on in a job of its own (as with --detach), or cancel it? [g/c]"
+            if self.kind == "SLURM" and ending.ask(question).lower() in ("g", "go on"):
+                try:
+                    say(f"{self.detach([sys.executable, *sys.orig_argv[1:]], folder)}. It goes on with jobs of its own.")
+                except ConfigError as error:
+                    say(str(error))
+            raise
 
 
 class PBS(Slurm):

@@ -81,6 +81,12 @@ def say(text: str) -> None:
     _write(text)
 
 
+def stop_bars() -> None:
+    """Leave the live bars as they are, for a question that they would cover."""
+    if _display.live is not None:
+        _display.live.stop()
+
+
 @contextmanager
 def hearing() -> Iterator[list[str]]:
     """Yield a list to which `say` adds its lines in the block."""
