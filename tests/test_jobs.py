@@ -35,6 +35,7 @@ from casd.engines.base import Engine
 from casd.engines.local import Local, visible_devices
 from casd.pipeline import worker
 from casd.pipeline.graph import stage_graph
+from casd.pipeline.records import read_waiting
 from casd.pipeline.run import note
 from casd.pipeline.schedule import KILLED
 from casd.pipeline.sweep import Outcome, engine_of, run_all, run_units, tell_failures
@@ -133,6 +134,21 @@ def test_what_much_waits_for_comes_first(config: Config) -> None:
 
     run_units(seeds(config, 0, 1), note, OneAtATime(), description="")
     assert order == sorted(order, key=["base", "inject", "state", "finish"].index)
+
+
+def test_the_runs_of_a_sweep_are_listed_as_waiting_while_it_lives(config: Config) -> None:
+    seen: list[set[str]] = []
+    store = Path(config.runtime.store)
+
+    def look(_: object) -> Any:
+        seen.append(set(read_waiting(store)))
+        return UnitReport()
+
+    run_units(seeds(config, 0, 1), look, OneAtATime(), description="")
+    run_all(seeds(config, 0, 1), look, description="")
+    records = {path.name for path in store.glob(".*.run")}
+    assert all(len(each) == 2 and each <= records for each in seen)
+    assert not read_waiting(store)
 
 
 # ---------------------------------------------------------------- in this process

@@ -6,7 +6,7 @@ import hashlib
 import shlex
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 from casd.config import Config, RuntimeConfig
 from casd.engines import make_engine
 from casd.engines.base import Engine
+from casd.pipeline.records import record_file, waiting
 from casd.pipeline.schedule import perform_all
 from casd.pipeline.units import Needs, Unit, UnitReport, run_name, units_of
 from casd.utils import ending
 from casd.utils.disk import told
-from casd.utils.distributed import processes
+from casd.utils.distributed import is_main, processes
 from casd.utils.errors import CasdError, ConfigError
 from casd.utils.progress import say, track
 
@@ -72,7 +73,7 @@ def run_all(configs: Sequence[Config], make: Callable[[Config], Outcome], *, des
     """
     outcomes: dict[str, Outcome] = {}
     different = {repr(config): config for config in configs}
-    with track(description, len(different)) as advance:
+    with _waiting(list(different.values())), track(description, len(different)) as advance:
         for name, config in different.items():
             outcomes[name] = make(config)
             advance(note=run_name(config))
@@ -107,7 +108,11 @@ def run_units(
     reports: dict[Unit, UnitReport] = {}
     done = perform_all(needs, perform, engine, Path(runtime.output).absolute() / "logs")
     # Close the generator also after Ctrl-C between two units, so that no worker is left.
-    with track(description, len(needs)) as advance, closing(done):  # type: ignore[type-var]
+    with (
+        _waiting([config for config, _ in runs.values()]),
+        track(description, len(needs)) as advance,
+        closing(done),  # type: ignore[type-var]
+    ):
         for unit, report in done:
             reports[unit] = report
             _tell(unit, report, quiet=runtime.progress == "off")
@@ -181,6 +186,21 @@ def _begin(configs: dict[str, Config], end: str) -> tuple[dict[str, tuple[Config
             note(config, graph, end)
             runs[name] = (config, graph)
     return runs, refused
+
+
+def _waiting(configs: Sequence[Config]) -> AbstractContextManager[None]:
+    """List the runs of a sweep in the store of the first as waiting, for the time of a block."""
+    from casd.pipeline.graph import run_folder, stage_graph
+
+    if not is_main() or not configs:
+        return nullcontext()
+    store = Path(configs[0].runtime.store).absolute()
+    records = []
+    for config in configs:
+        with suppress(CasdError):  # the run itself will say so
+            graph = stage_graph(config)
+            records.append(record_file(store, graph.score.key, run_folder(config, graph)))
+    return waiting(store, records)
 
 
 def _tell(unit: Unit, report: UnitReport, *, quiet: bool) -> None:
