@@ -112,8 +112,9 @@ class Run:
             self.tune()
             with track(f"{self.config.model.name}, {self.config.unlearning.objective.name}", len(self.graph.states)) as advance:
                 for state in self.graph.states:
+                    before = self.store.executed
                     self.state(state, end)
-                    advance()
+                    advance(reused=self.store.executed == before)
         self.finish(end)
 
     def begin(self) -> None:

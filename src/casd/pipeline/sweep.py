@@ -76,7 +76,7 @@ def run_all(configs: Sequence[Config], make: Callable[[Config], Outcome], *, des
     with _waiting(list(different.values())), track(description, len(different)) as advance:
         for name, config in different.items():
             outcomes[name] = make(config)
-            advance(note=run_name(config))
+            advance(note=run_name(config), reused=not (outcomes[name].executed or outcomes[name].error))
     return [outcomes[repr(config)] for config in configs]
 
 
@@ -102,11 +102,10 @@ def run_units(
     """
     from casd.pipeline.graph import run_folder
 
-    runtime = configs[0].runtime
     runs, refused = _begin({repr(config): config for config in configs}, end)
     needs = units_of(list(runs.values()), end)
     reports: dict[Unit, UnitReport] = {}
-    done = perform_all(needs, perform, engine, Path(runtime.output).absolute() / "logs")
+    done = perform_all(needs, perform, engine, Path(configs[0].runtime.output).absolute() / "logs")
     # Close the generator also after Ctrl-C between two units, so that no worker is left.
     with (
         _waiting([config for config, _ in runs.values()]),
@@ -115,8 +114,9 @@ def run_units(
     ):
         for unit, report in done:
             reports[unit] = report
-            _tell(unit, report, quiet=runtime.progress == "off")
-            advance()
+            reused = bool(unit.stages) and not (report.executed or report.error)
+            _tell(unit, report, reused=reused)
+            advance(reused=reused)
     folders = {name: run_folder(config, graph).absolute() for name, (config, graph) in runs.items()}
     made = _outcomes(needs, reports, folders)
     return [refused.get(repr(config)) or made[repr(config)] for config in configs]
@@ -203,15 +203,15 @@ def _waiting(configs: Sequence[Config]) -> AbstractContextManager[None]:
     return waiting(store, records)
 
 
-def _tell(unit: Unit, report: UnitReport, *, quiet: bool) -> None:
+def _tell(unit: Unit, report: UnitReport, *, reused: bool) -> None:
     """Print what a worker said, and a line about the end of its unit."""
     for line in report.said:
         say(f"{unit}: {line}")
     if report.error:
         log = f", log {report.log}" if report.log else ""
         say(f"{unit} failed on {report.where or 'a lost worker'}{log}: {report.error}")
-    elif not quiet:
-        say(f"{unit}: {report.seconds:.1f} s on {report.where}")
+    else:
+        say(f"{unit}: {'reused' if reused else f'{report.seconds:.1f} s on {report.where}'}", progress=True)
 
 
 def _outcomes(needs: Needs, reports: dict[Unit, UnitReport], folders: dict[str, Path]) -> dict[str, Outcome]:
