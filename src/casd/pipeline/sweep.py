@@ -60,7 +60,14 @@ def engine_of(configs: Sequence[Config]) -> Engine:
     devices = {config.runtime.device for config in configs}
     if named := next((device for device in devices if ":" in device), None):
         raise ConfigError(f"runtime.device is {named}, but each worker of an engine gets its own GPU: set runtime.device=cuda.")
-    return replace(engine, gpus_per_unit=0) if devices <= {"cpu", "mps"} else engine
+    if not devices <= {"cpu", "mps"}:
+        return engine
+    if engine.gpus_per_unit > 1:
+        say(
+            f"engine.gpus_per_unit={engine.gpus_per_unit} makes each unit {engine.gpus_per_unit} processes, which share the"
+            f" {configs[0].runtime.device}: slower than engine.gpus_per_unit=1."
+        )
+    return replace(engine, gpus_per_unit=0)
 
 
 def run_all(configs: Sequence[Config], make: Callable[[Config], Outcome], *, description: str) -> list[Outcome]:
