@@ -100,6 +100,14 @@ def test_a_missing_package_is_told_in_a_line(
         pass
 
 
+def test_the_libraries_of_clusters_do_not_take_ctrl_c() -> None:
+    pytest.importorskip("dask_jobqueue")
+    program = "import signal; from casd.engines.slurm import _installed; _installed('dask_jobqueue', 'SLURM')"
+    program += "; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
 @pytest.mark.parametrize("engine", ["local", "lsf"])
 def test_only_slurm_detaches(engine: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

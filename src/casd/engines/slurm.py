@@ -9,6 +9,7 @@ import importlib
 import re
 import secrets
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -209,10 +210,14 @@ class SGE(Slurm):
 
 
 def _installed(name: str, kind: str) -> ModuleType:
+    handler = signal.getsignal(signal.SIGINT)
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(f"engine={kind.lower()} needs {name}: pip install 'casd[slurm]'.") from error
+    finally:
+        if signal.getsignal(signal.SIGINT) is not handler:  # dask_jobqueue makes Ctrl-C exit with 0, as if all were done
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager
