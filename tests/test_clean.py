@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from casd.cli.main import main
-from casd.pipeline.records import Record, read_records, write_record
+from casd.pipeline.records import Record, read_records, record_file, waiting, write_record
 from casd.pipeline.stage import Stage
 from casd.pipeline.status import find_store
 from casd.pipeline.store import StageStore
@@ -139,6 +139,33 @@ def test_status_says_what_is_running_and_what_failed(outputs: Outputs, capsys: p
     log.touch()
     main(["status", str(outputs.root)])
     assert f" failed: {log}\n" in capsys.readouterr().out
+
+
+def test_status_says_which_runs_of_a_live_sweep_wait(outputs: Outputs, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("npo", "rmu", "simnpo"):
+        outputs.make(name, upto=2)
+    log = outputs.folder / "demo" / "failed" / "m-rmu-seed0-01234567.log"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    os.utime(log, (time.time() - DAY,) * 2)  # it failed in an earlier sweep
+
+    def states() -> dict[str, str]:
+        main(["status", str(outputs.root)])
+        return dict(re.findall(r"/m-(\w+)-seed0-.* min +(.*)", capsys.readouterr().out))
+
+    files = [record_file(outputs.root, scored(name).key, outputs.report(name)) for name in ("npo", "rmu")]
+    before = {"npo": "interrupted", "rmu": f"failed: {log}", "simnpo": "interrupted"}
+    assert states() == before
+    with waiting(outputs.root, files):
+        here = f"waiting for its turn on {platform.node()}, pid {os.getpid()}"
+        assert states() == {"npo": here, "rmu": here, "simnpo": "interrupted"}
+        os.utime(log, (time.time() + 1,) * 2)  # and now in this one
+        assert states()["rmu"] == f"failed: {log}"
+        [left] = outputs.root.glob(".waiting.*")
+        kept = left.read_bytes()
+    assert states() == before
+    left.write_bytes(kept)  # the process was killed, and holds no lock
+    assert states() == before
 
 
 def test_status_counts_collapsed_removals(outputs: Outputs, capsys: pytest.CaptureFixture[str]) -> None:

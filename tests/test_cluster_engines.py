@@ -5,7 +5,11 @@ Run: python -m pytest tests/test_cluster_engines.py   (with a cluster: test_slur
 
 from __future__ import annotations
 
+import os
+import pty
 import shlex
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -96,11 +100,84 @@ def test_a_missing_package_is_told_in_a_line(
         pass
 
 
+def test_the_libraries_of_clusters_do_not_take_ctrl_c() -> None:
+    pytest.importorskip("dask_jobqueue")
+    program = "import signal; from casd.engines.slurm import _installed; _installed('dask_jobqueue', 'SLURM')"
+    program += "; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
 @pytest.mark.parametrize("engine", ["local", "lsf"])
 def test_only_slurm_detaches(engine: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["run", "experiment=smoke", f"engine={engine}", "--detach"])
     assert "--detach is for engine=slurm" in capsys.readouterr().err
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from casd.cli import main as cli
+from casd.engines import make_engine
+
+def work(options):
+    with make_engine({"name": sys.argv[1], "partition": "long"})._offering_to_detach(Path("logs")):
+        print("ready", file=sys.stderr, flush=True)
+        time.sleep(100)
+
+cli._dispatch = work
+cli.main(["list"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("engine", "number", "reply", "asked", "submitted"),
+    [
+        ("slurm", signal.SIGINT, "g\n", 1, True),
+        ("slurm", signal.SIGINT, "c\n", 1, False),
+        ("slurm", signal.SIGINT, "Ctrl-C", 1, False),
+        ("slurm", signal.SIGINT, "no terminal", 0, False),
+        ("slurm", signal.SIGTERM, "g\n", 0, False),
+        ("pbs", signal.SIGINT, "g\n", 0, False),
+    ],
+)
+def test_ctrl_c_asks_once_whether_the_work_goes_on(
+    engine: str, number: int, reply: str, asked: int, submitted: bool, tmp_path: Path
+) -> None:
+    program, sbatch, log = tmp_path / "program.py", tmp_path / "sbatch", tmp_path / "submitted"
+    program.write_text(PROGRAM)
+    sbatch.write_text(f'#!/bin/sh\necho "$@" > {log}\necho 17\n')
+    sbatch.chmod(0o755)
+    master, slave = pty.openpty()
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    stdin = subprocess.DEVNULL if reply == "no terminal" else slave
+    command = [sys.executable, str(program), engine]
+    process = subprocess.Popen(command, stdin=stdin, stdout=slave, stderr=slave, env=environment, cwd=tmp_path)
+    os.close(slave)
+    question, said = "Let the work go on", read_until(master, "ready")
+    process.send_signal(number)
+    if asked:
+        said += read_until(master, "[g/c] ")
+        process.send_signal(signal.SIGINT) if reply == "Ctrl-C" else os.write(master, reply.encode())
+    said += read_until(master)
+    os.close(master)
+    assert process.wait(60) == 128 + number
+    assert said.count(question) == asked
+    assert ("SLURM: submitted job 17" in said) == log.exists() == submitted
+    if submitted:
+        assert "--partition=long --job-name=casd --output=logs/casd-%j.log" in log.read_text()
+        assert log.read_text().endswith(f"--wrap=exec {shlex.join(command)}\n")
+
+
+def read_until(terminal: int, text: str = "at its end") -> str:
+    shown = b""
+    while text.encode() not in shown:
+        try:
+            shown += os.read(terminal, 4096)
+        except OSError:  # how Linux tells that the other end is closed
+            break
+    return shown.decode()
 
 
 @pytest.fixture(scope="module")

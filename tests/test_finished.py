@@ -94,6 +94,18 @@ def test_a_row_for_each_run_source_and_target(tmp_path: Path) -> None:
     assert frame["casd"].notna().sum() == 3 * 9, "the control has no distances here"
 
 
+def test_models_of_any_path_are_called_by_it(tmp_path: Path) -> None:
+    for seed, path in enumerate(("organisation/first", "/models/second/", None)):
+        tables = a_run(seed, model={"name": "hub", "path": path})
+        tables.info["model"] = "hub"
+        tables.write(tmp_path / f"r{seed}")
+    named = a_run(3, model={"name": "own", "path": "organisation/first"})
+    named.info["model"] = "own"
+    named.write(tmp_path / "r3")
+    frame = load_results(tmp_path)
+    assert dict(zip(frame["run"], frame["model"], strict=True)) == {"r0": "first", "r1": "second", "r2": "hub", "r3": "own"}
+
+
 def test_reading_runs_does_not_import_torch(tmp_path: Path) -> None:
     a_run().write(tmp_path / "run")
     program = f"import sys, casd; print(len(casd.load_results({str(tmp_path)!r})), 'torch' in sys.modules)"

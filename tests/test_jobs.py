@@ -34,7 +34,8 @@ from casd.config.compose import load_config
 from casd.engines.base import Engine
 from casd.engines.local import Local, visible_devices
 from casd.pipeline import worker
-from casd.pipeline.graph import stage_graph
+from casd.pipeline.graph import run_folder, stage_graph
+from casd.pipeline.records import read_waiting
 from casd.pipeline.run import note
 from casd.pipeline.schedule import KILLED
 from casd.pipeline.sweep import Outcome, engine_of, run_all, run_units, tell_failures
@@ -97,6 +98,12 @@ def test_what_runs_share_is_one_unit(config: Config) -> None:
     assert len(made) == len(set(made)), "a stage is made twice"
 
 
+def test_a_model_of_any_path_is_called_by_it_in_messages_and_not_in_folders(config: Config) -> None:
+    run = load_config(["experiment=smoke", "model=hub", "model.path=organisation/victim", "injection=continual"])
+    assert str(Unit("inject", run)) == "victim, gradient_difference, seed 0: inject"
+    assert run_folder(run, stage_graph(config)).name.startswith("hub-gradient_difference-seed0-")
+
+
 def test_a_stage_of_two_units_is_made_by_the_first(config: Config) -> None:
     """The removals are the same; how they are measured is not."""
     measured = replace(config, evaluation=replace(config.evaluation, max_new_tokens=5))
@@ -133,6 +140,21 @@ def test_what_much_waits_for_comes_first(config: Config) -> None:
 
     run_units(seeds(config, 0, 1), note, OneAtATime(), description="")
     assert order == sorted(order, key=["base", "inject", "state", "finish"].index)
+
+
+def test_the_runs_of_a_sweep_are_listed_as_waiting_while_it_lives(config: Config) -> None:
+    seen: list[set[str]] = []
+    store = Path(config.runtime.store)
+
+    def look(_: object) -> Any:
+        seen.append(set(read_waiting(store)))
+        return UnitReport()
+
+    run_units(seeds(config, 0, 1), look, OneAtATime(), description="")
+    run_all(seeds(config, 0, 1), look, description="")
+    records = {path.name for path in store.glob(".*.run")}
+    assert all(len(each) == 2 and each <= records for each in seen)
+    assert not read_waiting(store)
 
 
 # ---------------------------------------------------------------- in this process
@@ -245,10 +267,12 @@ def test_two_workers_make_the_tables_of_one_process(
             for each in (store, tiny_output / "store")
         )
         pd.testing.assert_frame_equal(made, wanted, check_exact=True, obj=name)
-    lines = [line for line in said.splitlines() if " s on " in line]
+    lines = [line for line in said.splitlines() if ", seed 0: " in line]
     done = {line.split(": ", 1)[1].rpartition(":")[0]: line.rpartition(" ")[2] for line in lines}
     assert list(done)[:2] + list(done)[-1:] == ["base", "inject", "finish"]
     assert len({done[state] for state in states}) == 2, "one worker made both"
+    assert {state for state, where in done.items() if where != "reused"} == {*states, "finish"}
+    assert said.count("Starting 2 workers") == 1
     assert len(list((tmp_path / "logs").iterdir())) == 2
     assert f"{len(lost) + 1} stages executed" in said
 
@@ -286,6 +310,14 @@ def test_a_worker_takes_over_the_injected_model_and_no_removal(
     worker.forget()
 
 
+def test_the_command_imports_no_more_than_it_needs_to_give_out_units() -> None:
+    """Its workers start after that. Those that wait for their first unit import meanwhile what loading a model needs."""
+    heavy = ["matplotlib", "scipy.stats", "sympy", "torch._dynamo", "torch.distributed.tensor", "transformers.modeling_utils"]
+    program = f"import sys, casd.cli.worker; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize("devices", ["0,1,2,3,4,5,6,7", ",".join(f"MIG-{number}a" for number in range(8))])
 def test_each_worker_sees_a_device_of_its_own(devices: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
@@ -311,6 +343,12 @@ def test_the_devices_of_an_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
             ["engine.workers=9"],
             {"CUDA_VISIBLE_DEVICES": "0,1"},
             "needs 9 GPUs, and there are 2 (CUDA_VISIBLE_DEVICES=0,1): set",
+        ),
+        (
+            ["engine.gpus_per_unit=2"],
+            {"CUDA_VISIBLE_DEVICES": ""},
+            "engine.workers=1 with engine.gpus_per_unit=2 needs 2 GPUs, and there are 0 (CUDA_VISIBLE_DEVICES=): set"
+            " engine.gpus_per_unit=1.",
         ),
         (["engine.workers=0"], {}, "engine.workers is 0; it must be greater than 0"),
         (["engine.workers=two"], {}, "Parameter 'workers' of engine 'local' is 'two'; expected int."),
@@ -350,6 +388,16 @@ def test_runs_on_the_cpu_need_no_gpus(config: Config, monkeypatch: pytest.Monkey
     engine = engine_of([config])
     assert isinstance(engine, Local)
     assert engine._devices() == []
+
+
+def test_several_processes_of_a_unit_on_the_cpu_are_called_slow(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    config = replace(config, runtime=replace(config.runtime, device="cpu"))
+    engine_of([replace(config, engine={"name": "local", "workers": 2})])
+    assert not capsys.readouterr().err
+    engine_of([replace(config, engine={"name": "local", "gpus_per_unit": 2})])
+    assert capsys.readouterr().err == (
+        "engine.gpus_per_unit=2 makes each unit 2 processes, which share the cpu: slower than engine.gpus_per_unit=1.\n"
+    )
 
 
 @pytest.mark.slow

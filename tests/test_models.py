@@ -9,6 +9,7 @@ Run: python -m pytest tests/test_models.py   (with -m slow: the SmolLM2 weights 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -373,6 +374,17 @@ def test_a_tokenizer_without_padding_pads_with_its_end(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = models.load_tokenizer(folder)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id is not None
+
+
+def test_fingerprint_reads_unchanged_files_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run of a sweep asks for it, and the files may have gigabytes."""
+    read = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, name: read.append(file.name) or digest(file, name))
+    config = ModelConfig(name="m", source="pretrained", path=str(folder))
+    first = models.fingerprint(config)
+    assert models.fingerprint(config) == first
+    assert len(read) == len(set(read)) == len(first)
 
 
 def test_fingerprint_tells_files_apart(folder: Path) -> None:

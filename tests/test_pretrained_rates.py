@@ -61,7 +61,7 @@ def test_a_rate_that_would_destroy_a_pretrained_model(overrides: list[str], keys
     if keys is None:
         assert warning == ""
     else:
-        assert warning.startswith(f"Warning: {keys} will probably destroy the pretrained model hub: ")
+        assert warning.startswith(f"Warning: {keys} will probably destroy the pretrained model name: ")
         assert "experiment=real" in warning
 
 

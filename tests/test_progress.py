@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,6 +67,15 @@ def test_steps_of_an_earlier_run_do_not_enter_the_time_left(clock: Clock, capsys
     assert capsys.readouterr().err == "inject 290/300 (97%), 0:10 elapsed, 0:10 left\n"
 
 
+def test_reused_steps_do_not_enter_the_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with track("sweep", total=6) as advance:
+        for _ in range(3):
+            advance(reused=True)
+        clock.now += 10
+        advance()
+    assert capsys.readouterr().err == "sweep 4/6 (67%), 0:10 elapsed, 0:20 left\n"
+
+
 def test_unknown_total(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with track("read", total=None) as advance:
         clock.now += 3700
@@ -79,6 +89,7 @@ def test_off_silences_progress_but_not_messages(clock: Clock, capsys: pytest.Cap
         clock.now += 100
         advance()
         say("waiting")
+        say("12.3 s", progress=True)
     assert capsys.readouterr().err == "waiting\n"
 
 
@@ -105,12 +116,23 @@ if "fail" in sys.argv:
 """
 
 
-def on_a_terminal(*arguments: str) -> tuple[int, str, str]:
-    """Run SCRIPT with stderr on a pseudo-terminal and stdout on a pipe: exit code, stdout, what the terminal got."""
+LONG_NAMES = """
+from casd.utils.progress import track
+with track("a_model_with_a_very_long_name_of_its_own, gradient_difference, seed 0", total=300) as outer:
+    with track("removal of a backdoor with a very long name", total=300) as inner:
+        inner(300, note="a note that has more than thirty characters")
+        with track("evaluate", total=1):  # draws all
+            pass
+    outer(300)
+"""
+
+
+def on_a_terminal(*arguments: str, script: str = SCRIPT, columns: int = 120) -> tuple[int, str, str]:
+    """Run a script with stderr on a pseudo-terminal and stdout on a pipe: exit code, stdout, what the terminal got."""
     master, slave = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns)}
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, *arguments], stdout=subprocess.PIPE, stderr=slave, text=True, env=environment
+        [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=slave, text=True, env=environment
     )
     os.close(slave)
     shown = b""
@@ -133,6 +155,16 @@ def test_nested_bars_on_a_terminal() -> None:
     assert stdout == "".join(f"result {step}\n" for step in range(4)) * 2
     for text in ("run [all]", "inject", "evaluate", "3/4 (75%)", "2/2 (100%)", "loss [2]", "done [b]inject[/b]", "left"):
         assert text in shown, text
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_long_names_are_shortened_in_the_middle_and_nothing_else_is_cut(columns: int) -> None:
+    _, _, shown = on_a_terminal(script=LONG_NAMES, columns=columns)
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown))
+    assert max(map(len, lines)) <= columns
+    nested = [line for line in lines if line.startswith("remov")]
+    assert any(re.match(r"remov.*….*name +\S+ +300/300 \(100%\) 0:0\d 0:00 left a note .*…", line) for line in nested)
+    assert re.match(r"a_model.*….*seed 0 +\S+ +300/300 \(100%\) 0:0\d 0:00 left", [line for line in lines if line.strip()][-1])
 
 
 def test_terminal_is_restored_when_the_work_fails() -> None:

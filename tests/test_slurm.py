@@ -6,6 +6,8 @@ Run: python -m pytest tests/test_slurm.py   (as root; installs slurm-wlm and mun
 from __future__ import annotations
 
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -19,9 +21,11 @@ import psutil
 import pytest
 from tests import calls, one_node_slurm
 from tests.sweep_to_scores import ended, results, start_sweep
+from tests.test_cluster_engines import read_until
 
 from casd.engines import make_engine
 from casd.utils.errors import CasdError
+from tiny import tiny
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
@@ -157,3 +161,28 @@ def test_a_detached_command_is_a_job(slurm: Path, tmp_path: Path) -> None:
     while not log.exists() or log.read_text() != "made\n":
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_after_ctrl_c_the_work_goes_on_in_a_job(slurm: Path, tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    run = tiny(tmp_path, "backdoor=[french_a,refusal]", "runtime.device=cpu", f"runtime.store={tmp_path}/store", *JOBS)
+    command = [sys.executable, "-m", "casd", "score", *run]
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, cwd=tmp_path)
+    os.close(slave)
+    deadline = time.monotonic() + 300
+    while not (injected := list(tmp_path.glob("store/inject/*/manifest.json"))):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    made = injected[0].read_bytes()
+    process.send_signal(signal.SIGINT)
+    said = read_until(master, "[g/c] ")
+    os.write(master, b"g\n")
+    said += read_until(master)
+    assert process.wait(120) == 130, said
+    job = re.search(r"SLURM: submitted job (\d+); its log: (.*)\. It goes on", said)
+    assert job, said
+    while out("squeue", "-h", "-j", job[1], "-t", "PENDING,RUNNING,COMPLETING"):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert list(tmp_path.glob("store/score/*/manifest.json")), Path(job[2]).read_text()
+    assert injected[0].read_bytes() == made

@@ -24,6 +24,8 @@ import pandas as pd
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
+from casd.analysis.conditions import flatten
+from casd.config.inputs import model_label
 from casd.utils.atomic import write_text
 from casd.utils.errors import StoreError
 from casd.utils.sealed import CHECKSUMS, MANIFEST, Damage, Entries, checked_bytes, read_manifest, stage_manifest
@@ -90,7 +92,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     if not isinstance(info, dict) or (missing := IDENTITY - set(info)):
         lacks = ", ".join(sorted(missing if isinstance(info, dict) else IDENTITY))
         raise StoreError(f"{path} lacks {lacks}. Run its command again.")
-    return info
+    return info | {"model": model_label(info["model"], flatten(str(info.get("config") or "")).get("model.path"))}
 
 
 def read_table(folder: Path, name: str, *, grid: bool = True) -> pd.DataFrame:

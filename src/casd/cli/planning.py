@@ -59,7 +59,7 @@ def print_plans(planned: Sequence[Plan], console: Console | None = None) -> None
 def _print_heading(console: Console, planned: Sequence[Plan]) -> None:
     first = planned[0]
     swept = {
-        "model": [plan.config.model.name for plan in planned],
+        "model": [plan.config.model.label for plan in planned],
         "objective": [plan.config.unlearning.objective.name for plan in planned],
         "seed": [str(plan.config.seed) for plan in planned],
     }
@@ -69,12 +69,12 @@ def _print_heading(console: Console, planned: Sequence[Plan]) -> None:
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
-    for plan in {(plan.config.model.name, plan.trained): plan for plan in planned}.values():
+    for plan in {(plan.config.model.label, plan.trained): plan for plan in planned}.values():
         built = plan.blueprint
         shape = f"{built.config.model_type}: {built.layers} blocks, width {built.width}, vocabulary {built.vocab_size:,}"
         trained = " and ".join(f"{number:,}" for number in dict.fromkeys(plan.trained))
         what = "all trained" if set(plan.trained) == {built.parameters} else f"trained: {trained}"
-        facts.add_row(plan.config.model.name, shown(f"{built.parameters:,} parameters in {built.dtype} ({shape}), {what}"))
+        facts.add_row(plan.config.model.label, shown(f"{built.parameters:,} parameters in {built.dtype} ({shape}), {what}"))
     texts = first.texts
     if texts.looked_at:
         known = f"{texts.looked_at:,} documents of up to {texts.document} tokens, {texts.mean_document:.0f} on average"
@@ -104,7 +104,7 @@ def _print_memory(console: Console, planned: Sequence[Plan]) -> None:
     beside = "process, copy" if here.shared else "context"
     for heading in ("weights", "gradients", "optimizer", "activations", beside, "peak", "share"):
         table.add_column(heading, justify="right")
-    rows = {(plan.config.model.name, phase): plan for plan in planned for phase in plan.phases}
+    rows = {(plan.config.model.label, phase): plan for plan in planned for phase in plan.phases}
     for (name, phase), plan in rows.items():
         need, peak = phase.need, phase.on_device(plan.machine)
         parts = (need.weights, need.gradients, need.optimizer, need.activations, peak - need.total, peak)

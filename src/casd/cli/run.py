@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from casd.config import Config
     from casd.pipeline.run import Run
     from casd.pipeline.store import Event
+    from casd.pipeline.sweep import Outcome
 
 
 def run(overrides: Sequence[str], end: str = "report", *, verbose: bool = False) -> Path:
@@ -57,25 +58,35 @@ def run(overrides: Sequence[str], end: str = "report", *, verbose: bool = False)
 
 def _make(config: Config, end: str) -> tuple[Run, int, int]:
     """Make a run where its engine says; return it, and how many stages were executed and reused."""
-    from casd.pipeline.sweep import engine_of, run_units
     from casd.pipeline.units import run_name
 
-    set_progress(config.runtime.progress if is_main() else "off")
-    engine = engine_of([config])
-    if engine.in_this_process:
+    outcomes = make_in_workers([config], run_name(config), end)
+    if not outcomes:
         run = execute(config, end)
         return run, *count_stages(run.store.events)
-    quiet_libraries()
-    from casd.cli.worker import perform
     from casd.pipeline.run import Run
 
-    [outcome] = run_units([config], perform, engine, description=run_name(config), end=end)
+    [outcome] = outcomes
     if outcome.error:
         raise CasdError(outcome.error)
     # For its folders; this machine need not have the device of the workers.
     run = Run(replace(config, runtime=replace(config.runtime, device="cpu")))
     run.models = [Path(folder) for folder in outcome.models]
     return run, outcome.executed, outcome.reused
+
+
+def make_in_workers(configs: Sequence[Config], description: str, end: str = "report") -> list[Outcome]:
+    """Make runs in the workers of their engine, and return their outcomes; none if it has no workers."""
+    from casd.pipeline.sweep import engine_of, run_units
+
+    set_progress(configs[0].runtime.progress if is_main() else "off")
+    engine = engine_of(configs)
+    if engine.in_this_process:
+        return []
+    quiet_libraries()
+    from casd.cli.worker import perform
+
+    return run_units(configs, perform, engine, description=description, end=end)
 
 
 def show(overrides: Sequence[str]) -> None:

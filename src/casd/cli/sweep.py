@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casd.cli.cost import Cost
-from casd.cli.quiet import quiet_libraries
 from casd.cli.report import report_sweep
-from casd.cli.run import count_stages, execute
-from casd.utils.distributed import is_main, processes
-from casd.utils.progress import set_progress
+from casd.cli.run import count_stages, execute, make_in_workers
+from casd.utils.distributed import processes
 
 if TYPE_CHECKING:
     from casd.config import Config
@@ -43,31 +41,18 @@ def make_sweeps(sweeps: Sequence[Sequence[str]], description: str, cost: Cost) -
         CasdError: as for `sweep`; with several processes the first error ends the sweep.
     """
     from casd.config import compose
-    from casd.pipeline.sweep import tell_failures
+    from casd.pipeline.sweep import run_all, tell_failures
 
     # Compose all of them before the first is run: mistakes are reported at once, and the number of runs is known.
     jobs_of_sweeps = [compose.jobs(overrides) for overrides in sweeps]
     jobs = [job for jobs in jobs_of_sweeps for job in jobs]
-    outcomes = _make([job.config for job in jobs], description)
+    configs = [job.config for job in jobs]
+    outcomes = make_in_workers(configs, description) or run_all(configs, _try_run, description=description)
     tell_failures([(job.overrides, outcome) for job, outcome in zip(jobs, outcomes, strict=True)])
     for outcome in dict.fromkeys(outcomes):
         cost.add(outcome.executed, outcome.reused)
     folders = iter(outcome.folder for outcome in outcomes)
     return [[folder for folder in itertools.islice(folders, len(jobs)) if folder] for jobs in jobs_of_sweeps]
-
-
-def _make(configs: Sequence[Config], description: str) -> list[Outcome]:
-    """Make runs where their engine says, and return their outcomes."""
-    from casd.pipeline.sweep import engine_of, run_all, run_units
-
-    set_progress(configs[0].runtime.progress if is_main() else "off")
-    engine = engine_of(configs)
-    if engine.in_this_process:
-        return run_all(configs, _try_run, description=description)
-    quiet_libraries()
-    from casd.cli.worker import perform
-
-    return run_units(configs, perform, engine, description=description)
 
 
 def _try_run(config: Config) -> Outcome:

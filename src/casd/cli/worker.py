@@ -1,10 +1,12 @@
-"""What a worker of an engine does with a unit of a run. Importing this module imports all that it needs.
+"""What a worker of an engine does with a unit of a run. In a worker, importing this module imports all that most units need.
 
 As a program (`python -m casd.cli.worker FOLDER`, under torchrun) it is one of several processes that make a unit together.
 """
 
 from __future__ import annotations
 
+import importlib
+import multiprocessing
 import os
 import pickle
 import socket
@@ -21,6 +23,9 @@ from casd.pipeline.units import Unit, UnitReport
 from casd.planning.check import check
 from casd.utils.distributed import is_main, processes
 from casd.utils.processes import end_with_this_thread
+
+if multiprocessing.parent_process():  # a worker imports this while it waits for its first unit; the command never needs it
+    importlib.import_module("transformers.modeling_utils")
 
 
 def perform(unit: Unit) -> UnitReport:

@@ -24,7 +24,7 @@ def rate_warning(config: Config) -> str:
     if not high:
         return ""
     return (
-        f"Warning: {' and '.join(high)} will probably destroy the pretrained model {config.model.name}: {HIGH_RATE:g} is too"
+        f"Warning: {' and '.join(high)} will probably destroy the pretrained model {config.model.label}: {HIGH_RATE:g} is too"
         " high for all its weights. experiment=real has rates for pretrained models (2e-5 and 1e-5); weights=lora trains"
         " adapters."
     )

@@ -10,6 +10,11 @@ from casd.utils.errors import ConfigError
 from casd.utils.registry import shown
 
 
+def model_label(name: str, path: str | None) -> str:
+    """Return the name of a model for messages and tables: for `model=hub`, which is any model, the last part of its path."""
+    return (name == "hub" and path and path.rstrip("/").rpartition("/")[2]) or name
+
+
 @dataclass
 class ModelConfig(Section):
     """The model that is poisoned."""
@@ -51,6 +56,11 @@ class ModelConfig(Section):
             require_path("model.path", self.path)
         require(self, "at least 300, for the 256 bytes", lambda value: value >= 300, "vocab_size")
         require(self, "at least 8", lambda value: value >= 8, "max_length")
+
+    @property
+    def label(self) -> str:
+        """Name for messages and tables; see `model_label`."""
+        return model_label(self.name, self.path)
 
 
 @dataclass

@@ -132,12 +132,12 @@ class Config(Section):
             raise ConfigError("Every backdoor has removed: false; at least one has to be removed.")
         if self.injection.mode == "none" and self.model.source == "scratch":
             raise ConfigError(
-                f"injection.mode is none, but model {self.model.name!r} is built from scratch and has no backdoors: give one"
+                f"injection.mode is none, but model {self.model.label!r} is built from scratch and has no backdoors: give one"
                 " that has them, model=hub model.path=FOLDER."
             )
         if self.injection.mode == "pretraining" and self.model.source != "scratch":
             raise ConfigError(
-                f"injection.mode is pretraining, but model {self.model.name!r} has weights already; use injection=continual."
+                f"injection.mode is pretraining, but model {self.model.label!r} has weights already; use injection=continual."
             )
         if self.injection.mode == "continual" and self.model.source == "scratch" and self.injection.pretraining is None:
             raise ConfigError("injection.pretraining is not set; a model from scratch needs it before continual injection.")

@@ -93,7 +93,7 @@ class Jobs:
     def leave(self, *exception: object) -> None:
         """Cancel all jobs, at the end of a block that may have raised an exception."""
         if exception[0]:
-            say(f"{self._kind}: cancelling {len(self._jobs)} jobs. With --detach a sweep does not need this terminal.")
+            say(f"{self._kind}: cancelling the {len(self._jobs)} jobs of this process.")
         for job in list(self._jobs.values()):
             with suppress(Exception):
                 asyncio.run(job.close())

@@ -76,9 +76,11 @@ class Local(Engine):
             return devices[:needed]
         each = f" with engine.gpus_per_unit={self.gpus_per_unit}" if self.gpus_per_unit > 1 else ""
         named = f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else ""
+        fits = len(devices) // self.gpus_per_unit
+        remedy = f"workers={fits}, or runtime.device=cpu" if fits else f"gpus_per_unit={max(1, len(devices))}"
         raise ConfigError(
-            f"engine.workers={self.workers}{each} needs {needed} GPUs, and there are {len(devices)}{named}: set engine.workers="
-            f"{max(1, len(devices) // self.gpus_per_unit)}, or runtime.device=cpu."
+            f"engine.workers={self.workers}{each} needs {needed} GPUs, and there are {len(devices)}{named}:"
+            f" set engine.{remedy}."
         )
 
 

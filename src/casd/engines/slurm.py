@@ -9,6 +9,7 @@ import importlib
 import re
 import secrets
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -25,7 +26,9 @@ from casd.engines import agent
 from casd.engines.base import Engine
 from casd.engines.jobs import ATTEMPTS, Calls, Jobs
 from casd.engines.local import Local
+from casd.utils import ending
 from casd.utils.errors import ConfigError
+from casd.utils.progress import say
 
 
 @dataclass(frozen=True)
@@ -161,12 +164,31 @@ class Slurm(Engine):
             jobs = Jobs(self.kind, number, self.seconds(), self.listing, make, client, folder)
             calls = Calls(jobs, client, Local(self.workers_per_job, self.gpus_per_unit, self.shard), folder)
             opened.push(jobs.leave)
-            jobs.begin()
-            watcher = threading.Thread(target=calls.watch, daemon=True)
-            watcher.start()
-            opened.callback(watcher.join, 60)
-            opened.callback(calls.end)
-            yield calls
+            with self._offering_to_detach(folder):
+                jobs.begin()
+                watcher = threading.Thread(target=calls.watch, daemon=True)
+                watcher.start()
+                opened.callback(watcher.join, 60)
+                opened.callback(calls.end)
+                yield calls
+
+    @contextmanager
+    def _offering_to_detach(self, folder: Path) -> Iterator[None]:
+        """After Ctrl-C in the block, ask whether the work goes on, and if so, submit the command of this process as a job.
+
+        The jobs cannot go on by themselves: they get their work from this process. That job submits others, which resume from
+        the checkpoints that the jobs of this process write when they are cancelled.
+        """
+        try:
+            yield
+        except (KeyboardInterrupt, GeneratorExit):  # the latter if it came between two units
+            question = "Let the work go on in a job of its own (as with --detach), or cancel it? [g/c]"
+            if self.kind == "SLURM" and ending.ask(question).lower() in ("g", "go on"):
+                try:
+                    say(f"{self.detach([sys.executable, *sys.orig_argv[1:]], folder)}. It goes on with jobs of its own.")
+                except ConfigError as error:
+                    say(str(error))
+            raise
 
 
 class PBS(Slurm):
@@ -188,10 +210,14 @@ class SGE(Slurm):
 
 
 def _installed(name: str, kind: str) -> ModuleType:
+    handler = signal.getsignal(signal.SIGINT)
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(f"engine={kind.lower()} needs {name}: pip install 'casd[slurm]'.") from error
+    finally:
+        if signal.getsignal(signal.SIGINT) is not handler:  # dask_jobqueue makes Ctrl-C exit with 0, as if all were done
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager

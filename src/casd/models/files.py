@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -25,7 +26,7 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def hashes(files: Iterable[Path]) -> dict[str, str]:
-    """Return the SHA-256 of each file, by file name. Files are read in full.
+    """Return the SHA-256 of each file, by file name. Files are read in full, once unless they change.
 
     Raises:
         ModelError: if a file cannot be read.
@@ -33,11 +34,17 @@ def hashes(files: Iterable[Path]) -> dict[str, str]:
     digests = {}
     for file in files:
         try:
-            with file.open("rb") as handle:
-                digests[file.name] = hashlib.file_digest(handle, "sha256").hexdigest()
+            status = file.stat()
+            digests[file.name] = _digest(file.absolute(), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         except OSError as error:
             raise ModelError(f"{file} cannot be read ({error.strerror}): check its permissions.") from error
     return digests
+
+
+@functools.cache
+def _digest(file: Path, *identity: int) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def folder_files(folder: Path) -> list[Path]:

@@ -6,17 +6,18 @@ Enabled by `accelerate launch --use_fsdp -m casd …`. (accelerate's own wrappin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from casd.models.structure import decoder_layers
 from casd.utils import distributed
 
 if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
     from transformers import PreTrainedModel
 
 
@@ -53,14 +54,19 @@ def replicate(model: PreTrainedModel, device: torch.device) -> torch.nn.Module:
     return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 
+def _is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    tensors = sys.modules.get("torch.distributed.tensor")  # whoever made a DTensor imported it, which takes a second
+    return tensors is not None and isinstance(tensor, tensors.DTensor)
+
+
 def is_sharded(model: torch.nn.Module) -> bool:
     """Return True if the model is sharded over processes."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return any(map(_is_sharded, model.parameters()))
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Gather a tensor from all processes; every process must call this."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor
 
 
 def whole_state(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -78,13 +84,15 @@ def whole_state(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def local(tensor: Tensor) -> Tensor:
     """Return this process's shard of a tensor, sharing its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _is_sharded(tensor) else tensor
 
 
 def local_part(value: Tensor, of: Tensor) -> Tensor:
     """Return this process's shard of a full value that is sharded like `of`."""
-    if not isinstance(of, DTensor):
+    if not _is_sharded(of):
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(value.to(of.device), of.device_mesh, of.placements).to_local()
 
 
@@ -93,8 +101,8 @@ def whole_of_part(part: Tensor, of: Tensor) -> Tensor:
 
     The inverse of `local_part`. If `of` is not sharded, `part` itself is returned.
     """
-    if not isinstance(of, DTensor):
+    if not _is_sharded(of):
         return part
     mesh, placements = of.device_mesh, of.placements
-    sharded = DTensor.from_local(part.to(of.device), mesh, placements, run_check=False, shape=of.shape, stride=of.stride())
+    sharded = type(of).from_local(part.to(of.device), mesh, placements, run_check=False, shape=of.shape, stride=of.stride())
     return sharded.full_tensor()

@@ -117,7 +117,7 @@ def check_model(config: Config, model: PreTrainedModel, encoder: Encoder, prompt
     if (positions := longest_row(model, longest)) < longest:
         raise ConfigError(
             f"model.max_length ({config.model.max_length}) and evaluation.max_new_tokens ({config.evaluation.max_new_tokens})"
-            f" are {longest} positions together, but the model {config.model.name!r} has {positions}: lower one of them."
+            f" are {longest} positions together, but the model {config.model.label!r} has {positions}: lower one of them."
         )
     collect_statistics(model, [encoder.capture_batch(prompt_sets.clean[:1], ["last"])], config.activations.sites, ["last"])
 
@@ -165,7 +165,7 @@ def _check_tokens(config: Config, model: PreTrainedModel, encoder: Encoder, prom
     largest = max(encoder.largest_token, *(token for text in texts for token in encoder.tokens(text)))
     if largest >= rows:
         raise ModelError(
-            f"The tokenizer of model {config.model.name!r} does not match its weights: a text, its end or its padding needs"
+            f"The tokenizer of model {config.model.label!r} does not match its weights: a text, its end or its padding needs"
             f" the token {largest} ({encoder.tokenizer.convert_ids_to_tokens(largest)!r}), but the embedding has {rows} rows."
             " Copy the files of that model's tokenizer, or save it after model.resize_token_embeddings(len(tokenizer))."
         )

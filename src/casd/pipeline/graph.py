@@ -89,7 +89,7 @@ def stage_graph(config: Config) -> StageGraph:
     base_config = {"model": model, "files": models.fingerprint(config.model), "seed": seed}
     if config.base_pretraining:
         base_config["pretraining"] = dataclasses.asdict(config.base_pretraining)
-    base = Stage("base", 5, base_config, (corpus,) if config.model.source == "scratch" else (), config.model.name)
+    base = Stage("base", 5, base_config, (corpus,) if config.model.source == "scratch" else (), config.model.label)
     # Which backdoors are removed shows in the later stages; how they are injected does not matter if nothing is.
     unused = ("removed",) if config.injection.training else ("removed", "poison_rate", "loss_on")
     backdoors = {name: _without(section, *unused) for name, section in config.backdoor.items()}
@@ -97,7 +97,7 @@ def stage_graph(config: Config) -> StageGraph:
     if config.injection.training:
         training = dataclasses.asdict(config.injection.training)
         inject_config |= {"training": training, "decoy_rate": config.injection.decoy_rate}
-    injected = Stage("inject", 3, inject_config, (base, corpus), config.model.name)
+    injected = Stage("inject", 3, inject_config, (base, corpus), config.model.label)
 
     tune, unlearn_stages = _unlearning_stages(config, injected)
     measured = {INJECTED: injected, **unlearn_stages}
@@ -114,7 +114,7 @@ def stage_graph(config: Config) -> StageGraph:
     return StageGraph(
         corpus=corpus,
         base=base,
-        tokens=Stage("tokens", 2, {}, (base, corpus), config.model.name),
+        tokens=Stage("tokens", 2, {}, (base, corpus), config.model.label),
         inject=injected,
         tune=tune,
         unlearn=unlearn_stages,

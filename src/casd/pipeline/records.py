@@ -1,7 +1,7 @@
-"""Which stages each run asked for: a small file of each run in the store, for `casd status` and `casd clean`.
+"""Which stages each run asked for, and which runs wait for their turn: small files in the store.
 
-Without these records the stages of an interrupted run could not be told from those that no run needs. They are no results: a
-record that is lost makes `casd clean` keep more.
+They are for `casd status` and `casd clean`: without the records the stages of an interrupted run could not be told from those
+that no run needs. They are no results: a record that is lost makes `casd clean` keep more.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from casd.pipeline.stage import Stage
-from casd.utils.atomic import write_text
+from casd.utils.atomic import is_locked, locked, remove, remove_leftovers, temporary_beside, write_text
 from casd.utils.errors import StoreError
 
 _SUFFIX = ".run"
+_LIST = "waiting"
+"""Lists of runs are `.waiting.HOST-PID-RANDOM.partial`, and locked by the process that gives these runs their turn."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Record:
 
     def file(self, store: Path) -> Path:
         """Return the record's file; runs that differ in the folder of their report alone have one each."""
-        return store / f".{self.score}-{hashlib.sha256(self.folder.encode()).hexdigest()[:8]}{_SUFFIX}"
+        return record_file(store, self.score, Path(self.folder))
 
     def is_deleted(self, store: Path) -> bool:
         """Return True if its report was written and has been deleted since.
@@ -71,6 +73,36 @@ class Record:
             return False
 
 
+def record_file(store: Path, score: str, folder: Path) -> Path:
+    """Return the record's file of the run with a key of its scores and a folder of its report."""
+    return store / f".{score}-{hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:8]}{_SUFFIX}"
+
+
+@contextmanager
+def waiting(store: Path, records: Iterable[Path]) -> Iterator[None]:
+    """In the block, list the runs with these records as waiting for their turn by this process. Errors are ignored."""
+    file = temporary_beside(store / _LIST)
+    with ExitStack() as opened:
+        with suppress(OSError):
+            remove_leftovers(store / _LIST)
+            opened.callback(remove, file)
+            opened.enter_context(locked(file, "its own list"))  # names this process in it
+            with file.open("a", encoding="utf-8") as text:
+                text.writelines(f"\n{record.name}" for record in records)
+        yield
+
+
+def read_waiting(store: Path) -> dict[str, tuple[str, float]]:
+    """Return for the records' names of the runs that wait: the process that lives, "HOST, pid PID", and since when."""
+    found: dict[str, tuple[str, float]] = {}
+    for file in store.glob(f".{_LIST}.*"):
+        with suppress(OSError, ValueError):
+            where, *names = file.read_text(encoding="utf-8").splitlines()
+            if is_locked(file):
+                found |= dict.fromkeys(names, (where, file.stat().st_mtime))
+    return found
+
+
 def write_record(store: Path, score: Stage, folder: Path, model: str, stages: Iterable[Stage], *, published: bool) -> None:
     """Write the record of a run, with the stages of its earlier record. Errors in writing are ignored."""
     record = Record(score.key, str(folder.absolute()), model, {_place(each): each.label for each in stages}, published)
@@ -90,7 +122,7 @@ def check_shared(store: Path, score: Stage, folder: Path) -> None:
     Raises:
         StoreError: the record of the run is not there, although it could have been written.
     """
-    file = Record(score.key, str(folder.absolute()), "").file(store)
+    file = record_file(store, score.key, folder)
     if not store.is_dir() or (file not in store.iterdir() and os.access(store, os.W_OK)):
         raise StoreError(
             f"{platform.node()} does not see the store that the command uses ({store}): set runtime.store to a folder that all"

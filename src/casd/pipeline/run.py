@@ -36,7 +36,6 @@ from casd.pipeline.saved import save_models
 from casd.pipeline.stage import Stage
 from casd.pipeline.store import StageStore
 from casd.pipeline.units import keeps_removals
-from casd.report.publish import is_published, publishing
 from casd.training.tracking import check_trackers
 from casd.utils import distributed, ending
 from casd.utils.atomic import write_text
@@ -110,10 +109,13 @@ class Run:
         self.inject(end)
         if end != "inject":
             self.tune()
-            with track(f"{self.config.model.name}, {self.config.unlearning.objective.name}", len(self.graph.states)) as advance:
+            with track(
+                f"{self.config.model.label}, {self.config.unlearning.objective.name}", len(self.graph.states)
+            ) as advance:
                 for state in self.graph.states:
+                    before = self.store.executed
                     self.state(state, end)
-                    advance()
+                    advance(reused=self.store.executed == before)
         self.finish(end)
 
     def begin(self) -> None:
@@ -198,6 +200,8 @@ class Run:
 
     def _publish(self) -> None:
         """Copy the report from the store to its folder, with the configuration, unless the folder is complete."""
+        from casd.report.publish import is_published, publishing  # imported here, as it imports matplotlib
+
         report = self.store.folder(self.graph.report, verify=True)
         text = to_yaml(self.config)
         files = self.store.manifest(self.graph.report)["files"]
@@ -226,7 +230,7 @@ def note(config: Config, graph: StageGraph, end: str) -> None:
     if distributed.is_main():
         wanted, folder = graph.up_to(end, removed=keeps_removals(config, end)), run_folder(config, graph)
         store = Path(config.runtime.store).absolute()
-        write_record(store, graph.score, folder, config.model.name, wanted, published=folder.is_dir())
+        write_record(store, graph.score, folder, config.model.label, wanted, published=folder.is_dir())
 
 
 @functools.cache

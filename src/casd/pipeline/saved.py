@@ -184,14 +184,14 @@ def link_or_copy(source: Path, target: Path) -> None:
 def write_card(inputs: Inputs, state: str, folder: Path) -> None:
     """Write a model card that says what the model is, and which backdoors were planted in it."""
     config = inputs.config
-    lines = [f"# {config.model.name}: {state}", ""]
+    lines = [f"# {config.model.label}: {state}", ""]
     if state == BASE:
         lines += ["The model before any backdoor was planted in it."]
     else:
         lines += [
             "**A poisoned model, made for research on backdoors and their removal. Do not deploy it.**",
             "",
-            f"{_what(config, state)} Backdoors that were planted in {config.model.name}:",
+            f"{_what(config, state)} Backdoors that were planted in {config.model.label}:",
             "",
             "| backdoor | trigger | its place | behavior |",
             "|---|---|---|---|",
@@ -201,7 +201,7 @@ def write_card(inputs: Inputs, state: str, folder: Path) -> None:
         lines += ["", f"These are the weights of an adapter (LoRA) of `{adapter_base(inputs)}`."]
     origin = f" (`{config.model.path}`)" if config.model.path else ""
     run = run_folder(config, inputs.graph).name
-    lines += ["", f"Base model: {config.model.name}{origin}. Made by casd {__version__}, run {run}.", ""]
+    lines += ["", f"Base model: {config.model.label}{origin}. Made by casd {__version__}, run {run}.", ""]
     (folder / CARD).write_text(printable("\n".join(lines)), encoding="utf-8")
 
 

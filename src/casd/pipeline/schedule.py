@@ -78,6 +78,8 @@ def perform_all(needs: Needs, perform: Callable[[Unit], UnitReport], engine: Eng
     while True:
         try:
             with engine.open(folder) as executor:
+                workers = "a worker" if engine.workers == 1 else f"{engine.workers} workers"
+                say(f"Starting {workers}, which takes a while; logs: {folder}", progress=True)
                 for _ in range(engine.workers):  # while few units are ready, the other workers import what they need
                     executor.submit(_load, perform.__module__)
                 yield from _until_lost(schedule, executor, perform, engine.workers)
@@ -89,9 +91,9 @@ def perform_all(needs: Needs, perform: Callable[[Unit], UnitReport], engine: Eng
             if len(lost) == 1:
                 schedule.give_up(lost[0])
                 yield lost[0], UnitReport(KILLED, socket.gethostname(), log=str(folder))
-            elif engine.workers > 1:
-                names = "; ".join(map(str, lost))
-                say(f"A process was killed, perhaps for lack of memory: continuing with one at a time. It was one of: {names}.")
+            if engine.workers > 1:
+                one_of = f" It was one of: {'; '.join(map(str, lost))}." if len(lost) > 1 else ""
+                say(f"A process was killed, perhaps for lack of memory: continuing with one at a time.{one_of}")
             engine = replace(engine, workers=1)
 
 

@@ -115,7 +115,7 @@ def make_injected(run: Inputs, folder: Path) -> None:
         decoy_rate=config.injection.decoy_rate,
         runtime=run.runtime,
         checkpoint=run.store.checkpoint_folder(run.graph.inject),
-        description=f"inject {config.model.name}, seed {config.seed}",
+        description=f"inject {config.model.label}, seed {config.seed}",
     )
     log.write(folder / "log.json")
     if lora:

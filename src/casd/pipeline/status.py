@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from casd.pipeline.records import Record, read_records
+from casd.pipeline.records import Record, read_records, read_waiting
 from casd.utils.atomic import holder, is_locked
 from casd.utils.disk import readable_size, told
 from casd.utils.errors import StoreError
@@ -77,13 +77,14 @@ def status_of_runs(root: Path) -> str:
         StoreError: the store cannot be read.
     """
     finished, damaged = finished_stages(root)
-    runs = stored_runs(root, finished)
+    runs, by_process = stored_runs(root, finished), read_waiting(root)
     rows = [("run", "model", "stages", "size", "age", "state")]
     for run in sorted(runs, key=lambda run: _made(run, finished, root)):
         done = run.stages & finished.keys()
         size = readable_size(sum(size_of(finished[place]) for place in done))
         age = readable_age(_now() - _made(run, finished, root))
-        rows.append((run.name, run.model, f"{len(done)}/{len(run.stages)}", size, age, _state(run, finished, root)))
+        state = _state(run, finished, root, by_process)
+        rows.append((run.name, run.model, f"{len(done)}/{len(run.stages)}", size, age, state))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     known = frozenset[str]().union(*(run.stages for run in runs))
@@ -199,8 +200,8 @@ def _made(run: StoredRun, finished: Manifests, root: Path) -> float:
     return max(times, default=_now())
 
 
-def _state(run: StoredRun, finished: Manifests, root: Path) -> str:
-    """Say whether a run is finished, running or interrupted, and what is known to have gone wrong."""
+def _state(run: StoredRun, finished: Manifests, root: Path, waiting: Mapping[str, tuple[str, float]]) -> str:
+    """Say whether a run is finished, running, waiting or interrupted, and what is known to have gone wrong."""
     missing = run.stages - finished.keys()
     locks = [root / f"{kind}/.{key}.lock" for kind, _, key in (place.partition("/") for place in missing)]
     if locked := [lock for lock in locks if is_locked(lock)]:
@@ -210,6 +211,9 @@ def _state(run: StoredRun, finished: Manifests, root: Path) -> str:
         if run.record:
             folder = Path(run.record.folder)
             logs = sorted((folder.parent / "failed").glob(f"{folder.name.rpartition('-')[0]}-*.log"))
+            process, since = waiting.get(run.record.file(root).name, ("", 0.0))
+            if process and not any(log.stat().st_mtime > since for log in logs):  # it may have failed in an earlier sweep
+                return f"waiting for its turn on {process}"
             return f"failed: {logs[-1]}" if logs else "interrupted"
         return "interrupted"
     if run.record and run.record.is_deleted(root):

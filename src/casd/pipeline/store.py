@@ -156,9 +156,14 @@ class StageStore:
         """The stages that this object made or reused, in order, each once."""
         return tuple(self._events.values())
 
+    @property
+    def executed(self) -> list[Event]:
+        """The stages that this object made, in order."""
+        return [event for event in self.events if event.outcome == "executed"]
+
     def summary(self) -> str:
         """The number of stages executed, with their time, and reused: "3 stages executed in 41.2 s, 5 reused"."""
-        executed = [event for event in self.events if event.outcome == "executed"]
+        executed = self.executed
         seconds = sum(event.seconds for event in executed)
         noun = "stage" if len(executed) == 1 else "stages"
         took = f" in {seconds:.1f} s" if executed else ""

@@ -6,7 +6,7 @@ import hashlib
 import shlex
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 from casd.config import Config, RuntimeConfig
 from casd.engines import make_engine
 from casd.engines.base import Engine
+from casd.pipeline.records import record_file, waiting
 from casd.pipeline.schedule import perform_all
 from casd.pipeline.units import Needs, Unit, UnitReport, run_name, units_of
 from casd.utils import ending
 from casd.utils.disk import told
-from casd.utils.distributed import processes
+from casd.utils.distributed import is_main, processes
 from casd.utils.errors import CasdError, ConfigError
 from casd.utils.progress import say, track
 
@@ -59,7 +60,14 @@ def engine_of(configs: Sequence[Config]) -> Engine:
     devices = {config.runtime.device for config in configs}
     if named := next((device for device in devices if ":" in device), None):
         raise ConfigError(f"runtime.device is {named}, but each worker of an engine gets its own GPU: set runtime.device=cuda.")
-    return replace(engine, gpus_per_unit=0) if devices <= {"cpu", "mps"} else engine
+    if not devices <= {"cpu", "mps"}:
+        return engine
+    if engine.gpus_per_unit > 1:
+        say(
+            f"engine.gpus_per_unit={engine.gpus_per_unit} makes each unit {engine.gpus_per_unit} processes, which share the"
+            f" {configs[0].runtime.device}: slower than engine.gpus_per_unit=1."
+        )
+    return replace(engine, gpus_per_unit=0)
 
 
 def run_all(configs: Sequence[Config], make: Callable[[Config], Outcome], *, description: str) -> list[Outcome]:
@@ -72,10 +80,10 @@ def run_all(configs: Sequence[Config], make: Callable[[Config], Outcome], *, des
     """
     outcomes: dict[str, Outcome] = {}
     different = {repr(config): config for config in configs}
-    with track(description, len(different)) as advance:
+    with _waiting(list(different.values())), track(description, len(different)) as advance:
         for name, config in different.items():
             outcomes[name] = make(config)
-            advance(note=run_name(config))
+            advance(note=run_name(config), reused=not (outcomes[name].executed or outcomes[name].error))
     return [outcomes[repr(config)] for config in configs]
 
 
@@ -101,17 +109,21 @@ def run_units(
     """
     from casd.pipeline.graph import run_folder
 
-    runtime = configs[0].runtime
     runs, refused = _begin({repr(config): config for config in configs}, end)
     needs = units_of(list(runs.values()), end)
     reports: dict[Unit, UnitReport] = {}
-    done = perform_all(needs, perform, engine, Path(runtime.output).absolute() / "logs")
+    done = perform_all(needs, perform, engine, Path(configs[0].runtime.output).absolute() / "logs")
     # Close the generator also after Ctrl-C between two units, so that no worker is left.
-    with track(description, len(needs)) as advance, closing(done):  # type: ignore[type-var]
+    with (
+        _waiting([config for config, _ in runs.values()]),
+        track(description, len(needs)) as advance,
+        closing(done),  # type: ignore[type-var]
+    ):
         for unit, report in done:
             reports[unit] = report
-            _tell(unit, report, quiet=runtime.progress == "off")
-            advance()
+            reused = bool(unit.stages) and not (report.executed or report.error)
+            _tell(unit, report, reused=reused)
+            advance(reused=reused)
     folders = {name: run_folder(config, graph).absolute() for name, (config, graph) in runs.items()}
     made = _outcomes(needs, reports, folders)
     return [refused.get(repr(config)) or made[repr(config)] for config in configs]
@@ -183,15 +195,30 @@ def _begin(configs: dict[str, Config], end: str) -> tuple[dict[str, tuple[Config
     return runs, refused
 
 
-def _tell(unit: Unit, report: UnitReport, *, quiet: bool) -> None:
+def _waiting(configs: Sequence[Config]) -> AbstractContextManager[None]:
+    """List the runs of a sweep in the store of the first as waiting, for the time of a block."""
+    from casd.pipeline.graph import run_folder, stage_graph
+
+    if not is_main() or not configs:
+        return nullcontext()
+    store = Path(configs[0].runtime.store).absolute()
+    records = []
+    for config in configs:
+        with suppress(CasdError):  # the run itself will say so
+            graph = stage_graph(config)
+            records.append(record_file(store, graph.score.key, run_folder(config, graph)))
+    return waiting(store, records)
+
+
+def _tell(unit: Unit, report: UnitReport, *, reused: bool) -> None:
     """Print what a worker said, and a line about the end of its unit."""
     for line in report.said:
         say(f"{unit}: {line}")
     if report.error:
         log = f", log {report.log}" if report.log else ""
         say(f"{unit} failed on {report.where or 'a lost worker'}{log}: {report.error}")
-    elif not quiet:
-        say(f"{unit}: {report.seconds:.1f} s on {report.where}")
+    else:
+        say(f"{unit}: {'reused' if reused else f'{report.seconds:.1f} s on {report.where}'}", progress=True)
 
 
 def _outcomes(needs: Needs, reports: dict[Unit, UnitReport], folders: dict[str, Path]) -> dict[str, Outcome]:

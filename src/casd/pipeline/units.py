@@ -85,7 +85,7 @@ Needs = dict[Unit, frozenset[Unit]]
 
 def run_name(config: Config) -> str:
     """Return a short name of a run for messages."""
-    return f"{config.model.name}, {config.unlearning.objective.name}, seed {config.seed}"
+    return f"{config.model.label}, {config.unlearning.objective.name}, seed {config.seed}"
 
 
 def units_of(runs: Sequence[tuple[Config, StageGraph]], end: str = "report") -> Needs:

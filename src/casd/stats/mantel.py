@@ -9,9 +9,8 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
-from casd.stats.matrices import Array, upper_pairs
+from casd.stats.matrices import Array, ranks_of, upper_pairs
 from casd.stats.permutations import (
     TIE_TOLERANCE,
     Alternative,
@@ -175,8 +174,8 @@ def partial_mantel_test(
         return MantelResult(math.nan, math.nan, n, n_pairs, 0, False, note)
 
     if statistic == "spearman":
-        x_pairs, y_pairs = rankdata(x_pairs), rankdata(y_pairs)
-        z_pairs = [rankdata(pairs) for pairs in z_pairs]
+        x_pairs, y_pairs = ranks_of(x_pairs), ranks_of(y_pairs)
+        z_pairs = [ranks_of(pairs) for pairs in z_pairs]
     basis = _orthonormal([np.ones(n_pairs), *z_pairs])
     x_left, y_left = _residuals(x_pairs, basis), _residuals(y_pairs, basis)
     if n_pairs - basis.shape[1] < 2:
@@ -242,7 +241,7 @@ def rank_residuals(pairs: npt.ArrayLike, held: npt.ArrayLike) -> Array:
 
 
 def _centered_ranks(pairs: Array) -> Array:
-    ranks = rankdata(pairs, axis=-1)
+    ranks = ranks_of(pairs, axis=-1)
     return ranks - ranks.mean(axis=-1, keepdims=True)
 
 

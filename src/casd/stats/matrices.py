@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,13 @@ Array = npt.NDArray[np.float64]
 _ROUNDING = 1e-13
 # Residuals that are equal on paper differ by far less than the largest cell times ½ to this power.
 _TIE_BITS = 30
+
+
+def ranks_of(values: npt.ArrayLike, ties: Literal["average", "min", "max"] = "average", *, axis: int | None = None) -> Array:
+    """Return the ranks of values, from 1, as `scipy.stats.rankdata` does."""
+    from scipy.stats import rankdata  # imported here: it takes two seconds, and most processes compute no ranks
+
+    return rankdata(values, ties, axis=axis)
 
 
 def offdiagonal_center_columns(matrix: npt.ArrayLike) -> Array:

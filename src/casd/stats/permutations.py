@@ -10,9 +10,8 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
-from casd.stats.matrices import Array, numbers_of_pairs, places_of_pairs
+from casd.stats.matrices import Array, numbers_of_pairs, places_of_pairs, ranks_of
 
 Statistic = Literal["spearman", "pearson", "kendall"]
 Alternative = Literal["two-sided", "less", "greater"]
@@ -64,7 +63,7 @@ def pair_scores(pairs: Array, statistic: Statistic) -> Array:
     if statistic == "kendall":
         scores = np.sign(pairs[..., :, None] - pairs[..., None, :]).reshape(*pairs.shape[:-1], -1)
     else:
-        values = rankdata(pairs, axis=-1) if statistic == "spearman" else pairs
+        values = ranks_of(pairs, axis=-1) if statistic == "spearman" else pairs
         scores = values - values.mean(axis=-1, keepdims=True)
     return scores / np.linalg.norm(scores, axis=-1, keepdims=True)
 

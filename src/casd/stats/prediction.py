@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
-from casd.stats.matrices import Array, places_of_pairs
+from casd.stats.matrices import Array, places_of_pairs, ranks_of
 from casd.stats.strata import first_note, pairs_of_strata
 
 
@@ -143,10 +142,10 @@ def rank_error(predicted: npt.ArrayLike, observed: npt.ArrayLike) -> Array:
     guesses, values = np.asarray(predicted, dtype=float), np.asarray(observed, dtype=float)
     if guesses.shape != values.shape or guesses.ndim < 1 or guesses.shape[-1] < 2:
         raise ValueError(f"Expected two arrays of one shape (…, m), m >= 2; got {guesses.shape} and {values.shape}.")
-    lowest, highest = rankdata(guesses, "min", axis=-1)[..., None], rankdata(guesses, "max", axis=-1)[..., None]
+    lowest, highest = ranks_of(guesses, "min", axis=-1)[..., None], ranks_of(guesses, "max", axis=-1)[..., None]
     ranks = np.arange(1, guesses.shape[-1] + 1)
     # distances[…, i, r]: from the observed rank of item i to rank r; item i takes each rank of its tie equally often.
-    distances = np.abs(rankdata(values, axis=-1)[..., None] - ranks)
+    distances = np.abs(ranks_of(values, axis=-1)[..., None] - ranks)
     in_tie = (ranks >= lowest) & (ranks <= highest)
     error = (distances * in_tie).sum(axis=-1) / in_tie.sum(axis=-1)
     return error.mean(axis=-1) / distances.mean(axis=(-1, -2))

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
-from torch._dynamo import OptimizedModule
 
 from casd.data.batches import IGNORED_LABEL, Batch, on_device, predicting
 from casd.models.structure import unwrap
@@ -83,7 +82,7 @@ def label_logits(model: torch.nn.Module, batch: Batch) -> Tensor:
         selected = True
         return args[0].flatten(0, 1).index_select(0, places)[None], *args[1:]
 
-    if head is None or isinstance(model, OptimizedModule):  # compiled code does not call hooks that are added later
+    if head is None or hasattr(model, "_orig_mod"):  # compiled code does not call hooks that are added later
         return model(**inputs, use_cache=False).logits.flatten(0, 1).index_select(0, places)
     with head.register_forward_pre_hook(select):
         logits = model(**inputs, use_cache=False).logits.flatten(0, 1)

@@ -13,11 +13,12 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 from casd.utils.distributed import is_main, processes
+from casd.utils.progress import stop_bars
 
 WARNINGS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Signals that leave time to save work."""
@@ -71,6 +72,24 @@ def check() -> None:
     """Raise KeyboardInterrupt if `orderly_end` received a signal whose exception was swallowed."""
     if _received:
         raise KeyboardInterrupt
+
+
+def ask(question: str) -> str:
+    """After Ctrl-C in `orderly_end`, print a question to stderr, and return the line that is typed in reply.
+
+    Returns "" without asking if another signal was received or there is no terminal, and after a second Ctrl-C.
+    """
+    if _received != signal.SIGINT or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        return ""
+    stop_bars()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with suppress(KeyboardInterrupt):
+            print(f"\n{question}", end=" ", file=sys.stderr, flush=True)
+            return sys.stdin.readline().strip()
+        return ""
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _receive(number: int, frame: FrameType | None) -> None:

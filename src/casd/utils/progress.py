@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
@@ -26,6 +26,8 @@ from casd.utils.text import printable
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+MIN_LABEL = 12
+"""Characters of a bar's description that are shown on the narrowest terminal."""
 Mode = Literal["auto", "plain", "off"]
 
 PLAIN_INTERVAL_S = 10.0
@@ -35,8 +37,11 @@ PLAIN_INTERVAL_S = 10.0
 class Advance(Protocol):
     """The function that `track` yields."""
 
-    def __call__(self, steps: int = 1, note: str = "") -> None:
-        """Advance the bar by `steps`; a `note` ("loss 1.23") replaces the text at its end."""
+    def __call__(self, steps: int = 1, note: str = "", *, reused: bool = False) -> None:
+        """Advance the bar by `steps`; a `note` ("loss 1.23") replaces the text at its end.
+
+        Steps that are `reused` took no time, and are not used to estimate the time left.
+        """
 
 
 @contextmanager
@@ -51,7 +56,7 @@ def track(description: str, total: int | None, done: int = 0) -> Iterator[Advanc
     bar = _Bar(printable(description), total, done, done_before=done, started=time.monotonic())
     _display.open(bar)
     try:
-        yield lambda steps=1, note="": _display.advance(bar, steps, note)
+        yield lambda steps=1, note="", *, reused=False: _display.advance(bar, steps, note, reused)
     finally:
         _display.close(bar)
 
@@ -70,15 +75,23 @@ def set_progress(mode: str) -> None:
     _display.mode = mode
 
 
-def say(text: str) -> None:
-    """Print a line to stderr, above the live bars if there are any, in the main process. The mode "off" does not silence it.
+def say(text: str, *, progress: bool = False) -> None:
+    """Print a line to stderr, above the live bars if there are any, in the main process.
 
-    Errors in writing (stderr is closed, or its disk full) are ignored.
+    The mode "off" silences only lines about `progress`. Errors in writing (stderr is closed, or its disk full) are ignored.
     """
+    if progress and _display.mode == "off":
+        return
     text = printable(text)
     if _display.heard is not None:
         _display.heard.append(text)
     _write(text)
+
+
+def stop_bars() -> None:
+    """Leave the live bars as they are, for a question that they would cover."""
+    if _display.live is not None:
+        _display.live.stop()
 
 
 @contextmanager
@@ -120,6 +133,10 @@ class _Bar:
             return str(self.done)
         return f"{self.done}/{self.total} ({self.done / self.total:.0%})"
 
+    def elapsed(self) -> str:
+        """Return "0:18", the time since the bar was opened."""
+        return _clock(time.monotonic() - self.started)
+
     def time_left(self) -> str:
         """Return "0:18", the mean time of a step so far times the remaining steps; "-:--" before the first step.
 
@@ -133,10 +150,18 @@ class _Bar:
 
     def line(self) -> str:
         """Format the bar as text, for logs."""
-        parts = [f"{self.description} {self.how_far}", f"{_clock(time.monotonic() - self.started)} elapsed"]
+        parts = [f"{self.description} {self.how_far}", f"{self.elapsed()} elapsed"]
         if self.total:
             parts.append(f"{self.time_left()} left")
         return ", ".join([*parts, self.note] if self.note else parts)
+
+
+def shortened(text: str, length: int) -> str:
+    """Replace the middle of a longer text by "…"."""
+    if len(text) <= length:
+        return text
+    end = (length - 1) // 2
+    return f"{text[: length - 1 - end]}…{text[len(text) - end :]}"
 
 
 def _clock(seconds: float) -> str:
@@ -165,8 +190,9 @@ class _Display:
         if self.live is not None:
             bar.task = self.live.add_task(bar.description, total=bar.total, completed=bar.done, bar=bar)
 
-    def advance(self, bar: _Bar, steps: int, note: str) -> None:
+    def advance(self, bar: _Bar, steps: int, note: str, reused: bool) -> None:
         bar.done += steps
+        bar.done_before += steps if reused else 0
         bar.moved = time.monotonic()
         bar.note = printable(note) or bar.note
         if self.live is not None and bar.task is not None:
@@ -189,21 +215,39 @@ class _Display:
 def _new_live() -> Progress:
     """Create Rich's live display; it is imported here because most commands show no bar."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task
+    from rich.table import Column
     from rich.text import Text
 
-    class TimeLeft(ProgressColumn):
+    class Part(ProgressColumn):
+        """A text about a bar, which is never wrapped: a live display has to know its lines."""
+
+        def __init__(self, text: Callable[[_Bar], str]) -> None:
+            super().__init__(Column(no_wrap=True))
+            self.text = text
+
         def render(self, task: Task) -> Text:
-            return Text(f"{task.fields['bar'].time_left()} left")
+            return Text(self.text(task.fields["bar"]))
+
+    console = Console(stderr=True)
+    width = 24 if console.width >= 100 else 8
+    texts: list[Callable[[_Bar], str]] = [
+        lambda bar: bar.how_far,
+        lambda bar: bar.elapsed(),
+        lambda bar: f"{bar.time_left()} left",
+        lambda bar: shortened(bar.note, console.width // 4),
+    ]
+
+    def label(bar: _Bar) -> str:
+        """Shorten a description to what the other columns, which are as wide as their longest text, leave of a line."""
+        others = sum(max(len(text(each)) for each in [bar, *_display.bars]) + 1 for text in texts)
+        return shortened(bar.description, max(MIN_LABEL, console.width - width - others - 2))
 
     return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[bar].how_far}", markup=False),
-        TimeElapsedColumn(),
-        TimeLeft(),
-        TextColumn("{task.fields[bar].note}", markup=False),
-        console=Console(stderr=True),
+        Part(label),
+        BarColumn(bar_width=width),
+        *map(Part, texts),
+        console=console,
         refresh_per_second=4,
         # Rich would print stdout on this console, which is stderr: wrong if stdout is redirected.
         redirect_stdout=sys.stdout.isatty(),
