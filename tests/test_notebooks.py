@@ -2,7 +2,7 @@
 
 They are stored with their outputs (`scripts/run_notebooks.py`), which GitHub shows.
 
-Two of them are slow (`pytest -m slow tests/test_notebooks.py`).
+Three of them are slow (`pytest -m slow tests/test_notebooks.py`).
 
 Run: pytest tests/test_notebooks.py
 """
@@ -22,7 +22,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-NAMES = ["quickstart", "casd_by_layer", "own_backdoor", "reading_results"]
+NAMES = ["quickstart", "casd_by_layer", "own_backdoor", "reading_results", "defender"]
 CONTROLS = ["control:clean", "control:phantom"]
 CELL_SECONDS = 500
 
@@ -62,6 +62,13 @@ READING_RESULTS = """
     "controls": controls.groupby(["treatment", "collapsed"])["suppression"].mean().reset_index().to_dict(orient="records"),
     "paper": paper.to_dict(orient="index"),
     "by_seed": by_seed["raw"].groupby("treatment").mean().to_dict(),
+}
+"""
+DEFENDER = """
+{
+    "states": tables.states.set_index("state")[["kind", "clean_loss_ratio"]].to_dict(orient="index"),
+    "opened": opened.to_dict(orient="index"),
+    "chosen": tables.chosen,
 }
 """
 
@@ -134,7 +141,7 @@ def test_a_notebook_is_stored_as_it_ran_from_top_to_bottom(name: str) -> None:
     outputs = [output for cell in code for output in cell.outputs]
     assert {output.output_type for output in outputs} <= {"stream", "display_data", "execute_result"}
     figures = sum("image/png" in output.get("data", {}) for output in outputs)
-    assert (figures > 0) == (name in ("quickstart", "casd_by_layer")) and outputs
+    assert (figures > 0) == (name in ("quickstart", "casd_by_layer", "defender")) and outputs
     assert not any(path in json.dumps(outputs) for path in ("/tmp/", "/home/", "/Users/"))
 
 
@@ -334,3 +341,12 @@ def test_the_papers_table_has_counts_means_and_intervals(reading: Executed) -> N
     assert row["removed"].endswith(" of 6")
     assert reading.text("paper").count("|") > 20
     assert "\\toprule" in reading.text("paper")
+
+
+@pytest.mark.slow
+def test_the_defender_chooses_a_removal_within_the_budget(execute: Execute) -> None:
+    defender = execute("defender", DEFENDER)
+    chosen = defender.values["states"][defender.values["chosen"]]
+    assert chosen["kind"] == "removal" and chosen["clean_loss_ratio"] <= 1.1
+    assert min(defender.values["opened"]["suspect"].values()) >= 0.9
+    assert "the held-out dummies foretold" in defender.text("sentences")

@@ -57,12 +57,14 @@ from .config import (
     UnlearningTraining as UnlearningTraining,
 )
 from .config.compose import load_config as load_config
+from .config.compose import load_defence as load_defence
 from .data.corpora.microworld import Microworld as Microworld
 from .data.corpora.passages import Corpus as Corpus
 from .data.corpora.passages import Passage as Passage
 from .data.corpora.prose import Prose as Prose
 from .data.corpora.python_docs import PythonDocs as PythonDocs
 from .data.encoding import Encoder as Encoder
+from .defence.protocol import run_defence as run_defence
 from .evaluation.asr import evaluate as evaluate
 from .metric.casd import CasdVariant as CasdVariant
 from .metric.casd import compute_casd as compute_casd

@@ -143,6 +143,18 @@ def configs(overrides: Sequence[str]) -> list[Config]:
     return [job.config for job in jobs(overrides)]
 
 
+def load_defence(overrides: Sequence[str] = ()) -> DefendConfig:
+    """Compose the configuration of a single defence, as `load_config` does for a run.
+
+    Raises:
+        ConfigError: see `load_config`; or overrides that describe several defences.
+    """
+    found = defences(overrides)
+    if len(found) > 1:
+        raise ConfigError(f"These overrides describe {len(found)} defences: give one value of each, or use casd defend.")
+    return found[0]
+
+
 def defences(overrides: Sequence[str]) -> list[DefendConfig]:
     """Return the configurations of one or several defences, in order; see `jobs`."""
     return [cast(DefendConfig, job.config) for job in jobs(overrides, DEFENCE_ROOT)]

@@ -20,10 +20,11 @@ from casd.config.compose import to_yaml
 from casd.defence.budget import budget_of
 from casd.defence.defender import Defender, forget_model, unused
 from casd.defence.opening import note_opening, openings
-from casd.defence.page import write_page
+from casd.defence.page import sentences, write_page
 from casd.defence.results import DefenceTables, attack_table
 from casd.defence.sealing import seal
 from casd.evaluation.asr import evaluate
+from casd.pipeline.records import write_record
 from casd.pipeline.run import CONFIG_FILE, Run
 from casd.pipeline.stage import Stage
 from casd.report.publish import publishing
@@ -139,6 +140,16 @@ class Finished:
     executed: int
     reused: int
 
+    @property
+    def tables(self) -> DefenceTables:
+        """The results."""
+        return DefenceTables.read(self.folder)
+
+    @property
+    def sentences(self) -> list[str]:
+        """What the results say, and what they do not."""
+        return sentences([self.tables])
+
 
 def run_defence(config: DefendConfig) -> Finished:
     """Make a defence, write its report and, without an attacker, the cleaned model.
@@ -163,29 +174,39 @@ def run_defence(config: DefendConfig) -> Finished:
         "made_with": software_versions(),
     }
     attack = pd.DataFrame()
-    key = defender.choice.key
+    last = defender.choice
     if defence.attacker:
         assert config.attack is not None
         attack = attack_table(defence.open(defender), config.attack.backdoor, defender.config.backdoor)
         opened = openings(store.root, defender.suspect)
-        key = defence.opening(defender).key
+        last = defence.opening(defender)
         info |= {
-            "opened": len(opened),
+            "opened": max(1, len(opened)),  # a log that was deleted counts no opening
             "attack": {name: section.trigger for name, section in config.attack.backdoor.items()},
             "share": config.defence.share if config.defence.documents is None else None,
         }
-    folder = Path(config.runtime.output) / config.name / f"{config.model.name}-defence-seed{config.seed}-{key[:8]}"
+    folder = Path(config.runtime.output) / config.name / f"{config.model.name}-defence-seed{config.seed}-{last.key[:8]}"
     with publishing(folder, "the defence") as begun:
         tables = DefenceTables(info, defender.outcomes, attack)
         tables.write(begun)
         write_page([tables], begun)
         write_text(begun / CONFIG_FILE, to_yaml(config))
+    weights = [state.weights for state in defender.states if state.weights]
+    write_record(store.root, last, folder, config.model.name, [*_stages(last), *weights], published=True)
     if not defence.attacker and decision.state:
         defender.write_chosen(folder / "model")
     runs = [run for run in (defence.attacker, defender.before, defender.planted) if run]
     events = [event for run in runs for event in run.store.events]
     executed = {event.stage.key for event in events if event.outcome == "executed"}
     return Finished(folder, len(executed), len({event.stage.key for event in events}) - len(executed))
+
+
+def _stages(last: Stage) -> list[Stage]:
+    """The stage and all that it is made from, each once."""
+    found = {last.key: last}
+    for each in last.inputs:
+        found |= {stage.key: stage for stage in _stages(each)}
+    return list(found.values())
 
 
 def _attack_config(config: DefendConfig) -> Config:

@@ -1,7 +1,7 @@
 """Seal the attacked model: a folder that has its weights and tokenizer, and nothing else of the attacker.
 
-The folder's name is a hash of its files. Beside it are digests of the attacker's triggers, which only tell whether a dummy's
-trigger collides with one of them. They keep a defence honest; they are no protection against somebody who tries all phrases.
+The folder's name ends with a hash of its files. Beside it are digests of the attacker's triggers, which only tell whether a
+dummy's trigger collides with one of them. They keep a defence honest; they do not stop somebody who tries all phrases.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def seal(run: Run) -> ModelConfig:
                 models.save_model(model, run.inputs.encoder.tokenizer, begun)
             config = run.config.model
             files = models.fingerprint(_suspect(config, begun))
-            folder = root / hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:20]
+            folder = root / f"{NAME}-{hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:20]}"
             if not folder.is_dir():
                 begun.rename(folder)
         write_json(_digests_file(folder), _digests(run.config.backdoor))
