@@ -29,7 +29,7 @@ from casd.defence.dummies import dummies
 from casd.defence.opening import log_file, openings
 from casd.defence.page import sentences, tables
 from casd.defence.protocol import Defence, run_defence
-from casd.defence.results import DefenceTables, calibration, summaries
+from casd.defence.results import DefenceTables, calibration, conditions, summaries
 from casd.unlearning.controls import Removal
 from casd.unlearning.removal import _Batches
 from casd.utils.errors import CasdError, ConfigError, CorpusError, StoreError
@@ -214,7 +214,7 @@ def test_the_opening_uses_prompts_that_no_earlier_stage_used(corpus: Corpus) -> 
 def test_an_opening_is_counted_once_and_a_changed_one_again(copied: DefendConfig) -> None:
     log = log_file(Path(copied.runtime.store), Defence(copied).attack())
     before = log.read_text()
-    assert run_defence(copied).executed == 0  # the same defence reads what it opened
+    assert not run_defence(copied).executed  # the same defence reads what it opened
     assert log.read_text() == before
     changed = replace(copied, defence=replace(copied.defence, clean_budget=2.0))
     tables = DefenceTables.read(run_defence(changed).folder)
@@ -267,7 +267,7 @@ def hand_made(seed: int, left: dict[str, float], foretold: dict[str, float]) -> 
         for state, value in left.items()
     ]
     decision = {"state": "removed_1", "reason": ""}
-    info = {"model": "m", "seed": seed, "decision": decision, "opened": 1}
+    info = {"model": "m", "seed": seed, "decision": decision, "opened": 1, "settings": {"defence.share": 0.1}}
     return DefenceTables(info, pd.DataFrame(rows), pd.DataFrame(attack))
 
 
@@ -293,6 +293,13 @@ def test_means_over_runs_and_the_calibration_of_the_estimate() -> None:
     assert "leaves 0.30 [0.20, 0.40] of the attacker's ASR; the held-out dummies foretold 0.05" in text
     assert "leaves less than every control and cleaning: the best of them, CROW, leaves 0.80" in text
     assert [table.name for table in tables(runs)] == ["states", "backdoors", "calibration"]
+
+
+def test_defences_with_other_settings_are_not_averaged() -> None:
+    runs = [hand_made(seed, {"suspect": 1.0, "removed_1": 0.2}, {"removed_1": 0.0}) for seed in range(3)]
+    assert [*conditions(runs)] == [""]
+    runs[1].info["settings"] = {"defence.share": 0.05}
+    assert conditions(runs) == {"defence.share=0.1": [runs[0], runs[2]], "defence.share=0.05": [runs[1]]}
 
 
 def test_a_removal_that_is_no_better_than_a_control_is_said_to_be_none() -> None:

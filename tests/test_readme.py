@@ -22,7 +22,7 @@ import casd
 from casd.backdoors.targets import TARGETS
 from casd.cli.main import build_parser
 from casd.config import UnlearningTraining
-from casd.config.compose import load_config
+from casd.config.compose import defences, load_config
 from casd.config.options import config_folder
 from casd.data.corpora.passages import Corpus, Passage
 from casd.data.encoding import Document, Encoder
@@ -87,6 +87,8 @@ def test_every_command_can_be_given(words: list[str], tmp_path: Path, monkeypatc
     if verb == "reproduce":
         assert {word for word in rest if "=" not in word} <= {"all", *EXHIBITS}
         assert {word.removeprefix("scale=") for word in rest if word.startswith("scale=")} <= set(scales())
+    elif verb == "defend":
+        assert defences(rest)
     elif verb not in ("list", "status", "compare", "report", "export", "generate", "distance"):
         for place in (0, -1):
             assert load_config(one_of(rest, place)).backdoor

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from casd.cli.cost import Cost
 from casd.cli.quiet import quiet_libraries
 from casd.cli.report import short_path
 from casd.utils.errors import CasdError
-from casd.utils.progress import say, set_progress
+from casd.utils.progress import set_progress, track
 from casd.utils.text import printable
+
+if TYPE_CHECKING:
+    from casd.config import DefendConfig
+    from casd.pipeline.units import Needs, Unit, UnitReport
 
 
 def defend(overrides: Sequence[str]) -> None:
@@ -27,40 +33,74 @@ def defend(overrides: Sequence[str]) -> None:
     set_progress(configs[0].runtime.progress)
     quiet_libraries()
     from casd.defence.page import sentences, tables, write_page
-    from casd.defence.protocol import run_defence
-    from casd.defence.results import DefenceTables
+    from casd.defence.results import DefenceTables, conditions
     from casd.report.publish import publishing
     from casd.report.terminal import print_tables
 
-    folders, failed = [], []
-    for number, config in enumerate(configs, 1):
-        if len(configs) > 1:
-            say(f"Defence {number} of {len(configs)}: {config.model.name}, seed {config.seed}.")
-        try:
-            finished = run_defence(config)
-        except CasdError as error:
-            if len(configs) == 1:
-                raise
-            failed.append(f"defence {number} ({config.model.name}, seed {config.seed}): {error}")
-            continue
-        folders.append(finished.folder)
-        cost.add(finished.executed, finished.reused)
+    reports = _make_all(configs)
+    folders = [Path(report.folder) for _, report in reports if not report.error]
+    for _, report in reports:
+        cost.add(len(report.executed), report.reused)
     if folders:
         runs = [DefenceTables.read(folder) for folder in folders]
         folder = folders[0] if len(folders) == 1 else _folder_of(folders)
         if len(folders) > 1:
             with publishing(folder, "the report over the defences") as begun:
                 write_page(runs, begun)
-        print_tables(tables(runs))
-        print()
-        for sentence in sentences(runs):
-            print(printable(sentence))
+        for label, alike in conditions(runs).items():
+            if label:
+                print(printable(f"\n=== {label} ==="))
+            print_tables(tables(alike))
+            print()
+            for sentence in sentences(alike):
+                print(printable(sentence))
         cost.say()
         print(printable(f"Report: {short_path((folder / 'report.md').absolute())}"))
         if (folder / "model").is_dir():
             print(printable(f"Cleaned model: {short_path((folder / 'model').absolute())}"))
+    failed = [f"{unit}: {report.error}" for unit, report in reports if report.error]
+    if failed and len(configs) == 1:
+        raise CasdError(reports[0][1].error)
     if failed:
-        raise CasdError(f"{len(failed)} of {len(configs)} defences failed: {'; '.join(failed)}")
+        raise CasdError("\n  ".join([f"{len(failed)} of {len(configs)} defences failed; the others are finished.", *failed]))
+
+
+def _make_all(configs: Sequence[DefendConfig]) -> list[tuple[Unit, UnitReport]]:
+    """Make defences where their engine says, each as one unit, and return their reports in the order of `configs`."""
+    from casd.cli.worker import perform
+    from casd.pipeline.schedule import perform_all
+    from casd.pipeline.sweep import engine_of, tell_unit
+    from casd.pipeline.units import Unit
+
+    units = [Unit("defence", config) for config in configs]
+    engine = engine_of(configs)
+    logs = Path(configs[0].runtime.output).absolute() / "logs"
+    needs: Needs = dict.fromkeys(units, frozenset())
+    done = _one_by_one(units) if engine.in_this_process else perform_all(needs, perform, engine, logs)
+    reports = {}
+    with track("defences", len(units)) as advance, closing(done):  # type: ignore[type-var]
+        for unit, report in done:
+            reports[unit] = report
+            reused = not (report.executed or report.error)
+            if len(units) > 1 and not engine.in_this_process:
+                tell_unit(unit, report, reused=reused)
+            advance(reused=reused)
+    return list(reports.items())
+
+
+def _one_by_one(units: Sequence[Unit]) -> Iterator[tuple[Unit, UnitReport]]:
+    """Make defences in this process, even if some fail."""
+    from casd.defence.protocol import run_defence
+    from casd.pipeline.sweep import reason
+    from casd.pipeline.units import UnitReport
+
+    for unit in units:
+        try:
+            made = run_defence(cast("DefendConfig", unit.config))
+        except BaseException as error:  # `reason` raises Ctrl-C again
+            yield unit, UnitReport(reason(unit.config, error))
+        else:
+            yield unit, UnitReport(executed=made.executed, folder=str(made.folder), reused=len(made.reused))
 
 
 def _folder_of(folders: Sequence[Path]) -> Path:

@@ -12,10 +12,13 @@ import pickle
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from casd.cli.quiet import quiet_libraries
+from casd.config import DefendConfig
 from casd.engines import make_engine
 from casd.engines.base import LOG, Engine
 from casd.pipeline import worker
@@ -31,10 +34,21 @@ if multiprocessing.parent_process():  # a worker imports this while it waits for
 def perform(unit: Unit) -> UnitReport:
     """Check that the run fits into memory, and make the stages of the unit that are not in the store."""
     quiet_libraries()
+    if isinstance(unit.config, DefendConfig):
+        return worker.reporting(unit, partial(_defend, unit.config))
     engine = make_engine(unit.config.engine)
     if engine.gpus_per_unit > 1 and unit.kind != "finish" and processes() == 1:
         return _in_processes(unit, engine)
     return worker.perform(unit, check)
+
+
+def _defend(config: DefendConfig) -> dict[str, Any]:
+    """Make a whole defence."""
+    from casd.defence.protocol import run_defence
+
+    worker.forget()
+    finished = run_defence(config)
+    return {"executed": finished.executed, "folder": str(finished.folder.absolute()), "reused": len(finished.reused)}
 
 
 def _in_processes(unit: Unit, engine: Engine) -> UnitReport:

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from casd.analysis.inclusion import ESTABLISHED_ASR
-from casd.defence.results import CHOSEN, DefenceTables, Summary, calibration, summaries
+from casd.defence.results import CHOSEN, DefenceTables, Summary, calibration, conditions, summaries
 from casd.report.drawing import own_style, save
 from casd.report.markup import Table
 from casd.report.wording import MISSING, fraction, run_count
@@ -192,18 +192,19 @@ def figure(runs: Sequence[DefenceTables]) -> Figure:
 
 
 def write_page(runs: Sequence[DefenceTables], folder: Path) -> None:
-    """Write report.md and, if the defences were opened, left.png and left.pdf to a folder."""
-    names = sorted({run.info["model"] for run in runs})
-    lines = [f"# Defence of {', '.join(names)}", "", *(f"- {sentence}" for sentence in sentences(runs)), ""]
-    opened = any(len(run.attack) for run in runs)
-    if opened:
-        lines += ["![What is left of the attacker's ASR](left.png)", ""]
-    for table in tables(runs):
-        lines += [f"## {table.title}", "", *_markdown(table), "", table.caption, ""]
+    """Write report.md to a folder and, if the defences were opened, left.png and .pdf (left_0, … for several settings)."""
+    lines = [f"# Defence of {', '.join(sorted({run.info['model'] for run in runs}))}", ""]
+    for number, (label, alike) in enumerate(conditions(runs).items()):
+        lines += [f"# {label}", ""] if label else []
+        lines += [*(f"- {sentence}" for sentence in sentences(alike)), ""]
+        if any(len(run.attack) for run in alike):
+            stem = f"left_{number}" if label else "left"
+            lines += [f"![What is left of the attacker's ASR]({stem}.png)", ""]
+            with own_style():
+                save(figure(alike), folder / stem)
+        for table in tables(alike):
+            lines += [f"## {table.title}", "", *_markdown(table), "", table.caption, ""]
     (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
-    if opened:
-        with own_style():
-            save(figure(runs), folder / "left")
 
 
 def _markdown(table: Table) -> list[str]:

@@ -5,6 +5,7 @@ The attacker's backdoors are read by `attack` and `open` alone; what lies betwee
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -134,11 +135,11 @@ class Defence:
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished defence: the folder of its report, and how many stages were executed and reused."""
+    """A finished defence: the folder of its report, and the keys of the stages that were executed and reused."""
 
     folder: Path
-    executed: int
-    reused: int
+    executed: frozenset[str]
+    reused: frozenset[str]
 
     @property
     def tables(self) -> DefenceTables:
@@ -168,6 +169,7 @@ def run_defence(config: DefendConfig) -> Finished:
         "budget": vars(defence.budget),
         "dummies": {name: section.trigger for name, section in defender.config.backdoor.items()},
         "removed": defender.config.removed,
+        "settings": _settings(config),
         "decision": vars(decision),
         "clean_budget": config.defence.clean_budget,
         "opened": 0,
@@ -197,8 +199,24 @@ def run_defence(config: DefendConfig) -> Finished:
         defender.write_chosen(folder / "model")
     runs = [run for run in (defence.attacker, defender.before, defender.planted) if run]
     events = [event for run in runs for event in run.store.events]
-    executed = {event.stage.key for event in events if event.outcome == "executed"}
-    return Finished(folder, len(executed), len({event.stage.key for event in events}) - len(executed))
+    executed = frozenset(event.stage.key for event in events if event.outcome == "executed")
+    return Finished(folder, executed, frozenset(event.stage.key for event in events) - executed)
+
+
+def _settings(config: DefendConfig) -> dict[str, Any]:
+    """The settings of a defence by their full names, but not model, attacker, seed, and where it runs."""
+    found: dict[str, Any] = {}
+
+    def add(path: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, item in value.items():
+                add(f"{path}.{name}" if path else name, item)
+        else:
+            found[path] = value
+
+    unrelated = ("name", "seed", "model", "attack", "runtime", "engine")
+    add("", {name: value for name, value in dataclasses.asdict(config).items() if name not in unrelated})
+    return found
 
 
 def _stages(last: Stage) -> list[Stage]:

@@ -24,7 +24,8 @@ class DefenceTables:
     """The results of one defence.
 
     Attributes:
-        info: model, seed, budget, dummies, the decision, and how often the defence was opened.
+        info: model, seed, budget, settings (all but model, attacker and seed), dummies, the decision, and how often the
+            defence was opened.
         states: `casd.defence.choice.outcome_table`.
         attack: a row per state × attacker's backdoor × prompt set: `state`, `backdoor`, `prompt_set`, `successes`, `n`, `rate`,
             `rate_low`, `rate_high` (Wilson 95 %), `clean_loss` (on the opening's passages), `behaviour`, `writing` (of the
@@ -53,6 +54,22 @@ class DefenceTables:
     def chosen(self) -> str:
         """Name of the chosen state; "" if none was."""
         return str(self.info["decision"]["state"])
+
+
+def conditions(runs: Sequence[DefenceTables]) -> dict[str, list[DefenceTables]]:
+    """Group defences by their settings: those that differ in model, attacker and seed alone are repetitions of each other.
+
+    The label of a group has the settings in which the groups differ; it is "" if there is one group only.
+    """
+    groups: dict[str, list[DefenceTables]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(run.info["settings"], sort_keys=True), []).append(run)
+    all_settings = [group[0].info["settings"] for group in groups.values()]
+    names = dict.fromkeys(name for each in all_settings for name in each)
+    different = [name for name in names if len({json.dumps(each.get(name)) for each in all_settings}) > 1]
+    return {
+        ", ".join(f"{name}={group[0].info['settings'].get(name)}" for name in different): group for group in groups.values()
+    }
 
 
 def attack_table(asr: pd.DataFrame, attack: dict[str, BackdoorConfig], dummies: dict[str, BackdoorConfig]) -> pd.DataFrame:

@@ -122,7 +122,7 @@ def run_units(
         for unit, report in done:
             reports[unit] = report
             reused = bool(unit.stages) and not (report.executed or report.error)
-            _tell(unit, report, reused=reused)
+            tell_unit(unit, report, reused=reused)
             advance(reused=reused)
     folders = {name: run_folder(config, graph).absolute() for name, (config, graph) in runs.items()}
     made = _outcomes(needs, reports, folders)
@@ -210,7 +210,7 @@ def _waiting(configs: Sequence[Config]) -> AbstractContextManager[None]:
     return waiting(store, records)
 
 
-def _tell(unit: Unit, report: UnitReport, *, reused: bool) -> None:
+def tell_unit(unit: Unit, report: UnitReport, *, reused: bool) -> None:
     """Print what a worker said, and a line about the end of its unit."""
     for line in report.said:
         say(f"{unit}: {line}")

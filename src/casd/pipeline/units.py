@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from casd.pipeline.graph import StageGraph
     from casd.pipeline.stage import Stage
 
-Kind = Literal["base", "inject", "tune", "state", "finish"]
+Kind = Literal["base", "inject", "tune", "state", "finish", "defence"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class Unit:
     """A part of one run, or of several runs that share it.
 
     Attributes:
-        kind: which part.
+        kind: which part; "defence" for a whole defence (`casd.defence`).
         config: configuration of the run, or of the first that shares it.
         end: one of `casd.pipeline.run.ENDS`.
         state: the state of the model; "" unless `kind` is "state".
@@ -59,6 +59,8 @@ class UnitReport:
         executed: keys of the stages that it made, not those that it found in the store.
         said: messages for the user.
         models: folders of the models that it saved.
+        folder: of the report of a defence.
+        reused: for a defence, number of stages that it found in the store.
     """
 
     error: str = ""
@@ -71,6 +73,8 @@ class UnitReport:
     executed: frozenset[str] = frozenset()
     said: tuple[str, ...] = ()
     models: tuple[str, ...] = field(default=())
+    folder: str = ""
+    reused: int = 0
 
     @property
     def where(self) -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from casd.engines.base import LOG
 from casd.pipeline.records import check_shared
@@ -26,13 +27,32 @@ _last: Run | None = None
 
 
 def perform(unit: Unit, check: Callable[[Run, str], None]) -> UnitReport:
-    """Make the stages of a unit that are not in the store. An error becomes part of the report.
+    """Make the stages of a unit that are not in the store, as `reporting` does.
+
+    Args:
+        unit: the unit.
+        check: raises a CasdError if the run cannot be made on this machine; called before the first unit of a run.
+    """
+
+    def make() -> dict[str, Any]:
+        run = _run_of(unit, check)
+        before = len(run.store.events)
+        with distributed.explaining_lost_processes(), own_numerics():
+            _make(run, unit)
+        executed = frozenset(event.stage.key for event in run.store.events[before:] if event.outcome == "executed")
+        return {"executed": executed, "models": tuple(map(str, run.models)) if unit.kind == "finish" else ()}
+
+    return reporting(unit, make)
+
+
+def reporting(unit: Unit, make: Callable[[], dict[str, Any]]) -> UnitReport:
+    """Make a unit, and return its report; an error becomes part of it.
 
     After a signal (`casd.utils.ending`) the process exits; the stage that it was making resumes on the next run.
 
     Args:
         unit: the unit.
-        check: raises a CasdError if the run cannot be made on this machine; called before the first unit of a run.
+        make: makes it, and returns fields of `UnitReport` that only it knows.
     """
     started = time.time()
     set_progress("off" if unit.config.runtime.progress == "off" else "plain")
@@ -46,10 +66,7 @@ def perform(unit: Unit, check: Callable[[Run, str], None]) -> UnitReport:
     )
     with hearing() as said:
         try:
-            run = _run_of(unit, check)
-            before = len(run.store.events)
-            with distributed.explaining_lost_processes(), own_numerics():
-                _make(run, unit)
+            made = make()
         except KeyboardInterrupt:
             os._exit(143)
         except BaseException as error:  # libraries may exit or panic
@@ -57,9 +74,7 @@ def perform(unit: Unit, check: Callable[[Run, str], None]) -> UnitReport:
             with suppress(KeyboardInterrupt):
                 return report(reason(unit.config, error), seconds=time.time() - started, said=tuple(said))
             os._exit(143)
-    executed = frozenset(event.stage.key for event in run.store.events[before:] if event.outcome == "executed")
-    models = tuple(map(str, run.models)) if unit.kind == "finish" else ()
-    return report(seconds=time.time() - started, executed=executed, said=tuple(said), models=models)
+    return report(seconds=time.time() - started, said=tuple(said), **made)
 
 
 def forget() -> None:
