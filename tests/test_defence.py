@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from casd.backdoors.poisoning import Backdoor, english
@@ -135,6 +137,21 @@ def test_a_dummy_with_the_attacker_s_trigger_is_refused_without_telling_it(copie
         with pytest.raises(ConfigError, match="cannot be told apart") as refused:
             Defender(replace(copied, backdoor=listed), sealed, defence.budget)
         assert "osquel" not in str(refused.value).casefold()
+
+
+def test_weights_that_were_not_written_are_trained_again(copied: DefendConfig) -> None:
+    """A process is killed after a training, or somebody deletes the weights: the same weights come again."""
+    defence = Defence(copied)
+    defender = Defender(copied, defence.attack(), defence.budget)
+    state = next(each for each in defender.states if each.name == "removed_2")
+    assert state.weights is not None
+    store = defender.planted.store
+    before = load_file(store.folder(state.weights) / "weights.safetensors")
+    for stage in (state.weights, state.evaluation):
+        shutil.rmtree(store.root / stage.name / stage.key)
+    defender.defend()
+    after = load_file(store.folder(state.weights) / "weights.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 # ---------------------------------------------------------------- the dummies, the budget and the removal

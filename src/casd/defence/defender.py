@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,7 @@ from casd.pipeline.inputs import build_objective
 from casd.pipeline.run import Run
 from casd.pipeline.saved import CARD, new_folder
 from casd.pipeline.stage import Stage
+from casd.training.checkpoints import TrainingLog
 from casd.training.tracking import check_trackers
 from casd.unlearning.cleaning import CLEANINGS
 from casd.unlearning.cleaning.method import clean
@@ -114,50 +115,32 @@ class Defender:
         if state.kind == "control":
             run.state(state.name, "evaluate")
             return
-        train = self._clean if state.kind == "cleaning" else self._remove
-        for stage, make in ((state.stage, train), (state.weights, self._write), (state.evaluation, self._evaluate)):
+        for stage, make in ((state.stage, self._train), (state.weights, self._write), (state.evaluation, self._evaluate)):
             ending.check()
             run.store.run(stage, explaining_out_of_memory(f"stage {stage}")(partial(make, run, state)))
 
-    def _remove(self, run: Run, state: State, folder: Path) -> None:
-        """Unlearn some dummies."""
-        assert state.unlearning is not None
+    def _train(self, run: Run, state: State, folder: Path | None = None) -> None:
+        """Unlearn some dummies, or clean the suspect model without any, and leave the weights in memory; write the log."""
         inputs = run.inputs
+        model = inputs.one_model.restore()
+        inputs.one_model.state = None
+        train = self._clean if state.kind == "cleaning" else self._remove
+        checkpoint = run.store.checkpoint_folder(state.stage) if folder else None
+        log = train(run, state, model, {"seed": self.config.seed, "runtime": inputs.runtime, "checkpoint": checkpoint})
+        inputs.one_model.state = state.name
+        if folder:
+            log.write(folder / "log.json")
+
+    def _remove(self, run: Run, state: State, model: PreTrainedModel, how: dict[str, Any]) -> TrainingLog:
+        assert state.unlearning is not None
         first, *others = (run.backdoors[name] for name in state.removed)
         removal = Removal(state.name, first, others=tuple(others), in_turn=self.config.defence.order == "in_turn")
-        model = inputs.one_model.restore()
-        inputs.one_model.state = None
-        log = unlearn(
-            model,
-            inputs.encoder,
-            inputs.corpus,
-            removal,
-            build_objective(state.unlearning),
-            state.unlearning.training,
-            seed=self.config.seed,
-            runtime=inputs.runtime,
-            checkpoint=run.store.checkpoint_folder(state.stage),
-        )
-        inputs.one_model.state = state.name
-        log.write(folder / "log.json")
+        objective, training = build_objective(state.unlearning), state.unlearning.training
+        return unlearn(model, run.inputs.encoder, run.inputs.corpus, removal, objective, training, **how)
 
-    def _clean(self, run: Run, state: State, folder: Path) -> None:
-        """Clean the suspect model without dummies."""
-        inputs = run.inputs
-        model = inputs.one_model.restore()
-        inputs.one_model.state = None
-        log = clean(
-            model,
-            inputs.encoder,
-            inputs.corpus,
-            self._cleanings[state.name],
-            cleaning_training(self.config, self.budget),
-            seed=self.config.seed,
-            runtime=inputs.runtime,
-            checkpoint=run.store.checkpoint_folder(state.stage),
-        )
-        inputs.one_model.state = state.name
-        log.write(folder / "log.json")
+    def _clean(self, run: Run, state: State, model: PreTrainedModel, how: dict[str, Any]) -> TrainingLog:
+        method, training = self._cleanings[state.name], cleaning_training(self.config, self.budget)
+        return clean(model, run.inputs.encoder, run.inputs.corpus, method, training, **how)
 
     def _write(self, run: Run, state: State, folder: Path) -> None:
         self._in_memory(run, state)
@@ -177,12 +160,15 @@ class Defender:
         evaluation.write(folder)
 
     def _in_memory(self, run: Run, state: State) -> PreTrainedModel:
-        """Return the model in a state: from memory, or from its stored weights."""
+        """Return the model in a state: from memory, from stored weights, or trained again, which gives the same weights."""
         one = run.inputs.one_model
         if state.weights is None:
             return one.restore()
         if one.state != state.name:
-            one.read_removal(run.store.folder(state.weights, verify=True), state.name)
+            if run.store.is_done(state.weights):
+                one.read_removal(run.store.folder(state.weights, verify=True), state.name)
+            else:  # a process was killed between the training and the writing of its weights
+                self._train(run, state)
         return one.model
 
     # --- the choice, and the models ---
