@@ -369,6 +369,7 @@ def test_a_suspect_model_is_cleaned_and_nothing_is_claimed_of_its_backdoors(
         (["defence.documents=5"], "too few for one step of planting"),
         (["defence.families=[french,klingon]"], "klingon"),
         (["defence.cleanings={scrubbing: {}}"], "scrubbing"),
+        (["weights=lora"], "has fine_pruning, which changes all weights"),
         (["injection=pretraining"], "planted with injection=continual"),
         (["defence.held_out_dummies=2"], "Unknown key in defence"),
     ],
@@ -376,8 +377,7 @@ def test_a_suspect_model_is_cleaned_and_nothing_is_claimed_of_its_backdoors(
 def test_mistakes_get_a_line(more: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(CasdError, match=message):
         config = small(tmp_path, *more)
-        budget = budget_of(config)
-        Defender(config, config.model, budget)
+        Defence(config)
 
 
 @pytest.mark.parametrize(

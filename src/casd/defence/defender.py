@@ -33,11 +33,11 @@ from casd.pipeline.stage import Stage
 from casd.training.checkpoints import TrainingLog
 from casd.training.tracking import check_trackers
 from casd.unlearning.cleaning import CLEANINGS
-from casd.unlearning.cleaning.method import clean
+from casd.unlearning.cleaning.method import Cleaning, clean
 from casd.unlearning.controls import Removal
 from casd.unlearning.removal import unlearn
 from casd.utils import ending
-from casd.utils.errors import CorpusError
+from casd.utils.errors import ConfigError, CorpusError
 from casd.utils.progress import track
 from casd.utils.registry import build
 from casd.utils.runtime import own_numerics
@@ -84,10 +84,7 @@ class Defender:
         self.before = Run(self.config.run(injection=InjectionConfig("none", require_asr=0.0), runtime=runtime))
         self.planted = Run(self.config.run(injection=injection, runtime=runtime))
         self.states = states_of(self.config, budget, self.before.graph, self.planted.graph)
-        # Errors in the cleanings are found before hours of training.
-        self._cleanings = {
-            name: build(CLEANINGS, "cleaning", name, params) for name, params in config.defence.cleanings.items()
-        }
+        self._cleanings = cleanings(config)
 
     @own_numerics()
     def defend(self) -> None:
@@ -235,6 +232,22 @@ class Defender:
             "",
         ]
         return printable("\n".join(lines))
+
+
+def cleanings(config: DefendConfig) -> dict[str, Cleaning]:
+    """Build the cleanings that a defence is compared with.
+
+    Raises:
+        ConfigError: an unknown cleaning or parameter, or one that cannot train an adapter where removals do.
+    """
+    built = {name: build(CLEANINGS, "cleaning", name, params) for name, params in config.defence.cleanings.items()}
+    for name, method in built.items():
+        if config.unlearning.training.lora and not method.trains_adapters:
+            raise ConfigError(
+                f"defence.cleanings has {name}, which changes all weights, but removals train an adapter"
+                f" (unlearning.training.lora). Leave it out, '~defence.cleanings.{name}', or train all weights, weights=full."
+            )
+    return built
 
 
 def forget_model(run: Run) -> None:

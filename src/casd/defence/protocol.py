@@ -19,7 +19,7 @@ from casd.config import Config, DefendConfig, ModelConfig
 from casd.config.advice import rate_warning
 from casd.config.compose import to_yaml
 from casd.defence.budget import budget_of
-from casd.defence.defender import Defender, forget_model, unused
+from casd.defence.defender import Defender, cleanings, forget_model, unused
 from casd.defence.opening import note_opening, openings
 from casd.defence.page import sentences, write_page
 from casd.defence.results import DefenceTables, attack_table
@@ -51,6 +51,7 @@ class Defence:
             raise ConfigError("A defence runs in one process: run the command without a launcher.")
         self.config = config
         self.budget = budget_of(config)
+        cleanings(config)  # errors in them are found before hours of training
         self.attacker = Run(_attack_config(config)) if config.attack else None
 
     def attack(self) -> ModelConfig:
