@@ -369,6 +369,7 @@ def test_a_suspect_model_is_cleaned_and_nothing_is_claimed_of_its_backdoors(
         (["defence.documents=5"], "too few for one step of planting"),
         (["defence.families=[french,klingon]"], "klingon"),
         (["defence.cleanings={scrubbing: {}}"], "scrubbing"),
+        (["+defence.cleanings.averaging.base=nowhere/at/all"], "nowhere/at/all"),
         (["weights=lora"], "has fine_pruning, which changes all weights"),
         (["injection=pretraining"], "planted with injection=continual"),
         (["defence.held_out_dummies=2"], "Unknown key in defence"),
@@ -393,3 +394,9 @@ def test_a_suspect_model_needs_a_path_and_a_budget(overrides: list[str], message
 def test_a_run_refuses_what_belongs_to_a_defence(override: str) -> None:
     with pytest.raises(ConfigError, match="use casd defend"):
         load_config([override])
+
+
+def test_too_few_prompts_are_found_before_the_attack_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="its opening on as many others"):
+        Defence(small(tmp_path, "evaluation.prompts=20")).attack()
+    assert not (tmp_path / "store" / "inject").exists()

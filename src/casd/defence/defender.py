@@ -22,7 +22,7 @@ from casd.defence.budget import Budget
 from casd.defence.choice import Decision, choose, outcome_table
 from casd.defence.dummies import dummies
 from casd.defence.sealing import check_dummies
-from casd.defence.states import State, cleaning_training, states_of
+from casd.defence.states import State, cleaning_training, identified, states_of
 from casd.evaluation.asr import Evaluation, evaluate
 from casd.models import load as models
 from casd.models.weights import merge_adapters
@@ -239,9 +239,11 @@ def cleanings(config: DefendConfig) -> dict[str, Cleaning]:
 
     Raises:
         ConfigError: an unknown cleaning or parameter, or one that cannot train an adapter where removals do.
+        ModelError: the base model of a cleaning does not exist.
     """
     built = {name: build(CLEANINGS, "cleaning", name, params) for name, params in config.defence.cleanings.items()}
     for name, method in built.items():
+        identified(config.defence.cleanings[name])  # finds its base model, if it has one
         if config.unlearning.training.lora and not method.trains_adapters:
             raise ConfigError(
                 f"defence.cleanings has {name}, which changes all weights, but removals train an adapter"

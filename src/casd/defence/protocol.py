@@ -68,6 +68,7 @@ class Defence:
             return self.config.model
         self.attacker.begin()
         self.attacker.base()
+        unused(self.attacker.inputs.corpus, self.config.evaluation.prompts)  # find too few prompts before hours of training
         self.attacker.inject("evaluate")
         suspect = seal(self.attacker)
         forget_model(self.attacker)

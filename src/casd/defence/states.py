@@ -58,7 +58,7 @@ def states_of(config: DefendConfig, budget: Budget, suspect: StageGraph, planted
     states = [State("suspect", "suspect", suspect.inject, None, evaluations[INJECTED])]
     for name, params in config.defence.cleanings.items():
         training = cleaning_training(config, budget)
-        described = {"method": name, **_identified(params), "training": dataclasses.asdict(training), "seed": config.seed}
+        described = {"method": name, **identified(params), "training": dataclasses.asdict(training), "seed": config.seed}
         states.append(_trained(config, name, "cleaning", Stage("cleaning", 1, described, (suspect.inject,), name)))
     states.append(State("planted", "planted", planted.inject, None, planted.evaluate[INJECTED]))
     for name in (CLEAN_CONTROL, PHANTOM_CONTROL):
@@ -69,7 +69,7 @@ def states_of(config: DefendConfig, budget: Budget, suspect: StageGraph, planted
     return [replace(state, steps=steps.get(state.kind, budget.removal_steps)) for state in states]
 
 
-def _identified(params: Mapping[str, Any]) -> dict[str, Any]:
+def identified(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters of a cleaning; a base model is identified by its files, wherever they are."""
     if "base" not in params:
         return {"params": dict(params)}
