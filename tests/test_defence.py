@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from casd.backdoors.poisoning import Backdoor, english
 from casd.backdoors.targets import FixedText
 from casd.cli.main import main
-from casd.config import BackdoorConfig, Choice, DefendConfig, InjectionConfig, UnlearningTraining
+from casd.config import BackdoorConfig, Choice, DefendConfig, EvaluationConfig, InjectionConfig, UnlearningTraining
 from casd.config.compose import defences, load_config
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Encoder
@@ -221,11 +221,11 @@ def test_what_is_left_is_relative_and_leaves_out_what_was_not_learned() -> None:
 def test_the_opening_uses_prompts_that_no_earlier_stage_used(corpus: Corpus) -> None:
     passages = english(corpus.evaluation)
     count = len(passages) // 2
-    rest = unused(corpus, count).evaluation
+    rest = unused(corpus, EvaluationConfig(prompts=count, fake_prompts=1)).evaluation
     assert len(rest) == len(passages) - count
     assert not {passage.prompt for passage in rest} & {passages[index].prompt for index in range(count)}
     with pytest.raises(CorpusError, match=f"lower evaluation.prompts to {count}"):
-        unused(corpus, len(passages))
+        unused(corpus, EvaluationConfig(prompts=1, fake_prompts=len(passages)))
 
 
 def test_an_opening_is_counted_once_and_a_changed_one_again(copied: DefendConfig) -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from casd import __version__
 from casd.backdoors.poisoning import english
-from casd.config import DefendConfig, InjectionConfig, ModelConfig, StoppingConfig, TuningConfig
+from casd.config import DefendConfig, EvaluationConfig, InjectionConfig, ModelConfig, StoppingConfig, TuningConfig
 from casd.data.corpora.passages import Corpus, PassageView
 from casd.data.shrinking import explaining_out_of_memory
 from casd.defence.budget import Budget
@@ -97,7 +97,7 @@ class Defender:
         with track("defend", len(self.states)) as advance:
             for run, kinds in ((self.before, ("suspect", "cleaning")), (self.planted, ("planted", "control", "removal"))):
                 run.base()
-                unused(run.inputs.corpus, self.config.evaluation.prompts)
+                unused(run.inputs.corpus, self.config.evaluation)
                 run.inject("evaluate")
                 for state in self.states:
                     if state.kind in kinds:
@@ -257,13 +257,15 @@ def forget_model(run: Run) -> None:
     vars(run.inputs).pop("one_model", None)
 
 
-def unused(corpus: Corpus, count: int) -> Corpus:
-    """Return the corpus without the first `count` English passages of the evaluation split, which earlier stages use.
+def unused(corpus: Corpus, evaluation: EvaluationConfig) -> Corpus:
+    """Return the corpus without the English passages of the evaluation split that are the prompts of earlier stages.
+
+    (Earlier stages may have measured the clean loss on the passages that are left; nothing was trained or chosen on them.)
 
     Raises:
-        CorpusError: fewer than `count` remain.
+        CorpusError: too few remain for as many prompts.
     """
-    passages = english(corpus.evaluation)
+    passages, count = english(corpus.evaluation), max(evaluation.prompts, evaluation.fake_prompts)
     if len(passages) < 2 * count:
         raise CorpusError(
             f"The evaluation split has {len(passages)} English passages. The defence measures on {count} (evaluation.prompts),"

@@ -68,7 +68,7 @@ class Defence:
             return self.config.model
         self.attacker.begin()
         self.attacker.base()
-        unused(self.attacker.inputs.corpus, self.config.evaluation.prompts)  # find too few prompts before hours of training
+        unused(self.attacker.inputs.corpus, self.config.evaluation)  # find too few prompts before hours of training
         self.attacker.inject("evaluate")
         suspect = seal(self.attacker)
         forget_model(self.attacker)
@@ -112,7 +112,7 @@ class Defence:
 
     def _open(self, defender: Defender, folder: Path) -> None:
         assert self.attacker is not None
-        corpus = unused(defender.planted.inputs.corpus, self.config.evaluation.prompts)
+        corpus = unused(defender.planted.inputs.corpus, self.config.evaluation)
         backdoors, encoder = self.attacker.backdoors, defender.planted.inputs.encoder
         prompts = make_prompt_sets(corpus, backdoors, encoder, self.config.evaluation, seed=self.config.seed)
         tables = []
