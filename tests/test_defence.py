@@ -20,7 +20,15 @@ from transformers import AutoModelForCausalLM
 from casd.backdoors.poisoning import Backdoor, english
 from casd.backdoors.targets import FixedText
 from casd.cli.main import main
-from casd.config import BackdoorConfig, Choice, DefendConfig, EvaluationConfig, InjectionConfig, UnlearningTraining
+from casd.config import (
+    BackdoorConfig,
+    Choice,
+    DefendConfig,
+    EvaluationConfig,
+    InjectionConfig,
+    UnlearningTraining,
+    UtilityConfig,
+)
 from casd.config.compose import defences, load_config
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Encoder
@@ -332,6 +340,22 @@ def test_the_report_of_a_finished_defence(finished: tuple[DefendConfig, Path]) -
     assert len(read.attack[read.attack["prompt_set"] == "triggered"]) == 9 * 3
     assert (folder / "left.png").is_file() and "fine-pruning" in (folder / "report.md").read_text()
     assert config.attack is not None
+
+
+def test_benchmarks_of_every_state_stand_in_the_table(copied: DefendConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness is replaced, since it is an extra: each state has the norm of its weights for a result."""
+
+    def norm(model: torch.nn.Module, *_: object, **__: object) -> pd.DataFrame:
+        value = float(sum(parameter.detach().double().square().sum() for parameter in model.parameters()))
+        return pd.DataFrame([{"task": "norm", "metric": "acc", "value": value, "stderr": 0.0, "n": 1}])
+
+    for module in ("casd.pipeline.stages", "casd.defence.defender"):
+        monkeypatch.setattr(f"{module}.measure_utility", norm)
+    for module in ("casd.pipeline.checks.check_tasks", "casd.evaluation.benchmarks.fingerprint"):
+        monkeypatch.setattr(module, lambda tasks: {})
+    found = run_defence(replace(copied, utility=UtilityConfig(tasks=["norm"]))).tables
+    assert found.states["utility/norm"].nunique() == len(found.states)  # each of its own weights
+    assert list(tables([found])[0].frame["norm"])
 
 
 def test_a_suspect_model_is_cleaned_and_nothing_is_claimed_of_its_backdoors(

@@ -96,7 +96,7 @@ def state_table(records: Sequence[StateRecord], evaluation: EvaluationConfig, ta
                 "stopped": log.stopped,
                 "collapsed": bool(reason),
                 "collapse_reason": reason,
-                **{f"{UTILITY_PREFIX}{task}": value for task, value in _main_metrics(record.utility).items()},
+                **{f"{UTILITY_PREFIX}{task}": value for task, value in main_metrics(record.utility).items()},
             }
         )
     return pd.DataFrame(rows)
@@ -140,7 +140,7 @@ def asr_table(records: Sequence[StateRecord]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _main_metrics(utility: pd.DataFrame | None) -> dict[str, float]:
+def main_metrics(utility: pd.DataFrame | None) -> dict[str, float]:
     """Return one value per benchmark task: its length-normalised accuracy if it has one, else its first metric."""
     if utility is None:
         return {}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from casd.analysis.inclusion import ESTABLISHED_ASR
+from casd.analysis.results import UTILITY_PREFIX
 from casd.config import DefendConfig
 from casd.defence.states import State
 from casd.evaluation.asr import Evaluation
@@ -48,13 +49,18 @@ def share_left(before: pd.Series, after: pd.Series) -> float:
     return float((after.reindex(learned.index) / learned).mean()) if len(learned) else math.nan
 
 
-def outcome_table(states: Sequence[State], measured: Mapping[str, Evaluation], config: DefendConfig) -> pd.DataFrame:
-    """Return a row per state: its clean loss, and what is left of the dummies.
+def outcome_table(
+    states: Sequence[State],
+    measured: Mapping[str, Evaluation],
+    config: DefendConfig,
+    benchmarks: Mapping[str, Mapping[str, float]],
+) -> pd.DataFrame:
+    """Return a row per state: its clean loss, what is left of the dummies, and its benchmarks.
 
     Columns: `state`, `kind`, `dummies_removed`, `setting` ("" or "learning_rate=0.0003"), `steps`, `clean_loss` (nats per
     token), `clean_loss_ratio` (to the suspect's), `collapsed`, `removed_asr` (mean over the dummies that the state removed),
     `held_out_asr` (mean over the held-out ones), `held_out_left` (`share_left` of the held-out ones; NaN for states without
-    dummies), `learned` (held-out dummies that were learned).
+    dummies), `learned` (held-out dummies that were learned), and a column for each benchmark ("utility/hellaswag").
     """
     asr = {name: _triggered(evaluation) for name, evaluation in measured.items()}
     held_out = [name for name, section in config.backdoor.items() if not section.removed]
@@ -81,6 +87,7 @@ def outcome_table(states: Sequence[State], measured: Mapping[str, Evaluation], c
                 "held_out_asr": float(asr[state.name][held_out].mean()) if has_dummies else math.nan,
                 "held_out_left": share_left(planted, asr[state.name][held_out]) if has_dummies else math.nan,
                 "learned": int((planted >= ESTABLISHED_ASR).sum()),
+                **{f"{UTILITY_PREFIX}{task}": value for task, value in benchmarks.get(state.name, {}).items()},
             }
         )
     return pd.DataFrame(rows)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from casd import __version__
+from casd.analysis.states import main_metrics
 from casd.backdoors.poisoning import english
 from casd.config import DefendConfig, EvaluationConfig, InjectionConfig, ModelConfig, StoppingConfig, TuningConfig
 from casd.data.corpora.passages import Corpus, PassageView
@@ -24,6 +25,7 @@ from casd.defence.dummies import dummies
 from casd.defence.sealing import check_dummies
 from casd.defence.states import State, cleaning_training, identified, states_of
 from casd.evaluation.asr import Evaluation, evaluate
+from casd.evaluation.benchmarks import measure_utility
 from casd.models import load as models
 from casd.models.weights import merge_adapters
 from casd.pipeline.inputs import build_objective
@@ -106,15 +108,16 @@ class Defender:
                 forget_model(run)
 
     def _make(self, run: Run, state: State) -> None:
-        """Train a state, and measure it on the dummies."""
-        if state.weights is None:  # the injected model, which is made and measured
-            return
+        """Train a state, and measure it on the dummies and the benchmarks."""
         if state.kind == "control":
             run.state(state.name, "evaluate")
             return
-        for stage, make in ((state.stage, self._train), (state.weights, self._write), (state.evaluation, self._evaluate)):
-            ending.check()
-            run.store.run(stage, explaining_out_of_memory(f"stage {stage}")(partial(make, run, state)))
+        made = ((state.stage, self._train), (state.weights, self._write), (state.evaluation, self._evaluate))
+        stages = made if state.weights else ()  # the suspect and the planted model are made and evaluated
+        for stage, make in (*stages, (state.utility, self._benchmark)):
+            if stage:
+                ending.check()
+                run.store.run(stage, explaining_out_of_memory(f"stage {stage}")(partial(make, run, state)))
 
     def _train(self, run: Run, state: State, folder: Path | None = None) -> None:
         """Unlearn some dummies, or clean the suspect model without any, and leave the weights in memory; write the log."""
@@ -156,6 +159,11 @@ class Defender:
         )
         evaluation.write(folder)
 
+    def _benchmark(self, run: Run, state: State, folder: Path) -> None:
+        tokenizer, description = run.inputs.encoder.tokenizer, f"utility {state.name}"
+        table = measure_utility(self._in_memory(run, state), tokenizer, self.config.utility, description=description)
+        table.to_parquet(folder / "utility.parquet", index=False)
+
     def _in_memory(self, run: Run, state: State) -> PreTrainedModel:
         """Return the model in a state: from memory, from stored weights, or trained again, which gives the same weights."""
         one = run.inputs.one_model
@@ -181,7 +189,12 @@ class Defender:
         """What was measured in each state (`casd.defence.choice.outcome_table`)."""
         store = self.planted.store
         measured = {each.name: Evaluation.read(store.folder(each.evaluation, verify=True)) for each in self.states}
-        return outcome_table(self.states, measured, self.config)
+        benchmarks = {
+            each.name: main_metrics(pd.read_parquet(store.file(each.utility, "utility.parquet")))
+            for each in self.states
+            if each.utility
+        }
+        return outcome_table(self.states, measured, self.config, benchmarks)
 
     @cached_property
     def decision(self) -> Decision:

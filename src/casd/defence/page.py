@@ -54,6 +54,7 @@ def _states(runs: Sequence[DefenceTables]) -> Table:
         row = {"clean loss": _mean(each.clean_loss_ratio, "x"), "held-out left": _mean(each.foretold)}
         if opened:
             row |= {"attacker's ASR": _mean(each.asr), "attacker's left": _mean(each.left)}
+        row |= {task: _mean(value) for task, value in each.benchmarks.items()}
         rows[label(each.state)] = row | {"chosen": f"{each.chosen}/{each.runs}" if each.kind == "removal" else ""}
     frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("state")
     caption = (

@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from casd.analysis.inclusion import ESTABLISHED_ASR
+from casd.analysis.results import UTILITY_PREFIX
 from casd.backdoors.triggers import script_of
 from casd.config import BackdoorConfig
 from casd.stats.means import MeanOverRuns, mean_over_runs
@@ -107,6 +108,7 @@ class Summary:
         collapsed: number of defences in which it collapsed.
         chosen: number of defences that chose it.
         runs: number of defences.
+        benchmarks: value of each benchmark, by name.
     """
 
     state: str
@@ -119,6 +121,7 @@ class Summary:
     collapsed: int
     chosen: int
     runs: int
+    benchmarks: dict[str, MeanOverRuns]
 
 
 CHOSEN = "chosen"
@@ -164,6 +167,7 @@ def _summary(label: str, runs: Sequence[DefenceTables], states: Sequence[str]) -
         collapsed=collapsed,
         chosen=chosen,
         runs=len(table),
+        benchmarks={name.removeprefix(UTILITY_PREFIX): mean(name) for name in table.columns if name.startswith(UTILITY_PREFIX)},
     )
 
 

@@ -28,6 +28,7 @@ class State:
         stage: the stage that makes the model.
         weights: the stage that has its weights; None for the suspect and the planted model.
         evaluation: its attack success rates for the dummies, and its clean loss.
+        utility: its benchmarks; None without any.
         steps: steps of the training that made it.
         removed: the dummies that are removed.
         unlearning: settings of the removal.
@@ -39,6 +40,7 @@ class State:
     stage: Stage
     weights: Stage | None
     evaluation: Stage
+    utility: Stage | None = None
     steps: int = 0
     removed: tuple[str, ...] = ()
     unlearning: UnlearningConfig | None = None
@@ -54,13 +56,12 @@ def states_of(config: DefendConfig, budget: Budget, suspect: StageGraph, planted
         suspect: stages of the run whose injected model is the suspect.
         planted: stages of the run that plants the dummies.
     """
-    evaluations = suspect.evaluate | {}
-    states = [State("suspect", "suspect", suspect.inject, None, evaluations[INJECTED])]
+    states = [_given("suspect", suspect)]
     for name, params in config.defence.cleanings.items():
         training = cleaning_training(config, budget)
         described = {"method": name, **identified(params), "training": dataclasses.asdict(training), "seed": config.seed}
         states.append(_trained(config, name, "cleaning", Stage("cleaning", 1, described, (suspect.inject,), name)))
-    states.append(State("planted", "planted", planted.inject, None, planted.evaluate[INJECTED]))
+    states.append(_given("planted", planted))
     for name in (CLEAN_CONTROL, PHANTOM_CONTROL):
         if name in planted.unlearn:
             states.append(_trained(config, name, "control", planted.unlearn[name]))
@@ -105,5 +106,9 @@ def _removals(config: DefendConfig, planted: StageGraph) -> Iterator[State]:
 
 
 def _trained(config: Config, name: str, kind: Kind, stage: Stage) -> State:
-    evaluations, *_ = measurement_stages(config, {name: stage})
-    return State(name, kind, stage, Stage("weights", 1, {}, (stage,), name), evaluations[name])
+    evaluations, _, benchmarks = measurement_stages(config, {name: stage})
+    return State(name, kind, stage, Stage("weights", 1, {}, (stage,), name), evaluations[name], benchmarks.get(name))
+
+
+def _given(name: Literal["suspect", "planted"], graph: StageGraph) -> State:
+    return State(name, name, graph.inject, None, graph.evaluate[INJECTED], graph.utility.get(INJECTED))
