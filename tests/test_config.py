@@ -37,7 +37,7 @@ from casd.config import (
     UnlearningTraining,
 )
 from casd.config.compose import configs as swept
-from casd.config.compose import jobs, load_config, to_yaml
+from casd.config.compose import defences, jobs, load_config, load_defence, to_yaml
 from casd.config.hydra_errors import unknown_key
 from casd.config.options import config_folder, groups
 from casd.data.corpora import CORPORA
@@ -48,7 +48,7 @@ from casd.utils.registry import build
 from tiny import one_of
 
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
-CHOSEN_ALONE = ("backdoor", "experiment")  # many backdoors are chosen at once; an experiment is swept below
+CHOSEN_ALONE = ("attack", "backdoor", "experiment")  # many backdoors are chosen at once; the others are tested below
 ROUNDS = max(len(options) for group, options in groups().items() if group not in CHOSEN_ALONE)
 EXPERIMENTS = list(groups()["experiment"])
 PHRASES = "{name: refusal, params: {phrases: [no, never]}}"
@@ -121,9 +121,17 @@ def test_every_experiment_composes_and_builds(name: str, tmp_path: Path) -> None
     assert text.startswith("# @package _global_\n"), "it would set nothing outside its own section"
     params = [f"{key}={values}" for key, values in sweep_params(name).items()]
     for values in {tuple(one_of(params, place)) for place in (0, -1)}:
-        config = load_config([f"experiment={name}", *values, f"runtime.output={tmp_path}"])
+        compose = load_defence if name.startswith("defender") else load_config
+        config = compose([f"experiment={name}", *values, f"runtime.output={tmp_path}"])
         build_choices(config)
         assert config.name == name, "two experiments would write into one folder"
+
+
+@pytest.mark.parametrize("attack", sorted(set(groups()["attack"]) - {"none"}))
+def test_every_attack_composes_and_builds(attack: str) -> None:
+    [config] = defences([f"attack={attack}"])
+    assert config.attack is not None
+    build_choices(config.run(backdoor=config.attack.backdoor))
 
 
 @pytest.mark.parametrize("name", ["paper_qwen3", "ablation_writing_system"])
@@ -159,6 +167,7 @@ def copied_configs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     copy = folder / "configs"
     shutil.copytree(config_folder(), copy)
     monkeypatch.setattr(casd.config.compose, "config_folder", lambda: copy)
+    monkeypatch.chdir(folder)  # where configs/ is the copy: another one in the working directory would be searched first
     return copy
 
 
@@ -309,7 +318,9 @@ YAML_KEYS = {
     file.parent.relative_to(config_folder()).as_posix(): (file.relative_to(config_folder()).as_posix(), key)
     for file in sorted(config_folder().rglob("*.yaml"))
     for key in yaml.safe_load(file.read_text())
-    if key not in ("defaults", "hydra") and file.parent.name != "reproduce"  # whose keys are no configuration's
+    if file.name not in ("defend.yaml", "none.yaml")  # whose keys are config.yaml's, or a whole section
+    and key not in ("defaults", "hydra")
+    and file.parent.name != "reproduce"  # whose keys are no configuration's
 }
 """A file of each group, and one of its keys."""
 
@@ -322,8 +333,9 @@ def test_a_misspelt_key_in_a_file(file: str, key: str, tmp_path: Path, monkeypat
     lines[at] = lines[at].replace(key, misspelt(key), 1)
     (copy / file).write_text("\n".join(lines))
     group, _, option = file.removesuffix(".yaml").rpartition("/")
+    compose = load_defence if group == "attack" else load_config
     with pytest.raises(ConfigError, match=misspelt(key)) as error:
-        load_config(overrides_for(group, option) if group else [])
+        compose(overrides_for(group, option) if group else [])
     assert "Choices:" in str(error.value)
 
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
 from casd.cli.main import build_parser, main
-from casd.config import options
-from casd.config.compose import configs, load_config, load_run
+from casd.config import DefenceConfig, options
+from casd.config.compose import configs, defences, load_config, load_run
 from casd.config.keys import schema_paths
 from casd.config.options import config_folder, groups, own_folder
 from casd.utils.errors import ConfigError
@@ -48,7 +49,7 @@ def test_each_verb_has_an_example_that_can_be_given(verb: str, capsys: pytest.Ca
     assert words[0] == verb
     build_parser().parse_args(words)
     if "OVERRIDE ..." in out and verb != "report":
-        assert configs(words[1:])
+        assert defences(words[1:]) if verb == "defend" else configs(words[1:])
         assert "common keys:\n  experiment=NAME" in out
     assert len(out.splitlines()) <= 30
 
@@ -60,7 +61,8 @@ def test_the_common_keys_are_keys_of_the_schema(capsys: pytest.CaptureFixture[st
     out = capsys.readouterr().out
     keys = set(re.findall(r"^  ([\w.]+)=", out, flags=re.MULTILINE)) - {"scale"}
     assert {"experiment", "seed", "runtime.device"} <= keys
-    assert {key for key in keys if key not in groups()} <= set(schema_paths())
+    of_defences = {f"defence.{each.name}" for each in fields(DefenceConfig)}
+    assert {key for key in keys if key not in groups()} <= {*schema_paths(), *of_defences}
 
 
 # ---------------------------------------------------------------- suggestions

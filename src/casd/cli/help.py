@@ -32,6 +32,7 @@ _KEYS: Final = {
 _RUN: Final = ("experiment=NAME", "model=NAME", "backdoor=[A,B]", "unlearning=NAME", "seed=N", "weights=lora")
 _INJECTION: Final = tuple(key for key in _RUN if key != "unlearning=NAME")
 _DEFENCE: Final = (
+    "experiment=NAME",
     "attack=NAME",
     "model=NAME",
     "unlearning=NAME",
