@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import copy
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
+# A shell ignores Ctrl-C in what it runs in the background, and so would the processes to which tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before torch is imported: the models are so small that threads would spend their time waiting for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
