@@ -318,6 +318,8 @@ def test_means_over_runs_and_the_calibration_of_the_estimate() -> None:
     assert "leaves 0.30 [0.20, 0.40] of the attacker's ASR; the held-out dummies foretold 0.05" in text
     assert "leaves less than every control and cleaning: the best of them, CROW, leaves 0.80" in text
     assert [table.name for table in tables(runs)] == ["states", "backdoors", "calibration"]
+    runs[0].states.loc[runs[0].states["state"] == "crow", "collapsed"] = True
+    assert "CROW (collapsed in 1 of 2)" in tables(runs)[0].labels
 
 
 def test_defences_with_other_settings_are_not_averaged() -> None:
@@ -349,8 +351,7 @@ def test_benchmarks_of_every_state_stand_in_the_table(copied: DefendConfig, monk
         value = float(sum(parameter.detach().double().square().sum() for parameter in model.parameters()))
         return pd.DataFrame([{"task": "norm", "metric": "acc", "value": value, "stderr": 0.0, "n": 1}])
 
-    for module in ("casd.pipeline.stages", "casd.defence.defender"):
-        monkeypatch.setattr(f"{module}.measure_utility", norm)
+    monkeypatch.setattr("casd.pipeline.stages.measure_utility", norm)
     for module in ("casd.pipeline.checks.check_tasks", "casd.evaluation.benchmarks.fingerprint"):
         monkeypatch.setattr(module, lambda tasks: {})
     found = run_defence(replace(copied, utility=UtilityConfig(tasks=["norm"]))).tables

@@ -76,7 +76,7 @@ def state_table(records: Sequence[StateRecord], evaluation: EvaluationConfig, ta
         ratio = record.evaluation.clean_loss / injected_loss
         reason = broken
         if record.kind != "injected":
-            reason = BROKEN_FROM_THE_START if broken else _collapse(record, ratio, evaluation)
+            reason = BROKEN_FROM_THE_START if broken else collapse(record, ratio, evaluation)
         reached = reached_target(log, target_asr)
         rows.append(
             {
@@ -158,7 +158,7 @@ def _broken(injected: StateRecord, evaluation: EvaluationConfig) -> str:
     return _degenerate(injected, evaluation)
 
 
-def _collapse(record: StateRecord, ratio: float, evaluation: EvaluationConfig) -> str:
+def collapse(record: StateRecord, ratio: float, evaluation: EvaluationConfig) -> str:
     """Return why a removal or control counts as collapsed; "" if it does not."""
     log = record.log
     # A removal that exceeded its clean-loss budget is judged by the earlier step that it kept.

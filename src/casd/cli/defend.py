@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from casd.cli.cost import Cost
 from casd.cli.quiet import quiet_libraries
-from casd.cli.report import short_path
+from casd.cli.report import digest_of, short_path
 from casd.utils.errors import CasdError
 from casd.utils.progress import set_progress, track
 from casd.utils.text import printable
@@ -43,7 +42,8 @@ def defend(overrides: Sequence[str]) -> None:
         cost.add(len(report.executed), report.reused)
     if folders:
         runs = [DefenceTables.read(folder) for folder in folders]
-        folder = folders[0] if len(folders) == 1 else _folder_of(folders)
+        many = folders[0].parent / f"defences-{digest_of(folder.name for folder in folders)}"
+        folder = folders[0] if len(folders) == 1 else many
         if len(folders) > 1:
             with publishing(folder, "the report over the defences") as begun:
                 write_page(runs, begun)
@@ -85,7 +85,7 @@ def _make_all(configs: Sequence[DefendConfig]) -> list[tuple[Unit, UnitReport]]:
             if len(units) > 1 and not engine.in_this_process:
                 tell_unit(unit, report, reused=reused)
             advance(reused=reused)
-    return list(reports.items())
+    return [(unit, reports[unit]) for unit in units]  # workers end in any order, and intervals depend on the order of runs
 
 
 def _one_by_one(units: Sequence[Unit]) -> Iterator[tuple[Unit, UnitReport]]:
@@ -101,8 +101,3 @@ def _one_by_one(units: Sequence[Unit]) -> Iterator[tuple[Unit, UnitReport]]:
             yield unit, UnitReport(reason(unit.config, error))
         else:
             yield unit, UnitReport(executed=made.executed, folder=str(made.folder), reused=len(made.reused))
-
-
-def _folder_of(folders: Sequence[Path]) -> Path:
-    names = " ".join(sorted(folder.name for folder in folders))
-    return folders[0].parent / f"defences-{hashlib.sha256(names.encode()).hexdigest()[:8]}"

@@ -36,7 +36,7 @@ def report_runs(paths: Sequence[Path], output: Path | None = None, *, verbose: b
     if output:
         check_output(output, SWEEP_INFO)
     runs = read_runs(paths)
-    _report_all(runs, output or Path("outputs") / f"report-{_digest(run.info['folder'] for run in runs)}", cost, verbose)
+    _report_all(runs, output or Path("outputs") / f"report-{digest_of(run.info['folder'] for run in runs)}", cost, verbose)
 
 
 def report_sweep(folders: Sequence[Path], cost: Cost, *, verbose: bool = False) -> None:
@@ -46,7 +46,7 @@ def report_sweep(folders: Sequence[Path], cost: Cost, *, verbose: bool = False) 
     if not is_main():
         return
     folders = list(dict.fromkeys(folders))
-    _report_all(read_runs(folders), folders[0].parent / f"sweep-{_digest(folder.name for folder in folders)}", cost, verbose)
+    _report_all(read_runs(folders), folders[0].parent / f"sweep-{digest_of(folder.name for folder in folders)}", cost, verbose)
 
 
 def short_path(path: Path) -> Path:
@@ -67,5 +67,6 @@ def _report_all(runs: Sequence[RunTables], target: Path, cost: Cost, verbose: bo
     )
 
 
-def _digest(names: Iterable[str]) -> str:
+def digest_of(names: Iterable[str]) -> str:
+    """Return eight hexadecimal digits that identify a set of names, for the folder of a report over them."""
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:8]

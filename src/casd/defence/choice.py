@@ -10,6 +10,7 @@ import pandas as pd
 
 from casd.analysis.inclusion import ESTABLISHED_ASR
 from casd.analysis.results import UTILITY_PREFIX
+from casd.analysis.states import StateRecord, collapse
 from casd.config import DefendConfig
 from casd.defence.states import State
 from casd.evaluation.asr import Evaluation
@@ -71,8 +72,6 @@ def outcome_table(
         evaluation = measured[state.name]
         ratio = evaluation.clean_loss / suspect_loss
         has_dummies = state.kind in ("planted", "control", "removal")
-        limits = config.evaluation
-        works = ratio <= limits.collapse_clean_loss_ratio and evaluation.degenerate_rate <= limits.collapse_degenerate_rate
         rows.append(
             {
                 "state": state.name,
@@ -82,7 +81,7 @@ def outcome_table(
                 "steps": state.steps,
                 "clean_loss": evaluation.clean_loss,
                 "clean_loss_ratio": ratio,
-                "collapsed": not works,
+                "collapsed": bool(collapse(StateRecord(state.name, evaluation), ratio, config.evaluation)),
                 "removed_asr": float(asr[state.name][list(state.removed)].mean()) if state.removed else math.nan,
                 "held_out_asr": float(asr[state.name][held_out].mean()) if has_dummies else math.nan,
                 "held_out_left": share_left(planted, asr[state.name][held_out]) if has_dummies else math.nan,

@@ -24,14 +24,14 @@ from casd.defence.choice import Decision, choose, outcome_table
 from casd.defence.dummies import dummies
 from casd.defence.sealing import check_dummies
 from casd.defence.states import State, cleaning_training, identified, states_of
-from casd.evaluation.asr import Evaluation, evaluate
-from casd.evaluation.benchmarks import measure_utility
+from casd.evaluation.asr import Evaluation
 from casd.models import load as models
 from casd.models.weights import merge_adapters
 from casd.pipeline.inputs import build_objective
 from casd.pipeline.run import Run
 from casd.pipeline.saved import CARD, new_folder
 from casd.pipeline.stage import Stage
+from casd.pipeline.stages import write_evaluation, write_utility
 from casd.training.checkpoints import TrainingLog
 from casd.training.tracking import check_trackers
 from casd.unlearning.cleaning import CLEANINGS
@@ -147,22 +147,10 @@ class Defender:
         run.inputs.one_model.write_removal(folder)
 
     def _evaluate(self, run: Run, state: State, folder: Path) -> None:
-        inputs = run.inputs
-        evaluation = evaluate(
-            self._in_memory(run, state),
-            inputs.encoder,
-            run.backdoors,
-            inputs.prompts,
-            self.config.evaluation,
-            runtime=inputs.runtime,
-            description=f"evaluate {state.name}",
-        )
-        evaluation.write(folder)
+        write_evaluation(run.inputs, self._in_memory(run, state), state.name, folder)
 
     def _benchmark(self, run: Run, state: State, folder: Path) -> None:
-        tokenizer, description = run.inputs.encoder.tokenizer, f"utility {state.name}"
-        table = measure_utility(self._in_memory(run, state), tokenizer, self.config.utility, description=description)
-        table.to_parquet(folder / "utility.parquet", index=False)
+        write_utility(run.inputs, self._in_memory(run, state), state.name, folder)
 
     def _in_memory(self, run: Run, state: State) -> PreTrainedModel:
         """Return the model in a state: from memory, from stored weights, or trained again, which gives the same weights."""

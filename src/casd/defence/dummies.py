@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from casd.backdoors.triggers import made_up_phrase
 from casd.config import BackdoorConfig, Choice, DefendConfig
@@ -21,8 +22,7 @@ def dummies(config: DefendConfig) -> dict[str, BackdoorConfig]:
     """
     listed = dict(config.backdoor) or _drawn(config)
     last = list(listed)[len(listed) - config.defence.held_out :]
-    changed = {name: {**vars(section), "removed": name not in last} for name, section in listed.items()}
-    return {name: BackdoorConfig(**fields) for name, fields in changed.items()}
+    return {name: replace(section, removed=name not in last) for name, section in listed.items()}
 
 
 def _drawn(config: DefendConfig) -> Mapping[str, BackdoorConfig]:

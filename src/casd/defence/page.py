@@ -55,7 +55,8 @@ def _states(runs: Sequence[DefenceTables]) -> Table:
         if opened:
             row |= {"attacker's ASR": _mean(each.asr), "attacker's left": _mean(each.left)}
         row |= {task: _mean(value) for task, value in each.benchmarks.items()}
-        rows[label(each.state)] = row | {"chosen": f"{each.chosen}/{each.runs}" if each.kind == "removal" else ""}
+        collapsed = f" (collapsed in {each.collapsed} of {each.runs})" if each.collapsed else ""
+        rows[label(each.state) + collapsed] = row | {"chosen": f"{each.chosen}/{each.runs}" if each.kind == "removal" else ""}
     frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("state")
     caption = (
         f"{run_count(len(runs))}. Clean loss: relative to the attacked model's. Left: ASR as a fraction of its value before the"

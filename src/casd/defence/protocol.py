@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from casd.analysis.conditions import leaves
 from casd.backdoors.prompts import make_prompt_sets
 from casd.config import Config, DefendConfig, ModelConfig
 from casd.config.advice import rate_warning
@@ -207,18 +208,8 @@ def run_defence(config: DefendConfig) -> Finished:
 
 def _settings(config: DefendConfig) -> dict[str, Any]:
     """The settings of a defence by their full names, but not model, attacker, seed, and where it runs."""
-    found: dict[str, Any] = {}
-
-    def add(path: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for name, item in value.items():
-                add(f"{path}.{name}" if path else name, item)
-        else:
-            found[path] = value
-
     unrelated = ("name", "seed", "model", "attack", "runtime", "engine")
-    add("", {name: value for name, value in dataclasses.asdict(config).items() if name not in unrelated})
-    return found
+    return leaves({name: value for name, value in dataclasses.asdict(config).items() if name not in unrelated})
 
 
 def _stages(last: Stage) -> list[Stage]:

@@ -103,7 +103,6 @@ class Summary:
         asr: attacker's ASR (mean over runs and backdoors; NaN without an attacker).
         left: what is left of the attacker's ASR, as a fraction of the suspect's.
         foretold: what is left of the held-out dummies' ASR.
-        removed_asr: ASR of the removed dummies.
         clean_loss_ratio: clean loss relative to the suspect's.
         collapsed: number of defences in which it collapsed.
         chosen: number of defences that chose it.
@@ -116,7 +115,6 @@ class Summary:
     asr: MeanOverRuns
     left: MeanOverRuns
     foretold: MeanOverRuns
-    removed_asr: MeanOverRuns
     clean_loss_ratio: MeanOverRuns
     collapsed: int
     chosen: int
@@ -162,7 +160,6 @@ def _summary(label: str, runs: Sequence[DefenceTables], states: Sequence[str]) -
         asr=mean_over_runs(attack["rate"], attack["run"], attack["backdoor"]),
         left=mean_over_runs(attack["left"], attack["run"], attack["backdoor"]),
         foretold=mean("held_out_left"),
-        removed_asr=mean("removed_asr"),
         clean_loss_ratio=mean("clean_loss_ratio"),
         collapsed=collapsed,
         chosen=chosen,

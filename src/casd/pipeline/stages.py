@@ -201,8 +201,13 @@ def model_in(run: Inputs, state: str) -> PreTrainedModel:
 
 def make_evaluation(run: Inputs, state: str, folder: Path) -> None:
     """Measure attack success and clean loss of the model in a state."""
+    write_evaluation(run, model_in(run, state), state, folder)
+
+
+def write_evaluation(run: Inputs, model: PreTrainedModel, state: str, folder: Path) -> None:
+    """Measure attack success and clean loss of a model; `state` names it on the progress bar."""
     evaluation = evaluate(
-        model_in(run, state),
+        model,
         run.encoder,
         run.backdoors,
         run.prompts,
@@ -215,7 +220,12 @@ def make_evaluation(run: Inputs, state: str, folder: Path) -> None:
 
 def make_utility(run: Inputs, state: str, folder: Path) -> None:
     """Run the benchmarks on the model in a state."""
-    table = measure_utility(model_in(run, state), run.encoder.tokenizer, run.config.utility, description=f"utility {state}")
+    write_utility(run, model_in(run, state), state, folder)
+
+
+def write_utility(run: Inputs, model: PreTrainedModel, state: str, folder: Path) -> None:
+    """Run the benchmarks on a model; `state` names it on the progress bar."""
+    table = measure_utility(model, run.encoder.tokenizer, run.config.utility, description=f"utility {state}")
     table.to_parquet(folder / "utility.parquet", index=False)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from casd.backdoors.poisoning import ShuffledStream, clean_document, english
 from casd.config import UnlearningTraining
+from casd.data.batches import Batch
 from casd.data.corpora.passages import Corpus, Passage
 from casd.data.encoding import Document, Encoder
 from casd.models import sharding
@@ -83,7 +84,7 @@ def unlearn(
         _Batches(encoder, removal, applied.forget_text, config, forget, retain, seed),
         partial(applied.terms, reference=reference),
         config,
-        guard_batches=[encoder.document_batch([clean_document(p) for p in corpus.retain[-GUARD_PASSAGES:]])],
+        guard_batches=[guard_batch(encoder, corpus)],
         callback=callback,
         seed=derive_seed(seed, "dropout", removal.name),
         description=f"unlearn {removal.name}",
@@ -160,6 +161,11 @@ def _next_other(stream: ShuffledStream, index: int) -> Passage:
     """The next passage that differs from the one at `index`: an epoch may begin with the last passage of the one before."""
     following = stream[index + 1]
     return stream[index + 2] if following == stream[index] else following
+
+
+def guard_batch(encoder: Encoder, corpus: Corpus) -> Batch:
+    """The clean documents on which the guard of a removal or a cleaning measures the loss: the last of the retain split."""
+    return encoder.document_batch([clean_document(passage) for passage in corpus.retain[-GUARD_PASSAGES:]])
 
 
 def _check_processes(objective: Objective) -> None:

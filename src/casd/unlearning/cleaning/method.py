@@ -22,7 +22,7 @@ from casd.models import sharding
 from casd.training.checkpoints import TrainingLog
 from casd.training.loop import train
 from casd.training.losses import mean_nll
-from casd.unlearning.removal import GUARD_PASSAGES
+from casd.unlearning.removal import guard_batch
 from casd.utils import distributed
 from casd.utils.errors import ConfigError
 from casd.utils.runtime import Runtime
@@ -112,7 +112,7 @@ def clean(
             batch_at,
             method.terms,
             config,
-            guard_batches=[encoder.document_batch([clean_document(p) for p in corpus.retain[-GUARD_PASSAGES:]])],
+            guard_batches=[guard_batch(encoder, corpus)],
             seed=derive_seed(seed, "dropout", "cleaning"),
             description=f"clean by {type(method).__name__}",
             runtime=runtime,
