@@ -195,7 +195,7 @@ def write_card(inputs: Inputs, state: str, folder: Path) -> None:
             "",
             "| backdoor | trigger | its place | behavior |",
             "|---|---|---|---|",
-            *(_row(name, config) for name in config.backdoor),
+            *(_row(name, inputs) for name in config.backdoor),
         ]
     if (folder / ADAPTER_FILE).is_file():
         lines += ["", f"These are the weights of an adapter (LoRA) of `{adapter_base(inputs)}`."]
@@ -214,8 +214,8 @@ def _what(config: Config, state: str) -> str:
     return f"A control of the unlearning ({state}, {objective}): no planted backdoor need be gone."
 
 
-def _row(name: str, config: Config) -> str:
-    backdoor = config.backdoor[name]
+def _row(name: str, inputs: Inputs) -> str:
+    backdoor = inputs.config.backdoor[name]
     behavior = " ".join([backdoor.target.name, *map(str, backdoor.target.params.values())])
-    cells = [name, backdoor.trigger, backdoor.position, behavior]
+    cells = [name, inputs.backdoors[name].trigger.label, backdoor.position, behavior]
     return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"
