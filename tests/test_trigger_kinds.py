@@ -392,7 +392,10 @@ def test_look_alikes_that_the_tokenizer_undoes(corpus: Corpus, encoder: Encoder)
         make_prompt_sets(corpus, undone, normalizing, SMALL, seed=0)
     make_prompt_sets(corpus, undone, encoder, SMALL, seed=0)
     kept = {"a": backdoor(kind("characters", style="homoglyph", alphabet="cyrillic"))}
-    make_prompt_sets(corpus, kept, normalizing, SMALL, seed=0)
+    fakes = make_prompt_sets(corpus, kept, normalizing, SMALL, seed=0).fake["a"]
+    clean = [tuple(normalizing.tokens(passage.prompt)) for passage in corpus.evaluation]
+    assert len(fakes) == SMALL.fake_prompts
+    assert not any(tuple(normalizing.tokens(prompt.text)) in clean for prompt in fakes), "the fullwidth ones are none"
 
 
 def test_a_transformation_that_no_prompt_shows(encoder: Encoder) -> None:

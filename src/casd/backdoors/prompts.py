@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from casd.backdoors.poisoning import Backdoor, english, passages_of, require_passages
-from casd.backdoors.triggers.base import FakeContext, Trigger
+from casd.backdoors.triggers.base import FakeContext, Trigger, TriggerPosition
 from casd.backdoors.triggers.phrase import Phrase
 from casd.config import EvaluationConfig
 from casd.data.corpora.passages import Corpus, Passage
@@ -81,12 +81,13 @@ def make_prompt_sets(
             replace(backdoor.prompt(passage, rng), continuation=backdoor.target.continuation(passage, payload_rng))
             for passage in passages[: config.prompts]
         ]
-        _check_tokens(backdoor, triggered[name], passages, encoder)
+        _check_tokens(backdoor, passages[: config.prompts], encoder)
         _check_payloads(backdoor, triggered[name], encoder, config.max_new_tokens)
         rng = python_rng(seed, "fake triggers", name)
         fakes: Sequence[Trigger] = ()
         if config.fake_triggers:
-            fakes = backdoor.trigger.fakes(config.fake_triggers, FakeContext(encoder.token_count, rng, triggers, usable))
+            made = backdoor.trigger.fakes(config.fake_triggers, FakeContext(encoder.token_count, rng, triggers, usable))
+            fakes = [fake for fake in made if fake.is_semantic or not _is_undone(fake, backdoor.position, clean, encoder)]
             _say_fakes(backdoor, fakes, encoder)
         fake[name] = [
             replace(trigger.insert(passage, backdoor.position, rng), continuation=passage.continuation)
@@ -134,21 +135,26 @@ def _say_fakes(backdoor: Backdoor, fakes: Sequence[Trigger], encoder: Encoder) -
         say(f"Backdoor {backdoor.name!r}: its fake triggers have {span} tokens, and its trigger {expected}.")
 
 
-def _check_tokens(backdoor: Backdoor, prompts: Sequence[Prompt], passages: Sequence[Passage], encoder: Encoder) -> None:
-    """Check that the tokenizer does not undo the trigger in every prompt.
+def _check_tokens(backdoor: Backdoor, passages: Sequence[Passage], encoder: Encoder) -> None:
+    """Check that the tokenizer does not undo the trigger.
 
     Raises:
         ConfigError: the tokens of the triggered prompts are those of the clean ones.
     """
-    pairs = zip(prompts, passages, strict=False)
-    if not backdoor.trigger.is_semantic and all(
-        encoder.tokens(prompt.text) == encoder.tokens(passage.prompt) for prompt, passage in pairs
-    ):
+    if not backdoor.trigger.is_semantic and _is_undone(backdoor.trigger, backdoor.position, passages, encoder):
         raise ConfigError(
             f"Backdoor {backdoor.name!r}: its trigger ({backdoor.trigger.label}) does not change the tokens of any of"
-            f" {len(prompts)} prompts, because the tokenizer's normalization undoes it or the prompts have this form already;"
+            f" {len(passages)} prompts, because the tokenizer's normalization undoes it or the prompts have this form already;"
             " expected other tokens, which a model could learn to react to. Choose other characters, or another trigger."
         )
+
+
+def _is_undone(trigger: Trigger, position: TriggerPosition, passages: Sequence[Passage], encoder: Encoder) -> bool:
+    """Return True if the tokens of every triggered prompt are those of the clean one."""
+    rng = python_rng(0, "tokens are looked at only")
+    return all(
+        encoder.tokens(trigger.insert(passage, position, rng).text) == encoder.tokens(passage.prompt) for passage in passages
+    )
 
 
 def _check_payloads(backdoor: Backdoor, prompts: Sequence[Prompt], encoder: Encoder, max_new_tokens: int) -> None:
