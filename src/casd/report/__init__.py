@@ -13,6 +13,7 @@ import pandas as pd
 
 from casd.analysis.collection import DETAILED_RUNS, check_comparable, collect, combine, mean_asr, read_runs, summary
 from casd.analysis.comparison import compare_objectives, noise_floor, relabelled, variance_shares
+from casd.analysis.kinds import trigger_kinds
 from casd.analysis.predictors import predictor_table
 from casd.analysis.results import RunTables
 from casd.analysis.tables import SCHEMAS, SWEEP_INFO, write_frames
@@ -95,9 +96,8 @@ def write_sweep_report(runs: Sequence[RunTables], folder: Path) -> Comparisons:
 def _write_sweep_files(runs: Sequence[RunTables], folder: Path, target: Path) -> Comparisons:
     """Write the files of `write_sweep_report` into `folder`, which will be moved to `target`."""
     objectives, predictors = compare_objectives(runs), predictor_table(runs)
-    comparisons = Comparisons(
-        objectives, predictors, noise_floor(runs), variance_shares(runs), sweep_answers(runs, objectives, predictors)
-    )
+    answers = sweep_answers(runs, objectives, predictors)
+    comparisons = Comparisons(objectives, predictors, noise_floor(runs), variance_shares(runs), trigger_kinds(runs), answers)
     frames = {"summary": summary(runs), "asr_means": mean_asr(runs)}
     overview = [mean_asr_table(runs, frames["asr_means"]), summary_table(runs, frames["summary"])]
     relations = []
