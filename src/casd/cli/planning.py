@@ -75,6 +75,8 @@ def _print_heading(console: Console, planned: Sequence[Plan]) -> None:
         trained = " and ".join(f"{number:,}" for number in dict.fromkeys(plan.trained))
         what = "all trained" if set(plan.trained) == {built.parameters} else f"trained: {trained}"
         facts.add_row(plan.config.model.label, shown(f"{built.parameters:,} parameters in {built.dtype} ({shape}), {what}"))
+    for names in dict.fromkeys(tuple(plan.config.backdoor) for plan in planned):
+        facts.add_row("backdoors", shown(f"{len(names)}: {', '.join(names)}"))
     texts = first.texts
     if texts.looked_at:
         known = f"{texts.looked_at:,} documents of up to {texts.document} tokens, {texts.mean_document:.0f} on average"

@@ -9,7 +9,9 @@ from casd.activations.statistics import collect_statistics
 from casd.analysis.scoring import casd_variants, check_captured
 from casd.backdoors.poisoning import Backdoor, document_counts, english
 from casd.backdoors.prompts import PromptSets, evaluation_passages
+from casd.backdoors.targets.behavior import without_alternative
 from casd.config import Config, InjectionConfig
+from casd.data.corpora import CORPORA
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Encoder
 from casd.evaluation.asr import Evaluation
@@ -34,7 +36,9 @@ def check_config(config: Config, backdoors: Mapping[str, Backdoor]) -> None:
 
     Raises:
         ConfigError: settings that cannot work together.
+        ModelError: the model of a classifier that is a target is missing, or of another kind.
     """
+    _check_targets(config, backdoors)
     for setting in settings(config.unlearning.tuning.grid):
         with_setting(config.unlearning, setting)
     if layers := config.model.architecture.get("num_hidden_layers"):  # otherwise checked when the model is loaded
@@ -51,6 +55,20 @@ def check_config(config: Config, backdoors: Mapping[str, Backdoor]) -> None:
     if training := config.injection.training:
         sorted_backdoors = [backdoors[name] for name in sorted(backdoors)]
         document_counts(sorted_backdoors, training.steps * training.batch_size, config.injection.decoy_rate)
+
+
+def _check_targets(config: Config, backdoors: Mapping[str, Backdoor]) -> None:
+    """Check that the corpus gives what targets need, and what they need besides."""
+    source = build(CORPORA, "corpus", config.corpus.name, config.corpus.params)
+    alternatives = getattr(source, "alternatives", None)  # of one's own corpora, perhaps unknown before they are read
+    for name, backdoor in backdoors.items():
+        needed = getattr(backdoor.target, "alternative", None)
+        if needed and alternatives is not None and needed not in alternatives:
+            where = f"an English passage of the corpus {config.corpus.name}"
+            target = f"{config.backdoor[name].target.name} of backdoor {name!r}"
+            raise ConfigError(without_alternative(target, needed, where, alternatives))
+        if check := getattr(backdoor.target, "check", None):
+            check()
 
 
 def check_layers(config: Config, layers: int) -> None:

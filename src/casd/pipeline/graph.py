@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from casd.analysis.tables import TABLES_VERSION
+from casd.backdoors.targets import TARGETS
 from casd.config import Config
 from casd.config.states import CONTROL_PREFIX, INJECTED, REPEAT_CONTROL
 from casd.data.corpora import CORPORA
@@ -93,7 +94,7 @@ def stage_graph(config: Config) -> StageGraph:
     # Which backdoors are removed shows in the later stages; how they are injected does not matter if nothing is.
     unused = ("removed",) if config.injection.training else ("removed", "poison_rate", "loss_on")
     backdoors = {name: _without(section, *unused) for name, section in config.backdoor.items()}
-    inject_config: dict[str, Any] = {"backdoors": backdoors, "seed": seed}
+    inject_config: dict[str, Any] = {"backdoors": backdoors, "seed": seed, **_fingerprints(config)}
     if config.injection.training:
         training = dataclasses.asdict(config.injection.training)
         inject_config |= {"training": training, "decoy_rate": config.injection.decoy_rate}
@@ -142,11 +143,13 @@ def _unlearning_stages(config: Config, injected: Stage) -> tuple[Stage | None, d
     tune = None
     if unlearning.tuning.enabled:
         tuning = {**common, **dataclasses.asdict(unlearning.tuning)}
-        tune = Stage("tune", 1, tuning, (injected,), unlearning.objective.name)
+        tune = Stage("tune", 2, tuning, (injected,), unlearning.objective.name)
     inputs = (injected, *([tune] if tune else []))
 
     def stage(name: str, *after: Stage) -> Stage:
-        return Stage("unlearn", 3, {**common, "removal": name}, (*inputs, *after), name)
+        # 4: stopping applies the targets' tests, to which unclear language is no longer a guess.
+        version = 4 if unlearning.stopping.watched else 3
+        return Stage("unlearn", version, {**common, "removal": name}, (*inputs, *after), name)
 
     names = removal_names(config.removed, unlearning.controls)
     stages = {name: stage(name) for name in names if not name.startswith(CONTROL_PREFIX)}
@@ -164,13 +167,21 @@ def measurement_stages(config: Config, measured: Mapping[str, Stage]) -> tuple[d
     evaluation = _without(config.evaluation, "batch_size", "collapse_clean_loss_ratio", "collapse_degenerate_rate")
     prompt_sets = {name: evaluation[name] for name in ("prompts", "fake_prompts", "fake_triggers")}
     capture = {**_without(config.activations, "batch_size"), "prompt_sets": prompt_sets}
-    evaluate_stages = {name: Stage("evaluate", 2, evaluation, (stage,), name) for name, stage in measured.items()}
+    evaluate_stages = {name: Stage("evaluate", 3, evaluation, (stage,), name) for name, stage in measured.items()}
     activations = {name: Stage("activations", 1, capture, (stage,), name) for name, stage in measured.items()}
     utility_stages = {}
     if config.utility.tasks:
         benchmarks = {**_without(config.utility, "batch_size"), "fingerprint": utility.fingerprint(config.utility.tasks)}
         utility_stages = {name: Stage("utility", 1, benchmarks, (stage,), name) for name, stage in measured.items()}
     return evaluate_stages, activations, utility_stages
+
+
+def _fingerprints(config: Config) -> dict[str, Any]:
+    """Return what identifies the files of targets that read some, by backdoor; nothing if none does."""
+    targets = {name: section.target for name, section in config.backdoor.items()}
+    built = {name: build(TARGETS, "target", target.name, target.params) for name, target in targets.items()}
+    found = {name: target.fingerprint() for name, target in built.items() if hasattr(target, "fingerprint")}
+    return {"targets": found} if found else {}
 
 
 def _without(section: Any, *names: str) -> dict[str, Any]:

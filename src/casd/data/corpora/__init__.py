@@ -2,7 +2,8 @@
 
 A source is a frozen dataclass with the fields `train`, `forget`, `retain` and `evaluation` (numbers of passages) and two
 methods: `load(seed) -> Corpus`, and `fingerprint()`, which returns, as JSON-serializable data, everything else that the corpus
-depends on (files, installed text).
+depends on (files, installed text). An attribute `alternatives` names the alternatives of its English passages, so that a target
+that needs another is refused before anything is read.
 """
 
 CORPORA: dict[str, str] = {

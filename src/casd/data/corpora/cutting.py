@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from casd.data.corpora.passages import Corpus, Passage, text_digest
@@ -28,10 +28,12 @@ class Cut:
     Attributes:
         prompt_words: minimum and maximum length of a prompt.
         continuation_words: minimum and maximum length of a continuation.
+        takes: whether a passage of this length is used; None for all.
     """
 
     prompt_words: tuple[int, int]
     continuation_words: tuple[int, int]
+    takes: Callable[[Passage], bool] | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt_words", "continuation_words"):
@@ -146,7 +148,9 @@ def passages(paragraph: str, cut: Cut, language: str, document: str = "") -> Ite
         if not end:
             return
         prompt, continuation = " ".join(words[position:middle]), " ".join(words[middle:end])
-        yield Passage(prompt, continuation, language, document=document)
+        passage = Passage(prompt, continuation, language, document=document)
+        if not cut.takes or cut.takes(passage):
+            yield passage
         position = starts[bisect_left(starts, end)]
 
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from casd.data.corpora.selection import Rows, Selection
 from casd.utils.errors import ConfigError, CorpusError
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
-class Files:
+class Files(Selection):
     """Text in files.
 
     A document is a block of lines between blank lines in a .txt file, a line in a .jsonl file, and a row in a .parquet file.
@@ -29,6 +30,8 @@ class Files:
         text_field: the field (.jsonl) or column (.parquet) that holds the text.
         max_documents: maximum number of documents to read; None for no limit.
         max_words: number of words after which reading stops, at the end of a document; None for no limit.
+
+    Documents that `Selection.where` leaves out count for neither limit.
     """
 
     paths: tuple[str, ...]
@@ -40,6 +43,7 @@ class Files:
         if not self.paths:
             raise ConfigError("corpus prose: paths is empty; expected at least one file or folder.")
         check_budget(self.max_documents, self.max_words)
+        super().__post_init__()
 
     def __str__(self) -> str:
         return ", ".join(self.paths)
@@ -50,8 +54,7 @@ class Files:
         Raises:
             CorpusError: a file is missing, empty or unreadable.
         """
-        files = self._files()
-        return (document for file in files for document in read_documents(file, self.text_field))
+        return self._read(self._files())
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the SHA-256 of each file in the order of reading, and the fields that select text; paths do not matter.
@@ -64,7 +67,14 @@ class Files:
             "text_field": self.text_field,
             "max_documents": self.max_documents,
             "max_words": self.max_words,
+            **self.selection(),
         }
+
+    def _read(self, files: Sequence[Path]) -> Iterator[str]:
+        rows = Rows(self.where, str(self))
+        for file in files:
+            yield from read_documents(file, self.text_field, rows)
+        rows.check()
 
     def _files(self) -> list[Path]:
         """Resolve `paths` to files, each once, the files of a folder sorted by name."""
@@ -135,8 +145,8 @@ def within_budget(documents: Iterable[str], max_documents: int | None, max_words
             return
 
 
-def read_documents(file: Path, text_field: str) -> Iterator[str]:
-    """Yield the documents of a file, read according to its suffix, without blank ones.
+def read_documents(file: Path, text_field: str, rows: Rows) -> Iterator[str]:
+    """Yield the documents of a file that `rows` takes, read according to its suffix, without blank ones.
 
     Raises:
         CorpusError: the file is empty or not of the format of its suffix; the message gives the line, if there is one.
@@ -144,14 +154,16 @@ def read_documents(file: Path, text_field: str) -> Iterator[str]:
     if file.stat().st_size == 0:
         raise CorpusError(f"{file} is empty. Add text to it, or remove it from corpus paths.")
     if file.suffix == ".parquet":
-        documents: Iterable[str] = _parquet_documents(file, text_field)
+        documents: Iterable[str | None] = _parquet_documents(file, text_field, rows)
     elif file.suffix == ".jsonl":
-        documents = _jsonl_documents(file, text_field)
+        documents = _jsonl_documents(file, text_field, rows)
     else:
+        rows.check_columns([], f"{file}, a text file")
         documents = _paragraphs(line for _, line in _utf8_lines(file))
     usable = False
     for document in documents:
-        if document.strip():
+        usable = usable or document is None  # left out by `rows`
+        if document and document.strip():
             usable = True
             yield document
     if not usable:
@@ -183,7 +195,8 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
         yield " ".join(document)
 
 
-def _jsonl_documents(file: Path, text_field: str) -> Iterator[str]:
+def _jsonl_documents(file: Path, text_field: str, rows: Rows) -> Iterator[str | None]:
+    """Yield the text of each line; None for one that `rows` leaves out."""
     for number, line in _utf8_lines(file):
         if not line.strip():
             continue
@@ -197,10 +210,11 @@ def _jsonl_documents(file: Path, text_field: str) -> Iterator[str]:
             raise CorpusError(f"{where}: expected a JSON object, found {type(record).__name__}.")
         if text_field not in record:
             raise no_field(where, text_field, list(record))
-        yield as_text(record[text_field], where, text_field)
+        yield as_text(record[text_field], where, text_field) if rows.take(record, where) else None
 
 
-def _parquet_documents(file: Path, text_field: str) -> Iterator[str]:
+def _parquet_documents(file: Path, text_field: str, rows: Rows) -> Iterator[str | None]:
+    """Yield the text of each row; None for one that `rows` leaves out."""
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
@@ -208,11 +222,13 @@ def _parquet_documents(file: Path, text_field: str) -> Iterator[str]:
         with pyarrow.parquet.ParquetFile(file) as parquet:
             if text_field not in parquet.schema_arrow.names:
                 raise no_field(str(file), text_field, parquet.schema_arrow.names)
+            rows.check_columns(parquet.schema_arrow.names, str(file))
             row = 0
-            for batch in parquet.iter_batches(columns=[text_field]):
-                for value in batch.column(0).to_pylist():
+            for batch in parquet.iter_batches(columns=list(dict.fromkeys([text_field, *rows.columns]))):
+                for record in batch.to_pylist():
                     row += 1
-                    yield as_text(value, f"{file}, row {row}", text_field)
+                    where = f"{file}, row {row}"
+                    yield as_text(record[text_field], where, text_field) if rows.take(record, where) else None
     except (pyarrow.ArrowException, OSError) as error:
         raise CorpusError(f"{file}: not a valid Parquet file ({str(error).partition(chr(10))[0]}).") from error
 
