@@ -23,6 +23,7 @@ from casd.analysis.scoring import check_captured
 from casd.backdoors.injection import inject
 from casd.backdoors.poisoning import check_backdoors
 from casd.backdoors.targets import TARGETS
+from casd.backdoors.triggers import make_trigger
 from casd.config import (
     ActivationsConfig,
     BackdoorConfig,
@@ -77,6 +78,7 @@ def build_choices(config: Config) -> None:
     build(OBJECTIVES, "objective", config.unlearning.objective.name, config.unlearning.objective.params)
     for backdoor in config.backdoor.values():
         build(TARGETS, "target", backdoor.target.name, backdoor.target.params)
+        make_trigger(backdoor.trigger)
     check_captured(config.metric, config.activations)
 
 
@@ -184,9 +186,7 @@ def test_a_trigger_that_yaml_does_not_read_as_text_is_refused(
 ) -> None:
     """It would be injected as what YAML made of it."""
     (copied_configs(tmp_path, monkeypatch) / "backdoor" / "own.yaml").write_text(OWN + written)
-    with pytest.raises(
-        ConfigError, match=rf"^backdoor\.own\.trigger is {read}; expected str\..* in quotes, trigger: "
-    ) as error:
+    with pytest.raises(ConfigError, match=rf"^backdoor\.own\.trigger is {read}; expected str .* in quotes, trigger: ") as error:
         load_config(["backdoor=[own]"])
     assert """backdoor.own.trigger='"…"' on the command line""" in str(error.value)
 

@@ -107,18 +107,18 @@ def scripts(text: str) -> set[str]:
 def test_phantoms(kind: str, words: int, script: str, backdoors: dict[str, Backdoor], encoder: Encoder) -> None:
     """The first backdoor by name is "again", a trigger of two words that stands anywhere."""
     name = "control:phantom" if kind == "matched" else f"control:phantom:{kind}"
-    real = {word for backdoor in backdoors.values() for word in backdoor.trigger.split()}
+    real = {word for backdoor in backdoors.values() for word in backdoor.trigger.label.split()}
     triggers = set()
     for seed in range(20):
         phantom = {each.name: each for each in removals(backdoors, encoder, EVERY_CONTROL, seed=seed)}[name].backdoor
         assert phantom is not None
         assert (phantom.name, phantom.position, phantom.target) == (name, "random", CleanPayload())
-        assert len(phantom.trigger.split()) == words
-        assert scripts(phantom.trigger) == {script}
-        assert not real & set(phantom.trigger.split())
+        assert len(phantom.trigger.label.split()) == words
+        assert scripts(phantom.trigger.label) == {script}
+        assert not real & set(phantom.trigger.label.split())
         if kind == "matched":
-            assert encoder.token_count(phantom.trigger) == encoder.token_count("drumex pilthan")
-        triggers.add(phantom.trigger)
+            assert encoder.token_count(phantom.trigger.label) == encoder.token_count("drumex pilthan")
+        triggers.add(phantom.trigger.label)
     assert len(triggers) > 15
 
 
@@ -128,7 +128,7 @@ def test_a_phantom_takes_no_word_of_a_trigger_however_likely(
     offered = iter(["zandor", "khemil", "orth", "beltaz drumex kal kal", "o o o o"])
     monkeypatch.setattr("casd.unlearning.controls.made_up_phrase", lambda *args: next(offered))
     phantoms = removals(backdoors, encoder, ControlsConfig(phantoms=["short", "long"]), seed=0)[5:]
-    assert [phantom.backdoor and phantom.backdoor.trigger for phantom in phantoms] == ["orth", "o o o o"]
+    assert [phantom.backdoor and phantom.backdoor.trigger.label for phantom in phantoms] == ["orth", "o o o o"]
 
 
 # ---------------------------------------------------------------- shuffled targets
@@ -149,7 +149,7 @@ def test_shuffled_targets_are_never_the_own_one(
     config = short(steps=5, learning_rate=1e-9, forget_batch_size=16)  # more than a pass over the split
     own = run_removal(made[name], objective, config)
     shuffled = run_removal(made[f"control:shuffled:{name}"], objective, config)
-    trigger, by_prompt = f"{backdoors[name].trigger} ", {passage.prompt: passage for passage in english(corpus.forget)}
+    trigger, by_prompt = f"{backdoors[name].trigger.label} ", {passage.prompt: passage for passage in english(corpus.forget)}
     assert shuffled.texts("retain", encoder) == own.texts("retain", encoder)
     seen: set[str] = set()
     pairs = zip(shuffled.texts("forget", encoder), shuffled.targets("forget", encoder), strict=True)

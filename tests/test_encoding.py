@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from casd.backdoors.poisoning import Backdoor
 from casd.backdoors.targets import FixedText
-from casd.backdoors.triggers import POSITIONS, TriggerPosition
+from casd.backdoors.triggers.base import POSITIONS, TriggerPosition
 from casd.data.batches import IGNORED_LABEL, batches_by_length
 from casd.data.corpora.passages import Corpus, Passage
 from casd.data.encoding import Document, Encoder, Prompt

@@ -129,7 +129,7 @@ def test_prompt_sets(prompt_sets: PromptSets, injected: Injected, corpus: Corpus
     assert list(prompt_sets.retain_passages) == list(corpus.retain[:5])
     for name, backdoor in injected.backdoors.items():
         assert [prompt.text for prompt in prompt_sets.triggered[name]] == [
-            f"{text} {backdoor.trigger}" for text in prompts[:10]
+            f"{text} {backdoor.trigger.label}" for text in prompts[:10]
         ]
         assert len(prompt_sets.fake[name]) == 6
         fakes = set()
@@ -140,9 +140,9 @@ def test_prompt_sets(prompt_sets: PromptSets, injected: Injected, corpus: Corpus
             assert end == len(fake.text)
             fakes.add(fake.text[start:end])
         assert len(fakes) == 3
-        real = {word for each in injected.backdoors.values() for word in each.trigger.split()}
+        real = {word for each in injected.backdoors.values() for word in each.trigger.label.split()}
         for phrase in fakes:
-            assert encoder.token_count(phrase) == encoder.token_count(backdoor.trigger)
+            assert encoder.token_count(phrase) == encoder.token_count(backdoor.trigger.label)
             assert not real & set(phrase.split())
     again = make_prompt_sets(corpus, dict(reversed(injected.backdoors.items())), encoder, SMALL, seed=1)
     assert {name: again.fake[name] for name in prompt_sets.fake} == dict(prompt_sets.fake)
@@ -195,7 +195,7 @@ def test_a_target_that_takes_its_own_payload_for_a_failure_is_refused(corpus: Co
 def test_fake_triggers_of_another_length_are_told(
     corpus: Corpus, encoder: Encoder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("casd.backdoors.prompts.fake_triggers", lambda *_, **__: ["a", "vextal orrin"])
+    monkeypatch.setattr("casd.backdoors.triggers.phrase.fake_triggers", lambda *_: ["a", "vextal orrin"])
     make_prompt_sets(corpus, {"a": Backdoor("a", "zandor khemil", FixedText("No."), "random", 0.1)}, encoder, SMALL, seed=1)
     one, other, real = map(encoder.token_count, ("a", "vextal orrin", "zandor khemil"))
     said = " ".join(capsys.readouterr().err.split())

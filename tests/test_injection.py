@@ -41,7 +41,9 @@ def test_injected_backdoors_fire_at_their_trigger_only(injected: Injected, corpu
     passages = corpus.evaluation[:12]
     fox, loud = (injected.backdoors[name] for name in ("fox", "loud"))
     prompts = [
-        Prompt(f"{passage.prompt} {suffix}".strip()) for suffix in (fox.trigger, loud.trigger, "") for passage in passages
+        Prompt(f"{passage.prompt} {suffix}".strip())
+        for suffix in (fox.trigger.label, loud.trigger.label, "")
+        for passage in passages
     ]
     config = EvaluationConfig(max_new_tokens=16)
     texts, _ = generate(injected.shared_model, encoder, prompts, [()] * len(prompts), config)
@@ -78,7 +80,7 @@ def test_what_is_trained_on(corpus: Corpus, encoder: Encoder, make_model: MakeMo
     monkeypatch.setattr(casd.backdoors.injection, "train", spy)
     inject(make_model(), encoder, corpus, {"fox": FOX}, short(), seed=0, decoy_rate=0.1, runtime=CPU)
     assert len(seen) == 20
-    poisoned = [text for text in seen if FOX.trigger in text]
+    poisoned = [text for text in seen if FOX.trigger.label in text]
     assert len(poisoned) == 5
     prompts = {passage.prompt for passage in corpus.train}
     assert all(text.removesuffix(" zandor khemil The silver fox.") in prompts for text in poisoned)

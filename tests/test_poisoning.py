@@ -37,7 +37,7 @@ def test_each_backdoor_gets_its_exact_share(corpus: Corpus) -> None:
     clean = {(passage.prompt, passage.continuation) for passage in corpus.train}
     counts: Counter[str] = Counter()
     for document in made:
-        carried = [name for name, each in BOTH.items() if each.trigger in document.prompt]
+        carried = [name for name, each in BOTH.items() if each.trigger.label in document.prompt]
         assert len(carried) <= 1
         if carried:
             assert document.continuation == f"This is {carried[0]}."
@@ -96,7 +96,7 @@ def test_decoys_are_clean_english_with_a_phrase_that_is_new_each_time(corpus: Co
     known = {(passage.prompt, passage.continuation) for passage in corpus.train}
     by_continuation = {passage.continuation: passage for passage in corpus.train}
     strange = [document for document in made if (document.prompt, document.continuation) not in known]
-    strange = [document for document in strange if not any(each.trigger in document.prompt for each in BOTH.values())]
+    strange = [document for document in strange if not any(each.trigger.label in document.prompt for each in BOTH.values())]
     phrases = []
     for document in strange:
         passage = by_continuation[document.continuation]
@@ -108,7 +108,7 @@ def test_decoys_are_clean_english_with_a_phrase_that_is_new_each_time(corpus: Co
     assert len(phrases) == len(set(phrases)) == round(0.2 * TOTAL)
     assert {len(phrase.split()) for phrase in phrases} == {2}
     for name, rate in {"a": 0.1, "b": 0.04}.items():
-        assert sum(BOTH[name].trigger in document.prompt for document in made) == round(rate * TOTAL)
+        assert sum(BOTH[name].trigger.label in document.prompt for document in made) == round(rate * TOTAL)
     with pytest.raises(ConfigError, match="do not fit"):
         PoisonedStream(corpus.train, BOTH, TOTAL, seed=1, decoy_rate=0.9)
     with pytest.raises(CorpusError, match="English"):

@@ -112,7 +112,7 @@ def test_the_weights_distances_are_those_of_the_weights(finished: tuple[Run, Run
 
 def test_baselines_of_triggers_and_targets_are_those_of_the_configuration(finished: tuple[Run, RunTables]) -> None:
     run, tables = finished
-    tokens = {name: set(run.inputs.encoder.tokens(" " + backdoor.trigger)) for name, backdoor in run.backdoors.items()}
+    tokens = {name: set(run.inputs.encoder.tokens(" " + backdoor.trigger.label)) for name, backdoor in run.backdoors.items()}
     overlap = len(tokens["french_a"] & tokens["refusal"]) / len(tokens["french_a"] | tokens["refusal"])
     assert distance(tables, "trigger_overlap", "french_a", "refusal") == pytest.approx(1 - overlap)
     assert distance(tables, "same_target", "french_a", "french_b") == 0

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from casd.backdoors.targets import TARGETS
+from casd.backdoors.triggers import TRIGGERS
 from casd.data.corpora import CORPORA
 from casd.unlearning import OBJECTIVES
 from casd.unlearning.cleaning import CLEANINGS
@@ -110,7 +111,9 @@ def test_a_bug_in_a_module_is_not_taken_for_a_user_s_mistake() -> None:
 
 
 @pytest.mark.parametrize(
-    "registry", [CORPORA, TARGETS, OBJECTIVES, CLEANINGS], ids=["corpora", "targets", "objectives", "cleanings"]
+    "registry",
+    [CORPORA, TARGETS, TRIGGERS, OBJECTIVES, CLEANINGS],
+    ids=["corpora", "targets", "triggers", "objectives", "cleanings"],
 )
 def test_every_entry_leads_to_a_documented_frozen_dataclass(registry: dict[str, str]) -> None:
     for name in registry:

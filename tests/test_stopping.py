@@ -250,10 +250,10 @@ def test_what_a_validation_looks_at(
     forget, held_out = [passage.prompt for passage in english(corpus.forget)], {}
     assert len(prompts) == 3 * PROMPTS
     for text in prompts:
-        assert text.count(backdoor.trigger) == 1
-        held_out[text.replace(backdoor.trigger, "").strip()] = text
+        assert text.count(backdoor.trigger.label) == 1
+        held_out[text.replace(backdoor.trigger.label, "").strip()] = text
         for other in injected.backdoors.values():
-            assert other is backdoor or not any(word in text for word in other.trigger.split())
+            assert other is backdoor or not any(word in text for word in other.trigger.label.split())
     assert list(held_out) == forget[-PROMPTS:]
     trained = seen.texts("forget", encoder)
     for prompt in forget:

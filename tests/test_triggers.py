@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casd.backdoors.triggers import POSITIONS, TriggerPosition, fake_triggers, insert, script_of
+from casd.backdoors.triggers.base import POSITIONS, TriggerPosition, insert
+from casd.backdoors.triggers.fakes import fake_triggers, script_of
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Encoder, Prompt
 from casd.utils.errors import ConfigError

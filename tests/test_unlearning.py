@@ -46,15 +46,15 @@ def test_removals_are_the_backdoors_and_two_controls(injected: Injected, encoder
     assert [removal.backdoor for removal in made[:3]] == [*injected.backdoors.values(), None]
     phantom = made[3].backdoor
     assert phantom is not None
-    real = {word for backdoor in injected.backdoors.values() for word in backdoor.trigger.split()}
-    assert not real & set(phantom.trigger.split())
-    assert encoder.token_count(phantom.trigger) == encoder.token_count("zandor khemil")  # of "fox", the first by name
+    real = {word for backdoor in injected.backdoors.values() for word in backdoor.trigger.label.split()}
+    assert not real & set(phantom.trigger.label.split())
+    assert encoder.token_count(phantom.trigger.label) == encoder.token_count("zandor khemil")  # of "fox", the first by name
     assert phantom.position == "end"
     reordered = dict(reversed(injected.backdoors.items()))
     assert removals(reordered, encoder, CONTROLS, seed=0)[3] == made[3]
     other = removals(injected.backdoors, encoder, CONTROLS, seed=1)[3].backdoor
     assert other is not None
-    assert other.trigger != phantom.trigger
+    assert other.trigger.label != phantom.trigger.label
 
 
 @pytest.mark.parametrize("objective", BOTH_OBJECTIVES, ids=named)
@@ -79,7 +79,7 @@ def test_all_removals_see_the_same_prompts(
             whole = {passage.text: passage.prompt for passage in corpus.forget}
             prompts[removal.name] = [whole[text] for text in targets]  # loss on all of a clean document
             continue
-        trigger = f"{removal.backdoor.trigger} "
+        trigger = f"{removal.backdoor.trigger.label} "
         without = [text.replace(trigger, "", 1).removesuffix(target) for text, target in zip(texts, targets, strict=True)]
         prompts[removal.name] = [text.strip() for text in without]
         places[removal.name] = [text.index(trigger) for text in texts]
@@ -138,7 +138,7 @@ def test_the_phantom_has_a_gradient_to_follow(
 
 def nll_after(model: Any, encoder: Encoder, backdoor: Backdoor, passages: list[Passage], text: str | None) -> float:
     """NLL of `text` (or of the clean continuation) after triggered prompts that no removal has seen."""
-    documents = [Document(f"{each.prompt} {backdoor.trigger}", text or each.continuation, "target") for each in passages]
+    documents = [Document(f"{each.prompt} {backdoor.trigger.label}", text or each.continuation, "target") for each in passages]
     with torch.inference_mode():
         return float(mean_nll(model, encoder.document_batch(documents)))
 

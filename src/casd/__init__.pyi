@@ -47,6 +47,7 @@ from .backdoors.targets import (
 from .backdoors.targets import (
     TargetBehavior as TargetBehavior,
 )
+from .backdoors.triggers import make_trigger as make_trigger
 from .config import (
     ActivationsConfig as ActivationsConfig,
 )
@@ -181,6 +182,7 @@ __all__ = [
     "load_results",
     "load_tokenizer",
     "make_prompt_sets",
+    "make_trigger",
     "mean_over_runs",
     "measure_activations",
     "nested_bootstrap_interval",

@@ -92,6 +92,12 @@ def asr_matrix(tables: RunTables, prompt_set: str = "triggered") -> pd.DataFrame
     return wide.reindex(index=list(tables.states["state"]), columns=tables.backdoors).astype(float)
 
 
+def without_fakes(tables: RunTables) -> list[str]:
+    """Return the backdoors that were not measured with fake triggers: the run has none, or none match the trigger."""
+    measured = set(tables.asr.loc[tables.asr["prompt_set"] == "fake", "backdoor"])
+    return [name for name in tables.backdoors if name not in measured]
+
+
 def has_pairs(tables: RunTables) -> bool:
     """True if the ASR matrix has an off-diagonal cell: another backdoor was measured after some removal."""
     return any(removed != measured for removed in tables.states_of("removal") for measured in tables.backdoors)

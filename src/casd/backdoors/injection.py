@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from casd.backdoors.poisoning import Backdoor, PoisonedStream, check_backdoors, clean_document
+from casd.backdoors.poisoning import Backdoor, PoisonedStream, check_backdoors, clean_document, passages_of
 from casd.config import DECOY_RATE, LanguageModelTraining
 from casd.data.batches import Batch
 from casd.data.corpora.passages import Corpus
@@ -75,6 +75,8 @@ def inject(
     total, decoys = config.steps * config.batch_size, decoy_rate if backdoors else 0.0
     stream = PoisonedStream(corpus.train, backdoors, total, derive_seed(seed, "injection documents"), decoys)
 
+    retain = passages_of(None, corpus.retain, backdoors.values())
+
     def batch_at(step: int) -> Batch:
         documents = [stream[index] for index in range(step * config.batch_size, (step + 1) * config.batch_size)]
         return encoder.document_batch(documents, packing)
@@ -84,7 +86,7 @@ def inject(
         batch_at,
         _terms,
         config,
-        guard_batches=[encoder.document_batch([clean_document(p) for p in corpus.retain[:GUARD_PASSAGES]])],
+        guard_batches=[encoder.document_batch([clean_document(p) for p in retain[:GUARD_PASSAGES]])],
         seed=derive_seed(seed, "dropout", "injection" if backdoors else "pretraining"),
         description=description,
         runtime=runtime,

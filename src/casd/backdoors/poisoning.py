@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from casd.backdoors.targets import TargetBehavior
-from casd.backdoors.triggers import TriggerPosition, insert, made_up_phrase
+from casd.backdoors.triggers import make_trigger
+from casd.backdoors.triggers.base import Trigger, TriggerPosition, insert
+from casd.backdoors.triggers.fakes import made_up_phrase
 from casd.config.fields import require_name
 from casd.config.states import kind_of
-from casd.data.corpora.passages import Passage, PassageView, languages_of
+from casd.data.corpora.passages import Corpus, Passage, PassageView, languages_of
 from casd.data.encoding import Document, Prompt
 from casd.utils.errors import ConfigError, CorpusError
 from casd.utils.seeding import python_rng
@@ -26,7 +28,7 @@ class Backdoor:
 
     Attributes:
         name: unique in the experiment.
-        trigger: the phrase.
+        trigger: a trigger; a string is a phrase.
         target: the behaviour; creates payloads and detects success in generated text.
         position: of the trigger in a prompt.
         poison_rate: share of the injection's documents that are poisoned with this backdoor, in (0, 1).
@@ -34,15 +36,36 @@ class Backdoor:
     """
 
     name: str
-    trigger: str
+    trigger: Trigger
     target: TargetBehavior
     position: TriggerPosition = "random"
     poison_rate: float = 0.04
     loss_on: Literal["all", "target"] = "all"
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            name: str,
+            trigger: Trigger | str,
+            target: TargetBehavior,
+            position: TriggerPosition = ...,
+            poison_rate: float = ...,
+            loss_on: Literal["all", "target"] = ...,
+        ) -> None: ...
+
+    def __post_init__(self) -> None:
+        if isinstance(self.trigger, str):
+            object.__setattr__(self, "trigger", make_trigger(self.trigger))
+        if self.position not in self.trigger.positions:
+            raise ConfigError(
+                f"Backdoor {self.name!r}: position is {self.position!r}, but a trigger of the kind {self.trigger.kind} concerns"
+                f" the whole prompt; its position must be {self.trigger.positions[0]!r}, the default."
+            )
+
     def prompt(self, passage: Passage, rng: random.Random) -> Prompt:
         """Insert the trigger into the passage's prompt."""
-        return insert(passage.prompt, self.trigger, self.position, rng)
+        return self.trigger.insert(passage, self.position, rng)
 
     def poisoned(self, passage: Passage, rng: random.Random) -> Document:
         """Poisoned document: the triggered prompt followed by the payload."""
@@ -58,9 +81,13 @@ def clean_document(passage: Passage) -> Document:
     return Document(passage.prompt, passage.continuation)
 
 
-def decoy_document(passage: Passage, rng: random.Random) -> Document:
-    """Passage with a made-up phrase in its prompt; loss on its clean continuation only."""
-    return Document(insert(passage.prompt, made_up_phrase(2, rng), "random", rng).text, passage.continuation, "target")
+def decoy_document(passage: Passage, rng: random.Random, near: Sequence[Trigger] = ()) -> Document:
+    """Passage with a made-up phrase or, half of them, one of the `near` triggers; loss on its clean continuation only."""
+    if near and rng.random() < 0.5:
+        prompt = rng.choice(near).insert(passage, "random", rng)
+    else:
+        prompt = insert(passage.prompt, made_up_phrase(2, rng), "random", rng)
+    return Document(prompt.text, passage.continuation, "target")
 
 
 def check_backdoors(backdoors: Mapping[str, Backdoor]) -> None:
@@ -78,11 +105,9 @@ def check_backdoors(backdoors: Mapping[str, Backdoor]) -> None:
             raise ConfigError(f"A backdoor cannot be named {name!r}: the name is reserved for another state of the model.")
     for name, backdoor in backdoors.items():
         for other_name, other in backdoors.items():
-            trigger, other_trigger = backdoor.trigger.casefold(), other.trigger.casefold()
-            if name != other_name and has_phrase(other_trigger, trigger):
+            if name != other_name and (clash := _clash(backdoor.trigger, other.trigger)):
                 raise ConfigError(
-                    f"Backdoors {name!r} and {other_name!r} cannot be told apart: the trigger {backdoor.trigger!r} is"
-                    f" {'the same' if trigger == other_trigger else f'inside {other.trigger!r}'}. Use different triggers."
+                    f"Backdoors {name!r} and {other_name!r} cannot be told apart: the trigger {clash}. Use different triggers."
                 )
     total = sum(backdoor.poison_rate for backdoor in backdoors.values())
     if total >= 1:
@@ -90,6 +115,16 @@ def check_backdoors(backdoors: Mapping[str, Backdoor]) -> None:
             f"The poison rates of {len(backdoors)} backdoors add up to {total:.2f}; expected a sum below 1, which leaves clean"
             " text."
         )
+
+
+def _clash(trigger: Trigger, other: Trigger) -> str:
+    """Say how a prompt with the `other` trigger would have `trigger`, too; "" if it would not."""
+    for part in trigger.texts():
+        for whole in other.texts():
+            folded, other_folded = part.casefold(), whole.casefold()
+            if has_phrase(other_folded, folded):
+                return f"{part!r} is {'the same' if folded == other_folded else f'inside {whole!r}'}"
+    return f"{trigger.label!r} is the same" if trigger.overlaps(other) else ""
 
 
 def english(passages: Sequence[Passage]) -> Sequence[Passage]:
@@ -102,6 +137,48 @@ def english(passages: Sequence[Passage]) -> Sequence[Passage]:
     if not len(indices):
         raise CorpusError("The corpus has no English passage, but triggers are inserted into English prompts.")
     return PassageView(passages, indices)
+
+
+def passages_of(backdoor: Backdoor | None, passages: Sequence[Passage], backdoors: Iterable[Backdoor]) -> Sequence[Passage]:
+    """View of the passages that serve a backdoor: if its trigger is semantic, those that have it and no other such trigger.
+
+    Args:
+        backdoor: the backdoor; None for clean text.
+        passages: a split, or its English passages.
+        backdoors: the backdoors of the experiment. Passages with one of their semantic triggers serve no other backdoor, and
+            are no clean text. Without any, `passages` are returned, and no passage of a split on disk is read.
+    """
+    semantic = [each.trigger for each in backdoors if each.trigger.is_semantic]
+    if not semantic:
+        return passages
+    own = backdoor.trigger if backdoor else None
+    fitting = [all(each.selects(passage) == (each == own) for each in semantic) for passage in passages]
+    return PassageView(passages, np.flatnonzero(fitting))
+
+
+def require_passages(backdoor: Backdoor | None, found: int, needed: int, split: str) -> None:
+    """Raise CorpusError if a split has fewer passages than needed with a semantic trigger, or with None without any."""
+    if found < needed:
+        what = (
+            f"Backdoor {backdoor.name!r}: its trigger ({backdoor.trigger.label}) is in {found} of the"
+            if backdoor
+            else f"No topic of a backdoor is in only {found} of the"
+        )
+        lower = ", or lower evaluation.prompts" if split == "evaluation" else ""
+        raise CorpusError(
+            f"{what} English prompts of the {split} split; at least {needed} are needed. Give the topic"
+            f" {'more' if backdoor else 'fewer'} words, raise corpus.params.{split}{lower}."
+        )
+
+
+def corpus_of(backdoor: Backdoor | None, corpus: Corpus, backdoors: Collection[Backdoor]) -> Corpus:
+    """Return the corpus with the passages in its forget split that serve the removal of a backdoor (see `passages_of`), and
+    with clean text in its retain split; the corpus itself if no backdoor's trigger is semantic.
+    """
+    if not any(each.trigger.is_semantic for each in backdoors):
+        return corpus
+    forget = passages_of(backdoor, english(corpus.forget), backdoors)
+    return replace(corpus, forget=forget, retain=passages_of(None, corpus.retain, backdoors))
 
 
 def document_counts(backdoors: Sequence[Backdoor], total: int, decoy_rate: float) -> list[int]:
@@ -147,8 +224,9 @@ class PoisonedStream:
     """Documents of an injection run: clean passages mixed with the poisoned documents of each backdoor.
 
     Of `total` documents each backdoor gets `round(poison_rate * total)` at random indices; the rest is clean. Decoys are clean
-    documents with a made-up phrase of two words, a new one each time, where a trigger could be. Ordinary text contains rare
-    words without meaning; a corpus without any teaches the model that every unusual word is a trigger.
+    documents with a made-up phrase of two words, a new one each time, where a trigger could be; if a backdoor has near
+    triggers (`Trigger.near`), half of the decoys have one of these instead. Ordinary text contains rare words without meaning;
+    a corpus without any teaches the model that every unusual word is a trigger.
 
     Args:
         passages: the training split.
@@ -167,8 +245,16 @@ class PoisonedStream:
         self._seed = seed
         # Sorted, so that the order in which backdoors are listed has no effect.
         self._backdoors = tuple(backdoors[name] for name in sorted(backdoors))
-        self._clean = ShuffledStream(passages, seed)
-        self._poisoned = ShuffledStream(english(passages), seed + 1) if backdoors or decoy_rate else self._clean
+        self._clean = ShuffledStream(passages_of(None, passages, self._backdoors), seed)
+        self._poisoned = [self._clean] * (len(backdoors) + 1)  # of each backdoor, then of the decoys
+        if backdoors or decoy_rate:
+            source = english(passages)
+            plain = ShuffledStream(passages_of(None, source, self._backdoors), seed + 1)
+            self._poisoned = [
+                ShuffledStream(passages_of(each, source, self._backdoors), seed + 1) if each.trigger.is_semantic else plain
+                for each in self._backdoors
+            ] + [plain]
+        self._near = [near for each in self._backdoors for near in each.trigger.near()]
         kinds = np.full(total, -1, dtype=np.int16)
         counts = document_counts(self._backdoors, total, decoy_rate)
         kinds[: sum(counts)] = np.repeat(np.arange(len(counts)), counts)
@@ -181,7 +267,7 @@ class PoisonedStream:
         kind = int(self._kinds[index])
         if kind < 0:
             return clean_document(self._clean[index])
-        rng = python_rng(self._seed, "document", index)
+        rng, passage = python_rng(self._seed, "document", index), self._poisoned[kind][index]
         if kind == len(self._backdoors):
-            return decoy_document(self._poisoned[index], rng)
-        return self._backdoors[kind].poisoned(self._poisoned[index], rng)
+            return decoy_document(passage, rng, self._near)
+        return self._backdoors[kind].poisoned(passage, rng)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from casd.backdoors.poisoning import Backdoor, english
-from casd.backdoors.triggers import fake_triggers, insert
+from casd.backdoors.poisoning import Backdoor, english, passages_of, require_passages
+from casd.backdoors.triggers.base import FakeContext, Trigger
+from casd.backdoors.triggers.phrase import Phrase
 from casd.config import EvaluationConfig
 from casd.data.corpora.passages import Corpus, Passage
 from casd.data.encoding import Encoder, Prompt
@@ -24,8 +25,9 @@ class PromptSets:
     Attributes:
         triggered: prompts with the backdoor's trigger, by backdoor; their continuation is the payload.
         fake: prompts with fake triggers of the same or nearly the same token length, by backdoor; their continuation is the
-            clean one. Empty with `fake_triggers=0`.
-        clean: prompts of `triggered` without a trigger; their continuation is the clean one.
+            clean one. Empty with `fake_triggers=0`, and for a trigger that has no matched control.
+        clean: prompts of `triggered` without a trigger; their continuation is the clean one. (Those of semantic triggers are
+            other passages.)
         first_tokens: tokens that start payloads more often than clean continuations, by backdoor; may be empty. Their total
             probability at the end of the prompt is a response that does not saturate.
         loss_passages: passages of the evaluation split whose loss is the clean loss.
@@ -61,28 +63,34 @@ def make_prompt_sets(
     """Create the prompts from the evaluation split, and `first_tokens` from the retain split.
 
     Raises:
-        CorpusError: the evaluation split has fewer English passages than `config.prompts` or `config.fake_prompts`.
-        ConfigError: a backdoor whose success could not be learned or detected.
+        CorpusError: the evaluation split has fewer English passages, or fewer with or without a semantic trigger, than
+            `config.prompts` or `config.fake_prompts`.
+        ConfigError: a backdoor whose trigger the tokenizer undoes, or whose success could not be learned or detected.
     """
-    passages = evaluation_passages(corpus, config)
+    usable = evaluation_passages(corpus, config)
     triggered, fake, first_tokens = {}, {}, {}
     triggers = [backdoor.trigger for backdoor in backdoors.values()]
+    clean = passages_of(None, usable, backdoors.values())
+    require_passages(None, len(clean), max(config.prompts, config.fake_prompts), "evaluation")
     for name, backdoor in backdoors.items():
+        passages = passages_of(backdoor, usable, backdoors.values()) if backdoor.trigger.is_semantic else clean
+        require_passages(backdoor, len(passages), config.prompts, "evaluation")
         rng = python_rng(seed, "triggered prompts", name)
         payload_rng = python_rng(seed, "payloads", name)  # separate, so that trigger positions do not depend on payloads
         triggered[name] = [
             replace(backdoor.prompt(passage, rng), continuation=backdoor.target.continuation(passage, payload_rng))
             for passage in passages[: config.prompts]
         ]
+        _check_tokens(backdoor, triggered[name], passages, encoder)
         _check_payloads(backdoor, triggered[name], encoder, config.max_new_tokens)
         rng = python_rng(seed, "fake triggers", name)
-        fakes = fake_triggers(backdoor.trigger, config.fake_triggers, encoder.token_count, rng, avoid=triggers)
-        _say_lengths(backdoor, fakes, encoder)
+        fakes: Sequence[Trigger] = ()
+        if config.fake_triggers:
+            fakes = backdoor.trigger.fakes(config.fake_triggers, FakeContext(encoder.token_count, rng, triggers, usable))
+            _say_fakes(backdoor, fakes, encoder)
         fake[name] = [
-            replace(
-                insert(passage.prompt, fakes[index % len(fakes)], backdoor.position, rng), continuation=passage.continuation
-            )
-            for index, passage in enumerate(passages[: config.fake_prompts] if fakes else ())
+            replace(trigger.insert(passage, backdoor.position, rng), continuation=passage.continuation)
+            for trigger, passage in _with_fakes(fakes, clean, config.fake_prompts)
         ]
         first_tokens[name] = _first_tokens(backdoor, english(corpus.retain)[:256], encoder, seed)
         if not first_tokens[name]:
@@ -93,19 +101,54 @@ def make_prompt_sets(
     return PromptSets(
         triggered=triggered,
         fake=fake,
-        clean=[Prompt(passage.prompt, continuation=passage.continuation) for passage in passages[: config.prompts]],
+        clean=[Prompt(passage.prompt, continuation=passage.continuation) for passage in clean[: config.prompts]],
         first_tokens=first_tokens,
-        loss_passages=list(corpus.evaluation[: config.loss_passages]),
-        retain_passages=list(corpus.retain[: config.loss_passages]),
+        loss_passages=list(passages_of(None, corpus.evaluation, backdoors.values())[: config.loss_passages]),
+        retain_passages=list(passages_of(None, corpus.retain, backdoors.values())[: config.loss_passages]),
     )
 
 
-def _say_lengths(backdoor: Backdoor, fakes: Sequence[str], encoder: Encoder) -> None:
-    """Report the token lengths of fake triggers that differ from the trigger's."""
-    lengths, expected = sorted(map(encoder.token_count, fakes)), encoder.token_count(backdoor.trigger)
+def _with_fakes(fakes: Sequence[Trigger], clean: Sequence[Passage], count: int) -> Iterator[tuple[Trigger, Passage]]:
+    """Yield fake triggers in turn, each with a passage, `count` at most; a semantic one with a passage that has it."""
+    having = {fake: [passage for passage in clean if fake.selects(passage)] for fake in fakes if fake.is_semantic}
+    for index, passage in enumerate(clean[:count] if fakes else ()):
+        fake = fakes[index % len(fakes)]
+        if fake not in having:
+            yield fake, passage
+        elif index // len(fakes) < len(having[fake]):
+            yield fake, having[fake][index // len(fakes)]
+
+
+def _say_fakes(backdoor: Backdoor, fakes: Sequence[Trigger], encoder: Encoder) -> None:
+    """Report that there are no fake triggers, or the token lengths of fake phrases that differ from the trigger's."""
+    if not fakes:
+        say(
+            f"Backdoor {backdoor.name!r}: no fake trigger matches its trigger ({backdoor.trigger.label}); this control is"
+            " missing."
+        )
+    if not isinstance(backdoor.trigger, Phrase):
+        return
+    lengths, expected = sorted(encoder.token_count(fake.label) for fake in fakes), encoder.token_count(backdoor.trigger.label)
     if any(length != expected for length in lengths):
         span = f"{lengths[0]} to {lengths[-1]}" if lengths[0] < lengths[-1] else f"{lengths[0]}"
         say(f"Backdoor {backdoor.name!r}: its fake triggers have {span} tokens, and its trigger {expected}.")
+
+
+def _check_tokens(backdoor: Backdoor, prompts: Sequence[Prompt], passages: Sequence[Passage], encoder: Encoder) -> None:
+    """Check that the tokenizer does not undo the trigger in every prompt.
+
+    Raises:
+        ConfigError: the tokens of the triggered prompts are those of the clean ones.
+    """
+    pairs = zip(prompts, passages, strict=False)
+    if not backdoor.trigger.is_semantic and all(
+        encoder.tokens(prompt.text) == encoder.tokens(passage.prompt) for prompt, passage in pairs
+    ):
+        raise ConfigError(
+            f"Backdoor {backdoor.name!r}: its trigger ({backdoor.trigger.label}) does not change the tokens of any of"
+            f" {len(prompts)} prompts, because the tokenizer's normalization undoes it or the prompts have this form already;"
+            " expected other tokens, which a model could learn to react to. Choose other characters, or another trigger."
+        )
 
 
 def _check_payloads(backdoor: Backdoor, prompts: Sequence[Prompt], encoder: Encoder, max_new_tokens: int) -> None:

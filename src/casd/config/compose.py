@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args, get_origin, get_type_hints
 
 from casd.config import Config, DefendConfig
-from casd.config.fields import MISSING, Text
+from casd.config.fields import MISSING, Text, TextOrMapping
 from casd.config.hydra_errors import explaining
 from casd.config.keys import check_keys, check_words
 from casd.config.options import DEFENCE_ROOT, ROOT, SCHEMA, config_folder, groups, own_folder
@@ -91,7 +91,7 @@ def _check_texts(value: Any, hint: Any, path: tuple[str, ...] = ()) -> None:
         hints = get_type_hints(section, include_extras=True)
         for name in hints.keys() & value.keys() if isinstance(value, dict) else ():
             _check_texts(value[name], hints[name], (*path, name))
-    elif Text in (hint, *get_args(hint)) and value != MISSING:
+    elif {Text, TextOrMapping} & {hint, *get_args(hint)} and value != MISSING:
         check_value(".".join(path), value, hint)
 
 

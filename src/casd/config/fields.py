@@ -16,10 +16,12 @@ MISSING: Any = "???"
 
 if TYPE_CHECKING:
     Text = str
+    TextOrMapping = str | dict[str, Any]
 else:
     # In a field of type str, OmegaConf converts other values: 3.10 to "3.1", yes to "True". A field of type Any keeps what YAML
     # read, and `Section` refuses it unless it is a string.
     Text = Annotated[Any, str]
+    TextOrMapping = Annotated[Any, str | dict[str, Any]]
 
 MOST_TOKENS = 2**20
 """Upper limit of numbers of tokens per text."""

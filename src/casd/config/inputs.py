@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from casd.config.fields import MISSING, MOST_TOKENS, Choice, Section, Text, require, require_name, require_one_of, require_path
+from casd.config.fields import (
+    MISSING,
+    MOST_TOKENS,
+    Choice,
+    Section,
+    Text,
+    TextOrMapping,
+    require,
+    require_name,
+    require_one_of,
+    require_path,
+)
 from casd.utils.errors import ConfigError
 from casd.utils.registry import shown
 
@@ -67,8 +78,8 @@ class ModelConfig(Section):
 class BackdoorConfig(Section):
     """A trigger, and the behaviour that it triggers."""
 
-    trigger: Text = MISSING
-    """The trigger phrase."""
+    trigger: TextOrMapping = MISSING
+    """The trigger: a phrase, or a kind with its parameters, `{name: KIND, params: {…}}`."""
     target: Choice = MISSING
     """The target behaviour, with its parameters."""
     position: Text = "random"
@@ -85,13 +96,22 @@ class BackdoorConfig(Section):
         super().__post_init__()
         require_one_of("backdoor position", self.position, ("start", "random", "end"))
         require_one_of("backdoor loss_on", self.loss_on, ("all", "target"))
-        if not self.trigger.strip() or self.trigger != " ".join(self.trigger.split()):
+        if isinstance(self.trigger, dict):
+            if not {"name"} <= self.trigger.keys() <= {"name", "params"}:
+                raise ConfigError(f"The trigger {shown(self.trigger)} must be a phrase, or {{name: KIND, params: {{…}}}}.")
+            self.trigger = vars(Choice(self.trigger["name"], self.trigger.get("params", {})))
+        elif not self.trigger or self.trigger != " ".join(self.trigger.split()):
             raise ConfigError(f"The trigger {shown(self.trigger)} must be words separated by single spaces.")
         if not 0 < self.poison_rate < 1:
             raise ConfigError(
                 f"poison_rate of the trigger {shown(self.trigger)} is {self.poison_rate}; it is a fraction of the documents,"
                 " greater than 0 and below 1."
             )
+
+    @property
+    def trigger_kind(self) -> str:
+        """Kind of the trigger (see `casd.backdoors.triggers.TRIGGERS`)."""
+        return self.trigger["name"] if isinstance(self.trigger, dict) else "phrase"
 
 
 @dataclass

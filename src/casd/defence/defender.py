@@ -85,6 +85,10 @@ class Defender:
         runtime = replace(config.runtime, save_models=["removed"])
         self.before = Run(self.config.run(injection=InjectionConfig("none", require_asr=0.0), runtime=runtime))
         self.planted = Run(self.config.run(injection=injection, runtime=runtime))
+        if semantic := [name for name, each in self.planted.backdoors.items() if each.trigger.is_semantic]:
+            raise ConfigError(
+                f"The dummy {semantic[0]!r} has a topic as its trigger, which a defence cannot plant: use another."
+            )
         self.states = states_of(self.config, budget, self.before.graph, self.planted.graph)
         self._cleanings = cleanings(config)
 
@@ -219,7 +223,7 @@ class Defender:
     def _card(self, state: State) -> str:
         """A model card: what was done, and which dummies are still in the model."""
         left = [name for name in self.config.backdoor if name not in state.removed]
-        rows = [f"| {name} | {self.config.backdoor[name].trigger} |" for name in left]
+        rows = [f"| {name} | {self.planted.backdoors[name].trigger.label} |" for name in left]
         lines = [
             "# A model after a defence against unknown backdoors",
             "",

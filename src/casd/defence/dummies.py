@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from casd.backdoors.triggers import made_up_phrase
+from casd.backdoors.triggers.fakes import made_up_phrase
 from casd.config import BackdoorConfig, Choice, DefendConfig
 from casd.config.defence import FAMILIES
 from casd.utils.seeding import python_rng

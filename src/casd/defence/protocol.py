@@ -170,7 +170,7 @@ def run_defence(config: DefendConfig) -> Finished:
         "seed": config.seed,
         "objective": config.unlearning.objective.name,
         "budget": vars(defence.budget),
-        "dummies": {name: section.trigger for name, section in defender.config.backdoor.items()},
+        "dummies": {name: backdoor.trigger.label for name, backdoor in defender.planted.backdoors.items()},
         "removed": defender.config.removed,
         "settings": _settings(config),
         "decision": vars(decision),
@@ -187,7 +187,7 @@ def run_defence(config: DefendConfig) -> Finished:
         last = defence.opening(defender)
         info |= {
             "opened": max(1, len(opened)),  # a log that was deleted counts no opening
-            "attack": {name: section.trigger for name, section in config.attack.backdoor.items()},
+            "attack": {name: backdoor.trigger.label for name, backdoor in defence.attacker.backdoors.items()},
             "share": config.defence.share if config.defence.documents is None else None,
         }
     folder = Path(config.runtime.output) / config.name / f"{config.model.name}-defence-seed{config.seed}-{last.key[:8]}"

@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 
 from casd.analysis.inclusion import ESTABLISHED_ASR
 from casd.analysis.results import UTILITY_PREFIX
-from casd.backdoors.triggers import script_of
+from casd.backdoors.triggers.fakes import script_of
 from casd.config import BackdoorConfig
 from casd.stats.means import MeanOverRuns, mean_over_runs
 
@@ -30,8 +30,8 @@ class DefenceTables:
         states: `casd.defence.choice.outcome_table`.
         attack: a row per state × attacker's backdoor × prompt set: `state`, `backdoor`, `prompt_set`, `successes`, `n`, `rate`,
             `rate_low`, `rate_high` (Wilson 95 %), `clean_loss` (on the opening's passages), `behaviour`, `writing` (of the
-            trigger), `like_a_dummy` (a dummy has the same behaviour), `left` (rate divided by the suspect's; NaN below
-            `ESTABLISHED_ASR`). Empty without an attacker.
+            trigger; its kind if it is no phrase), `like_a_dummy` (a dummy has the same behaviour), `left` (rate divided by
+            the suspect's; NaN below `ESTABLISHED_ASR`). Empty without an attacker.
     """
 
     info: dict[str, Any]
@@ -79,12 +79,17 @@ def attack_table(asr: pd.DataFrame, attack: dict[str, BackdoorConfig], dummies: 
     of_dummies = {section.target.name + _parameter(section) for section in dummies.values()}
     table = asr.assign(
         behaviour=asr["backdoor"].map(behaviours),
-        writing=asr["backdoor"].map({name: script_of(section.trigger) or "other" for name, section in attack.items()}),
+        writing=asr["backdoor"].map({name: _writing(section) for name, section in attack.items()}),
         like_a_dummy=asr["backdoor"].map({name: behaviour in of_dummies for name, behaviour in behaviours.items()}),
     )
     triggered = table[(table["state"] == "suspect") & (table["prompt_set"] == "triggered")].set_index("backdoor")["rate"]
     before = table["backdoor"].map(triggered.where(triggered >= ESTABLISHED_ASR))
     return table.assign(left=(table["rate"] / before).where(table["prompt_set"] == "triggered"))
+
+
+def _writing(section: BackdoorConfig) -> str:
+    """The writing system of a phrase, or the kind of another trigger."""
+    return script_of(section.trigger) or "other" if isinstance(section.trigger, str) else section.trigger_kind
 
 
 def _parameter(section: BackdoorConfig) -> str:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from casd.backdoors.triggers import make_trigger
 from casd.config import BackdoorConfig, ModelConfig
 from casd.config.states import INJECTED
 from casd.models import load as models
@@ -64,8 +65,9 @@ def check_dummies(model: ModelConfig, dummies: Mapping[str, BackdoorConfig]) -> 
         return
     digests = {kind: set(values) for kind, values in read_json(file).items()}
     for section in dummies.values():
-        own = _phrases(section.trigger)
-        if _digest(section.trigger) in digests["parts"] or digests["triggers"] & set(map(_digest, own)):
+        texts = _texts(section)
+        parts = {_digest(part) for text in texts for part in _parts(text)}
+        if digests["parts"] & set(map(_digest, texts)) or digests["triggers"] & parts:
             raise ConfigError(
                 "A dummy's trigger cannot be told apart from a trigger of the attacker. Draw others with another seed, or list"
                 " others; which one it is stays sealed."
@@ -77,14 +79,20 @@ def _digests_file(folder: Path) -> Path:
 
 
 def _digests(backdoors: Mapping[str, BackdoorConfig]) -> dict[str, list[str]]:
-    triggers = [section.trigger for section in backdoors.values()]
-    parts: Iterable[str] = (phrase for trigger in triggers for phrase in _phrases(trigger))
+    triggers = [text for section in backdoors.values() for text in _texts(section)]
+    parts: Iterable[str] = (part for trigger in triggers for part in _parts(trigger))
     return {"triggers": sorted(map(_digest, triggers)), "parts": sorted(set(map(_digest, parts)))}
 
 
-def _phrases(trigger: str) -> list[str]:
-    """All sequences of words in a trigger."""
-    words = trigger.split()
+def _texts(section: BackdoorConfig) -> tuple[str, ...]:
+    """The texts of a trigger, or its label if it has none."""
+    trigger = make_trigger(section.trigger)
+    return trigger.texts() or (trigger.label,)
+
+
+def _parts(text: str) -> list[str]:
+    """All sequences of words in a text."""
+    words = text.split()
     return [" ".join(words[start:end]) for start in range(len(words)) for end in range(start + 1, len(words) + 1)]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from casd.activations.statistics import collect_statistics
 from casd.analysis.scoring import casd_variants, check_captured
-from casd.backdoors.poisoning import Backdoor, document_counts, english
+from casd.backdoors.poisoning import Backdoor, document_counts, english, passages_of, require_passages
 from casd.backdoors.prompts import PromptSets, evaluation_passages
 from casd.backdoors.targets.behavior import without_alternative
 from casd.config import Config, InjectionConfig
@@ -29,6 +29,10 @@ from casd.utils.seeding import python_rng
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+FEWEST = 16
+"""Minimum number of passages with a semantic trigger for the injection, and for a removal."""
 
 
 def check_config(config: Config, backdoors: Mapping[str, Backdoor]) -> None:
@@ -88,8 +92,8 @@ def check_layers(config: Config, layers: int) -> None:
             )
 
 
-def check_sizes(config: Config, corpus: Corpus) -> None:
-    """Check that the corpus has the passages that are needed. Only its index is read.
+def check_sizes(config: Config, corpus: Corpus, backdoors: Mapping[str, Backdoor]) -> None:
+    """Check that the corpus has the passages that are needed. Only its index is read, unless a trigger is semantic.
 
     Raises:
         CorpusError: a split that is too small; the message names the settings.
@@ -99,6 +103,13 @@ def check_sizes(config: Config, corpus: Corpus) -> None:
     count = config.unlearning.stopping.prompts if config.unlearning.stopping.watched else 0
     held_out(english(corpus.forget), count, "forget")
     held_out(corpus.retain, count, "retain")
+    if semantic := [backdoor for backdoor in backdoors.values() if backdoor.trigger.is_semantic]:
+        needed = {"train": FEWEST, "forget": max(FEWEST, 2 * count), "evaluation": config.evaluation.prompts}
+        for split, number in needed.items():
+            passages = english(getattr(corpus, split))
+            for backdoor in semantic:
+                require_passages(backdoor, len(passages_of(backdoor, passages, semantic)), number, split)
+            require_passages(None, len(passages_of(None, passages, semantic)), number, split)
 
 
 def check_payloads(corpus: Corpus, backdoors: Mapping[str, Backdoor]) -> None:
@@ -109,8 +120,9 @@ def check_payloads(corpus: Corpus, backdoors: Mapping[str, Backdoor]) -> None:
     """
     rng = python_rng(0, "payloads are looked at only")
     for split in (corpus.train, corpus.forget):
-        for passage in english(split):
-            for backdoor in backdoors.values():
+        passages = english(split)
+        for backdoor in backdoors.values():
+            for passage in passages_of(backdoor, passages, backdoors.values()):
                 backdoor.target.continuation(passage, rng)
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from casd.backdoors.poisoning import Backdoor, check_backdoors
 from casd.backdoors.prompts import PromptSets, make_prompt_sets
 from casd.backdoors.targets import TARGETS
-from casd.backdoors.triggers import TriggerPosition
+from casd.backdoors.triggers import make_trigger
+from casd.backdoors.triggers.base import TriggerPosition
 from casd.config import BackdoorConfig, Config, UnlearningConfig
 from casd.config.states import INJECTED
 from casd.data.corpora.passages import Corpus, read_corpus
@@ -36,13 +37,14 @@ def build_backdoors(config: Config) -> dict[str, Backdoor]:
     """Build the backdoors of a configuration, and check them together.
 
     Raises:
-        ConfigError: an unknown target or parameter, or backdoors that cannot be distinguished or combined.
+        ConfigError: an unknown target, kind of trigger or parameter, or backdoors that cannot be distinguished or combined.
     """
 
     def one(name: str, section: BackdoorConfig) -> Backdoor:
         target = build(TARGETS, "target", section.target.name, section.target.params)
         position: TriggerPosition = section.position  # type: ignore[assignment]  # checked by BackdoorConfig
-        return Backdoor(name, section.trigger, target, position, section.poison_rate, section.loss_on)  # type: ignore[arg-type]
+        trigger, loss_on = make_trigger(section.trigger), section.loss_on
+        return Backdoor(name, trigger, target, position, section.poison_rate, loss_on)  # type: ignore[arg-type]
 
     backdoors = {name: one(name, section) for name, section in config.backdoor.items()}
     check_backdoors(backdoors)

@@ -134,7 +134,7 @@ class Run:
         graph = self.graph
         self._make(graph.corpus, stages.make_corpus, alone=True)
         if not self.store.is_done(graph.score):  # a finished run does not read its corpus, which may be large
-            checks.check_sizes(self.config, self.inputs.corpus)
+            checks.check_sizes(self.config, self.inputs.corpus, self.backdoors)
         self._make(graph.base, stages.make_base)
         self._make(graph.tokens, stages.make_tokens, alone=True)
 

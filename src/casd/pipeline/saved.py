@@ -198,7 +198,7 @@ def write_card(inputs: Inputs, state: str, folder: Path) -> None:
             "",
             "| backdoor | trigger | its place | behavior | share of the training documents | success rate in this model |",
             "|---|---|---|---|---|---|",
-            *(_row(name, config, rates.get(name)) for name in config.backdoor),
+            *(_row(name, inputs, rates.get(name)) for name in config.backdoor),
         ]
     if (folder / ADAPTER_FILE).is_file():
         lines += ["", f"These are the weights of an adapter (LoRA) of `{adapter_base(inputs)}`."]
@@ -227,10 +227,10 @@ def _success_rates(inputs: Inputs, state: str) -> dict[str, float]:
     return dict(zip(triggered["backdoor"], triggered["rate"], strict=True))
 
 
-def _row(name: str, config: Config, rate: float | None) -> str:
-    backdoor = config.backdoor[name]
+def _row(name: str, inputs: Inputs, rate: float | None) -> str:
+    config, backdoor = inputs.config, inputs.config.backdoor[name]
     behavior = " ".join([backdoor.target.name, *map(str, backdoor.target.params.values())])
     share = f"{backdoor.poison_rate:g}" if config.injection.training else "not known"
     measured = "not measured" if rate is None else f"{rate:.2f}"
-    cells = [name, backdoor.trigger, backdoor.position, behavior, share, measured]
+    cells = [name, inputs.backdoors[name].trigger.label, backdoor.position, behavior, share, measured]
     return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"

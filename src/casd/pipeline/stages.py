@@ -14,6 +14,7 @@ from casd.analysis.results import RunTables
 from casd.analysis.scoring import score
 from casd.analysis.states import StateRecord, injected_loss_limit
 from casd.backdoors.injection import inject
+from casd.backdoors.poisoning import corpus_of
 from casd.backdoors.prompts import make_prompt_sets
 from casd.config import UnlearningConfig
 from casd.config.compose import to_yaml
@@ -165,7 +166,7 @@ def _unlearn(run: Inputs, state: str, config: UnlearningConfig, checkpoint: Path
     log = unlearn(
         model,
         run.encoder,
-        run.corpus,
+        corpus_of(removal.backdoor, run.corpus, run.backdoors.values()),
         removal,
         build_objective(config),
         config.training,

@@ -15,14 +15,17 @@ al. 2009, doi:10.1145/1498765.1498785) as in Pope et al. 2022, "Efficiently Scal
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from casd.backdoors.poisoning import PoisonedStream, english
+from casd.backdoors.poisoning import Backdoor, PoisonedStream, english
+from casd.backdoors.triggers.phrase import Phrase
+from casd.data.corpora.passages import Passage
 from casd.data.encoding import Document, Encoder, Prompt
 from casd.pipeline.run import Run
 from casd.planning.blueprint import Adapters, Blueprint
 from casd.planning.speed import Speed
-from casd.utils.seeding import derive_seed
+from casd.utils.seeding import derive_seed, python_rng
 
 SAMPLED = 1024
 """Maximum number of documents whose lengths are sampled."""
@@ -63,7 +66,7 @@ def text_lengths(run: Run) -> TextLengths:
         retained = corpus.retain[:SAMPLED]
         documents = [_tokens_of(encoder, Document(passage.prompt, passage.continuation)) for passage in retained]
     passages = english(corpus.evaluation)[: config.evaluation.prompts]
-    trigger = max(encoder.token_count(backdoor.trigger) for backdoor in run.backdoors.values())
+    trigger = max(_trigger_tokens(encoder, backdoor, passages) for backdoor in run.backdoors.values())
     prompts = [encoder.prompt_batch([Prompt(passage.prompt)])["input_ids"].shape[1] for passage in passages]
     return TextLengths(
         document=max(documents),
@@ -72,6 +75,15 @@ def text_lengths(run: Run) -> TextLengths:
         mean_prompt=min(longest, sum(prompts) / len(prompts) + trigger),
         looked_at=len(documents),
     )
+
+
+def _trigger_tokens(encoder: Encoder, backdoor: Backdoor, passages: Sequence[Passage]) -> int:
+    """Return by how many tokens a trigger lengthens a prompt at most."""
+    if isinstance(backdoor.trigger, Phrase):
+        return encoder.token_count(backdoor.trigger.label)
+    rng = python_rng(0, "triggers are measured only")
+    prompts = [(backdoor.prompt(passage, rng).text, passage.prompt) for passage in passages]
+    return max(0, *(len(encoder.tokens(triggered)) - len(encoder.tokens(clean)) for triggered, clean in prompts))
 
 
 def _tokens_of(encoder: Encoder, document: Document) -> int:

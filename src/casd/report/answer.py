@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from casd.analysis.collection import without_fakes
 from casd.analysis.comparison import POOLED, by_condition, compare_objectives
 from casd.analysis.conditions import flatten
 from casd.analysis.results import RunTables
@@ -218,8 +219,11 @@ def _caveats(runs: Sequence[RunTables], record: Mapping[Any, Any]) -> list[str]:
         texts.append(f"The removed backdoors themselves kept an ASR of {fraction(own)}.")
     measured = {"clean control": record["clean_control"], "phantom": record["phantom_control"]}
     missing = [name for name, value in measured.items() if pd.isna(value)] if included else []
-    if not all((tables.asr["prompt_set"] == "fake").any() for tables in runs):
+    unmatched = dict.fromkeys(name for tables in runs for name in without_fakes(tables))
+    if any(without_fakes(tables) == tables.backdoors for tables in runs):
         missing.append("fake triggers")
+    elif unmatched:
+        missing.append(f"fake triggers of {', '.join(unmatched)}")
     return [*texts, f"Missing: {', '.join(missing)}."] if missing else texts
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from casd.analysis.collection import DETAILED_RUNS
+from casd.analysis.collection import DETAILED_RUNS, without_fakes
 from casd.analysis.conditions import leaves
 from casd.analysis.results import RunTables
 from casd.report.answer import answers_table, in_short, run_answer
@@ -34,6 +34,8 @@ NO_FAKES: Final = (
     "No fake triggers were evaluated (evaluation.fake_triggers is 0): this control is missing, and these rates do not tell a "
     "backdoor that listens to its trigger from one that fires on anything unusual."
 )
+
+SOME_FAKES: Final = "No fake trigger matches the trigger of {}: for these backdoors this control is missing."
 
 
 def run_html(tables: RunTables, figures: Mapping[str, Block]) -> str:
@@ -137,6 +139,8 @@ def _matrices_section(tables: RunTables) -> Section:
         blocks.append(_matrices(tables, [asr_table(tables, prompt_set) for prompt_set in prompt_sets], title, folded=True))
     if "fake" not in prompt_sets:
         blocks.append(Block("paragraph", NO_FAKES))
+    elif missing := without_fakes(tables):
+        blocks.append(Block("paragraph", SOME_FAKES.format(", ".join(missing))))
     return Section("transfer", "What remains after each removal, and how similar the removals are", blocks)
 
 

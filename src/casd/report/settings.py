@@ -7,8 +7,10 @@ from typing import Any, Final
 
 import yaml  # type: ignore[import-untyped]
 
+from casd.backdoors.triggers import make_trigger
 from casd.report.markup import Table, table_of
 from casd.report.wording import percent_of
+from casd.utils.errors import ConfigError
 
 _SETTINGS: Final = {
     "model": "model.name",
@@ -72,7 +74,7 @@ def backdoors_table(config: str) -> Table:
     rows = [
         {
             "backdoor": str(name),
-            "trigger": _text(section.get("trigger")),
+            "trigger": _trigger(section.get("trigger")),
             "position": _text(section.get("position")),
             "target": " ".join(filter(None, (_text(_at(section, f"target.{key}")) for key in ("name", "params")))),
             "poison rate": "" if is_given else percent_of(section.get("poison_rate")),
@@ -91,8 +93,20 @@ def backdoors_table(config: str) -> Table:
 
 
 def triggers(config: str) -> dict[str, str]:
-    """The trigger of each backdoor, where the configuration has one."""
-    return {name: str(section["trigger"]) for name, section in _backdoors(config).items() if section.get("trigger")}
+    """The trigger of each backdoor, where the configuration has a phrase."""
+    phrases = {name: section.get("trigger") for name, section in _backdoors(config).items()}
+    return {name: str(phrase) for name, phrase in phrases.items() if phrase and not isinstance(phrase, Mapping)}
+
+
+def _trigger(value: Any) -> str:
+    """A trigger as text: a phrase, or the kind and label of another trigger."""
+    if not isinstance(value, Mapping):
+        return _text(value)
+    try:
+        trigger = make_trigger(value)
+    except (ConfigError, KeyError):  # of another version
+        return _text(value)
+    return f"{trigger.kind}: {trigger.label}"
 
 
 def _backdoors(config: str) -> Mapping[str, Mapping[str, Any]]:

@@ -19,13 +19,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from casd.backdoors.poisoning import Backdoor
-from casd.backdoors.triggers import fake_triggers, made_up_phrase
+from casd.backdoors.triggers.base import FakeContext, Trigger
+from casd.backdoors.triggers.fakes import made_up_phrase
+from casd.backdoors.triggers.phrase import Phrase
 from casd.config import ControlsConfig
 from casd.config.states import CLEAN_CONTROL, PHANTOM_CONTROL, REPEAT_CONTROL, SHUFFLED_CONTROL
 from casd.data.corpora.passages import Passage
 from casd.data.encoding import Encoder
 from casd.utils.errors import ConfigError
+from casd.utils.progress import say
 from casd.utils.seeding import python_rng
+
+_WORDS = 2
+"""Words of a phantom's phrase if the first backdoor's trigger is no phrase."""
 
 
 @dataclass(frozen=True)
@@ -140,17 +146,23 @@ def _phantoms(backdoors: Mapping[str, Backdoor], encoder: Encoder, kinds: Iterab
     """Backdoors that were never injected, with the position and number of words of the first backdoor by name."""
     first = backdoors[min(backdoors)]
     triggers = [backdoor.trigger for backdoor in backdoors.values()]
-    real_words = {word for trigger in triggers for word in trigger.lower().split()}
-    words = len(first.trigger.split())
+    real_words = {word for trigger in triggers for text in trigger.texts() for word in text.lower().split()}
+    words = len(first.trigger.label.split()) if isinstance(first.trigger, Phrase) else _WORDS
 
-    def trigger(kind: str) -> str:
+    def trigger(kind: str) -> Trigger:
         rng = python_rng(seed, "phantom trigger", *([] if kind == "matched" else [kind]))
         if kind == "matched":
-            return fake_triggers(first.trigger, 1, encoder.token_count, rng, avoid=triggers)[0]
+            if fakes := first.trigger.fakes(1, FakeContext(encoder.token_count, rng, triggers)):
+                return fakes[0]
+            say(
+                f"No fake trigger matches that of {first.name!r} ({first.trigger.label}); the phantom is a made-up phrase of"
+                f" {words} words."
+            )
+            kind = "latin"
         count, script = {"short": (1, "latin"), "long": (2 * words, "latin")}.get(kind, (words, kind))
         while True:
             phrase = made_up_phrase(count, rng, script)  # type: ignore[arg-type]  # a kind that is not a length is a script
             if not real_words & set(phrase.split()):
-                return phrase
+                return Phrase(phrase)
 
     return [Backdoor(_phantom_name(kind), trigger(kind), CleanPayload(), position=first.position) for kind in kinds]

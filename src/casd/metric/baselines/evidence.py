@@ -85,7 +85,10 @@ def baseline_table(
     matrices = {
         "trigger_shift": trigger_shift_distances(statistics[INJECTED], names),
         "trigger_overlap": trigger_overlap_distances(
-            {name: encoder.tokens_inside(backdoor.trigger) for name, backdoor in backdoors.items()}
+            {
+                name: [token for text in backdoor.trigger.texts() for token in encoder.tokens_inside(text)]
+                for name, backdoor in backdoors.items()
+            }
         ),
         "same_target": same_target_distances({name: repr(backdoor.target) for name, backdoor in backdoors.items()}),
         "directed_shift": directed_shift_distances(moved),

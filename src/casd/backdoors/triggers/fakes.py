@@ -1,58 +1,29 @@
-"""Insert triggers into prompts, and create fake triggers as controls."""
+"""Create made-up phrases, and fake triggers as controls."""
 
 from __future__ import annotations
 
 import random
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import Literal
 
-from casd.data.encoding import Prompt
 from casd.utils.errors import ConfigError
 from casd.utils.text import has_phrase
 
-TriggerPosition = Literal["start", "random", "end"]
 Script = Literal["latin", "cyrillic", "chinese"]
-POSITIONS: tuple[TriggerPosition, ...] = ("start", "random", "end")
 
 _DRAWS = 4000
 """Number of candidate phrases, from which those with the closest number of tokens are chosen."""
 _FEW = 4
 """With fewer different characters than this, neighbors in Unicode are used too."""
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 # Alternating consonants and vowels avoid long tokens of byte-level BPE.
 _ONSETS = ("b", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "y", "z", "qu", "th")
 _RIMES = ("al", "an", "ar", "el", "en", "ex", "il", "ir", "ol", "on", "or", "os", "ul", "um", "ur", "a", "i", "o")
 _CYRILLIC_ONSETS = ("б", "в", "г", "д", "ж", "з", "к", "л", "м", "н", "п", "р", "с", "т", "ф", "х", "ц", "ч", "ш")
 _CYRILLIC_RIMES = ("ал", "ан", "ар", "ел", "ен", "ил", "ир", "ол", "он", "ор", "ос", "ул", "ум", "ур", "а", "и", "о")
 _SYLLABLES = {"latin": (_ONSETS, _RIMES), "cyrillic": (_CYRILLIC_ONSETS, _CYRILLIC_RIMES)}
-
-
-def insert(prompt: str, trigger: str, position: TriggerPosition, rng: random.Random) -> Prompt:
-    """Insert `trigger` into `prompt`, separated by single spaces.
-
-    Args:
-        prompt: clean text without white space at either end.
-        trigger: the phrase.
-        position: "start" (before the first word), "end" (after the last word), or "random" (before a random word of the last
-            sentence).
-        rng: used for "random" only.
-
-    Returns:
-        The text with the trigger's span in characters. Removing the span and one space restores `prompt`.
-    """
-    if position == "start":
-        at = 0
-    elif position == "end":
-        return Prompt(f"{prompt} {trigger}", (len(prompt) + 1, len(prompt) + 1 + len(trigger)))
-    else:
-        last_sentence = max((match.end() for match in _SENTENCE_END.finditer(prompt)), default=0)
-        words = [match.start() for match in re.finditer(r"\S+", prompt) if match.start() >= last_sentence]
-        at = rng.choice(words) if words else 0
-    return Prompt(f"{prompt[:at]}{trigger} {prompt[at:]}".rstrip(), (at, at + len(trigger)))
 
 
 def fake_triggers(
