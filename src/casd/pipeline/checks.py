@@ -10,14 +10,18 @@ from casd.analysis.scoring import casd_variants, check_captured
 from casd.backdoors.poisoning import Backdoor, document_counts, english
 from casd.backdoors.prompts import PromptSets, evaluation_passages
 from casd.config import Config, InjectionConfig
+from casd.config.fields import require_one_of
+from casd.config.persistence import OTHER, OWN
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Encoder
 from casd.evaluation.asr import Evaluation
 from casd.evaluation.benchmarks import check_tasks
 from casd.models.probe import check_causal, longest_row
 from casd.models.structure import decoder_layers
+from casd.pipeline.graph import persistent_states
 from casd.unlearning import OBJECTIVES
 from casd.unlearning.controls import check_controls
+from casd.unlearning.persistence import check_documents
 from casd.unlearning.removal import held_out
 from casd.unlearning.tuning import settings, with_setting
 from casd.utils.errors import ConfigError, ModelError, TrainingStopped
@@ -48,9 +52,29 @@ def check_config(config: Config, backdoors: Mapping[str, Backdoor]) -> None:
             )
     if config.utility.tasks:
         check_tasks(config.utility.tasks)
+    check_persistence(config)
     if training := config.injection.training:
         sorted_backdoors = [backdoors[name] for name in sorted(backdoors)]
         document_counts(sorted_backdoors, training.steps * training.batch_size, config.injection.decoy_rate)
+
+
+def check_persistence(config: Config) -> None:
+    """Check the states, backdoors and prompts of `persistence`.
+
+    Raises:
+        ConfigError: a name that the run does not have, too many prompts, or removals that train adapters.
+    """
+    section, prompts = config.persistence, config.evaluation.prompts
+    if not persistent_states(config):
+        return
+    for name in section.relearn:
+        require_one_of("backdoor in persistence.relearn:", name, [OWN, OTHER, *config.backdoor])
+    if section.prompts > prompts:
+        raise ConfigError(f"persistence.prompts is {section.prompts}, but evaluation.prompts is {prompts}; lower it.")
+    if config.unlearning.training.lora:
+        raise ConfigError(
+            "persistence trains all weights of a state, but the removals train adapters: set weights=full, or persistence=none."
+        )
 
 
 def check_layers(config: Config, layers: int) -> None:
@@ -79,8 +103,10 @@ def check_sizes(config: Config, corpus: Corpus) -> None:
     english(corpus.train)
     evaluation_passages(corpus, config.evaluation)
     count = config.unlearning.stopping.prompts if config.unlearning.stopping.watched else 0
-    held_out(english(corpus.forget), count, "forget")
+    forget, _ = held_out(english(corpus.forget), count, "forget")
     held_out(corpus.retain, count, "retain")
+    if persistent_states(config):
+        check_documents(len(forget), max(config.persistence.relearn_documents, default=0))
 
 
 def check_payloads(corpus: Corpus, backdoors: Mapping[str, Backdoor]) -> None:
