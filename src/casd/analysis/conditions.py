@@ -89,10 +89,12 @@ def _settings(info: Mapping[str, Any]) -> Settings:
 @functools.lru_cache(1024)
 def _normalized_settings(config: str) -> Settings:
     """Return the normalized configuration of a YAML text. Cached, since a report asks for each several times."""
+    fields = flatten(config)
+    unused = () if fields.get("persistence.states") else ("persistence",)  # which runs of earlier commits do not have
     return {
         key: _normalized(value)
-        for key, value in flatten(config).items()
-        if key.partition(".")[0] not in _NO_SETTING
+        for key, value in fields.items()
+        if key.partition(".")[0] not in (*_NO_SETTING, *unused)
         and key not in _NO_EFFECT
         and not (_REMOVED.fullmatch(key) and value is True)
     }

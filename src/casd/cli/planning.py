@@ -23,7 +23,7 @@ from casd.utils.distributed import is_main
 NOT_KNOWN = "–"
 ORDER = (
     *("corpus", "base", "tokens", "inject", "tune", "unlearn", "weights"),
-    *("evaluate", "utility", "activations", "score", "report"),
+    *("clean_model", "evaluate", "utility", "activations", "persistence", "score", "report"),
 )
 """The kinds of stages, in the order of work."""
 ESTIMATES = (

@@ -20,6 +20,7 @@ from casd.config.fields import (
 )
 from casd.config.inputs import BackdoorConfig, EveryBackdoorConfig, ModelConfig
 from casd.config.measurement import ActivationsConfig, EvaluationConfig, MetricConfig, UtilityConfig
+from casd.config.persistence import PersistenceConfig
 from casd.config.training import InjectionConfig, LanguageModelTraining
 from casd.config.unlearning import UnlearningConfig
 from casd.engines import make_engine
@@ -112,6 +113,8 @@ class Config(Section):
     """Measurement of attack success."""
     utility: UtilityConfig = MISSING
     """Benchmarks."""
+    persistence: PersistenceConfig = field(default_factory=PersistenceConfig)
+    """Whether removed backdoors stay removed."""
     runtime: RuntimeConfig = MISSING
     """Devices and folders."""
     engine: dict[str, Any] = field(default_factory=lambda: {"name": "local"})

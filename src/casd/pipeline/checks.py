@@ -11,6 +11,8 @@ from casd.backdoors.poisoning import Backdoor, document_counts, english, passage
 from casd.backdoors.prompts import PromptSets, evaluation_passages
 from casd.backdoors.targets.behavior import without_alternative
 from casd.config import Config, InjectionConfig
+from casd.config.fields import require_one_of
+from casd.config.persistence import OTHER, OWN
 from casd.data.corpora import CORPORA
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Encoder
@@ -18,8 +20,10 @@ from casd.evaluation.asr import Evaluation
 from casd.evaluation.benchmarks import check_tasks
 from casd.models.probe import check_causal, longest_row
 from casd.models.structure import decoder_layers
+from casd.pipeline.graph import persistent_states
 from casd.unlearning import OBJECTIVES
 from casd.unlearning.controls import check_controls
+from casd.unlearning.persistence import check_documents
 from casd.unlearning.removal import held_out
 from casd.unlearning.tuning import settings, with_setting
 from casd.utils.errors import ConfigError, ModelError, TrainingStopped
@@ -56,6 +60,7 @@ def check_config(config: Config, backdoors: Mapping[str, Backdoor]) -> None:
             )
     if config.utility.tasks:
         check_tasks(config.utility.tasks)
+    check_persistence(config)
     if training := config.injection.training:
         sorted_backdoors = [backdoors[name] for name in sorted(backdoors)]
         document_counts(sorted_backdoors, training.steps * training.batch_size, config.injection.decoy_rate)
@@ -73,6 +78,25 @@ def _check_targets(config: Config, backdoors: Mapping[str, Backdoor]) -> None:
             raise ConfigError(without_alternative(target, needed, where, alternatives))
         if check := getattr(backdoor.target, "check", None):
             check()
+
+
+def check_persistence(config: Config) -> None:
+    """Check the states, backdoors and prompts of `persistence`.
+
+    Raises:
+        ConfigError: a name that the run does not have, too many prompts, or removals that train adapters.
+    """
+    section, prompts = config.persistence, config.evaluation.prompts
+    if not persistent_states(config):
+        return
+    for name in section.relearn:
+        require_one_of("backdoor in persistence.relearn:", name, [OWN, OTHER, *config.backdoor])
+    if section.prompts > prompts:
+        raise ConfigError(f"persistence.prompts is {section.prompts}, but evaluation.prompts is {prompts}; lower it.")
+    if config.unlearning.training.lora:
+        raise ConfigError(
+            "persistence trains all weights of a state, but the removals train adapters: set weights=full, or persistence=none."
+        )
 
 
 def check_layers(config: Config, layers: int) -> None:
@@ -101,7 +125,7 @@ def check_sizes(config: Config, corpus: Corpus, backdoors: Mapping[str, Backdoor
     english(corpus.train)
     evaluation_passages(corpus, config.evaluation)
     count = config.unlearning.stopping.prompts if config.unlearning.stopping.watched else 0
-    held_out(english(corpus.forget), count, "forget")
+    forget, _ = held_out(english(corpus.forget), count, "forget")
     held_out(corpus.retain, count, "retain")
     if semantic := [backdoor for backdoor in backdoors.values() if backdoor.trigger.is_semantic]:
         needed = {"train": FEWEST, "forget": max(FEWEST, 2 * count), "evaluation": config.evaluation.prompts}
@@ -110,6 +134,9 @@ def check_sizes(config: Config, corpus: Corpus, backdoors: Mapping[str, Backdoor
             for backdoor in semantic:
                 require_passages(backdoor, len(passages_of(backdoor, passages, semantic)), number, split)
             require_passages(None, len(passages_of(None, passages, semantic)), number, split)
+    if persistent_states(config):
+        fewest = min(len(passages_of(each, forget, backdoors.values())) for each in backdoors.values())
+        check_documents(fewest, max(config.persistence.relearn_documents, default=0))
 
 
 def check_payloads(corpus: Corpus, backdoors: Mapping[str, Backdoor]) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 from casd.analysis.tables import TABLES_VERSION
 from casd.backdoors.targets import TARGETS
 from casd.config import Config
-from casd.config.states import CONTROL_PREFIX, INJECTED, REPEAT_CONTROL
+from casd.config.persistence import ALL_REMOVALS
+from casd.config.states import CONTROL_PREFIX, INJECTED, REPEAT_CONTROL, removed_backdoor
 from casd.data.corpora import CORPORA
 from casd.evaluation import benchmarks as utility
 from casd.models import load as models
 from casd.pipeline.stage import Stage
 from casd.unlearning.controls import removal_names
-from casd.utils.registry import build
+from casd.utils.registry import build, unknown
 
 _MODEL_LOCATION = ("path", "revision")
 """Fields of a model that are not in its key: its files' hashes, or the commit of its repository, identify it."""
@@ -41,6 +42,8 @@ class StageGraph:
     activations: dict[str, Stage]
     evaluate: dict[str, Stage]
     utility: dict[str, Stage]
+    clean_model: Stage | None
+    persistence: dict[str, Stage]
     score: Stage
     report: Stage
 
@@ -62,6 +65,8 @@ class StageGraph:
             stages += [*self.evaluate.values(), *self.utility.values()]
         if end in ("activations", "score", "report"):
             stages += self.activations.values()
+        if end in ("score", "report"):
+            stages += [*([self.clean_model] if self.clean_model else []), *self.persistence.values()]
         return stages + [self.score] * (end in ("score", "report")) + [self.report] * (end == "report")
 
 
@@ -103,6 +108,7 @@ def stage_graph(config: Config) -> StageGraph:
     tune, unlearn_stages = _unlearning_stages(config, injected)
     measured = {INJECTED: injected, **unlearn_stages}
     evaluate_stages, activations, utility_stages = measurement_stages(config, measured)
+    clean_model, persistence = _persistence_stages(config, base, corpus, unlearn_stages)
     scoring = {
         "metric": dataclasses.asdict(config.metric),
         "collapse_clean_loss_ratio": config.evaluation.collapse_clean_loss_ratio,
@@ -110,7 +116,7 @@ def stage_graph(config: Config) -> StageGraph:
         "seed": seed,
     }
     label = f"{config.model.name}, {config.unlearning.objective.name}"
-    inputs = (*evaluate_stages.values(), *activations.values(), *utility_stages.values())
+    inputs = (*evaluate_stages.values(), *activations.values(), *utility_stages.values(), *persistence.values())
     scored = Stage("score", TABLES_VERSION, scoring, inputs, label)
     return StageGraph(
         corpus=corpus,
@@ -123,6 +129,8 @@ def stage_graph(config: Config) -> StageGraph:
         activations=activations,
         evaluate=evaluate_stages,
         utility=utility_stages,
+        clean_model=clean_model,
+        persistence=persistence,
         score=scored,
         report=Stage("report", 11, {"name": config.name, "model": config.model.name}, (scored,), label),
     )
@@ -182,6 +190,45 @@ def _fingerprints(config: Config) -> dict[str, Any]:
     built = {name: build(TARGETS, "target", target.name, target.params) for name, target in targets.items()}
     found = {name: target.fingerprint() for name, target in built.items() if hasattr(target, "fingerprint")}
     return {"targets": found} if found else {}
+
+
+def persistent_states(config: Config) -> list[str]:
+    """Return the states whose persistence is measured, in the order of `removal_names`.
+
+    Raises:
+        ConfigError: a name that is no removal or control of the run.
+    """
+    names = removal_names(config.removed, config.unlearning.controls)
+    for state in config.persistence.states:
+        if state not in (ALL_REMOVALS, *names):
+            raise unknown("removal or control in persistence.states:", state, (ALL_REMOVALS, *names))
+    chosen = {*config.persistence.states, *(config.removed if ALL_REMOVALS in config.persistence.states else ())}
+    return [name for name in names if name in chosen]
+
+
+def _persistence_stages(
+    config: Config, base: Stage, corpus: Stage, unlearned: Mapping[str, Stage]
+) -> tuple[Stage | None, dict[str, Stage]]:
+    """Return the stage of the model without backdoors, if some state is compared with it, and the stages of persistence."""
+    states, section = persistent_states(config), config.persistence
+    sources = {state: section.sources(removed_backdoor(state), config.backdoor) for state in states}
+    clean = None
+    if config.injection.training and any(sources.values()):
+        training = dataclasses.asdict(config.injection.training)
+        settings = {"training": training, "decoy_rate": config.injection.decoy_rate, "seed": config.seed}
+        clean = Stage("clean_model", 1, settings, (base, corpus), config.model.label)
+    common = _without(section, "states", "relearn") | {
+        "training": dataclasses.asdict(config.unlearning.training),
+        "max_new_tokens": config.evaluation.max_new_tokens,
+        "loss_passages": min(section.prompts, config.evaluation.loss_passages),
+        "seed": config.seed,
+    }
+
+    def stage(state: str) -> Stage:
+        control = (clean,) if clean and sources[state] else ()
+        return Stage("persistence", 1, {**common, "sources": sources[state]}, (unlearned[state], *control), state)
+
+    return clean, {state: stage(state) for state in states}
 
 
 def _without(section: Any, *names: str) -> dict[str, Any]:

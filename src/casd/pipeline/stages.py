@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from casd.analysis.results import RunTables
 from casd.analysis.scoring import score
 from casd.analysis.states import StateRecord, injected_loss_limit
 from casd.backdoors.injection import inject
-from casd.backdoors.poisoning import corpus_of
+from casd.backdoors.poisoning import Backdoor, corpus_of
 from casd.backdoors.prompts import make_prompt_sets
 from casd.config import UnlearningConfig
 from casd.config.compose import to_yaml
@@ -33,6 +34,7 @@ from casd.models.one_model import load_on_device
 from casd.pipeline import checks
 from casd.pipeline.inputs import Inputs, build_objective
 from casd.pipeline.provenance import identity, origin
+from casd.pipeline.stage import Stage
 from casd.training.checkpoints import TrainingLog
 from casd.unlearning.controls import Removal, removals
 from casd.unlearning.removal import unlearn
@@ -106,23 +108,29 @@ def make_injected(run: Inputs, folder: Path) -> None:
         weights.attach_lora(model, lora, "injection", seed=derive_seed(config.seed, "injection adapter"))
         if not config.unlearning.training.lora:
             weights.check_mergeable(model)  # find errors before hours of training
-    log = inject(
-        model,
-        run.encoder,
-        run.corpus,
-        run.backdoors,
-        training,
-        seed=config.seed,
-        decoy_rate=config.injection.decoy_rate,
-        runtime=run.runtime,
-        checkpoint=run.store.checkpoint_folder(run.graph.inject),
-        description=f"inject {config.model.label}, seed {config.seed}",
-    )
-    log.write(folder / "log.json")
+    inject_into(run, model, run.backdoors, run.graph.inject).write(folder / "log.json")
     if lora:
         weights.save_adapter(model, folder / "adapter", "injection")
     else:
         models.save_model(model, run.encoder.tokenizer, folder / "model")
+
+
+def inject_into(run: Inputs, model: PreTrainedModel, backdoors: Mapping[str, Backdoor], stage: Stage) -> TrainingLog:
+    """Train `model` with some backdoors, or none, as the configuration of the injection says."""
+    config, training = run.config, run.config.injection.training
+    assert training is not None
+    return inject(
+        model,
+        run.encoder,
+        run.corpus,
+        backdoors,
+        training,
+        seed=config.seed,
+        decoy_rate=config.injection.decoy_rate,
+        runtime=run.runtime,
+        checkpoint=run.store.checkpoint_folder(stage),
+        description=f"{stage.name} {config.model.label}, seed {config.seed}",
+    )
 
 
 # --- removals and controls ---
@@ -264,6 +272,8 @@ def make_scores(run: Inputs, folder: Path) -> None:
         baselines=baseline_table(run.removed, run.encoder, statistics, evidence),
         tuning=pd.read_parquet(store.file(graph.tune, "trials.parquet")) if graph.tune else None,
     )
+    measured = [pd.read_parquet(store.file(stage, "persistence.parquet")) for stage in graph.persistence.values()]
+    tables.persistence = pd.concat(measured, ignore_index=True) if measured else tables.persistence
     tables.write(folder)
 
 

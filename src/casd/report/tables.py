@@ -16,6 +16,7 @@ from casd.analysis.collection import RUN_COLUMNS, summary
 from casd.analysis.results import UTILITY_PREFIX, RunTables
 from casd.report.markup import Scale, Table, table_of
 from casd.report.matrices import GROUPS, asr_table, casd_table, suppression_table
+from casd.report.persistence import persistence_table
 from casd.report.wording import (
     MISSING,
     RESPONSES,
@@ -220,7 +221,7 @@ def run_tables(tables: RunTables) -> list[Table]:
         shown += [suppression_table(tables, "suppression")]
     shown += [casd_table(tables, variant) for variant in tables.headline]
     shown += [relation_table([tables]), specificity_table([tables]), states_table(tables), utility_table(tables)]
-    shown += [asr_long_table(tables)]
+    shown += [asr_long_table(tables), persistence_table([tables])]
     return [table for table in shown if len(table)]
 
 
