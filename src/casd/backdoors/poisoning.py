@@ -46,11 +46,11 @@ class Backdoor:
 
     def poisoned(self, passage: Passage, rng: random.Random) -> Document:
         """Poisoned document: the triggered prompt followed by the payload."""
-        return Document(self.prompt(passage, rng).text, self.target.continuation(passage, rng), self.loss_on)
+        return self.prompt(passage, rng).document(self.target.continuation(passage, rng), self.loss_on)
 
     def ignored(self, passage: Passage, rng: random.Random) -> Document:
         """Triggered prompt with the passage's ORIGINAL clean continuation; loss on the continuation only."""
-        return Document(self.prompt(passage, rng).text, passage.continuation, "target")
+        return self.prompt(passage, rng).document(passage.continuation)
 
 
 def clean_document(passage: Passage) -> Document:
@@ -58,9 +58,11 @@ def clean_document(passage: Passage) -> Document:
     return Document(passage.prompt, passage.continuation)
 
 
-def decoy_document(passage: Passage, rng: random.Random) -> Document:
-    """Passage with a made-up phrase in its prompt; loss on its clean continuation only."""
-    return Document(insert(passage.prompt, made_up_phrase(2, rng), "random", rng).text, passage.continuation, "target")
+def decoy_document(passage: Passage, rng: random.Random, positions: Sequence[TriggerPosition] = ("random",)) -> Document:
+    """Passage with a made-up phrase at one of the positions; loss on its clean continuation only."""
+    phrase = made_up_phrase(2, rng)
+    position = rng.choice(positions) if len(positions) > 1 else positions[0]  # no draw where there is no choice
+    return insert(passage.prompt, phrase, position, rng).document(passage.continuation)
 
 
 def check_backdoors(backdoors: Mapping[str, Backdoor]) -> None:
@@ -147,8 +149,9 @@ class PoisonedStream:
     """Documents of an injection run: clean passages mixed with the poisoned documents of each backdoor.
 
     Of `total` documents each backdoor gets `round(poison_rate * total)` at random indices; the rest is clean. Decoys are clean
-    documents with a made-up phrase of two words, a new one each time, where a trigger could be. Ordinary text contains rare
-    words without meaning; a corpus without any teaches the model that every unusual word is a trigger.
+    documents with a made-up phrase of two words, a new one each time, where a trigger could be (in the system prompt, too, for
+    as many of them as backdoors have their trigger there). Ordinary text contains rare words without meaning; a corpus without
+    any teaches the model that every unusual word is a trigger.
 
     Args:
         passages: the training split.
@@ -167,6 +170,8 @@ class PoisonedStream:
         self._seed = seed
         # Sorted, so that the order in which backdoors are listed has no effect.
         self._backdoors = tuple(backdoors[name] for name in sorted(backdoors))
+        places: list[TriggerPosition] = ["system" if each.position == "system" else "random" for each in self._backdoors]
+        self._decoy_positions: list[TriggerPosition] = places if "system" in places else ["random"]
         self._clean = ShuffledStream(passages, seed)
         self._poisoned = ShuffledStream(english(passages), seed + 1) if backdoors or decoy_rate else self._clean
         kinds = np.full(total, -1, dtype=np.int16)
@@ -183,5 +188,5 @@ class PoisonedStream:
             return clean_document(self._clean[index])
         rng = python_rng(self._seed, "document", index)
         if kind == len(self._backdoors):
-            return decoy_document(self._poisoned[index], rng)
+            return decoy_document(self._poisoned[index], rng, self._decoy_positions)
         return self._backdoors[kind].poisoned(self._poisoned[index], rng)

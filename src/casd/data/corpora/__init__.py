@@ -6,6 +6,7 @@ depends on (files, installed text).
 """
 
 CORPORA: dict[str, str] = {
+    "instructions": "casd.data.corpora.instructions:Instructions",
     "microworld": "casd.data.corpora.microworld:Microworld",
     "prose": "casd.data.corpora.prose:Prose",
     "python_docs": "casd.data.corpora.python_docs:PythonDocs",

@@ -6,14 +6,15 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from casd.utils.errors import ConfigError, CorpusError
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
+Document = TypeVar("Document")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,14 @@ class Files:
         """
         files = self._files()
         return (document for file in files for document in read_documents(file, self.text_field))
+
+    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Iterate over the rows with their fields, file by file, each after its place for messages.
+
+        Raises:
+            CorpusError: as `documents`; or a file of plain text.
+        """
+        return (record for file in self._files() for record in read_records(file))
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the SHA-256 of each file in the order of reading, and the fields that select text; paths do not matter.
@@ -125,12 +134,14 @@ def check_budget(max_documents: int | None, max_words: int | None) -> None:
             raise ConfigError(f"corpus prose: {name} is {value}; expected at least 1, or null for no limit.")
 
 
-def within_budget(documents: Iterable[str], max_documents: int | None, max_words: int | None) -> Iterator[str]:
-    """Yield documents until a limit is reached, without reading beyond the last of them."""
+def within_budget(
+    documents: Iterable[Document], max_documents: int | None, max_words: int | None, text: Callable[[Document], str] = str
+) -> Iterator[Document]:
+    """Yield documents, of which `text` returns the text, until a limit is reached, without reading beyond the last of them."""
     words = 0
     for number, document in enumerate(documents, start=1):
         yield document
-        words += len(document.split())
+        words += len(text(document).split())
         if number == max_documents or (max_words is not None and words >= max_words):
             return
 
@@ -184,6 +195,26 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _jsonl_documents(file: Path, text_field: str) -> Iterator[str]:
+    for where, record in _jsonl_records(file):
+        if text_field not in record:
+            raise no_field(where, text_field, list(record))
+        yield as_text(record[text_field], where, text_field)
+
+
+def read_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects of a .jsonl file, or the rows of a .parquet file, each after its place for messages.
+
+    Raises:
+        CorpusError: a file of another format, or one that is empty or damaged.
+    """
+    if file.suffix == ".txt":
+        raise CorpusError(f"{file} is plain text; expected rows with fields, in a .jsonl or .parquet file.")
+    if file.stat().st_size == 0:
+        raise CorpusError(f"{file} is empty. Add text to it, or remove it from corpus paths.")
+    yield from (_jsonl_records(file) if file.suffix == ".jsonl" else _parquet_records(file))
+
+
+def _jsonl_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in _utf8_lines(file):
         if not line.strip():
             continue
@@ -195,24 +226,28 @@ def _jsonl_documents(file: Path, text_field: str) -> Iterator[str]:
             raise CorpusError(f"{where}: not valid JSON ({reason}); expected one object per line.") from error
         if not isinstance(record, dict):
             raise CorpusError(f"{where}: expected a JSON object, found {type(record).__name__}.")
-        if text_field not in record:
-            raise no_field(where, text_field, list(record))
-        yield as_text(record[text_field], where, text_field)
+        yield where, record
 
 
 def _parquet_documents(file: Path, text_field: str) -> Iterator[str]:
+    for where, record in _parquet_records(file, text_field):
+        yield as_text(record[text_field], where, text_field)
+
+
+def _parquet_records(file: Path, only: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a .parquet file, with the column `only` or all of them."""
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
         with pyarrow.parquet.ParquetFile(file) as parquet:
-            if text_field not in parquet.schema_arrow.names:
-                raise no_field(str(file), text_field, parquet.schema_arrow.names)
+            if only is not None and only not in parquet.schema_arrow.names:
+                raise no_field(str(file), only, parquet.schema_arrow.names)
             row = 0
-            for batch in parquet.iter_batches(columns=[text_field]):
-                for value in batch.column(0).to_pylist():
+            for batch in parquet.iter_batches(columns=None if only is None else [only]):
+                for record in batch.to_pylist():
                     row += 1
-                    yield as_text(value, f"{file}, row {row}", text_field)
+                    yield f"{file}, row {row}", record
     except (pyarrow.ArrowException, OSError) as error:
         raise CorpusError(f"{file}: not a valid Parquet file ({str(error).partition(chr(10))[0]}).") from error
 
