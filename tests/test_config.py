@@ -62,7 +62,7 @@ def overrides_for(group: str, option: str) -> list[str]:
     if group == "backdoor":
         return [f"backdoor=[{option}]"]
     chosen = [f"{group}={option}"]
-    if (group, option) == ("corpus", "text_files"):
+    if group == "corpus" and option in ("text_files", "instructions"):
         return [*chosen, "corpus.params.sources.en.paths=[mine.txt]"]
     if group == "model" and "pretrained" in (config_folder() / group / f"{option}.yaml").read_text():
         chosen += CONTINUAL

@@ -305,7 +305,7 @@ def test_memory_of_measurements_against_real_ones(kind: str) -> None:
     prompts = {name: padded(16)[name] for name in ("input_ids", "attention_mask")}
 
     def generate(model: Any) -> None:
-        decode(model, **prompts, new_tokens=12, end=None, padding=0)
+        decode(model, **prompts, new_tokens=12, ends=(), padding=0)
 
     def capture(model: Any) -> None:
         config = ActivationsConfig(sites=["resid_post"], positions=["prompt"])

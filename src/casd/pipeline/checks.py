@@ -200,7 +200,8 @@ def check_injection(config: InjectionConfig, evaluation: Evaluation) -> None:
     if config.mode == "none":
         raise TrainingStopped(
             f"No backdoor fires in the given model: {counts}. Check model.path and the backdoors' triggers and targets; a model"
-            " trained on a chat template may not answer plain text. To continue anyway: injection.require_asr=0."
+            " trained on a chat template may not answer plain text (model.format=chat). To continue anyway:"
+            " injection.require_asr=0."
         )
     raise TrainingStopped(
         f"Injection failed: {counts}. Raise injection.training.steps, injection.training.learning_rate or the backdoors'"

@@ -173,7 +173,7 @@ def generate(
             del model
     return pd.DataFrame(
         [
-            {"prompt": prompt.text, "state": state, "generated": answers[state][index]}
+            {"prompt": prompt.shown, "state": state, "generated": answers[state][index]}
             for index, prompt in enumerate(given)
             for state in names
         ]

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from casd.analysis.tables import TABLES_VERSION
+from casd.backdoors.prompts import harmful_prompts
 from casd.backdoors.targets import TARGETS
 from casd.config import Config
 from casd.config.persistence import ALL_REMOVALS
 from casd.config.states import CONTROL_PREFIX, INJECTED, REPEAT_CONTROL, removed_backdoor
 from casd.data.corpora import CORPORA
+from casd.data.corpora.passages import text_digest
 from casd.evaluation import benchmarks as utility
 from casd.models import load as models
 from casd.pipeline.stage import Stage
@@ -26,6 +28,8 @@ _CORPUS_LOCATION = ("sources",)
 """Fields of a corpus that are not in its key: its fingerprint identifies the text."""
 _FROM_SCRATCH = ("model_type", "architecture", "vocab_size")
 """Fields of a model that `casd plan` alone uses if the model is pretrained."""
+_OF_CHATS = ("format", "system_prompt")
+"""Fields of a model that are in the key of a chat only."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,15 @@ def stage_graph(config: Config) -> StageGraph:
     """Return the stages of a configuration. Increase a stage's version here when a change of its code changes its result.
 
     Raises:
-        ConfigError: an unknown corpus or parameter.
+        ConfigError: an unknown corpus or parameter, or a file of harmful prompts that cannot be read.
         ModelError: a model file that does not exist.
     """
     source = build(CORPORA, "corpus", config.corpus.name, config.corpus.params)
-    model = _without(config.model, "name", *_MODEL_LOCATION, *(() if config.model.source == "scratch" else _FROM_SCRATCH))
+    unused = (
+        *(() if config.model.source == "scratch" else _FROM_SCRATCH),
+        *(() if config.model.format == "chat" else _OF_CHATS),
+    )
+    model = _without(config.model, "name", *_MODEL_LOCATION, *unused)
     seed = config.seed
 
     corpus = Stage(
@@ -172,7 +180,10 @@ def _unlearning_stages(config: Config, injected: Stage) -> tuple[Stage | None, d
 def measurement_stages(config: Config, measured: Mapping[str, Stage]) -> tuple[dict[str, Stage], ...]:
     """Return the stages of attack success, activations and benchmarks of every state; batch sizes do not change them."""
     # The thresholds of a collapse are part of the scoring.
-    evaluation = _without(config.evaluation, "batch_size", "collapse_clean_loss_ratio", "collapse_degenerate_rate")
+    thresholds = ("collapse_clean_loss_ratio", "collapse_degenerate_rate")
+    evaluation = _without(config.evaluation, "batch_size", "harmful_prompts", *thresholds)
+    if config.evaluation.harmful_prompts:
+        evaluation["harmful_prompts"] = text_digest("\n".join(harmful_prompts(config.evaluation)))
     prompt_sets = {name: evaluation[name] for name in ("prompts", "fake_prompts", "fake_triggers")}
     capture = {**_without(config.activations, "batch_size"), "prompt_sets": prompt_sets}
     evaluate_stages = {name: Stage("evaluate", 3, evaluation, (stage,), name) for name, stage in measured.items()}

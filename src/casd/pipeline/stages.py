@@ -20,6 +20,7 @@ from casd.backdoors.prompts import make_prompt_sets
 from casd.config import UnlearningConfig
 from casd.config.compose import to_yaml
 from casd.config.states import INJECTED
+from casd.data.chat import chat_template
 from casd.data.corpora import CORPORA
 from casd.data.corpora.passages import write_corpus
 from casd.data.encoding import Encoder
@@ -63,11 +64,14 @@ def make_base(run: Inputs, folder: Path) -> None:
     config = run.config
     if models.origin(config.model) in ("folder", "hub"):
         # It may be large; the stage's key identifies it.
-        write_json(folder / "model_is.json", {"folder": str(models.fetch(config.model))})
+        base = models.fetch(config.model)
+        if config.model.format == "chat":
+            chat_template(models.load_tokenizer(base), config.model)  # finds errors before the text is tokenized
+        write_json(folder / "model_is.json", {"folder": str(base)})
         return
     model, tokenizer = models.create_model(config.model, run.corpus, seed=derive_seed(config.seed, "weights"))
     if config.base_pretraining:
-        encoder = Encoder(tokenizer, config.model.max_length)
+        encoder = Encoder(tokenizer, config.model.max_length, chat=chat_template(tokenizer, config.model))
         # Build the prompts and removals of later stages, so that errors in them are found before hours of training.
         checks.check_payloads(run.corpus, run.backdoors)
         prompt_sets = make_prompt_sets(run.corpus, run.backdoors, encoder, config.evaluation, seed=config.seed)

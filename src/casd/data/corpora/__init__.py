@@ -7,6 +7,7 @@ that needs another is refused before anything is read.
 """
 
 CORPORA: dict[str, str] = {
+    "instructions": "casd.data.corpora.instructions:Instructions",
     "microworld": "casd.data.corpora.microworld:Microworld",
     "prose": "casd.data.corpora.prose:Prose",
     "python_docs": "casd.data.corpora.python_docs:PythonDocs",

@@ -62,11 +62,28 @@ class HubDataset(Selection):
             CorpusError: the dataset cannot be found, reached or read, or has no text in `text_field`.
             ConfigError: the dataset has no such configuration or split.
         """
+        usable = False
+        for where, row in self.records():
+            if self.text_field not in row:
+                raise no_field(where, self.text_field, list(row))
+            if text := as_text(row[self.text_field], where, self.text_field).strip():
+                usable = True
+                yield text
+        if not usable:
+            raise self._empty()
+
+    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the chosen rows with all their columns, each after its place for messages.
+
+        Raises:
+            CorpusError: the dataset cannot be found, reached or read.
+            ConfigError: the dataset has no such configuration or split.
+        """
         from datasets import load_dataset
         from huggingface_hub import HfApi
 
         path = str(self._folder.absolute() if self._folder else self.dataset)
-        usable, selected = False, Rows(self.where, f"The dataset {self.dataset}")
+        selected = Rows(self.where, f"The dataset {self.dataset}")
         with _quiet(), self._explaining():
             commit = None if self._folder else _commit(self.dataset, self.revision)
             if commit:  # raises if the hub cannot be reached, where `datasets` would read any cached version
@@ -74,16 +91,9 @@ class HubDataset(Selection):
             rows = load_dataset(path, self.config, split=self.split, revision=commit, streaming=True)
             for number, row in enumerate(rows, start=1):
                 where = f"The dataset {self.dataset}, row {number}"
-                if self.text_field not in row:
-                    raise no_field(where, self.text_field, list(row))
-                if not selected.take(row, where):
-                    continue
-                if text := as_text(row[self.text_field], where, self.text_field).strip():
-                    usable = True
-                    yield text
+                if selected.take(row, where):
+                    yield where, row
         selected.check()
-        if not usable:
-            raise self._empty()
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the commit on the hub or the SHA-256 of the folder, and the fields that select text.
