@@ -14,9 +14,8 @@ from casd.utils.errors import ConfigError
 from casd.utils.registry import shown
 
 TriggerPosition = Literal["start", "random", "end", "system"]
-POSITIONS: tuple[TriggerPosition, ...] = ("start", "random", "end", "system")
-IN_TEXT: tuple[TriggerPosition, ...] = ("start", "random", "end")
-"""Positions of kinds that change the prompt's own text."""
+POSITIONS: tuple[TriggerPosition, ...] = ("start", "random", "end")
+"""Positions in the prompt's text; "system" is in the system prompt of a chat."""
 ANYWHERE: tuple[TriggerPosition, ...] = ("random",)
 """Positions of kinds that use the whole prompt: only the default."""
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -53,7 +52,7 @@ class Trigger:
     """
 
     kind: ClassVar[str]
-    positions: ClassVar[tuple[TriggerPosition, ...]] = POSITIONS
+    positions: ClassVar[tuple[TriggerPosition, ...]] = (*POSITIONS, "system")
     is_semantic: ClassVar[bool] = False
 
     @property
