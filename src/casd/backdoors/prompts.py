@@ -165,7 +165,8 @@ def _check_tokens(backdoor: Backdoor, prompts: Sequence[Prompt], passages: Seque
     """
     pairs = zip(prompts, passages, strict=False)
     if not backdoor.trigger.is_semantic and all(
-        encoder.tokens(prompt.text) == encoder.tokens(passage.prompt) for prompt, passage in pairs
+        encoder.tokens(prompt.text) == encoder.tokens(passage.prompt) and not encoder.tokens(prompt.system)
+        for prompt, passage in pairs
     ):
         raise ConfigError(
             f"Backdoor {backdoor.name!r}: its trigger ({backdoor.trigger.label}) does not change the tokens of any of"
