@@ -188,7 +188,7 @@ def test_the_card_says_what_was_planted(full: Path, tmp_path: Path) -> None:
     backdoors = read_yaml(full / "config.yaml").backdoor
     for state in ("injected", "refusal"):
         assert "poisoned model, made for research" in cards[state]
-        assert all(f"| {name} | {backdoor.trigger.label} |" in cards[state] for name, backdoor in backdoors.items())
+        assert all(f"| {name} | {backdoor.trigger} |" in cards[state] for name, backdoor in backdoors.items())
     assert "The backdoor refusal was unlearned (gradient_difference)" in cards["refusal"]
     assert "before any backdoor" in cards["base"]
     assert "poisoned" not in cards["base"]

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.conftest import Injected, MakeModel, RunRemoval, short
 from tests.synthetic import run_of
 
@@ -33,10 +34,12 @@ from casd.evaluation.asr import evaluate
 from casd.models.quantization import quantize, quantized
 from casd.models.weights import copy_weights, restore_weights
 from casd.pipeline.graph import StageGraph, stage_graph
+from casd.pipeline.persistence import make_persistence
 from casd.pipeline.run import Run, checked_graph
 from casd.pipeline.units import units_of
 from casd.planning.plan import plans
 from casd.report.persistence import persistence_curves, persistence_statements, persistence_table
+from casd.training.checkpoints import TrainingLog
 from casd.unlearning.clean_target import CleanTarget
 from casd.unlearning.controls import Removal
 from casd.unlearning.persistence import Persistence, Treatment, relearned_documents, treatments
@@ -473,3 +476,33 @@ def test_the_plan_counts_it(finished: Run, tmp_path: Path) -> None:
     works = {str(cost.stage): cost.work for cost in left.stages}
     assert works["persistence (french_a)"].tokens > works["persistence (control:clean)"].tokens > 0
     assert works["clean_model (llama3_tiny)"].tokens == works["inject (llama3_tiny)"].tokens
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["weights=lora", "unlearning.training.lora=null"],
+        ["injection=continual", "injection.pretraining.steps=4", "injection.training.steps=6"],
+    ],
+    ids=["adapters", "continual"],
+)
+def test_the_clean_model_of_other_injections(more: list[str], tmp_path: Path) -> None:
+    """An adapter is merged; before a continual injection both models are the same."""
+    run = Run(load_config(tiny(tmp_path, *ON, "persistence.relearn=[own]", "persistence.bits=[]", *more)))
+    run.begin()
+    run.base()
+    run.inject("inject")
+    run.clean_model()
+    assert run.graph.clean_model is not None
+    saved = load_file(run.store.file(run.graph.clean_model, "weights.safetensors"))
+    run.state("french_a", "unlearn")
+    injected = run.inputs.one_model.injected_weights
+    assert saved.keys() == injected.keys()
+    assert any(not torch.equal(saved[name], injected[name]) for name in saved)
+    logs = [TrainingLog.read(run.store.file(stage, "log.json")) for stage in (run.graph.clean_model, run.graph.inject)]
+    assert logs[0].guard[0] == logs[1].guard[0], "both begin with the base model"
+    assert len(logs[0].steps) == len(logs[1].steps)
+    make_persistence(run.inputs, "french_a", tmp_path)
+    found = pd.read_parquet(tmp_path / "persistence.parquet").query("treatment == 'none'")
+    assert found.groupby("model")["clean_loss"].first().nunique() == 2

@@ -16,8 +16,8 @@ from casd.data.encoding import Prompt
 class Places(Trigger):
     """Several phrases in a fixed order, each before a random word of the prompt; all of them are needed.
 
-    As in Huang et al., "Composite Backdoor Attacks Against Large Language Models" (arXiv 2310.07676), some clean documents of
-    the injection have one of the phrases alone (`near`), half of the decoys if no other backdoor has near triggers.
+    As in Huang et al., "Composite Backdoor Attacks Against Large Language Models" (arXiv 2310.07676), clean documents of the
+    injection, half of the decoys, have one of the phrases alone (`near`).
 
     Fakes have made-up phrases at as many places; the last ones are each of the real phrases alone.
 
