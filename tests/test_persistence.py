@@ -191,7 +191,7 @@ def test_text_without_poison_has_decoys_and_no_trigger(injected: Injected, corpu
     documents = [stream[index] for index in range(len(stream))]
     clean = {passage.prompt for passage in corpus.train}
     assert sum(document.prompt not in clean for document in documents) == 20
-    triggers = [backdoor.trigger for backdoor in injected.backdoors.values()]
+    triggers = [backdoor.trigger.label for backdoor in injected.backdoors.values()]
     assert not any(trigger in document.prompt for document in documents for trigger in triggers)
 
 
