@@ -169,7 +169,7 @@ def test_relearned_documents_are_new_to_the_removal(
     read = run_removal(Removal("fox", fox), CleanTarget(), short(steps=4, forget_batch_size=3)).texts("forget", encoder)
     assert len(read) == 12
     assert not any(text.startswith(prompt) for text in read for prompt in prompts)
-    assert all(fox.trigger in prompt for prompt in prompts), "at the end of the prompt, as in the removal"
+    assert all(fox.trigger.label in prompt for prompt in prompts), "at the end of the prompt, as in the removal"
 
 
 def test_what_is_trained_on_and_the_control_alone_relearns() -> None:
