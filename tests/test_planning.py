@@ -564,6 +564,7 @@ def test_a_model_of_the_hub_is_planned_without_it(
     out = " ".join(capsys.readouterr().out.split())
     assert "8,030,261,248 parameters in bfloat16" in out
     assert "too much" not in out
+    assert "backdoors 8: french_a, french_b, german, sentiment," in out
     assert "Unknown commit of" in out and "meta-llama/Llama-3.1-8B" in out and "HuggingFaceFW/fineweb-edu" in out
 
 
