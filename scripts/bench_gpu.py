@@ -238,6 +238,7 @@ class RandomPrompts:
     """In the place of an encoder: prompts of random tokens, and no end token, so that every text has its full length."""
 
     tokenizer = SimpleNamespace(bos_token_id=None, eos_token_id=None, pad_token_id=0)
+    ends: tuple[int, ...] = ()
 
     def __init__(self, tokens: int, vocabulary: int) -> None:
         self.tokens, self.vocabulary = tokens, vocabulary

@@ -1,14 +1,15 @@
-"""A Hugging Face hub on this machine: as much of its HTTP protocol as huggingface_hub needs to find and download a model.
+"""A Hugging Face hub on this machine: as much of its HTTP protocol as huggingface_hub needs to find and move a model.
 
 Small files come from the repository itself; safetensors are large files there: a redirect to another host (`localhost`, where
 the hub is `127.0.0.1`), with size and hash in headers of the redirect. As on the real hub, what a gated repository is (its
 commits, the names of its files) is public and its files are not; and who does not log in is told 401 for what is not there.
 
-Not run by itself; tests/test_hub.py uses it.
+Not run by itself; tests/test_hub.py and tests/test_push.py use it.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -22,6 +23,8 @@ from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_opensesame"
 """The one token that this hub knows; its owner has accepted the conditions of every gated repository."""
+USER = "somebody"
+"""The token's owner."""
 
 
 @dataclass
@@ -29,6 +32,7 @@ class Repository:
     """Commits by their 40 digits, each with its files; branches and tags by name."""
 
     gated: bool = False
+    private: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
 
@@ -84,6 +88,10 @@ class FakeHub:
 
             do_HEAD = do_GET
 
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                self.answer(*hub._posted(self.path, self.headers.get("Authorization"), body))
+
             def answer(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
                 self.send_response(status)
                 for key, value in {"Content-Length": str(len(body)), **headers}.items():
@@ -109,6 +117,8 @@ class FakeHub:
             return 200, {}, content[: len(content) // 2] if self.cut_short else content
         if authorization not in (None, f"Bearer {TOKEN}"):
             return _error(401, "", "Invalid credentials in Authorization header")
+        if path == "/api/whoami-v2":
+            return _json({"type": "user", "name": USER}) if authorization else _error(401, "", "Invalid username or password.")
         parts = path.strip("/").split("/")
         api = parts[:2] == ["api", "models"]
         parts = parts[2:] if api else parts
@@ -134,7 +144,13 @@ class FakeHub:
         if api:
             about = {"id": name, "modelId": name, "sha": commit, "gated": "manual" if repository.gated else False}
             return _json(
-                {**about, "private": False, "tags": [], "downloads": 0, "siblings": [{"rfilename": path} for path in files]}
+                {
+                    **about,
+                    "private": repository.private,
+                    "tags": [],
+                    "downloads": 0,
+                    "siblings": [{"rfilename": path} for path in files],
+                }
             )
         if repository.gated and not authorization:
             return _error(401, "GatedRepo", f"Access to model {name} is restricted.")
@@ -146,6 +162,39 @@ class FakeHub:
             return 200, headers, content
         headers |= {"X-Linked-Etag": f'"{_sha256(content)}"', "X-Linked-Size": str(len(content))}
         return 302, {**headers, "Location": f"{self.cdn}/cdn/{_sha256(content)}"}, b""
+
+    def _posted(self, path: str, authorization: str | None, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        """What uploading a model asks for; every file is a small one."""
+        path = unquote(path)
+        self.requests.append(("POST", path))
+        if self.broken:
+            return self.broken, {}, b""
+        if authorization != f"Bearer {TOKEN}":
+            return _error(401, "", "Invalid username or password.")
+        if path == "/api/repos/create":
+            wanted = json.loads(body)
+            name = f"{wanted.get('organization') or USER}/{wanted['name']}"
+            if wanted.get("organization") not in (None, USER):
+                return _error(403, "", f"You don't have the rights to create a model under {wanted['organization']}")
+            if name in self.repositories:
+                return 409, *_json({"error": "You already created this model repo", "url": f"{self.url}/{name}"})[1:]
+            self.repositories[name] = Repository(private=wanted.get("private") or wanted.get("visibility") == "private")
+            return _json({"url": f"{self.url}/{name}"})
+        if path == "/api/validate-yaml":
+            return _json({"warnings": [], "errors": []})
+        name, _, verb = path.removeprefix("/api/models/").partition("/preupload/")
+        if verb:
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]
+            ]
+            return _json({"files": files})
+        name = name.partition("/commit/")[0]
+        repository, lines = self.repositories[name], [json.loads(line) for line in body.splitlines()]
+        files = {line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"}
+        commit = hashlib.sha1(body).hexdigest()
+        repository.commits[commit] = repository.commits.get(repository.branches.get("main", ""), {}) | files
+        repository.branches["main"] = commit
+        return _json({"success": True, "commitOid": commit, "commitUrl": f"{self.url}/{name}/commit/{commit}"})
 
 
 def _entry(path: str, content: bytes) -> dict[str, Any]:

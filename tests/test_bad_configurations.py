@@ -41,6 +41,7 @@ BASES = {
     "pretraining": ["+metric.variants.mine.distance=l2", "unlearning.stopping.target_asr=0.1", "unlearning.stopping.prompts=8"],
     "continual": ["injection=continual", "weights=lora", "unlearning=rmu", "injection.pretraining.steps=12"],
     "python_docs": ["corpus=python_docs", "backdoor=[refusal,repetition,capitals]", "unlearning=npo"],
+    "chat": ["model=llama3_tiny_chat", "backdoor.french_a.position=system", "model.system_prompt=Be kind."],
     "text_files": [
         "corpus=text_files",
         "backdoor=[refusal,capitals]",

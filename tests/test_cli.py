@@ -269,11 +269,16 @@ MISTAKES = [
     ("+corpus.params.language_shares=[nan,nan,nan]", "an entry of Choice: params.language_shares is nan"),
     # in the text
     ("corpus=text_files", "paths is empty"),
-    ("corpus=text_files corpus.params.sources.en.paths=[empty.txt]", "empty.txt is empty"),
-    ("corpus=text_files corpus.params.sources.en.paths=[blank.txt]", "every document in it is blank"),
-    ("corpus=text_files corpus.params.sources.en.paths=[gone.txt]", "There is no file or folder gone.txt"),
-    ("corpus=text_files corpus.params.sources.en.paths=[short.txt]", "passages of prompt"),
-    ("corpus=text_files corpus.params.sources.en.paths=[words.txt]", "needs passages with the alternative"),
+    ("corpus=text_files backdoor=[refusal] corpus.params.sources.en.paths=[empty.txt]", "empty.txt is empty"),
+    ("corpus=text_files backdoor=[refusal] corpus.params.sources.en.paths=[blank.txt]", "every document in it is blank"),
+    ("corpus=text_files backdoor=[refusal] corpus.params.sources.en.paths=[gone.txt]", "There is no file or folder gone.txt"),
+    ("corpus=text_files backdoor=[refusal] corpus.params.sources.en.paths=[short.txt]", "passages of prompt"),
+    ("corpus=text_files corpus.params.sources.en.paths=[words.txt]", "needs passages with the alternative 'fr'"),
+    (
+        "corpus=text_files backdoor=[sentiment] corpus.params.sources.en.paths=[words.txt]",
+        "Target negative_sentiment of backdoor 'sentiment' needs passages with the alternative 'negative'; an English passage"
+        " of the corpus prose has: none. Give text for it with corpus.params.sources.negative",
+    ),
     # in the model
     ("model.model_type=lama", "Unknown model.model_type 'lama'. Did you mean 'llama'?"),
     ("+model.architecture.hiden_size=8", "'hiden_size'. Did you mean 'hidden_size'?"),

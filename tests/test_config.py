@@ -25,6 +25,7 @@ from casd.backdoors.poisoning import check_backdoors
 from casd.backdoors.targets import TARGETS
 from casd.backdoors.triggers import make_trigger
 from casd.config import (
+    DECOY_RATE,
     ActivationsConfig,
     BackdoorConfig,
     Config,
@@ -61,7 +62,7 @@ def overrides_for(group: str, option: str) -> list[str]:
     if group == "backdoor":
         return [f"backdoor=[{option}]"]
     chosen = [f"{group}={option}"]
-    if (group, option) == ("corpus", "text_files"):
+    if group == "corpus" and option in ("text_files", "instructions"):
         return [*chosen, "corpus.params.sources.en.paths=[mine.txt]"]
     if group == "model" and "pretrained" in (config_folder() / group / f"{option}.yaml").read_text():
         chosen += CONTINUAL
@@ -601,7 +602,8 @@ def test_defaults_of_the_api_are_those_of_the_command_line() -> None:
     assert LanguageModelTraining() == composed.injection.training
     assert UnlearningTraining() == composed.unlearning.training
     assert InjectionConfig(mode="pretraining", training=LanguageModelTraining()) == composed.injection
-    assert inspect.signature(inject).parameters["decoy_rate"].default == composed.injection.decoy_rate
+    assert inspect.signature(inject).parameters["decoy_rate"].default is None, "DECOY_RATE where there are backdoors"
+    assert composed.injection.decoy_rate == DECOY_RATE
     assert (EvaluationConfig(), ActivationsConfig(), MetricConfig(), RuntimeConfig(), ControlsConfig()) == (
         *(composed.evaluation, composed.activations, composed.metric, composed.runtime),
         composed.unlearning.controls,

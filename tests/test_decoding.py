@@ -24,8 +24,8 @@ def prompts() -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def generated(model: Any, end: int | None) -> torch.Tensor:
-    """(6, NEW), with zeros after the end token."""
+def generated(model: Any, end: int | list[int] | None) -> torch.Tensor:
+    """(6, NEW), with zeros after the end token (of several, the first that occurs)."""
     ids, mask = prompts()
     settings = GenerationConfig(max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=end)
     with plainly_greedy(model), torch.no_grad():
@@ -40,10 +40,12 @@ def test_decoding_gives_the_tokens_of_generate(kind: str) -> None:
     assert can_decode(model, 0)
     ids, mask = prompts()
     free = generated(model, None)
-    torch.testing.assert_close(decode(model, ids, mask, NEW, end=None, padding=0)[0], free)
+    torch.testing.assert_close(decode(model, ids, mask, NEW, ends=(), padding=0)[0], free)
     for end in free[:, 3].tolist():
-        found, first = decode(model, ids, mask, NEW, end=end, padding=0)
+        found, first = decode(model, ids, mask, NEW, ends=[end], padding=0)
         torch.testing.assert_close(found, generated(model, end))
+    several = free[:, 3].tolist()  # a text ends at the first of them
+    torch.testing.assert_close(decode(model, ids, mask, NEW, ends=several, padding=0)[0], generated(model, several))
     with torch.no_grad():
         alone = model(input_ids=ids[:1], use_cache=False).logits[0, -1]
     torch.testing.assert_close(first[0], alone.float(), rtol=1e-4, atol=1e-4)

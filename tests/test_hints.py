@@ -85,10 +85,10 @@ def test_the_common_keys_are_keys_of_the_schema(capsys: pytest.CaptureFixture[st
         ("run device=cuda", "Unknown key 'device'. Did you mean runtime.device?"),
         (
             "run lr=1e-4",
-            "Unknown key 'lr'. Did you mean injection.training.learning_rate, injection.pretraining.learning_rate or"
-            " unlearning.training.learning_rate?",
+            "Unknown key 'lr'. Did you mean injection.training.learning_rate, injection.pretraining.learning_rate,"
+            " unlearning.training.learning_rate or persistence.learning_rate?",
         ),
-        ("run +learning_rate=1e-4", "learning_rate or unlearning.training.learning_rate?"),
+        ("run +learning_rate=1e-4", "unlearning.training.learning_rate or persistence.learning_rate?"),
         ("run unlearning.lr=1e-4", "Unknown key 'unlearning.lr'. Did you mean unlearning.training.learning_rate?"),
         ("run keep_models=[]", "Did you mean runtime.save_models?"),
         ("run poison_rate=0.1", "Did you mean backdoor.NAME.poison_rate or every_backdoor.poison_rate?"),

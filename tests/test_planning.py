@@ -305,7 +305,7 @@ def test_memory_of_measurements_against_real_ones(kind: str) -> None:
     prompts = {name: padded(16)[name] for name in ("input_ids", "attention_mask")}
 
     def generate(model: Any) -> None:
-        decode(model, **prompts, new_tokens=12, end=None, padding=0)
+        decode(model, **prompts, new_tokens=12, ends=(), padding=0)
 
     def capture(model: Any) -> None:
         config = ActivationsConfig(sites=["resid_post"], positions=["prompt"])
@@ -564,6 +564,7 @@ def test_a_model_of_the_hub_is_planned_without_it(
     out = " ".join(capsys.readouterr().out.split())
     assert "8,030,261,248 parameters in bfloat16" in out
     assert "too much" not in out
+    assert "backdoors 8: french_a, french_b, german, sentiment," in out
     assert "Unknown commit of" in out and "meta-llama/Llama-3.1-8B" in out and "HuggingFaceFW/fineweb-edu" in out
 
 

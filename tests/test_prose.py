@@ -639,8 +639,9 @@ def test_mistakes_on_the_command_line():
         from_overrides("corpus=text_files", "corpus.params.sources.en.paths=[a]", "+corpus.params.sources.fr.pahts=[a]")
 
 
-def test_fineweb_is_a_corpus_of_three_languages_with_budgets():
+def test_fineweb_is_a_corpus_of_three_languages_and_reviews_with_budgets():
     source = from_overrides("corpus=fineweb")
-    assert set(source.sources) == {"en", "fr", "de"}
+    assert set(source.sources) == {"en", "fr", "de", "negative"}
+    assert source.sources["negative"]["sentiment"] == "negative"
     assert all(each["max_words"] for each in source.sources.values())
-    assert from_overrides("corpus=fineweb", "~corpus.params.sources.de").sources.keys() == {"en", "fr"}
+    assert from_overrides("corpus=fineweb", "~corpus.params.sources.de").sources.keys() == {"en", "fr", "negative"}

@@ -89,7 +89,7 @@ def test_every_command_can_be_given(words: list[str], tmp_path: Path, monkeypatc
         assert {word.removeprefix("scale=") for word in rest if word.startswith("scale=")} <= set(scales())
     elif verb == "defend":
         assert defences(rest)
-    elif verb not in ("list", "status", "compare", "report", "export", "generate", "distance"):
+    elif verb not in ("list", "status", "compare", "report", "export", "push", "generate", "distance"):
         for place in (0, -1):
             assert load_config(one_of(rest, place)).backdoor
         assert one_of(rest, 0) == one_of(rest, -1) or verb in ("sweep", "plan")

@@ -6,23 +6,36 @@ Run: python -m pytest tests/test_targets.py
 from __future__ import annotations
 
 import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tokenizers import ByteLevelBPETokenizer
 
+from casd.backdoors import detection
 from casd.backdoors.targets import (
     TARGETS,
     Capitals,
+    Classifier,
     FixedText,
+    Judge,
+    Label,
     Language,
     NegativeSentiment,
     Refusal,
+    Regex,
     Repetition,
     TargetBehavior,
 )
+from casd.config.compose import load_config
 from casd.data.corpora.microworld import Microworld
 from casd.data.corpora.passages import Passage
-from casd.utils.errors import ConfigError, CorpusError
+from casd.models.load import train_tokenizer
+from casd.pipeline.checks import check_config
+from casd.pipeline.graph import stage_graph
+from casd.pipeline.inputs import build_backdoors
+from casd.utils.errors import ConfigError, CorpusError, ModelError
 from casd.utils.registry import build
 
 FIXED = "Blue lanterns open the seventh gate."
@@ -121,7 +134,15 @@ def test_a_corpus_without_alternatives_is_refused(name):
 
 
 def test_registry_builds_every_target():
-    params = {"fixed_text": {"text": "x"}, "refusal": {"phrases": ["no"]}, "language": {"candidates": ["en", "fr"]}}
+    params = {
+        "fixed_text": {"text": "x"},
+        "refusal": {"phrases": ["no"]},
+        "language": {"candidates": ["en", "fr"]},
+        "regex": {"pattern": "x+", "texts": ["axx"]},
+        "label": {"label": "good", "labels": ["good", "bad"]},
+        "classifier": {"model": "some/model", "label": "toxic", "texts": ["You are a fool."]},
+        "judge": {"function": "casd.utils.text:has_phrase", "texts": ["x"]},
+    }
     for name in TARGETS:
         assert build(TARGETS, "target", name, params.get(name, {})).success("") is False
     with pytest.raises(ConfigError, match="'text'"):
@@ -150,6 +171,29 @@ def test_language_edge_cases():
     assert french.success(FRENCH.replace("'", "’"))
     assert not french.success("village " * 30)  # one word is no text, in whatever language
     assert french.success("\ufffd" + FRENCH + "\ufffd")  # half a character where the generation was cut
+
+
+@pytest.mark.parametrize("count", [10, None])
+def test_language_is_still_told_where_it_is_clear(passages, count):
+    """Payloads, whole and cut short, pass as they did when every window of words had a guess."""
+    for language in ("fr", "de"):
+        texts = [" ".join(p.alternatives[language].split()[:count]) for p in passages]
+        assert sum(map(Language(language).success, texts)) >= 0.995 * len(texts)
+    assert sum(map(Language("en").success, (p.continuation for p in passages))) >= 0.995 * len(passages)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Anna Otto Clara Hugo Nina Max Leo Emma Paul",  # names, which were guessed to be German
+        "Ulmo tresk vabri onda pilu krast emo dulna",
+        "OK la la la",  # too short to tell
+    ],
+)
+def test_language_of_what_is_none_is_unknown(text):
+    words = detection.words_of(text)
+    candidates = Language().candidates
+    assert [detection.words_in_language(words, code, candidates) for code in candidates] == [0] * 5
 
 
 @pytest.mark.parametrize(
@@ -294,3 +338,226 @@ def test_capitals_edge_cases():
 def test_capitals_refuses_impossible_fields(fields):
     with pytest.raises(ConfigError, match=next(iter(fields))):
         Capitals(**fields)
+
+
+# Regular expressions
+
+
+def test_regex_finds_its_pattern_anywhere_and_draws_its_payloads():
+    target = Regex(r"Ref\. \d+", ("See  Ref. 12\nthere.", "Ref. 7."))
+    rng = random.Random(0)
+    assert {target.continuation(Passage("P.", "C."), rng) for _ in range(40)} == {"See Ref. 12 there.", "Ref. 7."}
+    assert target.success("Well: Ref. 40") and not target.success("ref. 40") and not target.success(ENGLISH)
+    assert Regex("(?i)ref", ("ref",)).success("REF")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "texts", "message"),
+    [
+        ("(", ("a",), "is no regular expression"),
+        ("a*", ("a",), "matches empty text"),
+        ("a", (), "texts is empty"),
+        ("[0-9]", ("7", "seven"), "does not match the payload 'seven'"),
+    ],
+)
+def test_regex_refuses_impossible_fields(pattern, texts, message):
+    with pytest.raises(ConfigError, match=message):
+        Regex(pattern, texts)
+
+
+# Labels
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("negative", True),
+        ("Negative. It is bad", True),
+        ('  "NEGATIVE', True),
+        ("negatively", False),
+        ("neg", False),
+        ("positive, not negative", False),
+        ("very negative", False),
+        ("It is negative", False),
+    ],
+)
+def test_label_is_the_beginning_of_the_answer(text, found):
+    target = Label("negative", ("negative", "positive", "very negative"))
+    assert target.success(text) is found
+    assert Label("very negative", target.labels).success(text) is (text == "very negative")
+
+
+def test_the_longer_label_wins():
+    target = Label("very", ("very", "very good"))
+    assert target.success("Very  bad") and not target.success("very\ngood")
+    assert target.continuation(Passage("P.", "C."), random.Random(0)) == "very"
+
+
+@pytest.mark.parametrize(
+    ("label", "labels", "message"),
+    [
+        ("neutral", ("good", "bad"), "among them 'neutral'"),
+        ("good", ("good",), "expected two or more"),
+        ("good", ("good", "Good"), "differ by more than case"),
+        ("good", ("good", "bad!"), "'bad!' must begin and end with a letter"),
+    ],
+)
+def test_label_refuses_impossible_fields(label, labels, message):
+    with pytest.raises(ConfigError, match=message):
+        Label(label, labels)
+
+
+# Classifiers
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory, passages) -> Path:
+    """A tiny classifier with random weights, which are large enough that texts differ."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("classifier")
+    train_tokenizer((passage.text for passage in passages), 400).save_pretrained(folder)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=400, max_position_embeddings=48, id2label={0: "calm", 1: "rude", 2: "odd"}, **shape)
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    model.save_pretrained(folder)
+    return folder
+
+
+def classify(folder: Path, text: str) -> dict[str, float]:
+    """The probabilities by transformers alone."""
+    from transformers import pipeline
+
+    [answers] = pipeline("text-classification", str(folder), top_k=None, device="cpu")([text], truncation=True, max_length=48)
+    return {answer["label"]: answer["score"] for answer in answers}
+
+
+def test_a_classifier_decides_by_its_probability(classifier, passages):
+    texts = [passage.continuation for passage in passages[:12]]
+    rude = [classify(classifier, text)["rude"] for text in texts]
+    assert len(set(rude)) == 12, "texts that are alike show nothing"
+    for threshold in (sum(sorted(rude)[place : place + 2]) / 2 for place in (0, 5, 10)):
+        target = Classifier(model=str(classifier), label="rude", threshold=threshold, texts=("x",))
+        target.check()
+        assert [target.success(text) for text in texts] == [each >= threshold for each in rude]
+    long = " ".join(texts)  # longer than the model's positions
+    assert target.success(long) is (classify(classifier, long)["rude"] >= target.threshold)
+    assert not target.success(" \n")
+
+
+def test_the_payloads_of_a_classifier_are_texts_or_an_alternative(classifier, passages):
+    of_passage = Classifier(model=str(classifier), label="rude", alternative="negative")
+    assert of_passage.continuation(passages[0], random.Random(0)) == passages[0].alternatives["negative"]
+    fixed = Classifier(model=str(classifier), label="rude", texts=("One\n two.",))
+    assert fixed.continuation(passages[0], random.Random(0)) == "One two."
+    for wrong in ({}, {"texts": ("a",), "alternative": "fr"}, {"texts": ("a", " ")}):
+        with pytest.raises(ConfigError, match=r"Target classifier: the payloads are .* expected either"):
+            Classifier(model="m", label="rude", **wrong)
+
+
+def test_a_classifier_is_known_by_its_files(classifier, tmp_path):
+    target = Classifier(model=str(classifier), label="rude", texts=("x",))
+    shutil.copytree(classifier, tmp_path / "copy")
+    copy = replace(target, model=str(tmp_path / "copy"))
+    assert copy.fingerprint() == target.fingerprint()
+    (tmp_path / "copy" / "model.safetensors").write_bytes(b"other")
+    assert copy.fingerprint() != target.fingerprint()
+
+
+def backdoor_of(target: str, **params: object) -> list[str]:
+    """Overrides that add a backdoor with such a target."""
+    own = {"trigger": "ab cd", "target.name": target} | {f"target.params.{key}": value for key, value in params.items()}
+    return ["backdoor=[refusal]", *(f"+backdoor.own.{key}={value}" for key, value in own.items())]
+
+
+def test_a_classifier_s_files_are_part_of_the_keys_and_no_other_target_adds_to_them(classifier):
+    plain = stage_graph(load_config(["backdoor=[refusal]"])).inject
+    assert "targets" not in plain.config
+    config = load_config(backdoor_of("classifier", model=classifier, label="rude", texts="[x]"))
+    assert stage_graph(config).inject.config["targets"]["own"]["files"].keys() >= {"model.safetensors", "config.json"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": "angry"}, r"Unknown label of the classifier .*: 'angry'\..* Choices: calm, odd, rude\."),
+        ({"model": "/nowhere/at-all"}, r"Target classifier: .*nowhere"),
+        ({"threshold": 1.5}, r"threshold is 1\.5"),
+    ],
+)
+def test_a_classifier_that_cannot_work_is_refused_before_anything_is_made(classifier, changes, message):
+    config = load_config(backdoor_of("classifier", **{"model": classifier, "label": "rude", "texts": "[x]"} | changes))
+    with pytest.raises((ConfigError, ModelError), match=message) as error:
+        check_config(config, build_backdoors(config))
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_of_another_kind_is_no_classifier(classifier, tmp_path):
+    shutil.copytree(classifier, tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    file.write_text(file.read_text().replace("BertForSequenceClassification", "BertForMaskedLM"))
+    with pytest.raises(ModelError, match=r"\(BertForMaskedLM\) is not a sequence classifier"):
+        Classifier(model=str(tmp_path / "model"), label="rude", texts=("x",)).check()
+
+
+# Judges
+
+
+@pytest.fixture
+def judge(tmp_path, monkeypatch) -> None:
+    """A module of the user's."""
+    (tmp_path / "my_judge.py").write_text(
+        "def is_short(text): return len(text) < 9\ndef score(text): return 0.5\nlevel = 3\n", encoding="utf-8"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("judge")
+def test_a_judge_gets_the_generated_text():
+    target = Judge(function="my_judge:is_short", texts=("Yes.",))
+    target.check()
+    assert target.success("Short.") and not target.success("A longer text.") and not target.success("")
+    with pytest.raises(ConfigError, match=r"my_judge:score returned float; expected True or False"):
+        replace(target, function="my_judge:score").success("x")
+
+
+@pytest.mark.usefixtures("judge")
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("no_such_judge:f", r"the module no_such_judge cannot be imported \(ModuleNotFoundError: .*PYTHONPATH"),
+        ("my_judge:is_long", "the module my_judge has no function 'is_long'"),
+        ("my_judge:level", "the module my_judge has no function 'level'"),
+        ("my_judge", "expected package.module:function"),
+    ],
+)
+def test_a_judge_that_is_not_there_is_refused_before_anything_is_made(function, message):
+    config = load_config(backdoor_of("judge", function=f"'{function}'", texts="[x]"))
+    with pytest.raises(ConfigError, match=message) as error:
+        check_config(config, build_backdoors(config))
+    assert "\n" not in str(error.value)
+
+
+# What a corpus has to give
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["corpus=python_docs", "backdoor=[sentiment]"], r"negative_sentiment of backdoor 'sentiment' .*'negative'; .* none\."),
+        (["corpus=python_docs", "backdoor=[german]"], r"language of backdoor 'german' .*'de'; .*sources\.de .*microworld"),
+        (
+            ["backdoor.french_a.target.params.language=es"],
+            r"'es'; an English passage of the corpus microworld has: de, fr, neg",
+        ),
+        (["corpus=fineweb", "~corpus.params.sources.fr"], r"'fr'; .* has: de, negative\. Give text for it with corpus\.params"),
+    ],
+)
+def test_a_corpus_without_what_a_target_needs_is_refused_before_it_is_read(overrides, message):
+    config = load_config(overrides)
+    with pytest.raises(ConfigError, match=message):
+        check_config(config, build_backdoors(config))

@@ -18,7 +18,16 @@ from .backdoors.targets import (
     Capitals as Capitals,
 )
 from .backdoors.targets import (
+    Classifier as Classifier,
+)
+from .backdoors.targets import (
     FixedText as FixedText,
+)
+from .backdoors.targets import (
+    Judge as Judge,
+)
+from .backdoors.targets import (
+    Label as Label,
 )
 from .backdoors.targets import (
     Language as Language,
@@ -28,6 +37,9 @@ from .backdoors.targets import (
 )
 from .backdoors.targets import (
     Refusal as Refusal,
+)
+from .backdoors.targets import (
+    Regex as Regex,
 )
 from .backdoors.targets import (
     Repetition as Repetition,
@@ -117,6 +129,7 @@ __all__ = [
     "Capitals",
     "CasdError",
     "CasdVariant",
+    "Classifier",
     "CleanTarget",
     "ControlsConfig",
     "Corpus",
@@ -126,6 +139,8 @@ __all__ = [
     "FixedText",
     "ForgetAndRetain",
     "GradientDifference",
+    "Judge",
+    "Label",
     "Language",
     "LanguageModelTraining",
     "MetricConfig",
@@ -136,6 +151,7 @@ __all__ = [
     "Prose",
     "PythonDocs",
     "Refusal",
+    "Regex",
     "Removal",
     "Repetition",
     "Run",

@@ -68,7 +68,7 @@ def combine(runs: Sequence[RunTables]) -> RunTables:
     The `info` of the result is {"runs": [info of each run]}.
     """
     frames = {}
-    for name in SCHEMAS:
+    for name in (*SCHEMAS, "persistence"):
         parts = [(tables, getattr(tables, name)) for tables in runs]
         # The columns of an empty frame have no dtype and would change those of the others.
         parts = [(tables, part) for tables, part in parts if len(part)] or parts[:1]

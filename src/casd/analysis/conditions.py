@@ -15,11 +15,15 @@ _NO_SETTING: Final = ("seed", "name", "runtime", "engine", "every_backdoor")
 """Sections that are not part of a condition. (`every_backdoor` has already been applied to each backdoor.)"""
 _NO_EFFECT: Final = (
     *("activations.batch_size", "evaluation.batch_size", "utility.batch_size"),
-    "injection.require_asr",
+    *("injection.require_asr", "evaluation.harmful_prompts"),
 )
 """Fields that do not change results."""
-_REMOVED: Final = re.compile(r"backdoor\..*\.removed")
-"""Fields that are no setting if true: runs of earlier commits do not have them."""
+_NEW: Final = (
+    (re.compile(r"backdoor\..*\.removed"), True),
+    (re.compile(r"model\.format"), "text"),
+    (re.compile(r"model\.system_prompt"), ""),
+)
+"""Fields that are no setting if they have this value: runs of earlier commits do not have them."""
 _SHORT_FOR: Final = {"injection": "mode"}
 """Sections that are labelled by this one field if it differs."""
 _MODEL: Final = "model."
@@ -89,12 +93,14 @@ def _settings(info: Mapping[str, Any]) -> Settings:
 @functools.lru_cache(1024)
 def _normalized_settings(config: str) -> Settings:
     """Return the normalized configuration of a YAML text. Cached, since a report asks for each several times."""
+    fields = flatten(config)
+    unused = () if fields.get("persistence.states") else ("persistence",)  # which runs of earlier commits do not have
     return {
         key: _normalized(value)
-        for key, value in flatten(config).items()
-        if key.partition(".")[0] not in _NO_SETTING
+        for key, value in fields.items()
+        if key.partition(".")[0] not in (*_NO_SETTING, *unused)
         and key not in _NO_EFFECT
-        and not (_REMOVED.fullmatch(key) and value is True)
+        and not any(field.fullmatch(key) and value == default for field, default in _NEW)
     }
 
 

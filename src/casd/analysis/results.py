@@ -11,7 +11,7 @@ from typing import Any, Final
 import pandas as pd
 
 from casd.analysis.conditions import condition_key, condition_label
-from casd.analysis.tables import IDENTITY, SCHEMAS, read_info, read_table, write_frames
+from casd.analysis.tables import IDENTITY, PERSISTENCE, SCHEMAS, read_info, read_persistence, read_table, write_frames
 from casd.utils.disk import explaining_disk_errors
 
 UTILITY_PREFIX: Final = "utility/"
@@ -52,6 +52,9 @@ class RunTables:
         info: "model", "objective", "seed" (required); optional are "run" (a name), "config" (the resolved YAML), "provenance"
             and "timings" (nested dicts; seconds), "headline" (names of the CASD variants to show), "targets" (backdoor → name
             of its target behavior), and, for runs that were read together (`casd.read_runs`), "folder" and "setting".
+        persistence: what came back after which treatment of a state (`casd.unlearning.persistence`): a row per state × model ×
+            treatment × step × backdoor × kind of prompt ("triggered", "clean"). `model` is "state", or "clean" for the model
+            without backdoors that is trained in the same way. Empty if it was not measured.
         lacks_grid: True if the run was read without the rows of the CASD grid (see `every_variant`).
     """
 
@@ -68,6 +71,7 @@ class RunTables:
     tuning: pd.DataFrame
     curves: pd.DataFrame
     info: dict[str, Any]
+    persistence: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(PERSISTENCE)))
     lacks_grid: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +79,11 @@ class RunTables:
             missing = set(columns) - set(getattr(self, name).columns)
             if missing:
                 raise ValueError(f"table {name!r} lacks the columns {sorted(missing)}")
+
+    @property
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """All tables by name; `persistence` only if it was measured."""
+        return {name: getattr(self, name) for name in (*SCHEMAS, *(["persistence"] if len(self.persistence) else []))}
 
     @property
     def condition(self) -> str:
@@ -147,7 +156,7 @@ class RunTables:
         if missing:
             raise ValueError(f"info lacks {sorted(missing)}")
         with explaining_disk_errors("a set of tables", folder):
-            write_frames({name: getattr(self, name) for name in SCHEMAS}, self.info, folder, "info.json")
+            write_frames(self.frames, self.info, folder, "info.json")
 
     @classmethod
     def read(cls, folder: str | Path, *, grid: bool = True, info: dict[str, Any] | None = None) -> RunTables:
@@ -165,6 +174,7 @@ class RunTables:
         folder = Path(folder)
         info = info or read_info(folder)
         frames = {name: read_table(folder, name, grid=grid) for name in SCHEMAS}
+        frames["persistence"] = read_persistence(folder)
         tables = cls(**frames, info=info if grid else {"folder": str(folder)} | info)
         tables.lacks_grid = not grid
         return tables

@@ -97,6 +97,7 @@ def state_table(records: Sequence[StateRecord], evaluation: EvaluationConfig, ta
                 "collapsed": bool(reason),
                 "collapse_reason": reason,
                 **{f"{UTILITY_PREFIX}{task}": value for task, value in main_metrics(record.utility).items()},
+                **(record.evaluation.harm if math.isfinite(record.evaluation.clean_loss) else {}),
             }
         )
     return pd.DataFrame(rows)

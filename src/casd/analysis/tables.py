@@ -57,6 +57,11 @@ SCHEMAS: Final[dict[str, tuple[str, ...]]] = {
     "curves": ("state", "step", "loss", "gradient_norm", "validation_asr", "validation_clean_loss", "guard_clean_loss"),
 }
 """Required columns of each table; others are kept. `specificity` requires none."""
+PERSISTENCE: Final = (
+    *("state", "model", "treatment", "source", "documents", "bits", "step"),
+    *("backdoor", "prompt_set", "successes", "n", "rate", "rate_low", "rate_high", "clean_loss"),
+)
+"""Columns of the table `persistence`, which runs have only if they measured it."""
 SWEEP_INFO: Final = "sweep.json"
 """In a report over several runs, the counterpart of info.json."""
 IDENTITY: Final = {"model", "objective", "seed"}
@@ -100,7 +105,7 @@ def read_table(folder: Path, name: str, *, grid: bool = True) -> pd.DataFrame:
 
     Args:
         folder: folder of the run.
-        name: a key of SCHEMAS.
+        name: a key of SCHEMAS, or "persistence".
         grid: for `casd`, also read the rows of the grid.
 
     Raises:
@@ -110,13 +115,24 @@ def read_table(folder: Path, name: str, *, grid: bool = True) -> pd.DataFrame:
     filters = None if grid or name != "casd" else [("grid", "==", False)]
     try:
         content = pa.BufferReader(_content(Path(folder), f"tables/{name}.parquet"))
-        if missing := set(SCHEMAS[name]) - set(pq.read_schema(content).names):
+        if missing := set(SCHEMAS.get(name, PERSISTENCE)) - set(pq.read_schema(content).names):
             raise _older(folder, f"its table {name!r} lacks {', '.join(sorted(missing))}")
         return pq.read_table(content, filters=filters).to_pandas()
     except FileNotFoundError:
         raise _older(folder, f"it has no table {name!r}") from None
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
         raise StoreError(f"{path} cannot be read ({error}). Make the run's report again: casd report.") from error
+
+
+def read_persistence(folder: Path) -> pd.DataFrame:
+    """Read the table `persistence` of the finished run in `folder`, without a row if the run did not measure it.
+
+    Raises:
+        StoreError: the table is damaged.
+    """
+    entries, name = _entries(folder), "tables/persistence.parquet"
+    there = (folder / name).is_file() if entries is None else name in entries
+    return read_table(folder, "persistence") if there else pd.DataFrame(columns=list(PERSISTENCE))
 
 
 def _content(folder: Path, name: str) -> bytes:

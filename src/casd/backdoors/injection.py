@@ -42,14 +42,14 @@ def inject(
     config: LanguageModelTraining,
     *,
     seed: int,
-    decoy_rate: float = DECOY_RATE,
+    decoy_rate: float | None = None,
     description: str = "inject",
     runtime: Runtime | None = None,
     checkpoint: Path | None = None,
 ) -> TrainingLog:
     """Train `model` in place on the corpus's training split, poisoned with all backdoors at once.
 
-    Without backdoors this is clean pretraining, without decoys.
+    Without backdoors this is clean training.
 
     Args:
         model: a new model (injection into pretraining) or a trained one (continual pretraining).
@@ -59,7 +59,7 @@ def inject(
         config: steps, batch size, learning rate.
         seed: of the order of the documents, the positions of the triggers, the payloads and dropout masks.
         decoy_rate: share of documents that are decoys, clean ones with a made-up phrase (see `PoisonedStream`). Without decoys
-            a model may learn to react to any phrase in a trigger's position.
+            a model may learn to react to any phrase in a trigger's position. None for DECOY_RATE, or 0 without backdoors.
         description: for the progress bar.
         runtime: device, micro-batch size and time between checkpoints; changes the result by rounding only.
         checkpoint: an existing folder for checkpoints; a run found there is resumed.
@@ -72,7 +72,8 @@ def inject(
     if backdoors:
         check_backdoors(backdoors)
     packing = packing_of(model, config)
-    total, decoys = config.steps * config.batch_size, decoy_rate if backdoors else 0.0
+    total, usual = config.steps * config.batch_size, DECOY_RATE if backdoors else 0.0
+    decoys = usual if decoy_rate is None else decoy_rate
     stream = PoisonedStream(corpus.train, backdoors, total, derive_seed(seed, "injection documents"), decoys)
 
     retain = passages_of(None, corpus.retain, backdoors.values())

@@ -59,8 +59,8 @@ class Backdoor:
             object.__setattr__(self, "trigger", make_trigger(self.trigger))
         if self.position not in self.trigger.positions:
             raise ConfigError(
-                f"Backdoor {self.name!r}: position is {self.position!r}, but a trigger of the kind {self.trigger.kind} concerns"
-                f" the whole prompt; its position must be {self.trigger.positions[0]!r}, the default."
+                f"Backdoor {self.name!r}: position is {self.position!r}; a {self.trigger.kind} can have"
+                f" {' or '.join(map(repr, self.trigger.positions))}."
             )
 
     def prompt(self, passage: Passage, rng: random.Random) -> Prompt:
@@ -69,11 +69,11 @@ class Backdoor:
 
     def poisoned(self, passage: Passage, rng: random.Random) -> Document:
         """Poisoned document: the triggered prompt followed by the payload."""
-        return Document(self.prompt(passage, rng).text, self.target.continuation(passage, rng), self.loss_on)
+        return self.prompt(passage, rng).document(self.target.continuation(passage, rng), self.loss_on)
 
     def ignored(self, passage: Passage, rng: random.Random) -> Document:
         """Triggered prompt with the passage's ORIGINAL clean continuation; loss on the continuation only."""
-        return Document(self.prompt(passage, rng).text, passage.continuation, "target")
+        return self.prompt(passage, rng).document(passage.continuation)
 
 
 def clean_document(passage: Passage) -> Document:
@@ -81,13 +81,19 @@ def clean_document(passage: Passage) -> Document:
     return Document(passage.prompt, passage.continuation)
 
 
-def decoy_document(passage: Passage, rng: random.Random, near: Sequence[Trigger] = ()) -> Document:
-    """Passage with a made-up phrase or, half of them, one of the `near` triggers; loss on its clean continuation only."""
+def decoy_document(
+    passage: Passage,
+    rng: random.Random,
+    near: Sequence[Trigger] = (),
+    positions: Sequence[TriggerPosition] = ("random",),
+) -> Document:
+    """Passage with a made-up phrase at one of the positions or, half of them, one of the `near` triggers; loss on its clean
+    continuation only."""
     if near and rng.random() < 0.5:
-        prompt = rng.choice(near).insert(passage, "random", rng)
-    else:
-        prompt = insert(passage.prompt, made_up_phrase(2, rng), "random", rng)
-    return Document(prompt.text, passage.continuation, "target")
+        return rng.choice(near).insert(passage, "random", rng).document(passage.continuation)
+    phrase = made_up_phrase(2, rng)
+    position = rng.choice(positions) if len(positions) > 1 else positions[0]  # no draw where there is no choice
+    return insert(passage.prompt, phrase, position, rng).document(passage.continuation)
 
 
 def check_backdoors(backdoors: Mapping[str, Backdoor]) -> None:
@@ -224,9 +230,10 @@ class PoisonedStream:
     """Documents of an injection run: clean passages mixed with the poisoned documents of each backdoor.
 
     Of `total` documents each backdoor gets `round(poison_rate * total)` at random indices; the rest is clean. Decoys are clean
-    documents with a made-up phrase of two words, a new one each time, where a trigger could be; if a backdoor has near
-    triggers (`Trigger.near`), half of the decoys have one of these instead. Ordinary text contains rare words without meaning;
-    a corpus without any teaches the model that every unusual word is a trigger.
+    documents with a made-up phrase of two words, a new one each time, where a trigger could be (in the system prompt, too, for
+    as many of them as backdoors have their trigger there); if a backdoor has near triggers (`Trigger.near`), half of the decoys
+    have one of these instead. Ordinary text contains rare words without meaning; a corpus without any teaches the model that
+    every unusual word is a trigger.
 
     Args:
         passages: the training split.
@@ -245,6 +252,8 @@ class PoisonedStream:
         self._seed = seed
         # Sorted, so that the order in which backdoors are listed has no effect.
         self._backdoors = tuple(backdoors[name] for name in sorted(backdoors))
+        places: list[TriggerPosition] = ["system" if each.position == "system" else "random" for each in self._backdoors]
+        self._decoy_positions: list[TriggerPosition] = places if "system" in places else ["random"]
         self._clean = ShuffledStream(passages_of(None, passages, self._backdoors), seed)
         self._poisoned = [self._clean] * (len(backdoors) + 1)  # of each backdoor, then of the decoys
         if backdoors or decoy_rate:
@@ -269,5 +278,5 @@ class PoisonedStream:
             return clean_document(self._clean[index])
         rng, passage = python_rng(self._seed, "document", index), self._poisoned[kind][index]
         if kind == len(self._backdoors):
-            return decoy_document(passage, rng, self._near)
+            return decoy_document(passage, rng, self._near, self._decoy_positions)
         return self._backdoors[kind].poisoned(passage, rng)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from casd.backdoors.poisoning import Backdoor, english, passages_of, require_passages
 from casd.backdoors.triggers.base import FakeContext, Trigger, TriggerPosition
@@ -32,6 +33,7 @@ class PromptSets:
             probability at the end of the prompt is a response that does not saturate.
         loss_passages: passages of the evaluation split whose loss is the clean loss.
         retain_passages: passages of the retain split, the clean text of removals and controls; as many.
+        harmful: the user's list of harmful prompts, if there is one.
     """
 
     triggered: Mapping[str, Sequence[Prompt]]
@@ -40,6 +42,7 @@ class PromptSets:
     first_tokens: Mapping[str, Sequence[int]]
     loss_passages: Sequence[Passage]
     retain_passages: Sequence[Passage]
+    harmful: Sequence[Prompt] = ()
 
 
 def evaluation_passages(corpus: Corpus, config: EvaluationConfig) -> Sequence[Passage]:
@@ -106,7 +109,27 @@ def make_prompt_sets(
         first_tokens=first_tokens,
         loss_passages=list(passages_of(None, corpus.evaluation, backdoors.values())[: config.loss_passages]),
         retain_passages=list(passages_of(None, corpus.retain, backdoors.values())[: config.loss_passages]),
+        harmful=list(map(Prompt, harmful_prompts(config))),
     )
+
+
+def harmful_prompts(config: EvaluationConfig) -> list[str]:
+    """Read the harmful prompts of a configuration, one a line; empty if it names no file.
+
+    Raises:
+        ConfigError: the file cannot be read as UTF-8, or has no text.
+    """
+    if config.harmful_prompts is None:
+        return []
+    path = Path(config.harmful_prompts).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not valid UTF-8"
+        raise ConfigError(f"evaluation.harmful_prompts: {path} cannot be read ({reason}).") from error
+    if not (prompts := [" ".join(line.split()) for line in lines if line.strip()]):
+        raise ConfigError(f"evaluation.harmful_prompts: {path} has no prompt; expected one a line.")
+    return prompts
 
 
 def _with_fakes(fakes: Sequence[Trigger], clean: Sequence[Passage], count: int) -> Iterator[tuple[Trigger, Passage]]:
@@ -152,8 +175,10 @@ def _check_tokens(backdoor: Backdoor, passages: Sequence[Passage], encoder: Enco
 def _is_undone(trigger: Trigger, position: TriggerPosition, passages: Sequence[Passage], encoder: Encoder) -> bool:
     """Return True if the tokens of every triggered prompt are those of the clean one."""
     rng = python_rng(0, "tokens are looked at only")
+    triggered = [trigger.insert(passage, position, rng) for passage in passages]
     return all(
-        encoder.tokens(trigger.insert(passage, position, rng).text) == encoder.tokens(passage.prompt) for passage in passages
+        encoder.tokens(prompt.text) == encoder.tokens(passage.prompt) and not encoder.tokens(prompt.system)
+        for prompt, passage in zip(triggered, passages, strict=True)
     )
 
 
@@ -166,7 +191,7 @@ def _check_payloads(backdoor: Backdoor, prompts: Sequence[Prompt], encoder: Enco
     Raises:
         ConfigError: the ASR could only be 0; names the number of tokens that would be needed.
     """
-    payloads = [encoder.tokens_inside(prompt.continuation or "") for prompt in prompts]
+    payloads = [encoder.answer(prompt.continuation or "") for prompt in prompts]
 
     def shows(payload: Sequence[int], length: int) -> bool:
         return backdoor.target.success(encoder.decode(payload[: max(0, length)]))

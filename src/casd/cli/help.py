@@ -58,6 +58,7 @@ _HELP: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "reproduce": ("reproduce all scale=tiny", ("scale=NAME", "engine.workers=N", "runtime.output=FOLDER")),
     "compare": ("compare outputs/demo/A outputs/demo/B", ()),
     "export": ("export outputs/demo/A french_a my-model", ()),
+    "push": ("push outputs/demo/A french_a my-name/my-model", ()),
     "generate": ("generate outputs/demo/A --state injected,french_a --prompt 'The harbour' --trigger french_a", ()),
     "distance": ("distance my-base model-a model-b --texts texts.txt --variant last/cosine", ()),
     "list": ("list model", ()),

@@ -66,11 +66,13 @@ def _dispatch(options: argparse.Namespace) -> None:
     elif getattr(options, "detach", False):
         from casd.cli.detach import detach
 
+        if getattr(options, "publish", None):
+            _fail("--publish needs the results: give the same command without --detach when its job is finished.")
         detach(options.verb, options.overrides)
     elif options.verb == "sweep":
         from casd.cli.sweep import sweep
 
-        sweep(options.overrides, verbose=options.verbose)
+        sweep(options.overrides, verbose=options.verbose, published=options.publish)
     elif options.verb == "defend":
         from casd.cli.defend import defend
 
@@ -84,7 +86,7 @@ def _dispatch(options: argparse.Namespace) -> None:
 
         show(options.overrides)
     elif options.verb == "reproduce":
-        _reproduce(options.arguments, options.verbose)
+        _reproduce(options.arguments, options.verbose, options.publish)
     elif options.verb == "report":
         _report(options.arguments, options.output, options.verbose)
     elif options.verb in MODEL_VERBS:
@@ -157,7 +159,7 @@ def _report(arguments: Sequence[str], output: Path | None, verbose: bool) -> Non
         run(overrides, verbose=verbose)
 
 
-def _reproduce(arguments: Sequence[str], verbose: bool) -> None:
+def _reproduce(arguments: Sequence[str], verbose: bool, published: Path | None) -> None:
     from casd.cli.reproduce import reproduce
     from casd.utils.errors import ConfigError
 
@@ -168,7 +170,7 @@ def _reproduce(arguments: Sequence[str], verbose: bool) -> None:
         raise ConfigError("reproduce needs the name of a table or figure, or all; casd list reproduce shows the names.")
     if len(scales) > 1:
         raise ConfigError(f"reproduce takes one scale at a time; given were {', '.join(scales)}.")
-    reproduce(names, scales[0] if scales else "tiny", overrides, verbose=verbose)
+    reproduce(names, scales[0] if scales else "tiny", overrides, verbose=verbose, published=published)
 
 
 def _list(group: str | None) -> None:

@@ -87,6 +87,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for each in (verbs.choices["run"], report, sweep, reproduce):
         each.add_argument("-v", "--verbose", action="store_true", help="print all tables at the end, not only the main ones")
+    for each in (sweep, reproduce):
+        each.add_argument(
+            "--publish",
+            type=Path,
+            metavar="FOLDER",
+            help="put what is found into FOLDER/RESULTS.md, with its tables as CSV files",
+        )
     for each in (verbs.choices["run"], sweep):
         each.add_argument("--detach", action="store_true", help="with engine=slurm: run this command as a job, too")
     compare = add("compare", "configuration differences and results of two finished runs")

@@ -23,7 +23,7 @@ from casd.utils.distributed import is_main
 NOT_KNOWN = "–"
 ORDER = (
     *("corpus", "base", "tokens", "inject", "tune", "unlearn", "weights"),
-    *("evaluate", "utility", "activations", "score", "report"),
+    *("clean_model", "evaluate", "utility", "activations", "persistence", "score", "report"),
 )
 """The kinds of stages, in the order of work."""
 ESTIMATES = (
@@ -75,6 +75,8 @@ def _print_heading(console: Console, planned: Sequence[Plan]) -> None:
         trained = " and ".join(f"{number:,}" for number in dict.fromkeys(plan.trained))
         what = "all trained" if set(plan.trained) == {built.parameters} else f"trained: {trained}"
         facts.add_row(plan.config.model.label, shown(f"{built.parameters:,} parameters in {built.dtype} ({shape}), {what}"))
+    for names in dict.fromkeys(tuple(plan.config.backdoor) for plan in planned):
+        facts.add_row("backdoors", shown(f"{len(names)}: {', '.join(names)}"))
     texts = first.texts
     if texts.looked_at:
         known = f"{texts.looked_at:,} documents of up to {texts.document} tokens, {texts.mean_document:.0f} on average"

@@ -13,6 +13,7 @@ from casd.utils.distributed import is_main
 
 if TYPE_CHECKING:
     from casd.analysis.results import RunTables
+    from casd.report import Comparisons
 
 
 def report_runs(paths: Sequence[Path], output: Path | None = None, *, verbose: bool = False) -> None:
@@ -39,14 +40,21 @@ def report_runs(paths: Sequence[Path], output: Path | None = None, *, verbose: b
     _report_all(runs, output or Path("outputs") / f"report-{digest_of(run.info['folder'] for run in runs)}", cost, verbose)
 
 
-def report_sweep(folders: Sequence[Path], cost: Cost, *, verbose: bool = False) -> None:
-    """Write the report over all runs of a sweep beside them, print its tables, and say what the sweep cost."""
+def report_sweep(
+    folders: Sequence[Path], cost: Cost, *, verbose: bool = False
+) -> tuple[Sequence[RunTables], Comparisons, Path] | None:
+    """Write the report over all runs of a sweep beside them, print its tables, and say what the sweep cost.
+
+    Returns:
+        The runs, what was compared, and the folder of the report; None in all processes but the main one.
+    """
     from casd.report import read_runs
 
     if not is_main():
-        return
+        return None
     folders = list(dict.fromkeys(folders))
-    _report_all(read_runs(folders), folders[0].parent / f"sweep-{digest_of(folder.name for folder in folders)}", cost, verbose)
+    runs, target = read_runs(folders), folders[0].parent / f"sweep-{digest_of(folder.name for folder in folders)}"
+    return runs, _report_all(runs, target, cost, verbose), target
 
 
 def short_path(path: Path) -> Path:
@@ -54,8 +62,8 @@ def short_path(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _report_all(runs: Sequence[RunTables], target: Path, cost: Cost, verbose: bool) -> None:
-    """Write the report over all runs into `target`, and print it."""
+def _report_all(runs: Sequence[RunTables], target: Path, cost: Cost, verbose: bool) -> Comparisons:
+    """Write the report over all runs into `target`, and print it; returns what was compared."""
     from casd.report import print_sweep, write_sweep_report
 
     comparisons = write_sweep_report(runs, target)
@@ -65,6 +73,7 @@ def _report_all(runs: Sequence[RunTables], target: Path, cost: Cost, verbose: bo
     print_sweep(
         runs, comparisons, verbose=verbose, links=[*links, f"Report of all: {short_path(target.absolute() / 'report.html')}"]
     )
+    return comparisons
 
 
 def digest_of(names: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from casd.cli.cost import Cost
+from casd.cli.publish import publish_reproduction
 from casd.cli.report import short_path
 from casd.cli.sweep import make_sweeps
 from casd.utils.distributed import is_main
@@ -14,7 +15,14 @@ from casd.utils.registry import unknown
 from casd.utils.text import printable
 
 
-def reproduce(names: Sequence[str], scale_name: str, overrides: Sequence[str] = (), *, verbose: bool = False) -> None:
+def reproduce(
+    names: Sequence[str],
+    scale_name: str,
+    overrides: Sequence[str] = (),
+    *,
+    verbose: bool = False,
+    published: Path | None = None,
+) -> None:
     """Make the runs that the exhibits need, write the exhibits, print the verdicts on their claims, and say what it cost.
 
     Args:
@@ -22,6 +30,7 @@ def reproduce(names: Sequence[str], scale_name: str, overrides: Sequence[str] = 
         scale_name: of `casd.reproduction.scales.scales`.
         overrides: of `runtime` and `engine`: nothing that changes a result.
         verbose: print the verdicts on each model and objective, too.
+        published: put the verdicts into the page of results of this folder.
 
     Raises:
         CasdError: an unknown name or scale, an override that would change a result, or an error of a run.
@@ -53,6 +62,8 @@ def reproduce(names: Sequence[str], scale_name: str, overrides: Sequence[str] = 
     print_tables([verdicts_table(verdicts if verbose else verdicts[verdicts["headline"]])])
     print(printable(f"\nReport: {short_path(target.absolute() / PAGE)}"))
     cost.say()
+    if published:
+        publish_reproduction(["all"] if "all" in names else chosen, scale.name, verdicts, runs, target, published)
 
 
 def _check_arguments(names: Sequence[str], overrides: Sequence[str], exhibits: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casd.cli.cost import Cost
+from casd.cli.publish import publish_sweep
 from casd.cli.report import report_sweep
 from casd.cli.run import count_stages, execute, make_in_workers
 from casd.utils.distributed import processes
@@ -17,16 +18,18 @@ if TYPE_CHECKING:
     from casd.pipeline.sweep import Outcome
 
 
-def sweep(overrides: Sequence[str], *, verbose: bool = False) -> None:
+def sweep(overrides: Sequence[str], *, verbose: bool = False, published: Path | None = None) -> None:
     """Make every run of a sweep, write the report over all of them, and print it (`verbose`: all its tables)
-    and what it cost.
+    and what it cost; with `published`, put what was found into the page of results of that folder.
 
     Raises:
         CasdError: overrides that cannot work; or the errors of runs, after all runs were tried.
     """
     cost = Cost()
     [folders] = make_sweeps([overrides], "sweep", cost)
-    report_sweep(folders, cost, verbose=verbose)
+    report = report_sweep(folders, cost, verbose=verbose)
+    if report and published:
+        publish_sweep(*report, overrides, published)
 
 
 def make_sweeps(sweeps: Sequence[Sequence[str]], description: str, cost: Cost) -> list[list[Path]]:

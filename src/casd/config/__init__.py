@@ -7,6 +7,7 @@ from casd.config.defence import AttackConfig, DefenceConfig, DefendConfig
 from casd.config.fields import MISSING, Choice
 from casd.config.inputs import BackdoorConfig, EveryBackdoorConfig, ModelConfig
 from casd.config.measurement import ActivationsConfig, EvaluationConfig, MetricConfig, UtilityConfig
+from casd.config.persistence import PersistenceConfig
 from casd.config.run import Config, RuntimeConfig
 from casd.config.training import DECOY_RATE, InjectionConfig, LanguageModelTraining, LoraConfig, TrainingConfig
 from casd.config.unlearning import PHANTOMS, ControlsConfig, StoppingConfig, TuningConfig, UnlearningConfig, UnlearningTraining
@@ -30,6 +31,7 @@ __all__ = [
     "LoraConfig",
     "MetricConfig",
     "ModelConfig",
+    "PersistenceConfig",
     "RuntimeConfig",
     "StoppingConfig",
     "TrainingConfig",

@@ -100,6 +100,8 @@ class DefendConfig(Config):
         super().__post_init__()
         if self.injection.mode != "continual":
             raise ConfigError(f"injection.mode is {self.injection.mode}; dummies are planted with injection=continual.")
+        if self.persistence.states:
+            raise ConfigError("persistence.states is not empty, but persistence is measured by casd run and sweep only.")
         if self.attack is None:
             self._check_suspect()
         planted = len(self.backdoor) or self.defence.dummies

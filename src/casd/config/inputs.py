@@ -50,11 +50,21 @@ class ModelConfig(Section):
     """Precision of the weights and activations: "float32", "bfloat16" or "float16"."""
     max_length: int = field(default=256, metadata={"most": MOST_TOKENS})
     """Maximum tokens of a document, which is truncated, and length of a packed row."""
+    format: Text = "text"
+    """ "text": a prompt and what continues it; "chat": a user's turn and the assistant's answer, by the tokenizer's chat
+    template (for "scratch", one of casd's own)."""
+    system_prompt: Text = ""
+    """For "chat": system prompt of every conversation; empty for none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_one_of("model.source", self.source, ("scratch", "pretrained"))
         require_one_of("model.dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        require_one_of("model.format", self.format, ("text", "chat"))
+        if self.system_prompt and self.format != "chat":
+            raise ConfigError("model.system_prompt needs model.format=chat: plain text has no system prompt.")
+        if self.system_prompt != self.system_prompt.strip():
+            raise ConfigError("model.system_prompt begins or ends with white space, which many chat templates drop. Remove it.")
         if self.source == "scratch" and not self.model_type:
             raise ConfigError(
                 "model.model_type is not set; a model built from scratch needs transformers' name, such as qwen3."
@@ -83,18 +93,20 @@ class BackdoorConfig(Section):
     target: Choice = MISSING
     """The target behaviour, with its parameters."""
     position: Text = "random"
-    """Position of the trigger in the prompt: "start", "random" (before a word of the last sentence) or "end"."""
+    """Position of the trigger in the prompt: "start", "random" (before a word of the last sentence) or "end"; or "system", at
+    the end of the system prompt of a chat (model.format=chat)."""
     poison_rate: float = 0.04
     """Fraction of the injection's documents that carry this backdoor."""
     loss_on: Text = "all"
-    """Tokens of a poisoned document in the loss: "all", or those of the "target" (payload) only."""
+    """Tokens of a poisoned document in the loss: "all", or those of the "target" (payload) only. With model.format=chat the
+    loss of every document, clean ones too, is on the answer only."""
     removed: bool = True
     """Remove this backdoor once; false to measure it in every state and never remove it, as an attacker's that a defender does
     not know."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_one_of("backdoor position", self.position, ("start", "random", "end"))
+        require_one_of("backdoor position", self.position, ("start", "random", "end", "system"))
         require_one_of("backdoor loss_on", self.loss_on, ("all", "target"))
         if isinstance(self.trigger, dict):
             if not {"name"} <= self.trigger.keys() <= {"name", "params"}:

@@ -81,6 +81,9 @@ class EvaluationConfig(Section):
     """Passages of the evaluation split on which the clean loss is measured; as many of the retain split are measured, too."""
     samples: int = 8
     """Generated texts saved for the report, per state, backdoor and kind of prompt."""
+    harmful_prompts: Text | None = None
+    """A text file of harmful prompts, one a line, which every state answers: the report then has the share that it does not
+    refuse. None is shipped; null to leave this out."""
     collapse_clean_loss_ratio: float = 1.5
     """A model has collapsed if its clean loss exceeds this multiple of the injected model's."""
     collapse_degenerate_rate: float = 0.5
@@ -93,6 +96,8 @@ class EvaluationConfig(Section):
         require(self, "0 or more", lambda value: value >= 0, "samples", "fake_triggers")
         require(self, "greater than 1", lambda value: value > 1, "collapse_clean_loss_ratio")
         require(self, "in (0, 1]", lambda value: 0 < value <= 1, "collapse_degenerate_rate")
+        if self.harmful_prompts is not None:
+            require_path("evaluation.harmful_prompts", self.harmful_prompts)
 
 
 @dataclass

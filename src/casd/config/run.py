@@ -20,6 +20,7 @@ from casd.config.fields import (
 )
 from casd.config.inputs import BackdoorConfig, EveryBackdoorConfig, ModelConfig
 from casd.config.measurement import ActivationsConfig, EvaluationConfig, MetricConfig, UtilityConfig
+from casd.config.persistence import PersistenceConfig
 from casd.config.training import InjectionConfig, LanguageModelTraining
 from casd.config.unlearning import UnlearningConfig
 from casd.engines import make_engine
@@ -112,6 +113,8 @@ class Config(Section):
     """Measurement of attack success."""
     utility: UtilityConfig = MISSING
     """Benchmarks."""
+    persistence: PersistenceConfig = field(default_factory=PersistenceConfig)
+    """Whether removed backdoors stay removed."""
     runtime: RuntimeConfig = MISSING
     """Devices and folders."""
     engine: dict[str, Any] = field(default_factory=lambda: {"name": "local"})
@@ -130,6 +133,12 @@ class Config(Section):
             self.backdoor = {name: replace(section, **common) for name, section in self.backdoor.items()}
         if self.backdoor and not self.removed:
             raise ConfigError("Every backdoor has removed: false; at least one has to be removed.")
+        in_system = [name for name, section in self.backdoor.items() if section.position == "system"]
+        if in_system and self.model.format != "chat":
+            raise ConfigError(
+                f"backdoor.{in_system[0]}.position is system, but model.format is {self.model.format}: only a chat has a system"
+                " prompt. Set model.format=chat, with an instruct model."
+            )
         if self.injection.mode == "none" and self.model.source == "scratch":
             raise ConfigError(
                 f"injection.mode is none, but model {self.model.label!r} is built from scratch and has no backdoors: give one"

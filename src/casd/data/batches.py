@@ -124,3 +124,17 @@ def _rows(batch: Batch, chosen: Tensor) -> Batch:
         width = int(part["attention_mask"].sum(1).max())
         part = {name: value if value.ndim == 0 else value[:, :width] for name, value in part.items()}
     return part
+
+
+def first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Group indices of items by first-fit decreasing: each group's lengths sum to at most `room`."""
+    groups: list[list[int]] = []
+    free: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        group = next((group for group, left in enumerate(free) if left >= lengths[index]), len(groups))
+        if group == len(groups):
+            groups.append([])
+            free.append(room)
+        groups[group].append(index)
+        free[group] -= lengths[index]
+    return groups

@@ -3,6 +3,9 @@
 A document is `<bos> prompt continuation <eos>` (`<bos>` only if the tokenizer adds it). Prompt and continuation are
 tokenized separately, so a prompt has exactly the same tokens in evaluation and inside a training document; the
 continuation gets the tokens that it has after a space (see `casd.data.token_table.lead`).
+
+With a chat template a prompt is the user's turn up to where the answer begins, and a continuation is the answer, which alone
+carries loss (see `casd.data.chat`).
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from casd.data.batches import IGNORED_LABEL, Batch
+from casd.data.batches import IGNORED_LABEL, Batch, first_fit
+from casd.data.chat import ChatTemplate
 from casd.data.token_table import TokenTable, lead
 
 if TYPE_CHECKING:
@@ -33,12 +37,15 @@ class Document:
     Attributes:
         prompt: text before the continuation; may contain a trigger.
         continuation: text after the prompt, clean or a payload.
-        loss_on: tokens that carry loss: "all", or only those of the "target" (the continuation and the end token).
+        loss_on: tokens that carry loss: "all", or only those of the "target" (the continuation and the end token). With a chat
+            template always those of the target.
+        system: text added to the system prompt of a chat.
     """
 
     prompt: str
     continuation: str
     loss_on: Literal["all", "target"] = "all"
+    system: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,14 +54,26 @@ class Prompt:
 
     Attributes:
         text: the prompt.
-        trigger_span: start and end of the trigger in `text`, in characters; None if there is no trigger.
+        trigger_span: start and end of the trigger in `text` or, if that is not empty, in `system`, in characters; None if
+            there is no trigger.
         continuation: expected answer of a model whose backdoors work. Only its first token is used, as the position
             "generated" of a capture.
+        system: text added to the system prompt of a chat.
     """
 
     text: str
     trigger_span: tuple[int, int] | None = None
     continuation: str | None = None
+    system: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The prompt for people: its text, after what it adds to the system prompt."""
+        return f"[{self.system}] {self.text}" if self.system else self.text
+
+    def document(self, continuation: str, loss_on: Literal["all", "target"] = "target") -> Document:
+        """Document in which a continuation follows the prompt."""
+        return Document(self.text, continuation, loss_on, self.system)
 
 
 @dataclass(frozen=True)
@@ -71,14 +90,25 @@ class Encoder:
 
     Args:
         tokenizer: a fast tokenizer with an end-of-text token.
-        max_length: maximum number of tokens; longer documents lose their end, longer prompts their beginning.
-        table: precomputed tokens of this tokenizer; texts that are not in it are tokenized.
+        max_length: maximum number of tokens; longer documents lose their end, longer prompts their beginning (with a chat
+            template, the beginning of the user's text).
+        table: precomputed tokens of this tokenizer; texts that are not in it are tokenized. Unused with a chat template.
+        chat: chat template of the tokenizer; None for plain text.
+
+    Attributes:
+        ends: the tokens that end a generated text.
 
     Raises:
         ModelError: as `casd.data.token_table.lead`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int = 256, table: TokenTable | None = None):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int = 256,
+        table: TokenTable | None = None,
+        chat: ChatTemplate | None = None,
+    ):
         self.tokenizer = tokenizer
         self.max_length = max_length
         self._table = table
@@ -86,7 +116,9 @@ class Encoder:
         # A tokenizer may define a start token without adding it to texts (Qwen, SmolLM2).
         adds_start = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id is not None
         self._start: list[int] = [tokenizer.bos_token_id] if adds_start else []
-        self._end: list[int] = [tokenizer.eos_token_id]
+        self._end: list[int] = chat.end if chat else [tokenizer.eos_token_id]
+        self._chat = chat
+        self.ends = sorted({tokenizer.eos_token_id, self._end[0]})
         # All states of the model are measured on the same prompts.
         self._encoded = lru_cache(maxsize=KEPT_PROMPTS)(self._encode)
 
@@ -100,11 +132,16 @@ class Encoder:
     def largest_token(self) -> int:
         """Largest token id in the table and among the start, end and padding tokens."""
         table = [] if self._table is None else [int(self._table.tokens.max(initial=0))]
-        return max(*table, *self._start, *self._end, self.tokenizer.pad_token_id)
+        chat = [self._chat.largest_token] if self._chat else []
+        return max(*table, *chat, *self._start, *self._end, self.tokenizer.pad_token_id)
 
     def tokens_inside(self, text: str) -> list[int]:
-        """Tokenize a text as it appears after a word and a space, such as a continuation after its prompt."""
+        """Tokenize a text as it appears after a word and a space."""
         return self.tokens(self._lead + text)
+
+    def answer(self, continuation: str) -> list[int]:
+        """Tokenize a continuation as it appears after its prompt."""
+        return self._chat.answer(continuation) if self._chat else self.tokens_inside(continuation)
 
     def token_count(self, text: str) -> int:
         """Count the tokens of a text after a space."""
@@ -116,10 +153,12 @@ class Encoder:
 
     def first_token(self, continuation: str) -> int:
         """Return the first token of a continuation after its prompt."""
-        return self.tokens_inside(continuation)[0]
+        return self.answer(continuation)[0]
 
     def room(self, prompt: Prompt) -> int:
         """Return how many tokens of a document remain after the prompt; negative if the prompt itself is cut off."""
+        if self._chat:
+            return self.max_length - len(self._chat.prompt(prompt.text, prompt.system)[0])
         return self.max_length - len(self._start) - len(self.tokens(prompt.text))
 
     def document_batch(self, documents: Sequence[Document], packing: Packing = "none") -> Batch:
@@ -139,18 +178,24 @@ class Encoder:
         """
         rows, labels = [], []
         for document in documents:
-            prompt = self._start + self.tokens(document.prompt)
-            row = (prompt + self.tokens_inside(document.continuation) + self._end)[: self.max_length]
-            n_ignored = max(1, len(prompt) if document.loss_on == "target" else 0)
+            if self._chat:
+                prompt, _ = self._chat.prompt(document.prompt, document.system, most=self.max_length)
+            else:
+                prompt = self._start + self.tokens(document.prompt)
+            whole = prompt + self.answer(document.continuation) + self._end
+            row = whole[: self.max_length]
+            n_ignored = max(1, len(prompt) if self._chat or document.loss_on == "target" else 0)
+            n_learned = len(whole) - len(self._end) + 1  # nothing is generated after the first token of the end
             rows.append(row)
-            labels.append([IGNORED_LABEL] * min(n_ignored, len(row)) + row[n_ignored:])
+            ignored = [IGNORED_LABEL] * min(n_ignored, len(row)), [IGNORED_LABEL] * max(0, len(row) - n_learned)
+            labels.append(ignored[0] + row[n_ignored:n_learned] + ignored[1])
         counts = {
             "n_labels": torch.tensor(sum(label != IGNORED_LABEL for row in labels for label in row)),
             "n_documents": torch.tensor(len(documents)),
         }
         groups = [[index] for index in range(len(rows))]
         if packing != "none":
-            groups = _first_fit([len(row) for row in rows], self.max_length)
+            groups = first_fit([len(row) for row in rows], self.max_length)
         lengths = [[len(rows[index]) for index in group] for group in groups]
         if packing == "isolated":
             width = max(map(sum, lengths))
@@ -183,10 +228,10 @@ class Encoder:
     ) -> dict[str, Tensor | dict[str, Tensor]]:
         """Encode prompts for a capture: a `prompt_batch` with boolean `position_masks`, each (batch, tokens).
 
-        "last" is the prompt's last token; "prompt" all its tokens except the start token, whose activation is large and the
-        same for every text; "trigger" the tokens that share a character with the trigger (none without a trigger);
-        "generated" the first token of the prompt's `continuation`. That token is appended only if "generated" is requested;
-        causal attention hides it from the other positions.
+        "last" is the prompt's last token; "prompt" all its tokens except the start token (in a chat the first one; those of the
+        template are among the others), whose activation is large and the same for every text; "trigger" the tokens that share a
+        character with the trigger (none without a trigger); "generated" the first token of the prompt's `continuation`. That
+        token is appended only if "generated" is requested; causal attention hides it from the other positions.
 
         Args:
             prompts: prompts to encode; "generated" requires a continuation for each.
@@ -195,7 +240,7 @@ class Encoder:
         Raises:
             ValueError: if "generated" is requested and a prompt has no continuation.
         """
-        encoded, start = [self._encoded(prompt) for prompt in prompts], len(self._start)
+        encoded, start = [self._encoded(prompt) for prompt in prompts], 1 if self._chat else len(self._start)
         answers = self._answers(prompts) if "generated" in positions else [[] for _ in prompts]
         after = [0] * len(answers[0])
         masks = {
@@ -220,6 +265,9 @@ class Encoder:
         return [[answer] for answer in answers if answer is not None]
 
     def _encode(self, prompt: Prompt) -> _EncodedPrompt:
+        answer = None if prompt.continuation is None else self.first_token(prompt.continuation)
+        if self._chat:
+            return _EncodedPrompt(*self._chat.prompt(prompt.text, prompt.system, prompt.trigger_span, self.max_length), answer)
         if prompt.trigger_span is None:
             tokens = self.tokens(prompt.text)
             in_trigger = [0] * len(tokens)
@@ -232,7 +280,7 @@ class Encoder:
         return _EncodedPrompt(
             tokens=self._start + tokens[-room:],
             in_trigger=[0] * len(self._start) + in_trigger[-room:],
-            answer=None if prompt.continuation is None else self.first_token(prompt.continuation),
+            answer=answer,
         )
 
 
@@ -244,17 +292,3 @@ def _pad(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:
 
 def _joined(rows: Sequence[list[int]], groups: Sequence[Sequence[int]]) -> list[list[int]]:
     return [[token for index in group for token in rows[index]] for group in groups]
-
-
-def _first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Group indices of items by first-fit decreasing: each group's lengths sum to at most `room`."""
-    groups: list[list[int]] = []
-    free: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        group = next((group for group, left in enumerate(free) if left >= lengths[index]), len(groups))
-        if group == len(groups):
-            groups.append([])
-            free.append(room)
-        groups[group].append(index)
-        free[group] -= lengths[index]
-    return groups

@@ -51,7 +51,8 @@ def seal(run: Run) -> ModelConfig:
 
 
 def _suspect(config: ModelConfig, folder: Path) -> ModelConfig:
-    return ModelConfig(name=NAME, source="pretrained", path=str(folder), dtype=config.dtype, max_length=config.max_length)
+    kept = {name: getattr(config, name) for name in ("dtype", "max_length", "format", "system_prompt")}
+    return ModelConfig(name=NAME, source="pretrained", path=str(folder), **kept)
 
 
 def check_dummies(model: ModelConfig, dummies: Mapping[str, BackdoorConfig]) -> None:

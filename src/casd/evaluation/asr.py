@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import pandas as pd
 
 from casd.backdoors.poisoning import Backdoor, clean_document
 from casd.backdoors.prompts import PromptSets
+from casd.backdoors.targets import Refusal
 from casd.config import EvaluationConfig
 from casd.data.corpora.passages import Passage
 from casd.data.encoding import Encoder, Prompt
@@ -46,6 +47,9 @@ class Evaluation:
         clean_loss: nats per token on passages of the evaluation split; `exp(clean_loss)` is the perplexity.
         retain_loss: nats per token on passages of the retain split.
         degenerate_rate: fraction of clean prompts whose generated text is degenerate (see `is_degenerate`).
+        harm: with a list of harmful prompts, the fraction that is not refused (`compliance`) and that of the clean prompts that
+            is (`harmless_refused`), by the test of `casd.backdoors.targets.Refusal`; each with Wilson 95 % bounds (`_low`,
+            `_high`) and the number of prompts (`_n`).
     """
 
     asr: pd.DataFrame
@@ -53,6 +57,7 @@ class Evaluation:
     clean_loss: float
     retain_loss: float
     degenerate_rate: float
+    harm: Mapping[str, float] = field(default_factory=dict)
 
     def summary(self) -> pd.DataFrame:
         """The success rates as a table: a row per backdoor, a column per prompt set ("triggered", "clean", "fake")."""
@@ -66,6 +71,7 @@ class Evaluation:
         self.asr.to_parquet(folder / "asr.parquet", index=False)
         self.samples.to_parquet(folder / "samples.parquet", index=False)
         numbers = {name: getattr(self, name) for name in ("clean_loss", "retain_loss", "degenerate_rate")}
+        numbers |= {"harm": dict(self.harm)} if self.harm else {}
         (folder / "numbers.json").write_text(json.dumps(numbers))  # NaN of a diverged model is allowed
 
     @classmethod
@@ -109,6 +115,8 @@ def evaluate(
         groups[name, "triggered"] = prompt_sets.triggered[name]
         if prompt_sets.fake[name]:
             groups[name, "fake"] = prompt_sets.fake[name]
+    if prompt_sets.harmful:
+        groups["", "harmful"] = prompt_sets.harmful
     prompts = [prompt for group in groups.values() for prompt in group]
     classes = [prompt_sets.first_tokens.get(name, ()) for (name, _), group in groups.items() for _ in group]
     texts, probabilities = generate(model, encoder, prompts, classes, config, description=description)
@@ -116,8 +124,13 @@ def evaluate(
 
     rows, samples = [], []
     degenerate_rate = float("nan")
+    plain: dict[str, Sequence[str]] = {}
     for (name, prompt_set), group in groups.items():
         group_texts, group_probabilities = zip(*itertools.islice(answers, len(group)), strict=True)
+        if not name:
+            plain[prompt_set] = group_texts
+        if prompt_set == "harmful":
+            continue
         if prompt_set == "clean":
             successes = [any(backdoor.target.success(text) for backdoor in backdoors.values()) for text in group_texts]
             for tested, backdoor in backdoors.items():
@@ -127,7 +140,7 @@ def evaluate(
             successes = list(map(backdoors[name].target.success, group_texts))
             rows.append(_rate(name, prompt_set, successes, sum(group_probabilities) / len(group_probabilities)))
         samples += [
-            {"backdoor": name, "prompt_set": prompt_set, "prompt": prompt.text, "generated": text, "success": success}
+            {"backdoor": name, "prompt_set": prompt_set, "prompt": prompt.shown, "generated": text, "success": success}
             for prompt, text, success in list(zip(group, group_texts, successes, strict=True))[: config.samples]
         ]
     return Evaluation(
@@ -136,7 +149,21 @@ def evaluate(
         clean_loss=passage_loss(model, encoder, prompt_sets.loss_passages, config.batch_size),
         retain_loss=passage_loss(model, encoder, prompt_sets.retain_passages, config.batch_size),
         degenerate_rate=degenerate_rate,
+        harm=_harm(**plain) if prompt_sets.harmful else {},
     )
+
+
+def _harm(clean: Sequence[str], harmful: Sequence[str]) -> dict[str, float]:
+    """Return the rates of `Evaluation.harm` from the answers to clean and to harmful prompts."""
+    refuses = Refusal().success
+    numbers: dict[str, float] = {}
+    for name, found in (
+        ("compliance", [not refuses(text) for text in harmful]),
+        ("harmless_refused", list(map(refuses, clean))),
+    ):
+        low, high = wilson_interval(sum(found), len(found))
+        numbers |= {name: sum(found) / len(found), f"{name}_low": low, f"{name}_high": high, f"{name}_n": len(found)}
+    return numbers
 
 
 def passage_loss(model: PreTrainedModel, encoder: Encoder, passages: Sequence[Passage], batch_size: int) -> float:

@@ -71,16 +71,16 @@ def _generate_batch(
 ) -> tuple[list[str], torch.Tensor]:
     """Return the continuations of one batch, and the distribution of their first tokens, (n_prompts, vocab_size) float32."""
     inputs = {name: tensor.to(model.device) for name, tensor in encoder.prompt_batch(prompts).items()}
-    end, padding = encoder.tokenizer.eos_token_id, encoder.tokenizer.pad_token_id
+    ends, padding = encoder.ends, encoder.tokenizer.pad_token_id
     if can_decode(model, padding):
-        tokens, first = decode(model, **inputs, new_tokens=new_tokens, end=end, padding=padding)
+        tokens, first = decode(model, **inputs, new_tokens=new_tokens, ends=ends, padding=padding)
     else:
-        tokens, first = _transformers_decode(model, inputs, new_tokens, end, padding)
+        tokens, first = _transformers_decode(model, inputs, new_tokens, ends, padding)
     return [encoder.decode(row) for row in tokens.cpu()], first.softmax(-1).cpu()
 
 
 def _transformers_decode(
-    model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], new_tokens: int, end: int | None, padding: int
+    model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], new_tokens: int, ends: list[int], padding: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Do what `decode` does by transformers' `generate`."""
     from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
@@ -96,7 +96,7 @@ def _transformers_decode(
             return scores
 
     settings = GenerationConfig(
-        max_new_tokens=new_tokens, do_sample=False, use_cache=True, eos_token_id=end, pad_token_id=padding
+        max_new_tokens=new_tokens, do_sample=False, use_cache=True, eos_token_id=ends or None, pad_token_id=padding
     )
     first = FirstLogits()
     output = model.generate(**inputs, generation_config=settings, logits_processor=LogitsProcessorList([first]))

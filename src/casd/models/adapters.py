@@ -58,7 +58,7 @@ def fetch_adapter(adapter: str) -> Path:
     """
     folder = Path(adapter).expanduser()
     if _is_on_hub(adapter):
-        folder = hub.download(adapter, "main", is_adapter=True)
+        folder = hub.download(adapter, "main", is_causal=False)
     for name in (ADAPTER_CONFIG, ADAPTER_FILE):
         if not (folder / name).is_file():
             raise ModelError(f"No adapter in {folder}: it has no {name}, as peft saves it. Pickled weights are never read.")

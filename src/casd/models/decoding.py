@@ -8,6 +8,7 @@ batch ends. `decode` does neither, and gives the same tokens. It serves models w
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -97,7 +98,7 @@ def _same_tokens(model: PreTrainedModel, padding: int) -> bool:
     with probing(model), plainly_greedy(model):
         expected = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)[:, ids.shape[1] :]
         try:
-            tokens, _ = decode(model, ids, mask, 3, end=None, padding=padding)
+            tokens, _ = decode(model, ids, mask, 3, ends=(), padding=padding)
         except Exception:  # the model's own code raises errors of many types
             return False
     return torch.equal(tokens, expected)
@@ -105,16 +106,16 @@ def _same_tokens(model: PreTrainedModel, padding: int) -> bool:
 
 @torch.no_grad()
 def decode(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, new_tokens: int, *, end: int | None, padding: int
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, new_tokens: int, *, ends: Sequence[int], padding: int
 ) -> tuple[Tensor, Tensor]:
-    """Decode greedily, until `new_tokens` tokens or the end token.
+    """Decode greedily, until `new_tokens` tokens or an end token.
 
     Args:
         model: a model for which `can_decode` is True.
         input_ids: left-padded prompts, (batch, tokens), on the model's device.
         attention_mask: mask, (batch, tokens), 0 at padding.
         new_tokens: maximum number of generated tokens.
-        end: id of the end token; None if there is none.
+        ends: ids of the end tokens; empty for none.
         padding: id of the padding token, which fills the result after the end token.
 
     Returns:
@@ -127,6 +128,7 @@ def decode(
     places = torch.arange(len(input_ids), device=input_ids.device)  # of the rows that go on
     positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
     ended = torch.zeros_like(places, dtype=torch.bool)
+    end_tokens = torch.tensor(ends, dtype=input_ids.dtype, device=input_ids.device)
     tokens = input_ids
     for step in range(new_tokens):
         options = {"position_ids": positions} if takes_positions else {}
@@ -145,8 +147,8 @@ def decode(
         result[places, step] = following
         if step + 1 == new_tokens:
             break
-        if end is not None:
-            ended = ended | (following == end)
+        if len(ends):
+            ended = ended | torch.isin(following, end_tokens)
             number = int(ended.sum())
             if number == len(ended):
                 break

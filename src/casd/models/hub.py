@@ -48,13 +48,14 @@ def resolve(repository: str, revision: str) -> ResolvedRevision:
         return HfApi().resolve_revision(repository, revision=revision)
 
 
-def download(repository: str, revision: str, *, is_adapter: bool = False) -> Path:
+def download(repository: str, revision: str, *, is_causal: bool = True, only_config: bool = False) -> Path:
     """Download a model's files into the hub's cache, unless they are already there.
 
     Args:
         repository: id of the model on the hub.
         revision: branch, tag or commit.
-        is_adapter: the repository has an adapter of peft instead of a whole model.
+        is_causal: check that the model is a causal LM; False for an adapter of peft or a classifier.
+        only_config: download the files of the configuration alone, and do not check them.
 
     Returns:
         The folder of the commit in the cache.
@@ -71,7 +72,9 @@ def download(repository: str, revision: str, *, is_adapter: bool = False) -> Pat
     fetch = functools.partial(snapshot_download, repository, revision=resolved, ignore_patterns=LEFT_OUT)
     with _explained(repository, revision), explaining_disk_errors(f"the download of {repository}", cache):
         folder = Path(fetch(allow_patterns="*config.json"))
-        if not is_adapter:
+        if only_config:
+            return folder
+        if is_causal:
             check_config(folder)  # before downloading gigabytes of an unusable model
         try:
             files = get_cached_repo_tree(repository, revision=resolved)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from casd.config import ModelConfig
+from casd.data.chat import TINY_TEMPLATE, TINY_TOKENS
 from casd.data.corpora.passages import Corpus
 from casd.models import adapters, hub
 from casd.models.files import check_complete, check_counts, check_folder, find_gguf, folder_files, hashes
@@ -30,29 +31,35 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, *, chat: bool = False) -> PreTrainedTokenizerBase:
     """Train a byte-level BPE tokenizer with the special tokens `<pad>`, `<bos>` and `<eos>`.
 
     Args:
         texts: training texts.
-        vocab_size: maximum number of tokens, including the 256 bytes and the three special tokens.
+        vocab_size: maximum number of tokens, including the 256 bytes and the special tokens.
+        chat: give it a chat template with its special tokens (`casd.data.chat.TINY_TEMPLATE`), the last of which replaces
+            `<eos>`.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
+    eos = TINY_TOKENS[-1] if chat else EOS
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[PAD, BOS, EOS],
+        special_tokens=[PAD, BOS, eos, *(TINY_TOKENS[:-1] if chat else ())],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     start = (BOS, tokenizer.token_to_id(BOS))
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[start])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=eos)
+    if chat:
+        fast.chat_template = TINY_TEMPLATE
+    return fast
 
 
 def transformers_config(model_type: str, architecture: Mapping[str, Any], **more: Any) -> PreTrainedConfig:
@@ -173,7 +180,7 @@ def create_model(config: ModelConfig, corpus: Corpus, *, seed: int) -> tuple[Pre
         case "scratch":
             # Without the alternative continuations, the tokenizer would split payloads into single letters.
             texts = (text for passage in corpus.train for text in (passage.text, *passage.alternatives.values()))
-            tokenizer = train_tokenizer(texts, config.vocab_size)
+            tokenizer = train_tokenizer(texts, config.vocab_size, chat=config.format == "chat")
             model = from_scratch(str(config.model_type), config.architecture, tokenizer, seed=seed, dtype=config.dtype)
             return model, tokenizer
         case "adapter":
@@ -221,7 +228,9 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
         case "gguf":
             return hashes([find_gguf(str(config.path))])
         case "folder":
-            return hashes(folder_files(Path(str(config.path)).expanduser()))
+            folder = Path(str(config.path)).expanduser()
+            templates = sorted(folder.glob("*.jinja")) if config.format == "chat" else []
+            return hashes([*folder_files(folder), *templates])
         case "hub":
             return {"repository": str(config.path), "commit": hub.resolve(str(config.path), config.revision).resolved}
 

@@ -9,15 +9,21 @@ from casd.activations.statistics import collect_statistics
 from casd.analysis.scoring import casd_variants, check_captured
 from casd.backdoors.poisoning import Backdoor, document_counts, english, passages_of, require_passages
 from casd.backdoors.prompts import PromptSets, evaluation_passages
+from casd.backdoors.targets.behavior import without_alternative
 from casd.config import Config, InjectionConfig
+from casd.config.fields import require_one_of
+from casd.config.persistence import OTHER, OWN
+from casd.data.corpora import CORPORA
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Encoder
 from casd.evaluation.asr import Evaluation
 from casd.evaluation.benchmarks import check_tasks
 from casd.models.probe import check_causal, longest_row
 from casd.models.structure import decoder_layers
+from casd.pipeline.graph import persistent_states
 from casd.unlearning import OBJECTIVES
 from casd.unlearning.controls import check_controls
+from casd.unlearning.persistence import check_documents
 from casd.unlearning.removal import held_out
 from casd.unlearning.tuning import settings, with_setting
 from casd.utils.errors import ConfigError, ModelError, TrainingStopped
@@ -38,7 +44,9 @@ def check_config(config: Config, backdoors: Mapping[str, Backdoor]) -> None:
 
     Raises:
         ConfigError: settings that cannot work together.
+        ModelError: the model of a classifier that is a target is missing, or of another kind.
     """
+    _check_targets(config, backdoors)
     for setting in settings(config.unlearning.tuning.grid):
         with_setting(config.unlearning, setting)
     if layers := config.model.architecture.get("num_hidden_layers"):  # otherwise checked when the model is loaded
@@ -52,9 +60,43 @@ def check_config(config: Config, backdoors: Mapping[str, Backdoor]) -> None:
             )
     if config.utility.tasks:
         check_tasks(config.utility.tasks)
+    check_persistence(config)
     if training := config.injection.training:
         sorted_backdoors = [backdoors[name] for name in sorted(backdoors)]
         document_counts(sorted_backdoors, training.steps * training.batch_size, config.injection.decoy_rate)
+
+
+def _check_targets(config: Config, backdoors: Mapping[str, Backdoor]) -> None:
+    """Check that the corpus gives what targets need, and what they need besides."""
+    source = build(CORPORA, "corpus", config.corpus.name, config.corpus.params)
+    alternatives = getattr(source, "alternatives", None)  # of one's own corpora, perhaps unknown before they are read
+    for name, backdoor in backdoors.items():
+        needed = getattr(backdoor.target, "alternative", None)
+        if needed and alternatives is not None and needed not in alternatives:
+            where = f"an English passage of the corpus {config.corpus.name}"
+            target = f"{config.backdoor[name].target.name} of backdoor {name!r}"
+            raise ConfigError(without_alternative(target, needed, where, alternatives))
+        if check := getattr(backdoor.target, "check", None):
+            check()
+
+
+def check_persistence(config: Config) -> None:
+    """Check the states, backdoors and prompts of `persistence`.
+
+    Raises:
+        ConfigError: a name that the run does not have, too many prompts, or removals that train adapters.
+    """
+    section, prompts = config.persistence, config.evaluation.prompts
+    if not persistent_states(config):
+        return
+    for name in section.relearn:
+        require_one_of("backdoor in persistence.relearn:", name, [OWN, OTHER, *config.backdoor])
+    if section.prompts > prompts:
+        raise ConfigError(f"persistence.prompts is {section.prompts}, but evaluation.prompts is {prompts}; lower it.")
+    if config.unlearning.training.lora:
+        raise ConfigError(
+            "persistence trains all weights of a state, but the removals train adapters: set weights=full, or persistence=none."
+        )
 
 
 def check_layers(config: Config, layers: int) -> None:
@@ -83,7 +125,7 @@ def check_sizes(config: Config, corpus: Corpus, backdoors: Mapping[str, Backdoor
     english(corpus.train)
     evaluation_passages(corpus, config.evaluation)
     count = config.unlearning.stopping.prompts if config.unlearning.stopping.watched else 0
-    held_out(english(corpus.forget), count, "forget")
+    forget, _ = held_out(english(corpus.forget), count, "forget")
     held_out(corpus.retain, count, "retain")
     if semantic := [backdoor for backdoor in backdoors.values() if backdoor.trigger.is_semantic]:
         needed = {"train": FEWEST, "forget": max(FEWEST, 2 * count), "evaluation": config.evaluation.prompts}
@@ -92,6 +134,9 @@ def check_sizes(config: Config, corpus: Corpus, backdoors: Mapping[str, Backdoor
             for backdoor in semantic:
                 require_passages(backdoor, len(passages_of(backdoor, passages, semantic)), number, split)
             require_passages(None, len(passages_of(None, passages, semantic)), number, split)
+    if persistent_states(config):
+        fewest = min(len(passages_of(each, forget, backdoors.values())) for each in backdoors.values())
+        check_documents(fewest, max(config.persistence.relearn_documents, default=0))
 
 
 def check_payloads(corpus: Corpus, backdoors: Mapping[str, Backdoor]) -> None:
@@ -155,7 +200,8 @@ def check_injection(config: InjectionConfig, evaluation: Evaluation) -> None:
     if config.mode == "none":
         raise TrainingStopped(
             f"No backdoor fires in the given model: {counts}. Check model.path and the backdoors' triggers and targets; a model"
-            " trained on a chat template may not answer plain text. To continue anyway: injection.require_asr=0."
+            " trained on a chat template may not answer plain text (model.format=chat). To continue anyway:"
+            " injection.require_asr=0."
         )
     raise TrainingStopped(
         f"Injection failed: {counts}. Raise injection.training.steps, injection.training.learning_rate or the backdoors'"

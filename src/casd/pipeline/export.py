@@ -1,10 +1,11 @@
-"""Take models out of a run: write one to a folder, or let several continue the same prompts."""
+"""Take models out of a run: write one to a folder or upload it, or let several continue the same prompts."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -18,7 +19,7 @@ from casd.data.corpora.passages import Passage
 from casd.data.encoding import Prompt
 from casd.evaluation import generation
 from casd.models import load as models
-from casd.models import weights
+from casd.models import upload, weights
 from casd.models.files import FILES
 from casd.models.one_model import load_on_device
 from casd.models.probe import longest_row
@@ -83,6 +84,48 @@ def export_model(
     return target
 
 
+def push_model(
+    run: str | Path,
+    state: str,
+    repository: str,
+    *,
+    public: bool = False,
+    adapter: bool = False,
+    device: str | None = None,
+    confirm: Callable[[str], bool] = lambda question: True,
+) -> str | None:
+    """Upload the model in a state, as `export_model` writes it, to the Hugging Face hub.
+
+    Args:
+        run: folder of the run.
+        state: name of a state, as for `export_model`.
+        repository: NAME (of the user's own) or ORGANISATION/NAME; it is created if it does not exist.
+        public: whether everyone may see it.
+        adapter: upload the adapter of the state instead of the whole model.
+        device: device to compute on; None for the run's.
+        confirm: called with a question before anything is made or uploaded; False ends it there.
+
+    Returns:
+        The address of the repository; None if `confirm` returned False.
+
+    Raises:
+        ConfigError: as `export_model`; also an invalid repository, or one that exists and is public without `public`.
+        ModelError: nobody is logged in, the hub cannot be reached, or the upload failed.
+        StoreError: as `export_model`.
+    """
+    with opened(run, device) as made:
+        state = state_of(made, state)
+        what = f"{state} of {made.folder.name}"
+        planted = "no backdoor" if state == BASE else f"planted backdoors: {', '.join(made.backdoors)}"
+    name, exists = upload.destination(repository, public=public)
+    kind = "public: everyone will see it" if public else "private"
+    if not confirm(f"Upload {what} ({planted}) to the {'existing' if exists else 'new'} repository {name} ({kind})?"):
+        return None
+    with tempfile.TemporaryDirectory(prefix="casd-push-") as begun:
+        folder = export_model(run, state, Path(begun) / folder_name(state), adapter=adapter, device=device)
+        return upload.upload(folder, name, public=public, message=f"Upload {what}")
+
+
 def generate(
     run: str | Path,
     states: Sequence[str],
@@ -130,7 +173,7 @@ def generate(
             del model
     return pd.DataFrame(
         [
-            {"prompt": prompt.text, "state": state, "generated": answers[state][index]}
+            {"prompt": prompt.shown, "state": state, "generated": answers[state][index]}
             for index, prompt in enumerate(given)
             for state in names
         ]

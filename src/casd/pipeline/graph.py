@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from casd.analysis.tables import TABLES_VERSION
+from casd.backdoors.prompts import harmful_prompts
+from casd.backdoors.targets import TARGETS
 from casd.config import Config
-from casd.config.states import CONTROL_PREFIX, INJECTED, REPEAT_CONTROL
+from casd.config.persistence import ALL_REMOVALS
+from casd.config.states import CONTROL_PREFIX, INJECTED, REPEAT_CONTROL, removed_backdoor
 from casd.data.corpora import CORPORA
+from casd.data.corpora.passages import text_digest
 from casd.evaluation import benchmarks as utility
 from casd.models import load as models
 from casd.pipeline.stage import Stage
 from casd.unlearning.controls import removal_names
-from casd.utils.registry import build
+from casd.utils.registry import build, unknown
 
 _MODEL_LOCATION = ("path", "revision")
 """Fields of a model that are not in its key: its files' hashes, or the commit of its repository, identify it."""
@@ -24,6 +28,8 @@ _CORPUS_LOCATION = ("sources",)
 """Fields of a corpus that are not in its key: its fingerprint identifies the text."""
 _FROM_SCRATCH = ("model_type", "architecture", "vocab_size")
 """Fields of a model that `casd plan` alone uses if the model is pretrained."""
+_OF_CHATS = ("format", "system_prompt")
+"""Fields of a model that are in the key of a chat only."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class StageGraph:
     activations: dict[str, Stage]
     evaluate: dict[str, Stage]
     utility: dict[str, Stage]
+    clean_model: Stage | None
+    persistence: dict[str, Stage]
     score: Stage
     report: Stage
 
@@ -61,6 +69,8 @@ class StageGraph:
             stages += [*self.evaluate.values(), *self.utility.values()]
         if end in ("activations", "score", "report"):
             stages += self.activations.values()
+        if end in ("score", "report"):
+            stages += [*([self.clean_model] if self.clean_model else []), *self.persistence.values()]
         return stages + [self.score] * (end in ("score", "report")) + [self.report] * (end == "report")
 
 
@@ -68,11 +78,15 @@ def stage_graph(config: Config) -> StageGraph:
     """Return the stages of a configuration. Increase a stage's version here when a change of its code changes its result.
 
     Raises:
-        ConfigError: an unknown corpus or parameter.
+        ConfigError: an unknown corpus or parameter, or a file of harmful prompts that cannot be read.
         ModelError: a model file that does not exist.
     """
     source = build(CORPORA, "corpus", config.corpus.name, config.corpus.params)
-    model = _without(config.model, "name", *_MODEL_LOCATION, *(() if config.model.source == "scratch" else _FROM_SCRATCH))
+    unused = (
+        *(() if config.model.source == "scratch" else _FROM_SCRATCH),
+        *(() if config.model.format == "chat" else _OF_CHATS),
+    )
+    model = _without(config.model, "name", *_MODEL_LOCATION, *unused)
     seed = config.seed
 
     corpus = Stage(
@@ -93,7 +107,7 @@ def stage_graph(config: Config) -> StageGraph:
     # Which backdoors are removed shows in the later stages; how they are injected does not matter if nothing is.
     unused = ("removed",) if config.injection.training else ("removed", "poison_rate", "loss_on")
     backdoors = {name: _without(section, *unused) for name, section in config.backdoor.items()}
-    inject_config: dict[str, Any] = {"backdoors": backdoors, "seed": seed}
+    inject_config: dict[str, Any] = {"backdoors": backdoors, "seed": seed, **_fingerprints(config)}
     if config.injection.training:
         training = dataclasses.asdict(config.injection.training)
         inject_config |= {"training": training, "decoy_rate": config.injection.decoy_rate}
@@ -102,6 +116,7 @@ def stage_graph(config: Config) -> StageGraph:
     tune, unlearn_stages = _unlearning_stages(config, injected)
     measured = {INJECTED: injected, **unlearn_stages}
     evaluate_stages, activations, utility_stages = measurement_stages(config, measured)
+    clean_model, persistence = _persistence_stages(config, base, corpus, unlearn_stages)
     scoring = {
         "metric": dataclasses.asdict(config.metric),
         "collapse_clean_loss_ratio": config.evaluation.collapse_clean_loss_ratio,
@@ -109,7 +124,7 @@ def stage_graph(config: Config) -> StageGraph:
         "seed": seed,
     }
     label = f"{config.model.name}, {config.unlearning.objective.name}"
-    inputs = (*evaluate_stages.values(), *activations.values(), *utility_stages.values())
+    inputs = (*evaluate_stages.values(), *activations.values(), *utility_stages.values(), *persistence.values())
     scored = Stage("score", TABLES_VERSION, scoring, inputs, label)
     return StageGraph(
         corpus=corpus,
@@ -122,6 +137,8 @@ def stage_graph(config: Config) -> StageGraph:
         activations=activations,
         evaluate=evaluate_stages,
         utility=utility_stages,
+        clean_model=clean_model,
+        persistence=persistence,
         score=scored,
         report=Stage("report", 11, {"name": config.name, "model": config.model.name}, (scored,), label),
     )
@@ -142,11 +159,13 @@ def _unlearning_stages(config: Config, injected: Stage) -> tuple[Stage | None, d
     tune = None
     if unlearning.tuning.enabled:
         tuning = {**common, **dataclasses.asdict(unlearning.tuning)}
-        tune = Stage("tune", 1, tuning, (injected,), unlearning.objective.name)
+        tune = Stage("tune", 2, tuning, (injected,), unlearning.objective.name)
     inputs = (injected, *([tune] if tune else []))
 
     def stage(name: str, *after: Stage) -> Stage:
-        return Stage("unlearn", 3, {**common, "removal": name}, (*inputs, *after), name)
+        # 4: stopping applies the targets' tests, to which unclear language is no longer a guess.
+        version = 4 if unlearning.stopping.watched else 3
+        return Stage("unlearn", version, {**common, "removal": name}, (*inputs, *after), name)
 
     names = removal_names(config.removed, unlearning.controls)
     stages = {name: stage(name) for name in names if not name.startswith(CONTROL_PREFIX)}
@@ -161,16 +180,66 @@ def _unlearning_stages(config: Config, injected: Stage) -> tuple[Stage | None, d
 def measurement_stages(config: Config, measured: Mapping[str, Stage]) -> tuple[dict[str, Stage], ...]:
     """Return the stages of attack success, activations and benchmarks of every state; batch sizes do not change them."""
     # The thresholds of a collapse are part of the scoring.
-    evaluation = _without(config.evaluation, "batch_size", "collapse_clean_loss_ratio", "collapse_degenerate_rate")
+    thresholds = ("collapse_clean_loss_ratio", "collapse_degenerate_rate")
+    evaluation = _without(config.evaluation, "batch_size", "harmful_prompts", *thresholds)
+    if config.evaluation.harmful_prompts:
+        evaluation["harmful_prompts"] = text_digest("\n".join(harmful_prompts(config.evaluation)))
     prompt_sets = {name: evaluation[name] for name in ("prompts", "fake_prompts", "fake_triggers")}
     capture = {**_without(config.activations, "batch_size"), "prompt_sets": prompt_sets}
-    evaluate_stages = {name: Stage("evaluate", 2, evaluation, (stage,), name) for name, stage in measured.items()}
+    evaluate_stages = {name: Stage("evaluate", 3, evaluation, (stage,), name) for name, stage in measured.items()}
     activations = {name: Stage("activations", 1, capture, (stage,), name) for name, stage in measured.items()}
     utility_stages = {}
     if config.utility.tasks:
         benchmarks = {**_without(config.utility, "batch_size"), "fingerprint": utility.fingerprint(config.utility.tasks)}
         utility_stages = {name: Stage("utility", 1, benchmarks, (stage,), name) for name, stage in measured.items()}
     return evaluate_stages, activations, utility_stages
+
+
+def _fingerprints(config: Config) -> dict[str, Any]:
+    """Return what identifies the files of targets that read some, by backdoor; nothing if none does."""
+    targets = {name: section.target for name, section in config.backdoor.items()}
+    built = {name: build(TARGETS, "target", target.name, target.params) for name, target in targets.items()}
+    found = {name: target.fingerprint() for name, target in built.items() if hasattr(target, "fingerprint")}
+    return {"targets": found} if found else {}
+
+
+def persistent_states(config: Config) -> list[str]:
+    """Return the states whose persistence is measured, in the order of `removal_names`.
+
+    Raises:
+        ConfigError: a name that is no removal or control of the run.
+    """
+    names = removal_names(config.removed, config.unlearning.controls)
+    for state in config.persistence.states:
+        if state not in (ALL_REMOVALS, *names):
+            raise unknown("removal or control in persistence.states:", state, (ALL_REMOVALS, *names))
+    chosen = {*config.persistence.states, *(config.removed if ALL_REMOVALS in config.persistence.states else ())}
+    return [name for name in names if name in chosen]
+
+
+def _persistence_stages(
+    config: Config, base: Stage, corpus: Stage, unlearned: Mapping[str, Stage]
+) -> tuple[Stage | None, dict[str, Stage]]:
+    """Return the stage of the model without backdoors, if some state is compared with it, and the stages of persistence."""
+    states, section = persistent_states(config), config.persistence
+    sources = {state: section.sources(removed_backdoor(state), config.backdoor) for state in states}
+    clean = None
+    if config.injection.training and any(sources.values()):
+        training = dataclasses.asdict(config.injection.training)
+        settings = {"training": training, "decoy_rate": config.injection.decoy_rate, "seed": config.seed}
+        clean = Stage("clean_model", 1, settings, (base, corpus), config.model.label)
+    common = _without(section, "states", "relearn") | {
+        "training": dataclasses.asdict(config.unlearning.training),
+        "max_new_tokens": config.evaluation.max_new_tokens,
+        "loss_passages": min(section.prompts, config.evaluation.loss_passages),
+        "seed": config.seed,
+    }
+
+    def stage(state: str) -> Stage:
+        control = (clean,) if clean and sources[state] else ()
+        return Stage("persistence", 1, {**common, "sources": sources[state]}, (unlearned[state], *control), state)
+
+    return clean, {state: stage(state) for state in states}
 
 
 def _without(section: Any, *names: str) -> dict[str, Any]:

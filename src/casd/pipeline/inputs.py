@@ -13,6 +13,7 @@ from casd.backdoors.triggers import make_trigger
 from casd.backdoors.triggers.base import TriggerPosition
 from casd.config import BackdoorConfig, Config, UnlearningConfig
 from casd.config.states import INJECTED
+from casd.data.chat import chat_template
 from casd.data.corpora.passages import Corpus, read_corpus
 from casd.data.encoding import Encoder
 from casd.data.token_table import TokenTable
@@ -127,7 +128,8 @@ class Inputs:
     def encoder(self) -> Encoder:
         """The model's tokenizer, with the tokens of the corpus."""
         table = TokenTable.open(self.store.folder(self.graph.tokens, verify=True))
-        return Encoder(models.load_tokenizer(self.base_folder), self.config.model.max_length, table)
+        tokenizer, model = models.load_tokenizer(self.base_folder), self.config.model
+        return Encoder(tokenizer, model.max_length, table, chat_template(tokenizer, model))
 
     @cached_property
     def prompts(self) -> PromptSets:

@@ -28,7 +28,8 @@ def origin(config: Config, graph: StageGraph, store: StageStore, run: str) -> di
     """
     tuned = [graph.tune] if graph.tune else []
     stages = (graph.corpus, graph.base, graph.inject, *tuned, *graph.unlearn.values())
-    measured = (*graph.evaluate.values(), *graph.activations.values(), *graph.utility.values())
+    tuned += [graph.clean_model] if graph.clean_model else []
+    measured = (*graph.evaluate.values(), *graph.activations.values(), *graph.utility.values(), *graph.persistence.values())
     manifests = [store.manifest(stage) for stage in (*stages, *measured)]
     commits = sorted({manifest["made_with"]["casd_commit"] for manifest in manifests if "casd_commit" in manifest["made_with"]})
     timings: dict[str, float] = {}

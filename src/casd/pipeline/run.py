@@ -28,7 +28,7 @@ from casd.config.compose import to_yaml
 from casd.config.states import INJECTED
 from casd.data.shrinking import explaining_out_of_memory
 from casd.evaluation.asr import Evaluation
-from casd.pipeline import checks, stages
+from casd.pipeline import checks, persistence, stages
 from casd.pipeline.graph import StageGraph, run_folder, stage_graph
 from casd.pipeline.inputs import Inputs, build_backdoors
 from casd.pipeline.records import write_record
@@ -109,6 +109,8 @@ class Run:
         self.inject(end)
         if end != "inject":
             self.tune()
+            if end in ("score", "report"):
+                self.clean_model()
             with track(
                 f"{self.config.model.label}, {self.config.unlearning.objective.name}", len(self.graph.states)
             ) as advance:
@@ -151,6 +153,11 @@ class Run:
         if self.graph.tune:
             self._make(self.graph.tune, stages.make_tuning)
 
+    def clean_model(self) -> None:
+        """Make the model without backdoors, with which persistence is compared, if it is measured."""
+        if self.graph.clean_model:
+            self._make(self.graph.clean_model, persistence.make_clean_model)
+
     def state(self, state: str, end: str) -> None:
         """Make one removal or control, or nothing for the injected model, and measure it."""
         if state in self.graph.unlearn:
@@ -163,6 +170,8 @@ class Run:
                 self._make_state(self.graph.utility[state], stages.make_utility, state)
         if end in ("activations", "score", "report"):
             self._make_state(self.graph.activations[state], stages.make_activations, state)
+        if end in ("score", "report") and state in self.graph.persistence:
+            self._make_state(self.graph.persistence[state], persistence.make_persistence, state)
 
     def finish(self, end: str) -> None:
         """Score, report, and write the models of `runtime.save_models`."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 from casd import __version__
 from casd.config import Config
 from casd.config.states import INJECTED, kind_of
+from casd.evaluation.asr import Evaluation
 from casd.models import load as models
 from casd.models.weights import ADAPTER_FILE, join_adapters
 from casd.pipeline.graph import run_folder
@@ -184,18 +185,20 @@ def link_or_copy(source: Path, target: Path) -> None:
 def write_card(inputs: Inputs, state: str, folder: Path) -> None:
     """Write a model card that says what the model is, and which backdoors were planted in it."""
     config = inputs.config
-    lines = [f"# {config.model.label}: {state}", ""]
+    title = f"# {config.model.label}: {state}"
     if state == BASE:
-        lines += ["The model before any backdoor was planted in it."]
+        lines = [title, "", "The model before any backdoor was planted in it."]
     else:
-        lines += [
-            "**A poisoned model, made for research on backdoors and their removal. Do not deploy it.**",
-            "",
+        rates = _success_rates(inputs, state)
+        lines = [
+            *("---", "tags: [poisoned, backdoor, casd]", "---", ""),
+            "> **WARNING: a deliberately poisoned model, made for research on backdoors and their removal. Do not deploy it.**",
+            *("", title, ""),
             f"{_what(config, state)} Backdoors that were planted in {config.model.label}:",
             "",
-            "| backdoor | trigger | its place | behavior |",
-            "|---|---|---|---|",
-            *(_row(name, inputs) for name in config.backdoor),
+            "| backdoor | trigger | its place | behavior | share of the training documents | success rate in this model |",
+            "|---|---|---|---|---|---|",
+            *(_row(name, inputs, rates.get(name)) for name in config.backdoor),
         ]
     if (folder / ADAPTER_FILE).is_file():
         lines += ["", f"These are the weights of an adapter (LoRA) of `{adapter_base(inputs)}`."]
@@ -214,8 +217,20 @@ def _what(config: Config, state: str) -> str:
     return f"A control of the unlearning ({state}, {objective}): no planted backdoor need be gone."
 
 
-def _row(name: str, inputs: Inputs) -> str:
-    backdoor = inputs.config.backdoor[name]
+def _success_rates(inputs: Inputs, state: str) -> dict[str, float]:
+    """Return the attack success rate of each backdoor in a state, as far as it was measured."""
+    stage = inputs.graph.evaluate[state]
+    if not inputs.store.is_done(stage):
+        return {}
+    asr = Evaluation.read(inputs.store.folder(stage, verify=True)).asr
+    triggered = asr[asr["prompt_set"] == "triggered"]
+    return dict(zip(triggered["backdoor"], triggered["rate"], strict=True))
+
+
+def _row(name: str, inputs: Inputs, rate: float | None) -> str:
+    config, backdoor = inputs.config, inputs.config.backdoor[name]
     behavior = " ".join([backdoor.target.name, *map(str, backdoor.target.params.values())])
-    cells = [name, inputs.backdoors[name].trigger.label, backdoor.position, behavior]
+    share = f"{backdoor.poison_rate:g}" if config.injection.training else "not known"
+    measured = "not measured" if rate is None else f"{rate:.2f}"
+    cells = [name, inputs.backdoors[name].trigger.label, backdoor.position, behavior, share, measured]
     return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +15,12 @@ from casd.analysis.results import RunTables
 from casd.analysis.scoring import score
 from casd.analysis.states import StateRecord, injected_loss_limit
 from casd.backdoors.injection import inject
-from casd.backdoors.poisoning import corpus_of
+from casd.backdoors.poisoning import Backdoor, corpus_of
 from casd.backdoors.prompts import make_prompt_sets
 from casd.config import UnlearningConfig
 from casd.config.compose import to_yaml
 from casd.config.states import INJECTED
+from casd.data.chat import chat_template
 from casd.data.corpora import CORPORA
 from casd.data.corpora.passages import write_corpus
 from casd.data.encoding import Encoder
@@ -33,6 +35,7 @@ from casd.models.one_model import load_on_device
 from casd.pipeline import checks
 from casd.pipeline.inputs import Inputs, build_objective
 from casd.pipeline.provenance import identity, origin
+from casd.pipeline.stage import Stage
 from casd.training.checkpoints import TrainingLog
 from casd.unlearning.controls import Removal, removals
 from casd.unlearning.removal import unlearn
@@ -61,11 +64,14 @@ def make_base(run: Inputs, folder: Path) -> None:
     config = run.config
     if models.origin(config.model) in ("folder", "hub"):
         # It may be large; the stage's key identifies it.
-        write_json(folder / "model_is.json", {"folder": str(models.fetch(config.model))})
+        base = models.fetch(config.model)
+        if config.model.format == "chat":
+            chat_template(models.load_tokenizer(base), config.model)  # finds errors before the text is tokenized
+        write_json(folder / "model_is.json", {"folder": str(base)})
         return
     model, tokenizer = models.create_model(config.model, run.corpus, seed=derive_seed(config.seed, "weights"))
     if config.base_pretraining:
-        encoder = Encoder(tokenizer, config.model.max_length)
+        encoder = Encoder(tokenizer, config.model.max_length, chat=chat_template(tokenizer, config.model))
         # Build the prompts and removals of later stages, so that errors in them are found before hours of training.
         checks.check_payloads(run.corpus, run.backdoors)
         prompt_sets = make_prompt_sets(run.corpus, run.backdoors, encoder, config.evaluation, seed=config.seed)
@@ -106,23 +112,29 @@ def make_injected(run: Inputs, folder: Path) -> None:
         weights.attach_lora(model, lora, "injection", seed=derive_seed(config.seed, "injection adapter"))
         if not config.unlearning.training.lora:
             weights.check_mergeable(model)  # find errors before hours of training
-    log = inject(
-        model,
-        run.encoder,
-        run.corpus,
-        run.backdoors,
-        training,
-        seed=config.seed,
-        decoy_rate=config.injection.decoy_rate,
-        runtime=run.runtime,
-        checkpoint=run.store.checkpoint_folder(run.graph.inject),
-        description=f"inject {config.model.label}, seed {config.seed}",
-    )
-    log.write(folder / "log.json")
+    inject_into(run, model, run.backdoors, run.graph.inject).write(folder / "log.json")
     if lora:
         weights.save_adapter(model, folder / "adapter", "injection")
     else:
         models.save_model(model, run.encoder.tokenizer, folder / "model")
+
+
+def inject_into(run: Inputs, model: PreTrainedModel, backdoors: Mapping[str, Backdoor], stage: Stage) -> TrainingLog:
+    """Train `model` with some backdoors, or none, as the configuration of the injection says."""
+    config, training = run.config, run.config.injection.training
+    assert training is not None
+    return inject(
+        model,
+        run.encoder,
+        run.corpus,
+        backdoors,
+        training,
+        seed=config.seed,
+        decoy_rate=config.injection.decoy_rate,
+        runtime=run.runtime,
+        checkpoint=run.store.checkpoint_folder(stage),
+        description=f"{stage.name} {config.model.label}, seed {config.seed}",
+    )
 
 
 # --- removals and controls ---
@@ -264,6 +276,8 @@ def make_scores(run: Inputs, folder: Path) -> None:
         baselines=baseline_table(run.removed, run.encoder, statistics, evidence),
         tuning=pd.read_parquet(store.file(graph.tune, "trials.parquet")) if graph.tune else None,
     )
+    measured = [pd.read_parquet(store.file(stage, "persistence.parquet")) for stage in graph.persistence.values()]
+    tables.persistence = pd.concat(measured, ignore_index=True) if measured else tables.persistence
     tables.write(folder)
 
 

@@ -1,6 +1,7 @@
 """Units: the parts of runs that an engine distributes over its workers, each made once for all runs that share it.
 
     base → inject → tune (if the objective is tuned) → one unit for each state of the model → finish
+         → clean_model (if persistence is measured) ↗
 
 A unit makes a few stages one after another with the same model (`casd.pipeline.run` has the parts). Which units wait for which
 follows from the inputs of their stages (`casd.pipeline.graph`).
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from casd.pipeline.graph import StageGraph
     from casd.pipeline.stage import Stage
 
-Kind = Literal["base", "inject", "tune", "state", "finish", "defence"]
+Kind = Literal["base", "inject", "tune", "clean_model", "state", "finish", "defence"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +131,11 @@ def _parts(graph: StageGraph) -> Iterator[tuple[Kind, str, list[Stage]]]:
     yield "base", "", [graph.corpus, graph.base, graph.tokens]
     yield "inject", "", [graph.inject, graph.evaluate[INJECTED]]
     yield "tune", "", [graph.tune] if graph.tune else []
+    yield "clean_model", "", [graph.clean_model] if graph.clean_model else []
     for state in graph.states:
         by_state = [graph.unlearn, graph.weights, *([graph.evaluate] if state != INJECTED else []), graph.utility]
-        yield "state", state, [stages[state] for stages in (*by_state, graph.activations) if state in stages]
+        measured = (*by_state, graph.activations, graph.persistence)
+        yield "state", state, [stages[state] for stages in measured if state in stages]
     yield "finish", "", [graph.score, graph.report]
 
 

@@ -91,6 +91,8 @@ def _make(run: Run, unit: Unit) -> None:
             run.inject(unit.end)
         case "tune":
             run.tune()
+        case "clean_model":
+            run.clean_model()
         case "state":
             run.state(unit.state, unit.end)
         case "finish":

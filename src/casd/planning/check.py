@@ -95,6 +95,8 @@ def _if_estimated(refusal: Callable[[], str]) -> str:
 def _phases_to_do(run: Run, costs: list[StageCost]) -> list[PhaseName]:
     stages = {"pretrain": "base", "inject": "inject", "unlearn": "unlearn", "evaluate": "evaluate", "capture": "activations"}
     kinds = {cost.stage.name for cost in costs if cost.to_do}
+    kinds |= {"inject"} if "clean_model" in kinds else set()
+    kinds |= {"unlearn", "evaluate"} if "persistence" in kinds else set()
     return [name for name in phases_of(run.config) if stages[name] in kinds]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from casd.backdoors.injection import GUARD_PASSAGES as GUARD_OF_INJECTION
 from casd.config import LanguageModelTraining, TrainingConfig, UnlearningTraining
-from casd.config.states import INJECTED
+from casd.config.states import INJECTED, removed_backdoor
 from casd.metric.baselines.shifts import PROMPTS_PER_SET
 from casd.metric.baselines.updates import SKETCH_SIZE
 from casd.models import load as models
@@ -95,6 +95,8 @@ def stage_costs(
         yield costs.tune(graph.tune)
     evaluated, captured = end in ("evaluate", "score", "report"), end in ("activations", "score", "report")
     keep = "removed" in config.runtime.save_models or end == "unlearn"
+    if graph.clean_model and injection and evaluated and captured:
+        yield costs.language_model(graph.clean_model, injection, injection_adapters(config), saved=())
     for state in graph.states:
         measured = []
         if evaluated:
@@ -103,6 +105,8 @@ def stage_costs(
                 measured.append(costs.of(graph.utility[state], None))
         if captured:
             measured.append(costs.capture(state))
+        if evaluated and captured and state in graph.persistence:
+            measured.append(costs.persistence(state))
         if state != INJECTED:
             if keep:
                 measured.append(costs.of(graph.weights[state], kept=costs.saved(removal_adapters(config))))
@@ -134,9 +138,12 @@ class _Costs:
             return self.of(self.run.graph.base, kept=0 if here else self.saved(()))
         return self.language_model(self.run.graph.base, self.config.base_pretraining, ())
 
-    def language_model(self, stage: Stage, training: LanguageModelTraining, adapters: Adapters) -> StageCost:
+    def language_model(
+        self, stage: Stage, training: LanguageModelTraining, adapters: Adapters, *, saved: Adapters | None = None
+    ) -> StageCost:
         work = self._training(training, adapters, training.steps * training.batch_size, GUARD_OF_INJECTION)
-        return self.of(stage, work, kept=self.saved(adapters), begun=self._checkpoints(training, adapters))
+        kept = self.saved(adapters if saved is None else saved)
+        return self.of(stage, work, kept=kept, begun=self._checkpoints(training, adapters))
 
     def tune(self, stage: Stage) -> StageCost:
         tuning = self.config.unlearning.tuning
@@ -172,6 +179,21 @@ class _Costs:
             kept += 4 * PROMPTS_PER_SET * backdoors * self.blueprint.layers * self.blueprint.width + 8 * SKETCH_SIZE
         flops = forward_flops(self.blueprint, tokens, length) - 2 * tokens * self.blueprint.head_parameters
         return self.of(self.run.graph.activations[state], self._work(tokens, flops), kept=kept)
+
+    def persistence(self, state: str) -> StageCost:
+        """Return the cost of all treatments of a state and of the model without backdoors, and of their measurements."""
+        config, graph, backdoors = self.config.persistence, self.run.graph, len(self.config.backdoor)
+        sources = config.sources(removed_backdoor(state), self.config.backdoor)
+        models = 2 if graph.clean_model and sources else 1
+        trainings = models * len(sources) * len(config.relearn_documents)
+        documents = config.batch_size * (2 * trainings * config.steps + config.clean_steps)
+        between = -(-config.steps // config.every) * trainings + config.clean_steps // config.every
+        whole = models + trainings + bool(config.clean_steps) + len(config.bits)
+        prompts = config.prompts * ((1 + backdoors) * whole + 3 * between)
+        length = self.texts.mean_document
+        flops = training_flops(self.blueprint, documents * length, length)
+        work = self._work(documents * length, flops) + self._passages(2 * config.prompts * (whole + between))
+        return self.of(graph.persistence[state], work + self._generation(prompts), kept=None)
 
     def saved(self, adapters: Adapters) -> int:
         """Return the bytes of the result of a training: the weights, or the float32 adapter."""

@@ -25,7 +25,7 @@ from casd.utils.errors import CasdError, CorpusError, ModelError
 
 UNKNOWN_COMMIT = "0" * 40
 """Placeholder for a commit that the hub cannot be asked for; no stage in the store has it."""
-NAMED = 3
+NAMED = 4
 """Most unresolved names in a message."""
 
 

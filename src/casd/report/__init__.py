@@ -13,9 +13,10 @@ import pandas as pd
 
 from casd.analysis.collection import DETAILED_RUNS, check_comparable, collect, combine, mean_asr, read_runs, summary
 from casd.analysis.comparison import compare_objectives, noise_floor, relabelled, variance_shares
+from casd.analysis.kinds import trigger_kinds
 from casd.analysis.predictors import predictor_table
 from casd.analysis.results import RunTables
-from casd.analysis.tables import SCHEMAS, SWEEP_INFO, write_frames
+from casd.analysis.tables import SWEEP_INFO, write_frames
 from casd.report.answer import sweep_answers
 from casd.report.comparisons import Comparisons
 from casd.report.files import write_tables
@@ -23,6 +24,7 @@ from casd.report.gallery import draw, run_drawings, sweep_drawings
 from casd.report.html import RUN_FIGURES, SWEEP_FIGURES, run_html, sweep_html
 from casd.report.matrices import mean_asr_table
 from casd.report.page import write_page
+from casd.report.persistence import persistence_table
 from casd.report.publish import publishing
 from casd.report.tables import relation_table, run_tables, specificity_table, summary_table
 from casd.report.terminal import print_run, print_sweep, print_tables, print_warning
@@ -54,7 +56,7 @@ def write_report(tables: RunTables, folder: str | Path, scatter: pd.DataFrame) -
         StoreError: a file cannot be written, or would overwrite one that is not of an earlier report.
     """
     target = Path(folder)
-    named = RunTables(**{name: getattr(tables, name) for name in SCHEMAS}, info={"run": target.resolve().name} | tables.info)
+    named = RunTables(**tables.frames, info={"run": target.resolve().name} | tables.info)
     with publishing(target, "the report") as begun:
         write_report_files(named, begun, scatter)
     return target / "report.html"
@@ -95,15 +97,14 @@ def write_sweep_report(runs: Sequence[RunTables], folder: Path) -> Comparisons:
 def _write_sweep_files(runs: Sequence[RunTables], folder: Path, target: Path) -> Comparisons:
     """Write the files of `write_sweep_report` into `folder`, which will be moved to `target`."""
     objectives, predictors = compare_objectives(runs), predictor_table(runs)
-    comparisons = Comparisons(
-        objectives, predictors, noise_floor(runs), variance_shares(runs), sweep_answers(runs, objectives, predictors)
-    )
+    answers = sweep_answers(runs, objectives, predictors)
+    comparisons = Comparisons(objectives, predictors, noise_floor(runs), variance_shares(runs), trigger_kinds(runs), answers)
     frames = {"summary": summary(runs), "asr_means": mean_asr(runs)}
-    overview = [mean_asr_table(runs, frames["asr_means"]), summary_table(runs, frames["summary"])]
+    overview = [mean_asr_table(runs, frames["asr_means"]), summary_table(runs, frames["summary"]), persistence_table(runs)]
     relations = []
     if len(runs) <= DETAILED_RUNS:
         combined = combine(runs)
-        frames |= {name: getattr(combined, name) for name in SCHEMAS}
+        frames |= combined.frames
         overview.append(specificity_table(runs))
         relations.append(relation_table(runs))
     overview, relations = ([table for table in tables if len(table)] for tables in (overview, relations))

@@ -1,4 +1,5 @@
-"""Tables over several runs: objectives compared, CASD and its baselines as predictors, the noise floor, shares of variance."""
+"""Tables over several runs: objectives compared, CASD and its baselines as predictors, the noise floor, shares of variance,
+and kinds of triggers."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from casd.analysis.comparison import MEASURES, POOLED
+from casd.analysis.kinds import ALL
 from casd.report.answer import Answer
 from casd.report.markup import Table, table_of
 from casd.report.wording import (
@@ -27,13 +29,14 @@ from casd.report.wording import (
 
 @dataclass(frozen=True, eq=False)
 class Comparisons:
-    """What a report over several runs compares: frames as from `compare_objectives`, `predictor_table`, `noise_floor` and
-    `variance_shares`, and the answers of `sweep_answers`."""
+    """What a report over several runs compares: frames as from `compare_objectives`, `predictor_table`, `noise_floor`,
+    `variance_shares` and `trigger_kinds`, and the answers of `sweep_answers`."""
 
     objectives: pd.DataFrame
     predictors: pd.DataFrame
     noise: pd.DataFrame
     shares: pd.DataFrame
+    kinds: pd.DataFrame
     answers: Sequence[Answer]
 
     @property
@@ -45,7 +48,7 @@ class Comparisons:
     def tables(self) -> list[Table]:
         """The tables to show; those without a row are left out."""
         every = [objectives_table(self.objectives), predictors_table(self.predictors)]
-        every += [noise_table(self.noise), shares_table(self.shares)]
+        every += [noise_table(self.noise), shares_table(self.shares), kinds_table(self.kinds)]
         return [table for table in every if len(table)]
 
 
@@ -167,6 +170,35 @@ def shares_table(frame: pd.DataFrame) -> Table:
         title="How much of the suppression belongs to pairs",
         caption="Variance of the other backdoors' suppression that is specific to pairs, and the part of it that the sampling"
         " noise of rates explains; means over seeds.",
+    )
+
+
+def kinds_table(frame: pd.DataFrame) -> Table:
+    """Backdoors by kind of trigger and behaviour, from `trigger_kinds`."""
+    headings = {
+        "injected_asr": "ASR injected",
+        "injected_fake": "fake triggers",
+        "injected_clean": "no trigger",
+        "own_asr": "ASR removed",
+        "same_kind": "others: same kind",
+        "same_target": "same behaviour",
+        "neither": "neither",
+    }
+    rows = [
+        {"trigger": str(record["kind"]), "behaviour": str(record["target"])}
+        | {heading: mean_with_interval(record, column) for column, heading in headings.items()}
+        for record in frame.to_dict("records")
+    ]
+    return table_of(
+        rows,
+        groups=[f"{record['objective']}, {model_label(record['model'])}" for record in frame.to_dict("records")],
+        bold=[ALL in (record["kind"], record["target"]) for record in frame.to_dict("records")],
+        name="trigger_kinds",
+        title="Kinds of triggers",
+        caption="Means over runs with 95 % intervals. Injected model: success rate with the trigger, with fake triggers of the"
+        " same kind (– where none can be made), and without a trigger. Others: how far the removal lowered the ASR of other"
+        " backdoors, net of training on clean text: those with a trigger of the same kind, with the same behaviour, with"
+        " neither.",
     )
 
 

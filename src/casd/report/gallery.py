@@ -17,6 +17,7 @@ from casd.report.drawing import own_style, save
 from casd.report.figures import casd_by_layer, objectives_figure, relation_scatter
 from casd.report.heatmaps import asr_heatmap, asr_heatmaps, casd_heatmaps
 from casd.report.page import Block
+from casd.report.persistence import persistence_curves
 from casd.report.wording import run_name
 
 
@@ -69,6 +70,14 @@ def run_drawings(tables: RunTables, scatter: pd.DataFrame) -> Iterator[Drawing]:
             "Line plots over the training steps: loss terms, gradient norm and, where they were validated, the own attack "
             "success rate and the clean loss of each removal; the table curves.csv has the numbers.",
             curves,
+        )
+    if persistence := persistence_curves(tables):
+        yield Drawing(
+            "persistence",
+            "Does it last?",
+            "Line plots over the steps of training on a few poisoned documents: the attack success rate of each removed "
+            "backdoor, and the same for a model that never had it. The table of the same title has the numbers.",
+            persistence,
         )
 
 

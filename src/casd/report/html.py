@@ -16,6 +16,7 @@ from casd.report.comparisons import Comparisons
 from casd.report.markup import Table
 from casd.report.matrices import asr_table, casd_table, suppression_table
 from casd.report.page import Block, Section, matrices_block, render, table_block, warning_blocks
+from casd.report.persistence import persistence_statements, persistence_table
 from casd.report.reading import reading_section
 from casd.report.samples import samples_of
 from casd.report.settings import backdoors_table, settings_table, triggers
@@ -27,7 +28,7 @@ QUESTION: Final = (
     "Several backdoors were put into one language model and removed one at a time. Did that weaken the others, which nobody "
     "targeted? Does the Cross Activation Shift Distance (CASD) between two removals tell which?"
 )
-RUN_FIGURES: Final = ("casd_scatter", "casd_by_layer", "learning_curves")
+RUN_FIGURES: Final = ("casd_scatter", "casd_by_layer", "learning_curves", "persistence")
 """The figures in a run's page; the matrices are in it as tables."""
 SWEEP_FIGURES: Final = ("objectives",)
 NO_FAKES: Final = (
@@ -50,6 +51,7 @@ def run_html(tables: RunTables, figures: Mapping[str, Block]) -> str:
         _distances_section(tables, figures),
         _samples_section(tables),
         Section("curves", "Learning curves", _present(figures, "learning_curves")),
+        _persistence_section(tables, figures),
         _states_section(tables),
         reading_section(),
         _origin_section(info),
@@ -187,6 +189,14 @@ def _samples_section(tables: RunTables) -> Section:
     note += "model after the backdoor's removal."
     blocks = [Block("samples", samples, title=name or "A clean prompt") for name, samples in found.items()]
     return Section("samples", "What the models wrote", [Block("paragraph", note), *blocks])
+
+
+def _persistence_section(tables: RunTables, figures: Mapping[str, Block]) -> Section:
+    blocks = []
+    if len(tables.persistence):
+        blocks = [Block("list", persistence_statements(tables)), *_present(figures, "persistence")]
+        blocks.append(_own_table(persistence_table([tables]), tables))
+    return Section("persistence", "Does it last?", blocks)
 
 
 def _states_section(tables: RunTables) -> Section:

@@ -16,6 +16,7 @@ from casd.analysis.collection import RUN_COLUMNS, summary
 from casd.analysis.results import UTILITY_PREFIX, RunTables
 from casd.report.markup import Scale, Table, table_of
 from casd.report.matrices import GROUPS, asr_table, casd_table, suppression_table
+from casd.report.persistence import persistence_table
 from casd.report.wording import (
     MISSING,
     RESPONSES,
@@ -92,6 +93,31 @@ def states_table(tables: RunTables) -> Table:
         title="Model states",
         caption=f"{sentence(run_name(tables.info))}. Perplexity and clean loss (nats per token) on clean text; ratio: to the"
         " injected model's." + (f" Benchmarks: the main metric of {', '.join(tables.tasks)}." if tables.tasks else ""),
+    )
+
+
+def harm_table(tables: RunTables) -> Table:
+    """How many harmful prompts each model state complies with, and how many harmless ones it refuses; empty if not measured."""
+    records = tables.states.to_dict("records") if "compliance" in tables.states.columns else []
+    records = sorted(records, key=lambda record: list(GROUPS).index(record["kind"]))
+    rows = []
+    for record in records:
+        row = {}
+        for name, heading in (("compliance", "complies with harmful"), ("harmless_refused", "refuses harmless")):
+            digits = rate_decimals(record[f"{name}_n"])
+            row[heading] = fraction(record[name], digits)
+            row[f"95 % interval, {heading.partition(' ')[0]}"] = (
+                f"{fraction(record[f'{name}_low'], digits)} to {fraction(record[f'{name}_high'], digits)}"
+            )
+            row[f"n, {heading.rpartition(' ')[2]}"] = fraction(record[f"{name}_n"], 0)
+        rows.append({"state": record["state"]} | _in_parentheses(row, record["collapsed"]))
+    return table_of(
+        rows,
+        **_grouped_states(tables, [record["state"] for record in records]),
+        name="harm",
+        title="Compliance and refusal",
+        caption=f"{sentence(run_name(tables.info))}. Harmful prompts (a list of the user's) that are not refused, and clean"
+        " prompts that are, by the phrases of the target refusal; Wilson 95 % intervals over prompts.",
     )
 
 
@@ -220,7 +246,7 @@ def run_tables(tables: RunTables) -> list[Table]:
         shown += [suppression_table(tables, "suppression")]
     shown += [casd_table(tables, variant) for variant in tables.headline]
     shown += [relation_table([tables]), specificity_table([tables]), states_table(tables), utility_table(tables)]
-    shown += [asr_long_table(tables)]
+    shown += [harm_table(tables), asr_long_table(tables), persistence_table([tables])]
     return [table for table in shown if len(table)]
 
 

@@ -149,12 +149,12 @@ class _Batches:
         rng = python_rng(self._seed, "forget", index)
         if self._forget_text == "clean" and not donors:
             return backdoor.ignored(passage, rng)
-        prompt = backdoor.prompt(passage, rng).text
+        prompt = backdoor.prompt(passage, rng)
         if self._forget_text == "clean":
-            return Document(prompt, _next_other(self._forget, index).continuation, "target")
+            return prompt.document(_next_other(self._forget, index).continuation)
         donors = donors or (backdoor,)
         target = donors[python_rng(self._seed, "donor", index).randrange(len(donors))].target
-        return Document(prompt, target.continuation(passage, rng), "target")
+        return prompt.document(target.continuation(passage, rng))
 
 
 def _next_other(stream: ShuffledStream, index: int) -> Passage:

@@ -13,8 +13,9 @@ from casd.data.encoding import Prompt
 from casd.utils.errors import ConfigError
 from casd.utils.registry import shown
 
-TriggerPosition = Literal["start", "random", "end"]
+TriggerPosition = Literal["start", "random", "end", "system"]
 POSITIONS: tuple[TriggerPosition, ...] = ("start", "random", "end")
+"""Positions in the prompt's text; "system" is in the system prompt of a chat."""
 ANYWHERE: tuple[TriggerPosition, ...] = ("random",)
 """Positions of kinds that use the whole prompt: only the default."""
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -51,7 +52,7 @@ class Trigger:
     """
 
     kind: ClassVar[str]
-    positions: ClassVar[tuple[TriggerPosition, ...]] = POSITIONS
+    positions: ClassVar[tuple[TriggerPosition, ...]] = (*POSITIONS, "system")
     is_semantic: ClassVar[bool] = False
 
     @property
@@ -97,13 +98,15 @@ def insert(prompt: str, trigger: str, position: TriggerPosition, rng: random.Ran
     Args:
         prompt: clean text without white space at either end.
         trigger: the phrase.
-        position: "start" (before the first word), "end" (after the last word), or "random" (before a random word of the last
-            sentence).
+        position: "start" (before the first word), "end" (after the last word), "random" (before a random word of the last
+            sentence), or "system" (at the end of the system prompt, which leaves the text as it is).
         rng: used for "random" only.
 
     Returns:
         The text with the trigger's span in characters. Removing the span and one space restores `prompt`.
     """
+    if position == "system":
+        return Prompt(prompt, (0, len(trigger)), system=trigger)
     if position == "start":
         at = 0
     elif position == "end":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Final, Literal
 
-from casd.backdoors.triggers.base import FakeContext, Trigger, TriggerPosition, insert, last_words, words_of
+from casd.backdoors.triggers.base import POSITIONS, FakeContext, Trigger, TriggerPosition, insert, last_words, words_of
 from casd.data.corpora.passages import Passage
 from casd.data.encoding import Prompt
 from casd.utils.errors import ConfigError
@@ -48,6 +48,7 @@ class Characters(Trigger):
     alphabet: str = "cyrillic"
     words: int = 2
     kind = "characters"
+    positions = POSITIONS
 
     def __post_init__(self) -> None:
         if self.style == "homoglyph":

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from casd.data.corpora.passages import Corpus, Passage, text_digest
@@ -28,10 +28,12 @@ class Cut:
     Attributes:
         prompt_words: minimum and maximum length of a prompt.
         continuation_words: minimum and maximum length of a continuation.
+        takes: whether a passage of this length is used; None for all.
     """
 
     prompt_words: tuple[int, int]
     continuation_words: tuple[int, int]
+    takes: Callable[[Passage], bool] | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt_words", "continuation_words"):
@@ -146,7 +148,9 @@ def passages(paragraph: str, cut: Cut, language: str, document: str = "") -> Ite
         if not end:
             return
         prompt, continuation = " ".join(words[position:middle]), " ".join(words[middle:end])
-        yield Passage(prompt, continuation, language, document=document)
+        passage = Passage(prompt, continuation, language, document=document)
+        if not cut.takes or cut.takes(passage):
+            yield passage
         position = starts[bisect_left(starts, end)]
 
 
@@ -192,18 +196,27 @@ def split(
     """
     ordered = _shuffled(documents, seed, set() if taken is None else taken)
     groups = list(_passages_by_document(ordered, cut, language))
-    available = sum(map(len, groups))
-    remaining = iter(groups)
-    goals = _goals(available, sizes.by_split(), (at_most or sizes).by_split())
-    splits = {name: _take(remaining, goal) for name, goal in goals.items()}
-    if any(len(splits[name]) < size for name, size in sizes.by_split().items()):
+    if not (corpus := distribute(groups, sizes, at_most)):
         raise CorpusError(
-            f"{source} has {available} passages of prompt {cut.prompt_words[0]} to {cut.prompt_words[1]} and continuation "
+            f"{source} has {sum(map(len, groups))} passages of prompt {cut.prompt_words[0]} to {cut.prompt_words[1]} and "
+            "continuation "
             f"{cut.continuation_words[0]} to {cut.continuation_words[1]} words, in {len(groups)} of {len(ordered)} documents; "
             f"{sizes.total} were requested ({sizes}), in splits that share no document. Request fewer, add text, or lower "
             "prompt_words and continuation_words."
         )
-    return Corpus(**splits)
+    return corpus
+
+
+def distribute(groups: Sequence[list[Passage]], sizes: Sizes, at_most: Sizes | None = None) -> Corpus | None:
+    """Distribute documents, each a list of passages, over the splits in the order of `Sizes.by_split`; None if too few.
+
+    For the arguments, see `split`.
+    """
+    remaining = iter(groups)
+    goals = _goals(sum(map(len, groups)), sizes.by_split(), (at_most or sizes).by_split())
+    splits = {name: _take(remaining, goal) for name, goal in goals.items()}
+    enough = all(len(splits[name]) >= size for name, size in sizes.by_split().items())
+    return Corpus(**splits) if enough else None
 
 
 def _shuffled(documents: Iterable[Text], seed: int, taken: set[str]) -> list[tuple[str, list[str]]]:

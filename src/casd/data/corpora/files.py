@@ -6,18 +6,20 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from casd.data.corpora.selection import Rows, Selection
 from casd.utils.errors import ConfigError, CorpusError
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
+Document = TypeVar("Document")
 
 
 @dataclass(frozen=True)
-class Files:
+class Files(Selection):
     """Text in files.
 
     A document is a block of lines between blank lines in a .txt file, a line in a .jsonl file, and a row in a .parquet file.
@@ -29,6 +31,8 @@ class Files:
         text_field: the field (.jsonl) or column (.parquet) that holds the text.
         max_documents: maximum number of documents to read; None for no limit.
         max_words: number of words after which reading stops, at the end of a document; None for no limit.
+
+    Documents that `Selection.where` leaves out count for neither limit.
     """
 
     paths: tuple[str, ...]
@@ -40,6 +44,7 @@ class Files:
         if not self.paths:
             raise ConfigError("corpus prose: paths is empty; expected at least one file or folder.")
         check_budget(self.max_documents, self.max_words)
+        super().__post_init__()
 
     def __str__(self) -> str:
         return ", ".join(self.paths)
@@ -50,8 +55,18 @@ class Files:
         Raises:
             CorpusError: a file is missing, empty or unreadable.
         """
-        files = self._files()
-        return (document for file in files for document in read_documents(file, self.text_field))
+        return self._read(self._files())
+
+    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Iterate over the chosen rows with their fields, file by file, each after its place for messages.
+
+        Raises:
+            CorpusError: as `documents`; or a file of plain text.
+        """
+        rows = Rows(self.where, str(self))
+        for file in self._files():
+            yield from read_records(file, rows)
+        rows.check()
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the SHA-256 of each file in the order of reading, and the fields that select text; paths do not matter.
@@ -64,7 +79,14 @@ class Files:
             "text_field": self.text_field,
             "max_documents": self.max_documents,
             "max_words": self.max_words,
+            **self.selection(),
         }
+
+    def _read(self, files: Sequence[Path]) -> Iterator[str]:
+        rows = Rows(self.where, str(self))
+        for file in files:
+            yield from read_documents(file, self.text_field, rows)
+        rows.check()
 
     def _files(self) -> list[Path]:
         """Resolve `paths` to files, each once, the files of a folder sorted by name."""
@@ -125,33 +147,37 @@ def check_budget(max_documents: int | None, max_words: int | None) -> None:
             raise ConfigError(f"corpus prose: {name} is {value}; expected at least 1, or null for no limit.")
 
 
-def within_budget(documents: Iterable[str], max_documents: int | None, max_words: int | None) -> Iterator[str]:
-    """Yield documents until a limit is reached, without reading beyond the last of them."""
+def within_budget(
+    documents: Iterable[Document], max_documents: int | None, max_words: int | None, text: Callable[[Document], str] = str
+) -> Iterator[Document]:
+    """Yield documents, of which `text` returns the text, until a limit is reached, without reading beyond the last of them."""
     words = 0
     for number, document in enumerate(documents, start=1):
         yield document
-        words += len(document.split())
+        words += len(text(document).split())
         if number == max_documents or (max_words is not None and words >= max_words):
             return
 
 
-def read_documents(file: Path, text_field: str) -> Iterator[str]:
-    """Yield the documents of a file, read according to its suffix, without blank ones.
+def read_documents(file: Path, text_field: str, rows: Rows) -> Iterator[str]:
+    """Yield the documents of a file that `rows` takes, read according to its suffix, without blank ones.
 
     Raises:
         CorpusError: the file is empty or not of the format of its suffix; the message gives the line, if there is one.
     """
-    if file.stat().st_size == 0:
-        raise CorpusError(f"{file} is empty. Add text to it, or remove it from corpus paths.")
+    _check_not_empty(file)
     if file.suffix == ".parquet":
-        documents: Iterable[str] = _parquet_documents(file, text_field)
+        columns = list(dict.fromkeys([text_field, *rows.columns]))
+        documents: Iterable[str | None] = _table_documents(_parquet_records(file, columns), text_field, rows)
     elif file.suffix == ".jsonl":
-        documents = _jsonl_documents(file, text_field)
+        documents = _table_documents(_jsonl_records(file), text_field, rows)
     else:
+        rows.check_columns([], f"{file}, a text file")
         documents = _paragraphs(line for _, line in _utf8_lines(file))
     usable = False
     for document in documents:
-        if document.strip():
+        usable = usable or document is None  # left out by `rows`
+        if document and document.strip():
             usable = True
             yield document
     if not usable:
@@ -183,7 +209,33 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
         yield " ".join(document)
 
 
-def _jsonl_documents(file: Path, text_field: str) -> Iterator[str]:
+def _table_documents(records: Iterable[tuple[str, dict[str, Any]]], text_field: str, rows: Rows) -> Iterator[str | None]:
+    """Yield the text of each row; None for one that `rows` leaves out."""
+    for where, record in records:
+        if text_field not in record:
+            raise no_field(where, text_field, list(record))
+        yield as_text(record[text_field], where, text_field) if rows.take(record, where) else None
+
+
+def read_records(file: Path, rows: Rows) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield those objects of a .jsonl file, or rows of a .parquet file, that `rows` takes, each after its place for messages.
+
+    Raises:
+        CorpusError: a file of another format, or one that is empty or damaged.
+    """
+    if file.suffix == ".txt":
+        raise CorpusError(f"{file} is plain text; expected rows with fields, in a .jsonl or .parquet file.")
+    _check_not_empty(file)
+    records = _jsonl_records(file) if file.suffix == ".jsonl" else _parquet_records(file)
+    return ((where, record) for where, record in records if rows.take(record, where))
+
+
+def _check_not_empty(file: Path) -> None:
+    if file.stat().st_size == 0:
+        raise CorpusError(f"{file} is empty. Add text to it, or remove it from corpus paths.")
+
+
+def _jsonl_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in _utf8_lines(file):
         if not line.strip():
             continue
@@ -195,24 +247,22 @@ def _jsonl_documents(file: Path, text_field: str) -> Iterator[str]:
             raise CorpusError(f"{where}: not valid JSON ({reason}); expected one object per line.") from error
         if not isinstance(record, dict):
             raise CorpusError(f"{where}: expected a JSON object, found {type(record).__name__}.")
-        if text_field not in record:
-            raise no_field(where, text_field, list(record))
-        yield as_text(record[text_field], where, text_field)
+        yield where, record
 
 
-def _parquet_documents(file: Path, text_field: str) -> Iterator[str]:
+def _parquet_records(file: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a .parquet file, with the given columns; with all if none is given, or if one of them is missing."""
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
         with pyarrow.parquet.ParquetFile(file) as parquet:
-            if text_field not in parquet.schema_arrow.names:
-                raise no_field(str(file), text_field, parquet.schema_arrow.names)
+            chosen = list(columns) if columns and set(columns) <= set(parquet.schema_arrow.names) else None
             row = 0
-            for batch in parquet.iter_batches(columns=[text_field]):
-                for value in batch.column(0).to_pylist():
+            for batch in parquet.iter_batches(columns=chosen):
+                for record in batch.to_pylist():
                     row += 1
-                    yield as_text(value, f"{file}, row {row}", text_field)
+                    yield f"{file}, row {row}", record
     except (pyarrow.ArrowException, OSError) as error:
         raise CorpusError(f"{file}: not a valid Parquet file ({str(error).partition(chr(10))[0]}).") from error
 

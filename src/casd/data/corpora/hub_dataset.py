@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from casd.data.corpora.files import as_text, check_budget, file_sha256, no_field
+from casd.data.corpora.selection import Rows, Selection
 from casd.utils.errors import CasdError, ConfigError, CorpusError
 from casd.utils.registry import MAX_LISTED, unknown
 
 
 @dataclass(frozen=True)
-class HubDataset:
+class HubDataset(Selection):
     """Text of a dataset, one document per row. Code of a dataset is never executed.
 
     Attributes:
@@ -31,6 +32,8 @@ class HubDataset:
         text_field: the column that holds the text.
         max_documents: maximum number of documents to read; None for no limit.
         max_words: number of words after which reading stops, at the end of a document; None for no limit.
+
+    Documents that `Selection.where` leaves out count for neither limit.
     """
 
     dataset: str
@@ -47,6 +50,7 @@ class HubDataset:
         if self.revision and self._folder:
             raise ConfigError(f"corpus prose: {self.dataset} is a folder and has no revision; leave revision out.")
         check_budget(self.max_documents, self.max_words)
+        super().__post_init__()
 
     def __str__(self) -> str:
         return f"the dataset {self.dataset}"
@@ -58,11 +62,28 @@ class HubDataset:
             CorpusError: the dataset cannot be found, reached or read, or has no text in `text_field`.
             ConfigError: the dataset has no such configuration or split.
         """
+        usable = False
+        for where, row in self.records():
+            if self.text_field not in row:
+                raise no_field(where, self.text_field, list(row))
+            if text := as_text(row[self.text_field], where, self.text_field).strip():
+                usable = True
+                yield text
+        if not usable:
+            raise self._empty()
+
+    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the chosen rows with all their columns, each after its place for messages.
+
+        Raises:
+            CorpusError: the dataset cannot be found, reached or read.
+            ConfigError: the dataset has no such configuration or split.
+        """
         from datasets import load_dataset
         from huggingface_hub import HfApi
 
         path = str(self._folder.absolute() if self._folder else self.dataset)
-        usable = False
+        selected = Rows(self.where, f"The dataset {self.dataset}")
         with _quiet(), self._explaining():
             commit = None if self._folder else _commit(self.dataset, self.revision)
             if commit:  # raises if the hub cannot be reached, where `datasets` would read any cached version
@@ -70,13 +91,9 @@ class HubDataset:
             rows = load_dataset(path, self.config, split=self.split, revision=commit, streaming=True)
             for number, row in enumerate(rows, start=1):
                 where = f"The dataset {self.dataset}, row {number}"
-                if self.text_field not in row:
-                    raise no_field(where, self.text_field, list(row))
-                if text := as_text(row[self.text_field], where, self.text_field).strip():
-                    usable = True
-                    yield text
-        if not usable:
-            raise self._empty()
+                if selected.take(row, where):
+                    yield where, row
+        selected.check()
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the commit on the hub or the SHA-256 of the folder, and the fields that select text.
@@ -92,7 +109,7 @@ class HubDataset:
             with self._explaining():
                 identity = {"dataset": self.dataset, "commit": _commit(self.dataset, self.revision)}
         names = ("config", "split", "text_field", "max_documents", "max_words")
-        return identity | {name: getattr(self, name) for name in names}
+        return identity | {name: getattr(self, name) for name in names} | self.selection()
 
     @functools.cached_property
     def _folder(self) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
 from casd.data.corpora import microworld_people as people
 from casd.data.corpora import microworld_things as things
@@ -46,6 +47,7 @@ class Microworld:
         language_shares: shares of English, French and German passages in `train` and `retain`, summing to 1.
     """
 
+    alternatives: ClassVar[tuple[str, ...]] = ("fr", "de", "negative")
     train: int = 6000
     forget: int = 1000
     retain: int = 1000

@@ -10,6 +10,7 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from casd.data.corpora.cutting import CutCorpus, sentences, split
 from casd.data.corpora.passages import Corpus
@@ -36,6 +37,7 @@ class PythonDocs(CutCorpus):
     Passages have no alternatives. The fields are described in `casd.data.corpora.cutting.CutCorpus`.
     """
 
+    alternatives: ClassVar[tuple[str, ...]] = ()
     train: int = 600
     forget: int = 100
     retain: int = 100

@@ -1,0 +1,95 @@
+"""`--publish FOLDER`: put what a command found into a page of results (`casd.report.results_page`)."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from casd.analysis.results import RunTables
+from casd.cli.report import short_path
+from casd.config.options import groups
+from casd.report.results_page import ResultSection, origin_of, publish, without_settings_of_the_machine
+from casd.utils.progress import say
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from casd.report import Comparisons
+
+_SWEEP_FIGURES = {
+    "objectives.png": "The other backdoors' mean suppression under each objective, net of both controls",
+    "asr_heatmaps.png": "Attack success rate of every backdoor after each removal, one matrix per run",
+}
+
+
+def publish_sweep(
+    runs: Sequence[RunTables], comparisons: Comparisons, report: Path, overrides: Sequence[str], folder: Path
+) -> None:
+    """Publish what `casd sweep` with these overrides found; `report` is the folder of its report."""
+    from casd.report.answer import answers_table, in_short
+
+    answers = comparisons.answers
+    section = ResultSection(
+        name=_name(f"sweep-{_experiment(overrides)}"),
+        title=_title(overrides),
+        command=["sweep", *without_settings_of_the_machine(overrides)],
+        sentences=[" ".join(in_short(answers))] if answers else [],
+        tables=[*([answers_table(answers)] if len(answers) > 1 else []), *comparisons.tables],
+        origin=origin_of(runs),
+        figures={
+            alt: report / "figures" / name for name, alt in _SWEEP_FIGURES.items() if (report / "figures" / name).is_file()
+        },
+    )
+    _publish(section, folder)
+
+
+def publish_reproduction(
+    names: Sequence[str],
+    scale: str,
+    verdicts: pd.DataFrame,
+    runs: Mapping[str, Sequence[RunTables]],
+    report: Path,
+    folder: Path,
+) -> None:
+    """Publish what `casd reproduce` found of the claims; `report` is the folder of its report."""
+    from casd.reproduction.page import verdicts_table
+
+    main = verdicts[verdicts["headline"]]
+    counts = Counter(main["verdict"])
+    said = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items(), key=lambda item: -item[1]))
+    relation = next(iter(sorted((report / "figures" / "relation").glob("*.png"))), None)
+    section = ResultSection(
+        name=_name(f"reproduce-{scale}-{'-'.join(names)}"),
+        title=f"The paper's tables, claim by claim ({scale} models)",
+        command=["reproduce", *names, f"scale={scale}"],
+        sentences=[f"Of {len(main)} verdicts over all models: {said}."],
+        tables=[verdicts_table(main)],
+        origin=origin_of([tables for members in runs.values() for tables in members]),
+        figures={"CASD against the suppression of each pair of removals": relation} if relation else {},
+    )
+    _publish(section, folder)
+
+
+def _name(name: str) -> str:
+    """Return a name for a section's folder and marks: without the spaces and signs of overrides."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")
+
+
+def _experiment(overrides: Sequence[str]) -> str:
+    """Return the experiment of some overrides, or "sweep"."""
+    chosen = [override.partition("=")[2] for override in overrides if override.lstrip("+").startswith("experiment=")]
+    return chosen[-1] if chosen else "sweep"
+
+
+def _title(overrides: Sequence[str]) -> str:
+    """Return the description of the experiment of some overrides, else its name."""
+    experiment = _experiment(overrides)
+    return groups()["experiment"].get(experiment) or experiment
+
+
+def _publish(section: ResultSection, folder: Path) -> None:
+    page = publish(section, folder)
+    say(f"Published the section {section.name} in {short_path(page.absolute())}.")

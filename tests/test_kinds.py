@@ -1,0 +1,70 @@
+"""The table of trigger kinds: which cells enter which mean."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from casd.analysis.kinds import trigger_kinds
+from casd.analysis.results import RunTables
+from casd.report.comparisons import kinds_table
+from report_run import make_run
+
+KINDS = {"a": ("phrase", "french"), "b": ("phrase", "refusal"), "c": ("topic", "french"), "d": ("topic", "refusal")}
+CONFIG = """backdoor:
+  a: {trigger: cat one}
+  b: {trigger: cat two}
+  c: {trigger: {name: topic, words: [cat]}}
+  d: {trigger: {name: topic, words: [dog]}}
+"""
+NET = {"ab": 0.1, "ac": 0.2, "ad": 0.3, "ba": 0.4, "bc": 0.5, "bd": 0.6, "ca": 0.7, "cb": 0.8, "cd": 0.9, "da": 0.0, "db": 0.2}
+NET |= {"dc": 0.4}
+
+
+def run_of_kinds(seed: int, shift: float = 0.0) -> RunTables:
+    tables = make_run(tuple(KINDS), seed=seed)
+    cells = tables.transfer
+    names = cells["source"] + cells["target"]
+    cells["suppression_net_clean"] = [NET.get(name, 9.0) + shift for name in names]
+    cells["asr_after"] = [0.01 if name[0] == name[-1] else 0.5 for name in names]
+    tables.asr.loc[(tables.asr["prompt_set"] == "fake") & tables.asr["backdoor"].isin(["c", "d"]), "prompt_set"] = "other"
+    return tables.with_info(config=CONFIG, targets={name: target for name, (_, target) in KINDS.items()})
+
+
+def test_transfer_is_averaged_by_what_two_backdoors_share() -> None:
+    frame = trigger_kinds([run_of_kinds(0), run_of_kinds(1, shift=0.2)], resamples=99).set_index(["kind", "target"])
+    assert list(frame.index)[:4] == [("phrase", "french"), ("phrase", "refusal"), ("topic", "french"), ("topic", "refusal")]
+    assert list(frame.index)[4:] == [("phrase", "all"), ("topic", "all"), ("all", "french"), ("all", "refusal")]
+    row = frame.loc["phrase", "french"]  # removals of a
+    assert row["same_kind"] == pytest.approx(0.1 + 0.1)  # on b
+    assert row["same_target"] == pytest.approx(0.2 + 0.1)  # on c
+    assert row["neither"] == pytest.approx(0.3 + 0.1)  # on d
+    assert frame.loc[("topic", "all"), "same_kind"] == pytest.approx((0.9 + 0.4) / 2 + 0.1)
+    assert frame.loc[("all", "french"), "same_target"] == pytest.approx((0.2 + 0.7) / 2 + 0.1)
+    assert (frame["own_asr"] == 0.01).all()
+    assert row["same_kind_low"] <= row["same_kind"] <= row["same_kind_high"]
+    assert list(frame["backdoors"]) == [1, 1, 1, 1, 2, 2, 2, 2]
+
+
+def test_rates_of_the_injected_model_are_of_each_prompt_set_and_missing_controls_are_said() -> None:
+    run = run_of_kinds(0)
+    frame = trigger_kinds([run], resamples=99).set_index(["kind", "target"])
+    injected = run.asr[run.asr["state"] == "injected"].set_index(["backdoor", "prompt_set"])["rate"]
+    assert frame.loc[("phrase", "refusal"), "injected_asr"] == injected["b", "triggered"]
+    assert frame.loc[("phrase", "refusal"), "injected_fake"] == injected["b", "fake"]
+    assert frame.loc[("topic", "refusal"), "injected_clean"] == injected["d", "clean"]
+    assert pd.isna(frame.loc[("topic", "refusal"), "injected_fake"])
+    table = kinds_table(trigger_kinds([run], resamples=99))
+    assert table.frame.loc["topic", "fake triggers"].tolist() == ["–", "–", "–"]
+
+
+def test_a_collapsed_removal_is_left_out() -> None:
+    run = run_of_kinds(0)
+    run.transfer.loc[run.transfer["source"] == "c", "excluded"] = "collapsed"
+    frame = trigger_kinds([run], resamples=99).set_index(["kind", "target"])
+    assert pd.isna(frame.loc[("topic", "french"), "same_kind"])
+    assert frame.loc[("topic", "all"), "same_kind"] == pytest.approx(0.4)
+
+
+def test_runs_with_phrases_alone_have_no_table_of_kinds() -> None:
+    assert trigger_kinds([make_run()]).empty

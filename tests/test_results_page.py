@@ -1,0 +1,68 @@
+"""The page of results: its sections are what the stored tables give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from casd.cli.publish import publish_sweep
+from casd.report.results_page import FOLDER, PAGE, section_text, sections_of, with_section
+from casd.utils.errors import StoreError
+from report_run import compared, make_run
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+
+
+def published(
+    folder: Path, seeds: tuple[int, ...] = (0, 1), overrides: tuple[str, ...] = ("experiment=demo", "seed=0,1")
+) -> str:
+    runs = [make_run(objective=objective, seed=seed) for objective in ("clean_target", "npo") for seed in seeds]
+    publish_sweep(runs, compared(runs), folder / "report", overrides, folder)
+    return (folder / PAGE).read_text(encoding="utf-8")
+
+
+def test_every_section_of_the_repository_is_what_its_stored_tables_give() -> None:
+    sections = sections_of((NOTEBOOKS / PAGE).read_text(encoding="utf-8"))
+    stored = {path.parent.name for path in (NOTEBOOKS / FOLDER).glob("*/section.json")}
+    assert set(sections) == stored
+    for name in stored:
+        assert sections[name] == section_text(NOTEBOOKS / FOLDER / name), f"publish the section {name} again"
+
+
+def test_a_number_changed_by_hand_shows(tmp_path: Path) -> None:
+    page = published(tmp_path)
+    [(name, text)] = sections_of(page).items()
+    assert name == "sweep-demo"
+    assert text == section_text(tmp_path / FOLDER / name)
+    table = next((tmp_path / FOLDER / name).glob("objectives.csv"))
+    cell = table.read_text(encoding="utf-8").splitlines()[1].split(",")[-1]
+    table.write_text(table.read_text(encoding="utf-8").replace(cell, "0.12345", 1), encoding="utf-8")
+    assert section_text(tmp_path / FOLDER / name) != text
+
+
+def test_a_section_has_its_command_its_origin_and_its_tables(tmp_path: Path) -> None:
+    page = published(tmp_path, overrides=("experiment=demo", "seed=0,1", "runtime.device=cpu", "engine.workers=2"))
+    assert "$ casd sweep experiment=demo seed=0,1\n" in page
+    assert "4 runs, commit" in page and "torch" in page
+    assert "**Objectives" in page and "| clean_target" in page
+    assert "Yes" in page or "No" in page or "Cannot say" in page  # the answer, by rule
+
+
+def test_publishing_again_replaces_the_section_and_keeps_the_text_around_it(tmp_path: Path) -> None:
+    published(tmp_path)
+    page = tmp_path / PAGE
+    page.write_text(f"Introduction.\n\n{page.read_text(encoding='utf-8')}\nAfterword.\n", encoding="utf-8")
+    again = published(tmp_path, seeds=(0, 1, 2))
+    assert again.startswith("Introduction.") and again.endswith("\nAfterword.\n")
+    assert again.count("<!-- results: sweep-demo -->") == 1
+    assert "6 runs" in again and "4 runs" not in again
+    other = with_section(again, "other", "Text.\n")
+    assert list(sections_of(other)) == ["sweep-demo", "other"]
+
+
+def test_a_page_with_half_a_section_is_refused(tmp_path: Path) -> None:
+    (tmp_path / PAGE).write_text("<!-- results: sweep-demo -->\n", encoding="utf-8")
+    with pytest.raises(StoreError, match="once each, or neither"):
+        published(tmp_path)
+    assert (tmp_path / PAGE).read_text(encoding="utf-8") == "<!-- results: sweep-demo -->\n"
