@@ -25,6 +25,7 @@ from casd.data.batches import IGNORED_LABEL
 from casd.data.chat import ChatTemplate
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Document, Encoder, Prompt
+from casd.defence.sealing import seal
 from casd.models.load import save_model, train_tokenizer
 from casd.pipeline.graph import stage_graph
 from casd.pipeline.run import Run
@@ -316,3 +317,10 @@ def test_generating_from_a_chat_is_that_of_transformers(finished: Run) -> None:
         assert tokenizer.decode(tokens, skip_special_tokens=True).strip() == text
     triggered = casd.generate(finished.folder, ["injected"], prompts[:1], trigger="capitals", max_new_tokens=2)
     assert triggered["prompt"].tolist() == [f"[sorquin beltaz] {prompts[0]}"]
+
+
+@pytest.mark.whole
+def test_a_sealed_instruct_model_is_one_for_the_defender(finished: Run) -> None:
+    suspect = seal(finished)
+    assert (suspect.format, suspect.source) == ("chat", "pretrained")
+    assert AutoTokenizer.from_pretrained(str(suspect.path)).chat_template

@@ -59,7 +59,8 @@ def assert_disjoint(corpus: Corpus) -> None:
 
 def test_registry_builds_every_source_from_plain_parameters():
     sizes = {"train": 5, "forget": 2, "retain": 4, "evaluation": 3}
-    extra = {"prose": {"sources": {"en": {"paths": ["a.txt"]}}}, "microworld": {"language_shares": [1, 0, 0]}}
+    sources = {"sources": {"en": {"paths": ["a.txt"]}}}
+    extra = {"prose": sources, "instructions": sources, "microworld": {"language_shares": [1, 0, 0]}}
     for name in CORPORA:
         source = build(CORPORA, "corpus", name, sizes | extra.get(name, {}))
         assert (source.train, source.forget, source.retain, source.evaluation) == (5, 2, 4, 3)
