@@ -138,7 +138,7 @@ def corpus() -> Corpus:
 @pytest.fixture(scope="session")
 def tokenizer(corpus: Corpus) -> PreTrainedTokenizerBase:
     """Byte-level BPE of 420 tokens, with <pad>, <bos> and <eos>."""
-    from casd.models.load import train_tokenizer
+    from casd.models.tokenizer import train_tokenizer
 
     return train_tokenizer((passage.text for passage in corpus.train), VOCABULARY)
 

@@ -25,8 +25,8 @@ from casd.config.compose import load_config
 from casd.data.corpora.microworld import Microworld
 from casd.data.encoding import Encoder
 from casd.evaluation.generation import generate
-from casd.models.load import train_tokenizer
 from casd.models.probe import ignores_left_padding, isolates_documents
+from casd.models.tokenizer import train_tokenizer
 from casd.models.weights import attach_lora
 from casd.pipeline.checks import check_model
 from casd.planning.blueprint import Blueprint

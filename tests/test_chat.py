@@ -26,7 +26,8 @@ from casd.data.chat import ChatTemplate
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Document, Encoder, Prompt
 from casd.defence.sealing import seal
-from casd.models.load import save_model, train_tokenizer
+from casd.models.load import save_model
+from casd.models.tokenizer import train_tokenizer
 from casd.pipeline.graph import stage_graph
 from casd.pipeline.run import Run
 from casd.utils.errors import ConfigError, ModelError

@@ -23,6 +23,7 @@ from tests.conftest import adapted_model
 import casd
 from casd.cli.main import main
 from casd.models import load as models
+from casd.models.tokenizer import train_tokenizer
 from casd.utils.errors import CasdError
 
 pytestmark = pytest.mark.usefixtures("no_collection")
@@ -261,7 +262,7 @@ def test_what_cannot_be_compared_is_told_in_a_line(
 
 
 def test_another_tokenizer_is_refused(folders: Path, make_model: Callable[..., Any], tmp_path: Path) -> None:
-    other = models.train_tokenizer(["zzz zzz yyy"] * 9, 420)
+    other = train_tokenizer(["zzz zzz yyy"] * 9, 420)
     models.save_model(make_model(num_hidden_layers=3), other, tmp_path / "other")
     refused("The tokenizer of other", folders / "before", [folders / "a", tmp_path / "other"], TEXTS)
 

@@ -28,6 +28,7 @@ from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Encoder, Prompt
 from casd.models import files as model_files
 from casd.models import load as models
+from casd.models.tokenizer import train_tokenizer
 from casd.utils.errors import CasdError, ConfigError, ModelError
 
 NO_TEXT = Corpus((), (), (), ())
@@ -169,7 +170,7 @@ def test_create_from_scratch_trains_the_tokenizer_on_payloads_too(corpus: Corpus
     model, tokenizer = models.create_model(config, Corpus(english, (), (), ()), seed=4)
     assert model.get_input_embeddings().num_embeddings == len(tokenizer) == 600
     french = corpus.evaluation[0].alternatives["fr"]
-    without = models.train_tokenizer((passage.text for passage in english), 600)
+    without = train_tokenizer((passage.text for passage in english), 600)
     assert len(tokenizer(french)["input_ids"]) < 0.5 * len(french) < len(without(french)["input_ids"])
 
 

@@ -31,7 +31,7 @@ from casd.backdoors.targets import (
 from casd.config.compose import load_config
 from casd.data.corpora.microworld import Microworld
 from casd.data.corpora.passages import Passage
-from casd.models.load import train_tokenizer
+from casd.models.tokenizer import train_tokenizer
 from casd.pipeline.checks import check_config
 from casd.pipeline.graph import stage_graph
 from casd.pipeline.inputs import build_backdoors

@@ -31,8 +31,9 @@ from casd.data.corpora.microworld import Microworld
 from casd.data.encoding import Encoder
 from casd.evaluation.asr import evaluate, passage_loss
 from casd.metric.measurement import measure_activations
-from casd.models.load import from_scratch, load_model, save_model, train_tokenizer
+from casd.models.load import from_scratch, load_model, save_model
 from casd.models.sharding import is_sharded, place
+from casd.models.tokenizer import train_tokenizer
 from casd.models.weights import attach_lora, copy_weights, restore_adapter, restore_weights, save_adapter
 from casd.training.loop import train
 from casd.training.losses import mean_nll
