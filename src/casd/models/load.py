@@ -37,8 +37,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, chat: bool = False
     Args:
         texts: training texts.
         vocab_size: maximum number of tokens, including the 256 bytes and the special tokens.
-        chat: give it a chat template with its special tokens (`casd.data.chat.TINY_TEMPLATE`), the last of which replaces
-            `<eos>`.
+        chat: give it the chat template TINY_TEMPLATE with its special tokens, the last of which replaces `<eos>`.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -47,19 +46,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, chat: bool = False
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[PAD, BOS, eos, *(TINY_TOKENS[:-1] if chat else ())],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+    special, alphabet = [PAD, BOS, eos, *(TINY_TOKENS[:-1] if chat else ())], pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     start = (BOS, tokenizer.token_to_id(BOS))
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[start])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=eos)
-    if chat:
-        fast.chat_template = TINY_TEMPLATE
-    return fast
+    options = {"chat_template": TINY_TEMPLATE} if chat else {}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=eos, **options)
 
 
 def transformers_config(model_type: str, architecture: Mapping[str, Any], **more: Any) -> PreTrainedConfig:
@@ -228,9 +221,7 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
         case "gguf":
             return hashes([find_gguf(str(config.path))])
         case "folder":
-            folder = Path(str(config.path)).expanduser()
-            templates = sorted(folder.glob("*.jinja")) if config.format == "chat" else []
-            return hashes([*folder_files(folder), *templates])
+            return hashes(folder_files(Path(str(config.path)).expanduser(), chat=config.format == "chat"))
         case "hub":
             return {"repository": str(config.path), "commit": hub.resolve(str(config.path), config.revision).resolved}
 
