@@ -12,6 +12,7 @@ from typing import Protocol
 from casd.backdoors import detection
 from casd.data.corpora.passages import Passage
 from casd.utils.errors import ConfigError, CorpusError
+from casd.utils.registry import shown
 from casd.utils.text import has_phrase
 
 TARGETS: dict[str, str] = {
@@ -74,7 +75,7 @@ class Language:
         if self.language not in self.candidates or len(set(self.candidates)) < 2:
             raise ConfigError(
                 f"Target language: candidates are {list(self.candidates)}; expected at least two language codes, "
-                f"among them {self.language!r}."
+                f"among them {shown(self.language)}."
             )
         unusual = set(self.candidates) - {"en", "fr", "de", "es", "it"}
         if unusual and (unknown := sorted(unusual - set(detection.full_identifier().labels))):
