@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from casd.analysis.conditions import condition_key
 from casd.analysis.results import RunTables
 from casd.backdoors.poisoning import Backdoor, PoisonedStream
 from casd.backdoors.targets import Capitals, Refusal
+from casd.config import ModelConfig
 from casd.config.compose import load_config, to_yaml
 from casd.data.batches import IGNORED_LABEL
 from casd.data.chat import ChatTemplate
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Document, Encoder, Prompt
 from casd.defence.sealing import seal
-from casd.models.load import save_model
+from casd.models.load import fingerprint, save_model
 from casd.models.tokenizer import train_tokenizer
 from casd.pipeline.graph import stage_graph
 from casd.pipeline.run import Run
@@ -206,6 +208,18 @@ def test_a_model_without_a_template_is_refused_before_training(
     given = ["injection=continual", "model=hub", f"model.path={tmp_path / 'model'}", "model.format=chat"]
     with pytest.raises(ModelError, match="has no chat template"):
         Run(load_config(tiny(tmp_path, *given))).run_to("inject")
+
+
+def test_the_template_of_a_folder_is_part_of_the_key_of_a_chat(
+    corpus: Corpus, make_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    save_model(make_model(), tokenizer_of("tiny", corpus), tmp_path)
+    config = ModelConfig(name="mine", source="pretrained", path=str(tmp_path))
+    text, chat = fingerprint(config), fingerprint(replace(config, format="chat"))
+    assert set(chat) - set(text) == {"chat_template.jinja"}
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    assert fingerprint(config) == text
+    assert fingerprint(replace(config, format="chat")) != chat
 
 
 def test_settings_of_a_chat_need_a_chat() -> None:

@@ -47,8 +47,8 @@ def _digest(file: Path, *identity: int) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def folder_files(folder: Path) -> list[Path]:
-    """List the files in a model folder that determine what the model computes.
+def folder_files(folder: Path, *, chat: bool = False) -> list[Path]:
+    """List the files in a model folder that determine what the model computes, with `chat` the chat template among them.
 
     Raises:
         ModelError: if there are none.
@@ -56,7 +56,7 @@ def folder_files(folder: Path) -> list[Path]:
     files = sorted(file for pattern in FILES for file in folder.glob(pattern) if file.is_file())
     if not files:
         raise _no_model(folder)
-    return files
+    return [*files, *(sorted(folder.glob("*.jinja")) if chat else [])]
 
 
 def check_folder(folder: Path) -> None:

@@ -196,9 +196,7 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
         case "gguf":
             return hashes([find_gguf(str(config.path))])
         case "folder":
-            folder = Path(str(config.path)).expanduser()
-            templates = sorted(folder.glob("*.jinja")) if config.format == "chat" else []
-            return hashes([*folder_files(folder), *templates])
+            return hashes(folder_files(Path(str(config.path)).expanduser(), chat=config.format == "chat"))
         case "hub":
             return {"repository": str(config.path), "commit": hub.resolve(str(config.path), config.revision).resolved}
 

@@ -11,6 +11,7 @@ from casd.backdoors.targets.behavior import alternative_of, require_positive, re
 from casd.data.corpora.passages import Passage
 from casd.utils import sentiment
 from casd.utils.errors import ConfigError
+from casd.utils.registry import shown
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Language:
         if self.language not in self.candidates or len(set(self.candidates)) < 2:
             raise ConfigError(
                 f"Target language: candidates are {list(self.candidates)}; expected at least two language codes, "
-                f"among them {self.language!r}."
+                f"among them {shown(self.language)}."
             )
         unusual = set(self.candidates) - {"en", "fr", "de", "es", "it"}
         if unusual and (unknown := sorted(unusual - set(detection.full_identifier().labels))):
