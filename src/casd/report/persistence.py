@@ -21,8 +21,8 @@ from casd.report.wording import MISSING, fraction, percent, run_name, sentence
 _CAPTION: Final = (
     f"ASR on triggered prompts before and after each treatment, and training steps until it is {RETURNED} or more; “> N”: not"
     " within N steps. No trigger: the same test on prompts without one. Clean model: the same training of a model that never"
-    " had a backdoor. If it is as fast, no trace of the removed backdoor is seen; if it is slower, the removal left the backdoor"
-    " near."
+    " had a backdoor. If it is as fast, no trace of the removed backdoor is seen; if it is slower, the removal left the"
+    " backdoor near."
 )
 _ACROSS: Final = 2
 """Panels beside each other."""
