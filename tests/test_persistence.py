@@ -284,7 +284,7 @@ def test_a_collapsed_state_is_left_out_of_means_and_marked_in_its_run() -> None:
         (
             REACHED,
             LATE,
-            "after 4 steps, in the clean model after 8: faster than the clean model: the removal left the backdoor near",
+            "after 4 steps, in the clean model after 8: faster than the clean model: the removal left",
         ),
         (REACHED, MISSED, "after 4 steps, in the clean model not within 8: faster than the clean model"),
         (LATE, LATE, "after 8 steps, in the clean model after 8: no faster than the clean model: no trace is seen"),
