@@ -28,11 +28,14 @@ def returns(tables: RunTables) -> pd.DataFrame:
     """Return a row per treatment of a state × measured backdoor of one run: the removed one, the source, and all others.
 
     Columns, with those of TREATMENT: measured (a backdoor, or OTHERS for the mean over the others); before, after (ASR at the
-    start and at the end); steps (until an ASR of RETURNED, NaN if it is not reached or not measured), within (the last measured
-    step; NaN if only start and end are measured); clean_loss_change (relative); and clean_after, clean_steps, clean_within for
-    the model without backdoors, NaN if it was not treated in this way.
+    start and at the end); no_trigger (rate of the same test at the end on prompts without a trigger); steps (until an ASR of
+    RETURNED, NaN if it is not reached or not measured); within (the last measured step; NaN if only start and end are
+    measured); clean_loss_change (relative); and clean_after, clean_steps, clean_within for the model without backdoors, NaN if
+    it was not treated in this way.
     """
     triggered = tables.persistence[tables.persistence["prompt_set"] == "triggered"]
+    plain = tables.persistence[(tables.persistence["prompt_set"] == "clean") & (tables.persistence["model"] == "state")]
+    at_end = {treatment: each[each["step"] == each["step"].max()] for treatment, each in plain.groupby(TREATMENT)}
     rows = []
     for state, found in triggered.groupby("state", sort=False):
         start = {model: each[each["treatment"] == "none"] for model, each in found.groupby("model")}
@@ -43,6 +46,8 @@ def returns(tables: RunTables) -> pd.DataFrame:
             for label, names in (*((name, [name]) for name in named), *([(OTHERS, others)] if others else [])):
                 row = dict(zip(TREATMENT, (state, *treatment), strict=True)) | {"measured": label}
                 watched = label != OTHERS
+                without = at_end[(state, *treatment)]
+                row["no_trigger"] = without.loc[without["backdoor"].isin(names), "rate"].mean()
                 row |= _course(start["state"], measured[measured["model"] == "state"], names, watched)
                 control = measured[measured["model"] == "clean"]
                 course = _course(start["clean"], control, names, watched) if len(control) else {}
@@ -74,9 +79,9 @@ def persistence_summary(runs: Sequence[RunTables]) -> pd.DataFrame:
 
     Returns:
         A row per condition × treatment of a state × measured backdoor. Columns, with those of TREATMENT: model, objective,
-        measured; runs (number of runs); means over them of before, after, clean_after, clean_loss_change; steps (median;
-        infinite if half of the runs or more did not reach RETURNED), returned (number of runs that did), within (the last
-        measured step); and the same for the model without backdoors: clean_steps, clean_returned, clean_within. Without
+        measured; runs (number of runs); means over them of before, after, no_trigger, clean_after, clean_loss_change; steps
+        (median; infinite if half of the runs or more did not reach RETURNED), returned (number of runs that did), within (the
+        last measured step); and the same for the model without backdoors: clean_steps, clean_returned, clean_within. Without
         measurements NaN.
     """
     rows: list[dict[str, Any]] = []
@@ -90,7 +95,7 @@ def persistence_summary(runs: Sequence[RunTables]) -> pd.DataFrame:
         for identity, each in pd.concat(found, ignore_index=True).groupby([*TREATMENT, "measured"], sort=False):
             row = {"model": model, "objective": objective, **dict(zip([*TREATMENT, "measured"], identity, strict=True))}
             row["runs"] = len(each)
-            row |= {name: each[name].mean() for name in ("before", "after", "clean_after", "clean_loss_change")}
+            row |= {name: each[name].mean() for name in ("before", "after", "no_trigger", "clean_after", "clean_loss_change")}
             rows.append(row | _returned(each, "") | _returned(each, "clean_"))
     return pd.DataFrame(rows)
 
@@ -111,5 +116,5 @@ def trace(steps: float, clean_steps: float) -> str:
     if math.isinf(steps) and math.isinf(clean_steps):
         return "neither came back"
     if steps < clean_steps:
-        return "faster than the clean model: the removal left the backdoor near"
+        return "faster than the clean model: the removal left the backdoor, or its behaviour, near"
     return "no faster than the clean model: no trace is seen"

@@ -20,8 +20,9 @@ from casd.report.wording import MISSING, fraction, percent, run_name, sentence
 
 _CAPTION: Final = (
     f"ASR on triggered prompts before and after each treatment, and training steps until it is {RETURNED} or more; “> N”: not"
-    " within N steps. Clean model: the same training of a model that never had a backdoor. If it is as fast, no trace of the"
-    " removed backdoor is seen; if it is slower, the removal left the backdoor near."
+    " within N steps. No trigger: the same test on prompts without one. Clean model: the same training of a model that never"
+    " had a backdoor. If it is as fast, no trace of the removed backdoor is seen; if it is slower, the removal left the"
+    " backdoor near, or at least its behaviour, which a clean model may not know."
 )
 _ACROSS: Final = 2
 """Panels beside each other."""
@@ -38,6 +39,7 @@ def persistence_table(runs: Sequence[RunTables]) -> Table:
             "measured": str(record["measured"]),
             "before": fraction(record["before"]),
             "after": fraction(record["after"]),
+            "no trigger, after": fraction(record["no_trigger"]),
             "steps": _steps(record, "", several),
             "clean model, after": fraction(record["clean_after"]),
             "clean model, steps": _steps(record, "clean_", several),
