@@ -28,7 +28,7 @@ from casd.config.compose import to_yaml
 from casd.config.states import INJECTED
 from casd.data.shrinking import explaining_out_of_memory
 from casd.evaluation.asr import Evaluation
-from casd.pipeline import checks, persistence, stages
+from casd.pipeline import checks, persistence, scores, stages
 from casd.pipeline.graph import StageGraph, run_folder, stage_graph
 from casd.pipeline.inputs import Inputs, build_backdoors
 from casd.pipeline.records import write_record
@@ -176,10 +176,10 @@ class Run:
     def finish(self, end: str) -> None:
         """Score, report, and write the models of `runtime.save_models`."""
         if end in ("score", "report"):
-            self._make(self.graph.score, stages.make_scores, alone=True)
+            self._make(self.graph.score, scores.make_scores, alone=True)
         if end == "report":
             name = self.folder.name
-            self._make(self.graph.report, lambda inputs, folder: stages.make_report(inputs, name, folder), alone=True)
+            self._make(self.graph.report, lambda inputs, folder: scores.make_report(inputs, name, folder), alone=True)
             distributed.make_alone(self._publish)
             note(self.config, self.graph, end)
         distributed.make_alone(partial(self._save_models, end))
