@@ -30,14 +30,17 @@ def publish_sweep(
 ) -> None:
     """Publish what `casd sweep` with these overrides found; `report` is the folder of its report."""
     from casd.report.answer import answers_table, in_short
+    from casd.report.persistence import persistence_statements, persistence_table
 
-    answers = comparisons.answers
+    answers, lasting = comparisons.answers, persistence_table(runs)
+    said = [" ".join(in_short(answers))] if answers else []
+    shown = [*([answers_table(answers)] if len(answers) > 1 else []), *comparisons.tables, *([lasting] if len(lasting) else [])]
     section = ResultSection(
         name=_name(f"sweep-{_experiment(overrides)}"),
         title=_title(overrides),
         command=["sweep", *without_settings_of_the_machine(overrides)],
-        sentences=[" ".join(in_short(answers))] if answers else [],
-        tables=[*([answers_table(answers)] if len(answers) > 1 else []), *comparisons.tables],
+        sentences=[*said, *(persistence_statements(runs[0]) if len(runs) == 1 else [])],
+        tables=shown,
         origin=origin_of(runs),
         figures={
             alt: report / "figures" / name for name, alt in _SWEEP_FIGURES.items() if (report / "figures" / name).is_file()
