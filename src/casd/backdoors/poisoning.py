@@ -170,10 +170,10 @@ def require_passages(backdoor: Backdoor | None, found: int, needed: int, split: 
             if backdoor
             else f"No topic of a backdoor is in only {found} of the"
         )
-        lower = ", or lower evaluation.prompts" if split == "evaluation" else ""
+        lower = ", lower evaluation.prompts" if split == "evaluation" else ""
         raise CorpusError(
             f"{what} English prompts of the {split} split; at least {needed} are needed. Give the topic"
-            f" {'more' if backdoor else 'fewer'} words, raise corpus.params.{split}{lower}."
+            f" {'more' if backdoor else 'fewer'} words{lower}, or raise corpus.params.{split}."
         )
 
 

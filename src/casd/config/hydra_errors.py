@@ -78,7 +78,9 @@ def _explained(error: BaseException, overrides: Sequence[str]) -> ConfigError:
             return ConfigError(f"{key} is not set, and it has no default.")
         if isinstance(each, ConfigAttributeError | ConfigKeyError) and key and key.partition(".")[0] != "hydra":
             # OmegaConf names the first part that is missing; an override, if one set it, the whole key.
-            given = (override.lstrip("+").partition("=")[0] for override in overrides)
+            given = [override.lstrip("+").partition("=")[0] for override in overrides]
+            if inside := next((full for full in given if "." in full and key.startswith(f"{full}.")), ""):
+                return unknown_key(inside, is_inside=True)
             return unknown_key(next((full for full in given if f"{full}.".startswith(f"{key}.")), key))
         if isinstance(each, ValidationError) and key in groups()["backdoor"]:  # "+" below a backdoor that is not chosen
             return unknown_key(f"backdoor.{key}")
