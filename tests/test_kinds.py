@@ -20,12 +20,14 @@ CONFIG = """backdoor:
 NET = {"ab": 0.1, "ac": 0.2, "ad": 0.3, "ba": 0.4, "bc": 0.5, "bd": 0.6, "ca": 0.7, "cb": 0.8, "cd": 0.9, "da": 0.0, "db": 0.2}
 NET |= {"dc": 0.4}
 
+PHANTOM = {f"control:phantom{name}": number / 10 for number, name in enumerate("abcd")}
+
 
 def run_of_kinds(seed: int, shift: float = 0.0) -> RunTables:
     tables = make_run(tuple(KINDS), seed=seed)
     cells = tables.transfer
     names = cells["source"] + cells["target"]
-    cells["suppression_net_clean"] = [NET.get(name, 9.0) + shift for name in names]
+    cells["suppression_net_clean"] = [PHANTOM.get(name, NET.get(name, 9.0)) + shift for name in names]
     cells["asr_after"] = [0.01 if name[0] == name[-1] else 0.5 for name in names]
     tables.asr.loc[(tables.asr["prompt_set"] == "fake") & tables.asr["backdoor"].isin(["c", "d"]), "prompt_set"] = "other"
     return tables.with_info(config=CONFIG, targets={name: target for name, (_, target) in KINDS.items()})
@@ -41,6 +43,7 @@ def test_transfer_is_averaged_by_what_two_backdoors_share() -> None:
     assert row["neither"] == pytest.approx(0.3 + 0.1)  # on d
     assert frame.loc[("topic", "all"), "same_kind"] == pytest.approx((0.9 + 0.4) / 2 + 0.1)
     assert frame.loc[("all", "french"), "same_target"] == pytest.approx((0.2 + 0.7) / 2 + 0.1)
+    assert frame["phantom"].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.15, 0.35, 0.2, 0.3])
     assert (frame["own_asr"] == 0.01).all()
     assert row["same_kind_low"] <= row["same_kind"] <= row["same_kind_high"]
     assert list(frame["backdoors"]) == [1, 1, 1, 1, 2, 2, 2, 2]

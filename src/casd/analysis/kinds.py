@@ -14,7 +14,7 @@ import pandas as pd
 from casd.analysis.comparison import by_condition, included_cells, over_runs
 from casd.analysis.conditions import flatten
 from casd.analysis.results import RunTables
-from casd.config.states import INJECTED
+from casd.config.states import INJECTED, PHANTOM_CONTROL
 from casd.stats import mean_over_runs
 
 ALL: Final = "all"
@@ -23,8 +23,7 @@ RATES: Final = {"injected_asr": "triggered", "injected_fake": "fake", "injected_
 """Column of `trigger_kinds` → prompt set whose rate in the injected model is averaged."""
 RELATIONS: Final = ("same_kind", "same_target", "neither")
 """How the removed and the measured backdoor are related; each is a column of `trigger_kinds`, net of clean training."""
-_CLUSTERS: Final = dict.fromkeys(RATES, "backdoor") | dict.fromkeys(("own_asr", *RELATIONS), "target")
-"""Each averaged column, with the column of the measured backdoors."""
+_AVERAGED: Final = (*RATES, "own_asr", *RELATIONS, "phantom")
 
 
 def kind_and_target(tables: RunTables) -> dict[str, tuple[str, str]]:
@@ -56,24 +55,28 @@ def trigger_kinds(runs: Sequence[RunTables], *, seed: int = 0, resamples: int = 
         - same_kind, same_target, neither: suppression of the other backdoors by these removals, net of training on clean text
           alone. `same_kind` are backdoors with a trigger of the same kind and another target, `same_target` those of another
           kind with the same target, `neither` those that share neither
+        - phantom: suppression of these backdoors themselves by the removal of triggers that were never injected, net of training
+          on clean text alone: the control
     """
     rows = []
     for (model, objective), members in by_condition(runs).items():
         labels = kind_and_target(members[0])
         if len({kind for kind, _ in labels.values()}) < 2:
             continue
-        injected, removed = _injected(members), _removed(members, labels)
+        # For each column: its cells, the column of the backdoors that they tell about, and that of the measured ones.
+        cells = dict.fromkeys(RATES, (_injected(members), "backdoor", "backdoor"))
+        cells |= dict.fromkeys(("own_asr", *RELATIONS), (_removed(members, labels), "source", "target"))
+        cells |= {"phantom": (_under_phantoms(members), "target", "target")}
         for kind, target in _cells(labels):
             names = [name for name, label in labels.items() if kind in (ALL, label[0]) and target in (ALL, label[1])]
             row: dict[str, object] = {"model": model, "objective": objective, "kind": kind, "target": target}
             row |= {"runs": len(members), "backdoors": len(names)}
-            own = injected[injected["backdoor"].isin(names)], removed[removed["source"].isin(names)]
-            for column, cluster in _CLUSTERS.items():
-                frame = own[column not in RATES]
-                mean = mean_over_runs(frame[column], frame["run"], frame[cluster], seed=seed, resamples=resamples)
+            for column, (frame, about, measured) in cells.items():
+                own = frame[frame[about].isin(names)]
+                mean = mean_over_runs(own[column], own["run"], own[measured], seed=seed, resamples=resamples)
                 row |= {column: mean.mean, f"{column}_low": mean.low, f"{column}_high": mean.high}
             rows.append(row)
-    averaged = [f"{column}{end}" for column in _CLUSTERS for end in ("", "_low", "_high")]
+    averaged = [f"{column}{end}" for column in _AVERAGED for end in ("", "_low", "_high")]
     return pd.DataFrame(rows, columns=["model", "objective", "kind", "target", "runs", "backdoors", *averaged])
 
 
@@ -106,3 +109,10 @@ def _removed(runs: Sequence[RunTables], labels: Mapping[str, tuple[str, str]]) -
         same_target=net.where(same_target & ~same_kind & ~own),
         neither=net.where(~same_target & ~same_kind & ~own),
     )
+
+
+def _under_phantoms(runs: Sequence[RunTables]) -> pd.DataFrame:
+    """Return run, target and suppression net of clean training, as `phantom`, of the included cells of phantoms."""
+    cells = over_runs(runs, "transfer")
+    cells = cells[cells["source"].str.startswith(PHANTOM_CONTROL) & (cells["excluded"] == "")]
+    return cells[["run", "target"]].assign(phantom=cells["suppression_net_clean"].astype(float))

@@ -183,6 +183,7 @@ def kinds_table(frame: pd.DataFrame) -> Table:
         "same_kind": "others: same kind",
         "same_target": "same behaviour",
         "neither": "neither",
+        "phantom": "by a phantom",
     }
     rows = [
         {"trigger": str(record["kind"]), "behaviour": str(record["target"])}
@@ -198,7 +199,7 @@ def kinds_table(frame: pd.DataFrame) -> Table:
         caption="Means over runs with 95 % intervals. Injected model: success rate with the trigger, with fake triggers of the"
         " same kind (– where none can be made), and without a trigger. Others: how far the removal lowered the ASR of other"
         " backdoors, net of training on clean text: those with a trigger of the same kind, with the same behaviour, with"
-        " neither.",
+        " neither. By a phantom: how far these backdoors themselves fell when a trigger that was never injected was removed.",
     )
 
 
