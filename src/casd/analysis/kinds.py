@@ -55,8 +55,8 @@ def trigger_kinds(runs: Sequence[RunTables], *, seed: int = 0, resamples: int = 
         - same_kind, same_target, neither: suppression of the other backdoors by these removals, net of training on clean text
           alone. `same_kind` are backdoors with a trigger of the same kind and another target, `same_target` those of another
           kind with the same target, `neither` those that share neither
-        - phantom: suppression of these backdoors themselves by the removal of triggers that were never injected, net of training
-          on clean text alone: the control
+        - phantom: suppression of these backdoors themselves by the removal of triggers that were never injected, net of
+          training on clean text alone: the control
     """
     rows = []
     for (model, objective), members in by_condition(runs).items():
