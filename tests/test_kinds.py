@@ -7,7 +7,7 @@ import pytest
 
 from casd.analysis.kinds import trigger_kinds
 from casd.analysis.results import RunTables
-from casd.report.comparisons import kinds_table
+from casd.report.comparisons import kinds_statements, kinds_table
 from report_run import make_run
 
 KINDS = {"a": ("phrase", "french"), "b": ("phrase", "refusal"), "c": ("topic", "french"), "d": ("topic", "refusal")}
@@ -36,17 +36,18 @@ def run_of_kinds(seed: int, shift: float = 0.0) -> RunTables:
 def test_transfer_is_averaged_by_what_two_backdoors_share() -> None:
     frame = trigger_kinds([run_of_kinds(0), run_of_kinds(1, shift=0.2)], resamples=99).set_index(["kind", "target"])
     assert list(frame.index)[:4] == [("phrase", "french"), ("phrase", "refusal"), ("topic", "french"), ("topic", "refusal")]
-    assert list(frame.index)[4:] == [("phrase", "all"), ("topic", "all"), ("all", "french"), ("all", "refusal")]
+    assert list(frame.index)[4:8] == [("phrase", "all"), ("topic", "all"), ("all", "french"), ("all", "refusal")]
+    assert list(frame.index)[8:] == [("all", "all")]
     row = frame.loc["phrase", "french"]  # removals of a
     assert row["same_kind"] == pytest.approx(0.1 + 0.1)  # on b
     assert row["same_target"] == pytest.approx(0.2 + 0.1)  # on c
     assert row["neither"] == pytest.approx(0.3 + 0.1)  # on d
     assert frame.loc[("topic", "all"), "same_kind"] == pytest.approx((0.9 + 0.4) / 2 + 0.1)
     assert frame.loc[("all", "french"), "same_target"] == pytest.approx((0.2 + 0.7) / 2 + 0.1)
-    assert frame["phantom"].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.15, 0.35, 0.2, 0.3])
+    assert frame["phantom"].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.15, 0.35, 0.2, 0.3, 0.25])
     assert (frame["own_asr"] == 0.01).all()
     assert row["same_kind_low"] <= row["same_kind"] <= row["same_kind_high"]
-    assert list(frame["backdoors"]) == [1, 1, 1, 1, 2, 2, 2, 2]
+    assert list(frame["backdoors"]) == [1, 1, 1, 1, 2, 2, 2, 2, 4]
 
 
 def test_rates_of_the_injected_model_are_of_each_prompt_set_and_missing_controls_are_said() -> None:
@@ -59,6 +60,14 @@ def test_rates_of_the_injected_model_are_of_each_prompt_set_and_missing_controls
     assert pd.isna(frame.loc[("topic", "refusal"), "injected_fake"])
     table = kinds_table(trigger_kinds([run], resamples=99))
     assert table.frame.loc["topic", "fake triggers"].tolist() == ["–", "–", "–"]
+
+
+def test_the_sentence_has_the_means_over_all() -> None:
+    frame = trigger_kinds([run_of_kinds(0)], resamples=99)
+    [text] = kinds_statements(frame)
+    # ac, bd, ca, db; ab, ba, cd, dc; ad, bc, cb, da
+    assert "another kind of trigger by 0.42 [" in text and "another behaviour by 0.45 [" in text
+    assert "neither by 0.40 [" in text and "a phantom lowered them by 0.15 [" in text
 
 
 def test_a_collapsed_removal_is_left_out() -> None:

@@ -44,9 +44,9 @@ def trigger_kinds(runs: Sequence[RunTables], *, seed: int = 0, resamples: int = 
         resamples: number of bootstrap samples.
 
     Returns:
-        Rows for every condition whose backdoors have triggers of several kinds: one per kind × target, then one per kind over
-        all targets, and one per target over all kinds ("all"). Columns, fractions unless stated otherwise, each mean with
-        `_low` and `_high` (95 %, over runs and measured backdoors):
+        Rows for every condition whose backdoors have triggers of several kinds: one per kind × target, one per kind over all
+        targets, one per target over all kinds, and one over all ("all"). Columns, fractions unless stated otherwise, each mean
+        with `_low` and `_high` (95 %, over runs and measured backdoors):
 
         - model, objective (with its setting), kind, target; runs, backdoors (counts)
         - injected_asr, injected_fake, injected_clean: success rate in the injected model on triggered prompts, on prompts with
@@ -81,11 +81,12 @@ def trigger_kinds(runs: Sequence[RunTables], *, seed: int = 0, resamples: int = 
 
 
 def _cells(labels: Mapping[str, tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Yield the pairs of kind and target that occur, then each kind over all targets, then each target over all kinds."""
+    """Yield the pairs of kind and target that occur, each kind over all targets, each target over all kinds, and all."""
     kinds, targets = (list(dict.fromkeys(column)) for column in zip(*labels.values(), strict=True))
     yield from sorted(set(labels.values()), key=lambda label: (kinds.index(label[0]), targets.index(label[1])))
     yield from ((kind, ALL) for kind in kinds)
     yield from ((ALL, target) for target in targets)
+    yield ALL, ALL
 
 
 def _injected(runs: Sequence[RunTables]) -> pd.DataFrame:

@@ -30,10 +30,11 @@ def publish_sweep(
 ) -> None:
     """Publish what `casd sweep` with these overrides found; `report` is the folder of its report."""
     from casd.report.answer import answers_table, in_short
+    from casd.report.comparisons import kinds_statements
     from casd.report.persistence import persistence_statements, persistence_table
 
     answers, lasting = comparisons.answers, persistence_table(runs)
-    said = [" ".join(in_short(answers))] if answers else []
+    said = [*([" ".join(in_short(answers))] if answers else []), *kinds_statements(comparisons.kinds)]
     shown = [*([answers_table(answers)] if len(answers) > 1 else []), *comparisons.tables, *([lasting] if len(lasting) else [])]
     section = ResultSection(
         name=_name(f"sweep-{_experiment(overrides)}"),

@@ -203,6 +203,18 @@ def kinds_table(frame: pd.DataFrame) -> Table:
     )
 
 
+def kinds_statements(frame: pd.DataFrame) -> list[str]:
+    """A sentence on each condition: which other backdoors a removal lowers, from `trigger_kinds`."""
+    return [
+        f"{record['objective']}, {record['model']}: a removal lowered the backdoors with the same behaviour and another kind of"
+        f" trigger by {mean_with_interval(record, 'same_target')}, those with the same kind and another behaviour by"
+        f" {mean_with_interval(record, 'same_kind')}, those with neither by {mean_with_interval(record, 'neither')}, net of"
+        f" training on clean text; a phantom lowered them by {mean_with_interval(record, 'phantom')}."
+        for record in frame.to_dict("records")
+        if record["kind"] == record["target"] == ALL
+    ]
+
+
 def _best(frame: pd.DataFrame, by: list[str], values: pd.Series) -> list[bool]:
     """For each row, whether it has the largest value of its group; in a group of one nothing is compared."""
     if frame.empty:
