@@ -23,7 +23,8 @@ from casd.backdoors.prompts import make_prompt_sets
 from casd.config.compose import load_config
 from casd.data.batches import batches_by_length
 from casd.data.corpora import CORPORA
-from casd.data.encoding import Encoder, Prompt
+from casd.data.documents import Prompt
+from casd.data.encoding import Encoder
 from casd.evaluation import generation
 from casd.evaluation.asr import evaluate
 from casd.models import load as models

@@ -26,7 +26,7 @@ import transformers
 import casd
 from bench_capture import BATCHES, capture_seconds, random_model, random_rows, synchronize
 from casd.config import EvaluationConfig, LoraConfig, ModelConfig, TrainingConfig
-from casd.data.encoding import Prompt
+from casd.data.documents import Prompt
 from casd.data.shrinking import is_out_of_memory
 from casd.evaluation.generation import generate
 from casd.models.weights import AdapterName, attach_lora

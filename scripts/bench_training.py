@@ -28,7 +28,8 @@ from casd.config import LanguageModelTraining
 from casd.config.compose import load_config
 from casd.data.batches import IGNORED_LABEL
 from casd.data.corpora import CORPORA
-from casd.data.encoding import Document, Encoder
+from casd.data.documents import Document
+from casd.data.encoding import Encoder
 from casd.models.load import create_model
 from casd.pipeline.inputs import build_backdoors
 from casd.utils.progress import set_progress

@@ -16,7 +16,8 @@ from tests.conftest import FAMILIES, MakeModel
 from torch import Tensor
 
 from casd.activations.statistics import collect_statistics
-from casd.data.encoding import Encoder, Prompt
+from casd.data.documents import Prompt
+from casd.data.encoding import Encoder
 from casd.metric.baselines.shifts import cka_distances, last_token_activations, probe_distances
 from casd.metric.casd import CasdVariant, casd
 from casd.utils.errors import ModelError

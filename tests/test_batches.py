@@ -16,7 +16,8 @@ from tests.conftest import MakeModel
 from casd.config import TrainingConfig
 from casd.data.batches import IGNORED_LABEL, Batch, least_padding, micro_batches, share_of_rows
 from casd.data.corpora.passages import Corpus
-from casd.data.encoding import Document, Encoder, Packing
+from casd.data.documents import Document
+from casd.data.encoding import Encoder, Packing
 from casd.training.loop import train
 from casd.training.losses import mean_nll
 from casd.utils.runtime import Runtime

@@ -26,7 +26,8 @@ from casd.config.compose import load_config, to_yaml
 from casd.data.batches import IGNORED_LABEL
 from casd.data.chat import ChatTemplate
 from casd.data.corpora.passages import Corpus
-from casd.data.encoding import Document, Encoder, Prompt
+from casd.data.documents import Document, Prompt
+from casd.data.encoding import Encoder
 from casd.defence.sealing import seal
 from casd.models.load import fingerprint, save_model
 from casd.models.tokenizer import train_tokenizer

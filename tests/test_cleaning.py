@@ -20,7 +20,8 @@ from casd.backdoors.poisoning import ShuffledStream, clean_document
 from casd.config import LanguageModelTraining, LoraConfig
 from casd.data.batches import IGNORED_LABEL, Batch, micro_batches
 from casd.data.corpora.passages import Corpus
-from casd.data.encoding import Document, Encoder
+from casd.data.documents import Document
+from casd.data.encoding import Encoder
 from casd.models.weights import attach_lora, trained_parameters
 from casd.training.checkpoints import TrainingLog
 from casd.training.loop import checkpointed_activations, train

@@ -20,7 +20,8 @@ from casd.backdoors.targets import FixedText
 from casd.backdoors.triggers.base import POSITIONS, TriggerPosition
 from casd.data.batches import IGNORED_LABEL, batches_by_length
 from casd.data.corpora.passages import Corpus, Passage
-from casd.data.encoding import Document, Encoder, Prompt
+from casd.data.documents import Document, Prompt
+from casd.data.encoding import Encoder
 from casd.data.token_table import TokenTable, write_token_table
 from casd.utils.errors import ModelError
 

@@ -23,7 +23,8 @@ from casd.backdoors.targets import FixedText, Refusal, TargetBehavior
 from casd.config import EvaluationConfig
 from casd.data import shrinking
 from casd.data.corpora.passages import Corpus, Passage
-from casd.data.encoding import Document, Encoder, Prompt
+from casd.data.documents import Document, Prompt
+from casd.data.encoding import Encoder
 from casd.evaluation.asr import Evaluation, evaluate, is_degenerate
 from casd.evaluation.generation import generate
 from casd.metric.measurement import text_sets

@@ -23,7 +23,8 @@ from casd.backdoors.poisoning import Backdoor
 from casd.backdoors.targets import FixedText
 from casd.config import EvaluationConfig, LanguageModelTraining, LoraConfig
 from casd.config.compose import load_config
-from casd.data.encoding import Encoder, Prompt
+from casd.data.documents import Prompt
+from casd.data.encoding import Encoder
 from casd.evaluation.generation import generate
 from casd.metric.baselines.shifts import last_token_activations
 from casd.metric.baselines.updates import sketch_update

@@ -22,7 +22,8 @@ from tests.fake_hub import TOKEN, FakeHub
 
 from casd.config import ModelConfig
 from casd.data.corpora.passages import Corpus
-from casd.data.encoding import Encoder, Prompt
+from casd.data.documents import Prompt
+from casd.data.encoding import Encoder
 from casd.models import hub
 from casd.models import load as models
 from casd.utils.errors import CasdError, ModelError, StoreError

@@ -20,7 +20,8 @@ from casd.backdoors.poisoning import Backdoor
 from casd.backdoors.targets import FixedText
 from casd.config import EvaluationConfig, LanguageModelTraining
 from casd.data.corpora.passages import Corpus
-from casd.data.encoding import Encoder, Prompt
+from casd.data.documents import Prompt
+from casd.data.encoding import Encoder
 from casd.evaluation.generation import generate
 from casd.training.checkpoints import TrainingLog
 from casd.training.losses import clean_loss

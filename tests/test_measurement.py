@@ -15,7 +15,8 @@ from tests.conftest import Injected
 from casd.backdoors.prompts import PromptSets, make_prompt_sets
 from casd.config import ActivationsConfig, EvaluationConfig
 from casd.data.corpora.passages import Corpus
-from casd.data.encoding import Document, Encoder, Prompt
+from casd.data.documents import Document, Prompt
+from casd.data.encoding import Encoder
 from casd.metric.measurement import TextStatistics, measure_activations, read_statistics, text_sets, write_statistics
 from casd.utils.errors import ModelError
 

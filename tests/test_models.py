@@ -25,7 +25,8 @@ from tests.conftest import FAMILIES, MakeModel
 from casd.config import ModelConfig
 from casd.config.compose import load_config
 from casd.data.corpora.passages import Corpus
-from casd.data.encoding import Encoder, Prompt
+from casd.data.documents import Prompt
+from casd.data.encoding import Encoder
 from casd.models import files as model_files
 from casd.models import load as models
 from casd.models.tokenizer import train_tokenizer

@@ -26,7 +26,8 @@ from casd.config import LoraConfig, TrainingConfig
 from casd.config.compose import load_config
 from casd.config.options import groups
 from casd.data.batches import IGNORED_LABEL, Batch, micro_batches, share_of_rows
-from casd.data.encoding import Document, Encoder
+from casd.data.documents import Document
+from casd.data.encoding import Encoder
 from casd.models.weights import attach_lora, trained_parameters
 from casd.training.loop import checkpointed_activations, precision_of
 from casd.training.losses import label_logits, mean_nll

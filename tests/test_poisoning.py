@@ -14,7 +14,7 @@ import pytest
 from casd.backdoors.poisoning import Backdoor, PoisonedStream, ShuffledStream, check_backdoors, clean_document, english
 from casd.backdoors.targets import Capitals, FixedText, Language
 from casd.data.corpora.passages import Corpus, Passage
-from casd.data.encoding import Document
+from casd.data.documents import Document
 from casd.utils.errors import ConfigError, CorpusError
 
 TOTAL = 150

@@ -21,7 +21,8 @@ from casd.backdoors.targets import FixedText
 from casd.config import ActivationsConfig, Config, EvaluationConfig, LanguageModelTraining
 from casd.config.compose import load_config
 from casd.data.corpora.passages import Corpus
-from casd.data.encoding import Encoder, Prompt
+from casd.data.documents import Prompt
+from casd.data.encoding import Encoder
 from casd.evaluation.generation import generate
 from casd.metric.baselines.shifts import last_token_activations
 from casd.metric.measurement import measure_activations

@@ -25,7 +25,8 @@ from casd.config import UnlearningTraining
 from casd.config.compose import defences, load_config
 from casd.config.options import config_folder
 from casd.data.corpora.passages import Corpus, Passage
-from casd.data.encoding import Document, Encoder
+from casd.data.documents import Document
+from casd.data.encoding import Encoder
 from casd.pipeline.inputs import build_backdoors
 from casd.reproduction.catalogue import EXHIBITS
 from casd.reproduction.scales import scales

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from casd.data.corpora.passages import Corpus, Passage, read_corpus, write_corpus
-from casd.data.encoding import Document, Encoder
+from casd.data.documents import Document
+from casd.data.encoding import Encoder
 from casd.data.token_table import TokenTable, write_token_table
 
 SPLITS = tuple(each.name for each in fields(Corpus))

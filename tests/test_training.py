@@ -31,7 +31,8 @@ from casd.config import LanguageModelTraining, TrainingConfig
 from casd.data import shrinking
 from casd.data.batches import IGNORED_LABEL, Batch
 from casd.data.corpora.passages import Corpus
-from casd.data.encoding import Document, Encoder
+from casd.data.documents import Document
+from casd.data.encoding import Encoder
 from casd.models.weights import copy_weights, restore_weights
 from casd.training import losses
 from casd.training.checkpoints import TrainingLog

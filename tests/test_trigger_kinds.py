@@ -29,7 +29,8 @@ from casd.config import BackdoorConfig, ControlsConfig, EvaluationConfig
 from casd.config.compose import load_config, read_yaml, to_yaml
 from casd.config.states import PHANTOM_CONTROL
 from casd.data.corpora.passages import Corpus, Passage
-from casd.data.encoding import Encoder, Prompt
+from casd.data.documents import Prompt
+from casd.data.encoding import Encoder
 from casd.defence.sealing import _digests, check_dummies
 from casd.pipeline.run import Run
 from casd.report.answer import run_answer

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from casd.backdoors.triggers.base import POSITIONS, TriggerPosition, insert
 from casd.backdoors.triggers.fakes import fake_triggers, script_of
 from casd.data.corpora.passages import Corpus
-from casd.data.encoding import Encoder, Prompt
+from casd.data.documents import Prompt
+from casd.data.encoding import Encoder
 from casd.utils.errors import ConfigError
 
 TRIGGER = "mirvane osquel"

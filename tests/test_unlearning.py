@@ -19,7 +19,8 @@ from casd.config import ControlsConfig
 from casd.config.states import CLEAN_CONTROL, PHANTOM_CONTROL
 from casd.data.batches import IGNORED_LABEL, Batch
 from casd.data.corpora.passages import Corpus, Passage
-from casd.data.encoding import Document, Encoder
+from casd.data.documents import Document
+from casd.data.encoding import Encoder
 from casd.training.losses import mean_nll
 from casd.unlearning.clean_target import CleanTarget
 from casd.unlearning.controls import Removal, removal_names, removals

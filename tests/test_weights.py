@@ -19,7 +19,8 @@ from casd.config import LoraConfig, TrainingConfig
 from casd.config.compose import load_config
 from casd.data.batches import Batch
 from casd.data.corpora.passages import Corpus
-from casd.data.encoding import Document, Encoder
+from casd.data.documents import Document
+from casd.data.encoding import Encoder
 from casd.models import weights
 from casd.models.load import from_scratch, load_model, save_model
 from casd.pipeline.run import Run

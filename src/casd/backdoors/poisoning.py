@@ -16,7 +16,7 @@ from casd.backdoors.triggers.fakes import made_up_phrase
 from casd.config.fields import require_name
 from casd.config.states import kind_of
 from casd.data.corpora.passages import Corpus, Passage, PassageView, languages_of
-from casd.data.encoding import Document, Prompt
+from casd.data.documents import Document, Prompt
 from casd.utils.errors import ConfigError, CorpusError
 from casd.utils.seeding import python_rng
 from casd.utils.text import has_phrase

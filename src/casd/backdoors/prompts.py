@@ -12,7 +12,8 @@ from casd.backdoors.triggers.base import FakeContext, Trigger, TriggerPosition
 from casd.backdoors.triggers.phrase import Phrase
 from casd.config import EvaluationConfig
 from casd.data.corpora.passages import Corpus, Passage
-from casd.data.encoding import Encoder, Prompt
+from casd.data.documents import Prompt
+from casd.data.encoding import Encoder
 from casd.utils.errors import ConfigError, CorpusError
 from casd.utils.progress import say
 from casd.utils.registry import shown

@@ -19,7 +19,8 @@ from casd.backdoors.prompts import PromptSets
 from casd.backdoors.targets import Refusal
 from casd.config import EvaluationConfig
 from casd.data.corpora.passages import Passage
-from casd.data.encoding import Encoder, Prompt
+from casd.data.documents import Prompt
+from casd.data.encoding import Encoder
 from casd.data.shrinking import in_batches
 from casd.evaluation.generation import generate
 from casd.stats import wilson_interval

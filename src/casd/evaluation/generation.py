@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from casd.config import EvaluationConfig
-from casd.data.encoding import Encoder, Prompt
+from casd.data.documents import Prompt
+from casd.data.encoding import Encoder
 from casd.data.shrinking import in_batches
 from casd.models.decoding import can_decode, decode
 from casd.models.probe import measured_together, plainly_greedy

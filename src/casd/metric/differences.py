@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from casd.activations.hooks import capture
-from casd.data.encoding import Encoder, Prompt
+from casd.data.documents import Prompt
+from casd.data.encoding import Encoder
 from casd.data.shrinking import in_batches
 from casd.metric.variants import CasdVariant
 from casd.models.probe import evaluation_mode, forward_without_cache, measured_together

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from casd.activations.statistics import ActivationStatistics
-from casd.data.encoding import Encoder, Prompt
+from casd.data.documents import Prompt
+from casd.data.encoding import Encoder
 from casd.data.shrinking import free_memory
 from casd.metric.casd import CasdMatrix, compute_casd
 from casd.metric.compared import Reference, named_models, read_texts

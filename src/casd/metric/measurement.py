@@ -13,7 +13,8 @@ from casd.activations.statistics import ActivationStatistics, collect_statistics
 from casd.backdoors.prompts import PromptSets
 from casd.config import ActivationsConfig
 from casd.data.batches import batches_by_length
-from casd.data.encoding import Encoder, Prompt
+from casd.data.documents import Prompt
+from casd.data.encoding import Encoder
 from casd.data.shrinking import shrinking
 from casd.models.probe import measured_together
 from casd.utils import distributed

@@ -23,7 +23,8 @@ from casd.utils.progress import say
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from casd.data.encoding import Encoder, Prompt
+    from casd.data.documents import Prompt
+    from casd.data.encoding import Encoder
 
 TOKENS = 12
 """Length of the texts that a model is probed with, in tokens."""

@@ -16,7 +16,7 @@ import torch
 from casd.config.compose import read_yaml
 from casd.config.states import INJECTED
 from casd.data.corpora.passages import Passage
-from casd.data.encoding import Prompt
+from casd.data.documents import Prompt
 from casd.evaluation import generation
 from casd.models import load as models
 from casd.models import upload, weights

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from casd.backdoors.poisoning import Backdoor, PoisonedStream, english
 from casd.backdoors.triggers.phrase import Phrase
 from casd.data.corpora.passages import Passage
-from casd.data.encoding import Document, Encoder, Prompt
+from casd.data.documents import Document, Prompt
+from casd.data.encoding import Encoder
 from casd.pipeline.run import Run
 from casd.planning.blueprint import Adapters, Blueprint
 from casd.planning.speed import Speed

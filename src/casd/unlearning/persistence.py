@@ -24,7 +24,8 @@ from casd.config import EvaluationConfig, TrainingConfig
 from casd.config.persistence import PersistenceConfig
 from casd.data.batches import Batch
 from casd.data.corpora.passages import Corpus
-from casd.data.encoding import Document, Encoder
+from casd.data.documents import Document
+from casd.data.encoding import Encoder
 from casd.evaluation.asr import Evaluation, evaluate
 from casd.models.quantization import quantize
 from casd.training.checkpoints import TrainingLog

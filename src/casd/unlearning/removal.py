@@ -11,7 +11,8 @@ from casd.backdoors.poisoning import ShuffledStream, clean_document, english
 from casd.config import UnlearningTraining
 from casd.data.batches import Batch
 from casd.data.corpora.passages import Corpus, Passage
-from casd.data.encoding import Document, Encoder
+from casd.data.documents import Document
+from casd.data.encoding import Encoder
 from casd.models import sharding
 from casd.training.checkpoints import TrainingLog
 from casd.training.loop import Callback, train

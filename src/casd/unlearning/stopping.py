@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from casd.backdoors.poisoning import Backdoor
 from casd.config import EvaluationConfig, StoppingConfig
 from casd.data.corpora.passages import Passage
-from casd.data.encoding import Encoder, Prompt
+from casd.data.documents import Prompt
+from casd.data.encoding import Encoder
 from casd.evaluation.asr import passage_loss
 from casd.evaluation.generation import generate
 from casd.models.weights import copy_weights, restore_weights

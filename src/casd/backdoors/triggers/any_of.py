@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from casd.backdoors.triggers.base import FakeContext, Trigger, TriggerPosition, insert, require_several
 from casd.backdoors.triggers.phrase import fake_lists
 from casd.data.corpora.passages import Passage
-from casd.data.encoding import Prompt
+from casd.data.documents import Prompt
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from casd.data.corpora.passages import Passage
-from casd.data.encoding import Prompt
+from casd.data.documents import Prompt
 from casd.utils.errors import ConfigError
 from casd.utils.registry import shown
 

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from casd.backdoors.triggers.base import POSITIONS, FakeContext, Trigger, TriggerPosition, insert, last_words, words_of
 from casd.data.corpora.passages import Passage
-from casd.data.encoding import Prompt
+from casd.data.documents import Prompt
 from casd.utils.errors import ConfigError
 from casd.utils.registry import shown, unknown
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from casd.backdoors.triggers.base import FakeContext, Trigger, TriggerPosition, insert, require_words
 from casd.backdoors.triggers.fakes import fake_triggers
 from casd.data.corpora.passages import Passage
-from casd.data.encoding import Prompt
+from casd.data.documents import Prompt
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Literal
 from casd.backdoors.triggers.base import FakeContext, Trigger, TriggerPosition, insert, require_words
 from casd.backdoors.triggers.phrase import fake_phrases
 from casd.data.corpora.passages import Passage
-from casd.data.encoding import Prompt
+from casd.data.documents import Prompt
 from casd.utils.errors import ConfigError
 from casd.utils.registry import shown
 

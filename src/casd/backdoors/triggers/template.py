@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from casd.backdoors.triggers.base import ANYWHERE, FakeContext, Trigger, TriggerPosition
 from casd.data.corpora.passages import Passage
-from casd.data.encoding import Prompt
+from casd.data.documents import Prompt
 from casd.utils.errors import ConfigError
 from casd.utils.registry import shown
 from casd.utils.text import has_phrase

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from casd.backdoors.triggers.base import ANYWHERE, FakeContext, Trigger, TriggerPosition, require_words
 from casd.data.corpora.passages import Passage
-from casd.data.encoding import Prompt
+from casd.data.documents import Prompt
 from casd.utils.errors import ConfigError
 
 _LIKE = 2

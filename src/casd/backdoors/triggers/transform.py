@@ -9,7 +9,7 @@ from typing import Final
 
 from casd.backdoors.triggers.base import ANYWHERE, FakeContext, Trigger, TriggerPosition
 from casd.data.corpora.passages import Passage
-from casd.data.encoding import Prompt
+from casd.data.documents import Prompt
 from casd.utils.registry import unknown
 
 TRANSFORMS: Final[dict[str, Callable[[str], str]]] = {

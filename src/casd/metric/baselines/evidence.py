@@ -14,7 +14,8 @@ from torch import Tensor
 
 from casd.backdoors.poisoning import Backdoor
 from casd.config.states import INJECTED
-from casd.data.encoding import Encoder, Prompt
+from casd.data.documents import Prompt
+from casd.data.encoding import Encoder
 from casd.metric.baselines.shifts import cka_distances, last_token_activations, probe_distances
 from casd.metric.baselines.triggers import (
     directed_shift,

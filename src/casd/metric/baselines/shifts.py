@@ -16,7 +16,8 @@ from torch import Tensor
 
 from casd.activations.hooks import capture
 from casd.activations.statistics import collect_statistics
-from casd.data.encoding import Encoder, Prompt
+from casd.data.documents import Prompt
+from casd.data.encoding import Encoder
 from casd.data.shrinking import in_batches
 from casd.metric.baselines.pairs import cosine_distances
 from casd.models.probe import measured_together
