@@ -89,9 +89,9 @@ def _experiment(overrides: Sequence[str]) -> str:
 
 
 def _title(overrides: Sequence[str]) -> str:
-    """Return the description of the experiment of some overrides, else its name."""
+    """Return the description of the experiment of some overrides up to the first colon or semicolon, else its name."""
     experiment = _experiment(overrides)
-    return groups()["experiment"].get(experiment) or experiment
+    return re.split(r"[:;] ", groups()["experiment"].get(experiment) or experiment)[0]
 
 
 def _publish(section: ResultSection, folder: Path) -> None:
