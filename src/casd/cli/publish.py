@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +19,8 @@ if TYPE_CHECKING:
 
     from casd.report import Comparisons
 
-_SWEEP_FIGURES = {
-    "objectives.png": "The other backdoors' mean suppression under each objective, net of both controls",
-    "asr_heatmaps.png": "Attack success rate of every backdoor after each removal, one matrix per run",
-}
+_FEW_RUNS = 2
+"""Most runs of which the matrices are published."""
 
 
 def publish_sweep(
@@ -44,10 +42,17 @@ def publish_sweep(
         tables=shown,
         origin=origin_of(runs),
         figures={
-            alt: report / "figures" / name for name, alt in _SWEEP_FIGURES.items() if (report / "figures" / name).is_file()
+            alt: report / "figures" / name for alt, name in _figures_of(len(runs)) if (report / "figures" / name).is_file()
         },
     )
     _publish(section, folder)
+
+
+def _figures_of(runs: int) -> Iterator[tuple[str, str]]:
+    """Yield the figures of a sweep that are published, each after a text for readers who cannot see it."""
+    yield "The other backdoors' mean suppression under each objective, net of both controls", "objectives.png"
+    if runs <= _FEW_RUNS:
+        yield "Attack success rate of every backdoor after each removal, one matrix per run", "asr_heatmaps.png"
 
 
 def publish_reproduction(
