@@ -409,7 +409,7 @@ def test_a_backdoor_that_is_not_chosen_says_how_it_is(plus: str) -> None:
 def test_a_value_with_entries_that_are_not_there_yet_says_how_to_add_them() -> None:
     target = "backdoor.refusal.target={name: regex, params: {pattern: x, texts: [x]}}"
     with pytest.raises(
-        ConfigError, match=r"The value of backdoor.refusal.target adds entries .* write \+backdoor.refusal.target="
+        ConfigError, match=r"backdoor.refusal.target has no 'params.pattern' .* write \+backdoor.refusal.target="
     ):
         load_config(["backdoor=[refusal]", target])
     assert load_config(["backdoor=[refusal]", f"+{target}"]).backdoor["refusal"].target.params == {

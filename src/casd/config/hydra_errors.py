@@ -80,7 +80,7 @@ def _explained(error: BaseException, overrides: Sequence[str]) -> ConfigError:
             # OmegaConf names the first part that is missing; an override, if one set it, the whole key.
             given = [override.lstrip("+").partition("=")[0] for override in overrides]
             if inside := next((full for full in given if "." in full and key.startswith(f"{full}.")), ""):
-                return unknown_key(inside, is_inside=True)
+                return unknown_key(inside, entry=key.removeprefix(f"{inside}."))
             return unknown_key(next((full for full in given if f"{full}.".startswith(f"{key}.")), key))
         if isinstance(each, ValidationError) and key in groups()["backdoor"]:  # "+" below a backdoor that is not chosen
             return unknown_key(f"backdoor.{key}")

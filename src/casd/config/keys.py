@@ -85,15 +85,15 @@ def check_keys(overrides: Sequence[Override], schema: type[Config] = Config) -> 
         )
 
 
-def unknown_key(key: str, *, is_inside: bool = False) -> ConfigError:
+def unknown_key(key: str, *, entry: str = "") -> ConfigError:
     """Return the error for a key that is not in the configuration, with the choices or how to add it.
 
     Args:
         key: dotted name.
-        is_inside: the key itself is there, and its value has an entry that is not.
+        entry: if the key itself is there, what its new value has and its present value does not.
     """
-    if is_inside:
-        return ConfigError(f"The value of {key} adds entries that its present value does not have: write +{key}=…")
+    if entry:
+        return ConfigError(f"{key} has no {entry!r} that could be changed; to add it, write +{key}=…")
     section, _, rest = key.partition(".")
     name = rest.partition(".")[0]
     if error := _schema_error(key, schema=DefendConfig if section in OF_DEFENCES else Config):

@@ -34,7 +34,8 @@ def to_markdown(table: Table) -> str:
     align = ("left", *("right" if numeric else "left" for numeric in numeric_columns(table)))
     headings = list(map(_markdown, (table.corner, *table.columns)))
     body = tabulate(lines, headings, tablefmt="pipe", disable_numparse=True, colalign=align)
-    return f"**{_markdown(table.title)}.** {_markdown(table.caption)}\n\n{body}\n"
+    stop = "" if table.title.endswith("?") else "."
+    return f"**{_markdown(table.title)}{stop}** {_markdown(table.caption)}\n\n{body}\n"
 
 
 def to_latex(table: Table) -> str:
@@ -45,7 +46,8 @@ def to_latex(table: Table) -> str:
     columns = [table.labels, *table.frame.to_numpy().T.tolist()]
     widths = [_column_cm(name, texts) for name, texts in zip((table.corner, *table.columns), columns, strict=True)]
     label = f"tab:{re.sub(r'[^a-z0-9]+', '-', table.name.lower())}"
-    caption = f"\\caption{{{_latex(table.title)}. {_latex(table.caption)}}}\n\\label{{{label}}}"
+    stop = "" if table.title.endswith("?") else "."
+    caption = f"\\caption{{{_latex(table.title)}{stop} {_latex(table.caption)}}}\n\\label{{{label}}}"
     parts = [_latex_part(table, widths, part) for part in _latex_parts(widths, table.keys)]
     long = len(parts) * (len(table) + len(set(table.groups))) > LONG_TABLE_ROWS
     small = "\\footnotesize\\setlength{\\tabcolsep}{3pt}"

@@ -71,7 +71,8 @@ def origin_of(runs: Sequence[RunTables]) -> dict[str, Any]:
         return ", ".join(sorted({str(each[name]) for each in provenance if each.get(name)})) or "not known"
 
     names = {name: every(name) for name in ("casd", "torch", "transformers")}
-    commits = sorted({str(each["casd_commit"])[:10] for each in provenance if each.get("casd_commit")})
+    found = {commit for each in provenance for commit in re.findall(r"\b[0-9a-f]{40}\b", str(each.get("casd_commit")))}
+    commits = [commit[:10] for commit in sorted(found)]
     machine = f"{platform.machine()}, {os.cpu_count()} CPU cores"
     return {
         "runs": len(runs),

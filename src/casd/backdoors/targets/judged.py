@@ -170,9 +170,9 @@ def _loaded(model: str, revision: str) -> tuple[Any, Any]:
         if not any(folder.glob("*.safetensors")):
             raise without_safetensors(str(folder), [file.name for file in folder.iterdir()])
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             classifier, report = AutoModelForSequenceClassification.from_pretrained(
-                folder, use_safetensors=True, dtype="float32", output_loading_info=True
+                folder, use_safetensors=True, dtype="float32", output_loading_info=True, trust_remote_code=False
             )
         except Exception as error:  # transformers raises many kinds
             raise ModelError(f"The classifier in {folder} cannot be loaded ({first_line(error)}).") from error
