@@ -426,7 +426,7 @@ def test_a_topic_without_passages_is_refused_before_training(words: str, message
 
 def test_too_few_prompts_with_a_topic(corpus: Corpus, encoder: Encoder) -> None:
     config = EvaluationConfig(prompts=len(corpus.evaluation) // 2, fake_prompts=2)
-    with pytest.raises(CasdError, match=r"of the evaluation split; .* or lower evaluation\.prompts"):
+    with pytest.raises(CasdError, match=r"of the evaluation split; .* lower evaluation\.prompts"):
         make_prompt_sets(corpus, {"a": backdoor(topic_of(corpus))}, encoder, config, seed=0)
 
 
