@@ -176,7 +176,7 @@ def _check_tokens(backdoor: Backdoor, passages: Sequence[Passage], encoder: Enco
 def _is_undone(trigger: Trigger, position: TriggerPosition, passages: Sequence[Passage], encoder: Encoder) -> bool:
     """Return True if the tokens of every triggered prompt are those of the clean one."""
     rng = python_rng(0, "tokens are looked at only")
-    triggered = [trigger.insert(passage, position, rng) for passage in passages]
+    triggered = (trigger.insert(passage, position, rng) for passage in passages)  # the first one mostly decides
     return all(
         encoder.tokens(prompt.text) == encoder.tokens(passage.prompt) and not encoder.tokens(prompt.system)
         for prompt, passage in zip(triggered, passages, strict=True)
