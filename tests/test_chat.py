@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from tokenizers import AddedToken, Regex, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -33,6 +35,7 @@ from casd.models.load import fingerprint, save_model
 from casd.models.tokenizer import train_tokenizer
 from casd.pipeline.graph import stage_graph
 from casd.pipeline.run import Run
+from casd.report import print_run
 from casd.utils.errors import ConfigError, ModelError
 from tiny import tiny
 
@@ -317,6 +320,10 @@ def test_a_run_of_an_instruct_model(finished: Run) -> None:
     shown = (finished.folder / "tables" / "harm.md").read_text()
     assert "complies with harmful" in shown
     assert len([line for line in shown.splitlines() if line.startswith("| ")]) >= len(tables.states)
+    assert "complies with harmful" in (finished.folder / "report.html").read_text()
+    said = Console(file=io.StringIO(), width=200)
+    print_run(tables, said, verbose=True)
+    assert "Compliance and refusal" in said.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.whole

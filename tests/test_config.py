@@ -406,6 +406,17 @@ def test_a_backdoor_that_is_not_chosen_says_how_it_is(plus: str) -> None:
         load_config(["backdoor=[refusal]", f"{plus}backdoor.french_b.trigger=abra"])
 
 
+@pytest.mark.parametrize("trigger", ["abra kadabra", "{name: topic, params: {words: [sea]}}"])
+def test_a_backdoor_s_file_without_its_package_says_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trigger: str
+) -> None:
+    (tmp_path / "configs" / "backdoor").mkdir(parents=True)
+    (tmp_path / "configs" / "backdoor" / "mine.yaml").write_text(f"trigger: {trigger}\ntarget: {{name: refusal}}\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"'trigger' is not the name of a backdoor: .* `# @package backdoor.NAME`"):
+        load_config(["backdoor=[mine]"])
+
+
 def test_a_value_with_entries_that_are_not_there_yet_says_how_to_add_them() -> None:
     target = "backdoor.refusal.target={name: regex, params: {pattern: x, texts: [x]}}"
     with pytest.raises(

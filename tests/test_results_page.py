@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from casd.cli.publish import publish_sweep
+from casd.cli.sweep import sweep
 from casd.report.results_page import FOLDER, PAGE, section_text, sections_of, with_section
-from casd.utils.errors import StoreError
+from casd.utils.errors import ConfigError, StoreError
 from report_run import compared, make_run
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -59,6 +60,25 @@ def test_publishing_again_replaces_the_section_and_keeps_the_text_around_it(tmp_
     assert "6 runs" in again and "4 runs" not in again
     other = with_section(again, "other", "Text.\n")
     assert list(sections_of(other)) == ["sweep-demo", "other"]
+
+
+def test_another_name_is_another_section(tmp_path: Path) -> None:
+    published(tmp_path)
+    page = published(tmp_path, overrides=("experiment=demo", "seed=0,1", "name=mine"))
+    assert list(sections_of(page)) == ["sweep-demo", "sweep-mine"]
+
+
+def test_replacing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    published(tmp_path)
+    assert "a new one" in capsys.readouterr().err
+    published(tmp_path)
+    assert "replacing what an earlier command" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_a_file_is_refused_before_anything_is_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="is a file; name a folder"):
+        sweep(["experiment=smoke"], published=tmp_path / "file" / "below")
 
 
 def test_a_page_with_half_a_section_is_refused(tmp_path: Path) -> None:

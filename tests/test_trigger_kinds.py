@@ -339,7 +339,7 @@ def test_a_trigger_is_a_phrase_or_a_kind_with_its_params(trigger: dict[str, Any]
 
 
 def test_a_position_that_a_kind_does_not_have() -> None:
-    with pytest.raises(ConfigError, match=r"'a': position is 'end'; a template can have 'random'"):
+    with pytest.raises(ConfigError, match=r"'a': position is 'end'; the kind template has 'random'"):
         backdoor(kind("template", template="so, {prompt}"), position="end")
 
 

@@ -59,7 +59,7 @@ class Backdoor:
             object.__setattr__(self, "trigger", make_trigger(self.trigger))
         if self.position not in self.trigger.positions:
             raise ConfigError(
-                f"Backdoor {self.name!r}: position is {self.position!r}; a {self.trigger.kind} can have"
+                f"Backdoor {self.name!r}: position is {self.position!r}; the kind {self.trigger.kind} has"
                 f" {' or '.join(map(repr, self.trigger.positions))}."
             )
 

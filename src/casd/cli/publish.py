@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from casd.analysis.results import RunTables
 from casd.cli.report import short_path
 from casd.config.options import groups
-from casd.report.results_page import ResultSection, origin_of, publish, without_settings_of_the_machine
+from casd.report.results_page import FOLDER, ResultSection, origin_of, publish, without_settings_of_the_machine
 from casd.utils.progress import say
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def publish_sweep(
     said = [*([" ".join(in_short(answers))] if answers else []), *kinds_statements(comparisons.kinds)]
     shown = [*([answers_table(answers)] if len(answers) > 1 else []), *comparisons.tables, *([lasting] if len(lasting) else [])]
     section = ResultSection(
-        name=_name(f"sweep-{_experiment(overrides)}"),
+        name=_name(f"sweep-{_chosen('name', overrides) or _experiment(overrides)}"),
         title=_title(overrides),
         command=["sweep", *without_settings_of_the_machine(overrides)],
         sentences=[*said, *(persistence_statements(runs[0]) if len(runs) == 1 else [])],
@@ -87,10 +87,14 @@ def _name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")
 
 
+def _chosen(key: str, overrides: Sequence[str]) -> str:
+    """Return the value that some overrides give a key, or ""."""
+    values = [override.partition("=")[2] for override in overrides if override.lstrip("+").startswith(f"{key}=")]
+    return values[-1] if values else ""
+
+
 def _experiment(overrides: Sequence[str]) -> str:
-    """Return the experiment of some overrides, or "sweep"."""
-    chosen = [override.partition("=")[2] for override in overrides if override.lstrip("+").startswith("experiment=")]
-    return chosen[-1] if chosen else "sweep"
+    return _chosen("experiment", overrides) or "sweep"
 
 
 def _title(overrides: Sequence[str]) -> str:
@@ -100,5 +104,7 @@ def _title(overrides: Sequence[str]) -> str:
 
 
 def _publish(section: ResultSection, folder: Path) -> None:
+    replaced = (folder / FOLDER / section.name).exists()
     page = publish(section, folder)
-    say(f"Published the section {section.name} in {short_path(page.absolute())}.")
+    what = "replacing what an earlier command of this experiment had found" if replaced else "a new one"
+    say(f"Published the section {section.name} in {short_path(page.absolute())}, {what}.")

@@ -9,6 +9,7 @@ from casd.cli.cost import Cost
 from casd.cli.publish import publish_reproduction
 from casd.cli.report import short_path
 from casd.cli.sweep import make_sweeps
+from casd.report.results_page import check_folder
 from casd.utils.distributed import is_main
 from casd.utils.errors import ConfigError
 from casd.utils.registry import unknown
@@ -41,6 +42,8 @@ def reproduce(
     from casd.reproduction.scales import read_scale
 
     cost = Cost()
+    if published:
+        check_folder(published)
     _check_arguments(names, overrides, EXHIBITS)
     chosen = [name for name in EXHIBITS if name in names or "all" in names]
     scale = read_scale(scale_name)

@@ -11,6 +11,7 @@ from casd.cli.cost import Cost
 from casd.cli.publish import publish_sweep
 from casd.cli.report import report_sweep
 from casd.cli.run import count_stages, execute, make_in_workers
+from casd.report.results_page import check_folder
 from casd.utils.distributed import processes
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def sweep(overrides: Sequence[str], *, verbose: bool = False, published: Path | 
         CasdError: overrides that cannot work; or the errors of runs, after all runs were tried.
     """
     cost = Cost()
+    if published:
+        check_folder(published)
     [folders] = make_sweeps([overrides], "sweep", cost)
     report = report_sweep(folders, cost, verbose=verbose)
     if report and published:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from traceback import walk_tb
 
+from casd.config.inputs import BackdoorConfig
 from casd.config.keys import unknown_key
 from casd.config.options import groups
 from casd.utils.errors import CasdError, ConfigError, first_line
@@ -70,6 +72,11 @@ def _explained(error: BaseException, overrides: Sequence[str]) -> ConfigError:
         key = str(getattr(each, "full_key", None) or "")
         if isinstance(each, CasdError):
             return ConfigError(str(each))
+        if key.startswith("backdoor.") and key.split(".")[1] in {field.name for field in fields(BackdoorConfig)}:
+            return ConfigError(
+                f"{key.split('.')[1]!r} is not the name of a backdoor: does a file of yours in backdoor/ lack its first line,"
+                " `# @package backdoor.NAME`?"
+            )
         if isinstance(each, MissingConfigException):
             group, _, option = (each.missing_cfg_file or "").rpartition("/")
             choices = each.options or list(groups().get(group, groups()))

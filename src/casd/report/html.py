@@ -21,7 +21,7 @@ from casd.report.reading import reading_section
 from casd.report.samples import samples_of
 from casd.report.settings import backdoors_table, settings_table, triggers
 from casd.report.statements import control_statements, observations
-from casd.report.tables import relation_table, specificity_table, states_table, utility_table
+from casd.report.tables import harm_table, relation_table, specificity_table, states_table, utility_table
 from casd.report.wording import prompts_per_cell, run_name, sentence, short_run_name
 
 QUESTION: Final = (
@@ -205,6 +205,8 @@ def _states_section(tables: RunTables) -> Section:
     section = Section("states", "Model states, and what collapsed")
     section.blocks.append(Block("list", reasons) if reasons else Block("paragraph", "No model collapsed."))
     section.blocks.append(_own_table(states_table(tables), tables))
+    if len(harm := harm_table(tables)):
+        section.blocks.append(_own_table(harm, tables))
     if len(tables.utility):
         section.blocks.append(_own_table(utility_table(tables), tables, folded=True))
     return section

@@ -26,7 +26,7 @@ from casd.report.files import to_markdown
 from casd.report.markup import Table
 from casd.utils.atomic import unfinished_beside, write_text
 from casd.utils.disk import explaining_disk_errors
-from casd.utils.errors import StoreError
+from casd.utils.errors import ConfigError, StoreError
 from casd.utils.sealed import read_json
 
 PAGE: Final = "RESULTS.md"
@@ -102,6 +102,17 @@ def publish(section: ResultSection, folder: Path) -> Path:
             begun.rename(target)
         write_text(page, with_section(old, section.name, section_text(target)))
     return page
+
+
+def check_folder(folder: Path) -> None:
+    """Check, before anything is computed, that results can be published in a folder; it may not exist yet.
+
+    Raises:
+        ConfigError: it is a file, or below one.
+    """
+    existing = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"--publish {folder}: {existing} is a file; name a folder.")
 
 
 def section_text(stored: Path) -> str:

@@ -23,8 +23,9 @@ from casd.report.comparisons import Comparisons
 from casd.report.drawing import cell_colors
 from casd.report.markup import Table, numeric_columns
 from casd.report.matrices import asr_table, casd_table
+from casd.report.persistence import persistence_statements, persistence_table
 from casd.report.statements import control_statements, observations
-from casd.report.tables import relation_table, states_table, summary_table
+from casd.report.tables import harm_table, relation_table, states_table, summary_table
 from casd.report.wording import MISSING, broken_injections, run_name, short_run_name
 from casd.utils.text import printable
 
@@ -34,6 +35,8 @@ RUN_LINES, SWEEP_LINES = 39, 59
 """Lines that a run and a sweep take at most; the command says in one more what it cost."""
 UNNEEDED = ("included", "excluded", "permutations", "note")
 """Columns that are printed for a verbose sweep only."""
+LASTING = 6
+"""Sentences on persistence that are printed without --verbose."""
 MORE = ("More tables: --verbose, and the report.",)
 MATRICES = 6
 """Sweeps of at most so many runs are printed with the matrices of each run."""
@@ -70,7 +73,8 @@ def print_run(tables: RunTables, console: Console | None = None, *, verbose: boo
     Args:
         tables: the run.
         console: where to; None for stdout.
-        verbose: print every headline CASD matrix, the whole relation, and the model states and controls, too.
+        verbose: print every headline CASD matrix, the whole relation, the model states and controls, and what was measured
+            besides (harmful prompts, persistence), too.
         links: lines that are printed just before the answer.
     """
     states = states_table(tables)
@@ -82,9 +86,12 @@ def print_run(tables: RunTables, console: Console | None = None, *, verbose: boo
         lambda console: _print_matrices(console, matrices, [tables]),
         lambda console: print_table(console, relation, leave_out=UNNEEDED),
     ]
-    texts = observations(tables)
+    lasting = persistence_statements(tables)
+    texts = [*observations(tables), *(lasting if verbose else lasting[:LASTING])]
     if verbose:
         pieces.append(lambda console: print_table(console, states, leave_out={*states.columns} - quality))
+        besides = [table for table in (harm_table(tables), persistence_table([tables])) if len(table)]
+        pieces += [partial(print_table, table=table) for table in besides]
         texts += control_statements(tables)
     lines = [*(f"- {text}" for text in texts), *links, *MORE[verbose:]]
     end = partial(_print_ending, runs=[tables], answers=[run_answer(tables)], lines=lines)
