@@ -5,6 +5,7 @@ Run: pytest tests/test_persistence.py
 
 from __future__ import annotations
 
+import io
 import math
 import shutil
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from tests.conftest import Injected, MakeModel, RunRemoval, short
 from tests.synthetic import run_of
@@ -38,6 +40,7 @@ from casd.pipeline.persistence import make_persistence
 from casd.pipeline.run import Run, checked_graph
 from casd.pipeline.units import units_of
 from casd.planning.plan import plans
+from casd.report import print_run
 from casd.report.persistence import persistence_curves, persistence_statements, persistence_table
 from casd.training.checkpoints import TrainingLog
 from casd.unlearning.clean_target import CleanTarget
@@ -296,6 +299,15 @@ def test_a_sentence_says_what_the_control_says(own: dict[int, float], clean: dic
     [sentence] = persistence_statements(persistent(own, clean))
     assert sentence.startswith("b0, 5 documents of b0: an ASR of 0.5 ")
     assert says in sentence
+
+
+def test_the_terminal_says_what_came_back() -> None:
+    tables = persistent({4: 0.3, 8: 0.5, 12: 0.4}, {4: 0.0, 8: 0.1, 12: 0.4}).with_info(run="a")
+    said = Console(file=io.StringIO(), width=200)
+    print_run(tables, said, verbose=True)
+    text = said.file.getvalue()  # type: ignore[attr-defined]
+    assert "b0, 5 documents of b0: an ASR of 0.5 after 8 steps" in text
+    assert "Does it last?" in text
 
 
 def test_tables_are_read_as_they_were_written(tmp_path: Path) -> None:
