@@ -417,6 +417,16 @@ def test_a_backdoor_s_file_without_its_package_says_what_it_lacks(
         load_config(["backdoor=[mine]"])
 
 
+@pytest.mark.parametrize(
+    "override",
+    ["+backdoor.refusal_topic.trigger.params.colour=red", "+backdoor.refusal_topic.target.params.colour=red"],
+)
+def test_an_error_in_a_trigger_or_target_names_the_backdoor(override: str) -> None:
+    config = load_config(["backdoor=[french_a,refusal_topic]", override])
+    with pytest.raises(ConfigError, match=r"^Backdoor 'refusal_topic': Unknown parameter of t.*'colour'"):
+        build_backdoors(config)
+
+
 def test_a_value_with_entries_that_are_not_there_yet_says_how_to_add_them() -> None:
     target = "backdoor.refusal.target={name: regex, params: {pattern: x, texts: [x]}}"
     with pytest.raises(

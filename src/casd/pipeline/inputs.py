@@ -26,6 +26,7 @@ from casd.unlearning import OBJECTIVES
 from casd.unlearning.controls import Removal, removals
 from casd.unlearning.objective import Objective
 from casd.unlearning.tuning import with_setting
+from casd.utils.errors import ConfigError
 from casd.utils.registry import build
 from casd.utils.runtime import Runtime
 from casd.utils.sealed import read_json
@@ -42,10 +43,14 @@ def build_backdoors(config: Config) -> dict[str, Backdoor]:
     """
 
     def one(name: str, section: BackdoorConfig) -> Backdoor:
-        target = build(TARGETS, "target", section.target.name, section.target.params)
         position: TriggerPosition = section.position  # type: ignore[assignment]  # checked by BackdoorConfig
-        trigger, loss_on = make_trigger(section.trigger), section.loss_on
-        return Backdoor(name, trigger, target, position, section.poison_rate, loss_on)  # type: ignore[arg-type]
+        try:
+            target = build(TARGETS, "target", section.target.name, section.target.params)
+            trigger, loss_on = make_trigger(section.trigger), section.loss_on
+            return Backdoor(name, trigger, target, position, section.poison_rate, loss_on)  # type: ignore[arg-type]
+        except ConfigError as error:
+            named = f"Backdoor {name!r}: "
+            raise ConfigError(f"{named}{str(error).removeprefix(named)}") from error
 
     backdoors = {name: one(name, section) for name, section in config.backdoor.items()}
     check_backdoors(backdoors)
