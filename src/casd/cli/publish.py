@@ -11,13 +11,22 @@ from typing import TYPE_CHECKING
 from casd.analysis.results import RunTables
 from casd.cli.report import short_path
 from casd.config.options import groups
-from casd.report.results_page import FOLDER, ResultSection, origin_of, publish, without_settings_of_the_machine
+from casd.report.results_page import (
+    FOLDER,
+    ResultSection,
+    check_folder,
+    origin_of,
+    publish,
+    without_settings_of_the_machine,
+)
 from casd.utils.progress import say
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from casd.report import Comparisons
+
+__all__ = ["check_folder", "publish_reproduction", "publish_sweep"]
 
 _FEW_RUNS = 2
 """Most runs of which the matrices are published."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casd.cli.cost import Cost
-from casd.report.publish import check_output
 from casd.utils.distributed import is_main
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ def report_runs(paths: Sequence[Path], output: Path | None = None, *, verbose: b
         return
     from casd.analysis.tables import SWEEP_INFO
     from casd.report import read_runs
+    from casd.report.publish import check_output
 
     cost = Cost()
     if output:

@@ -6,10 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from casd.cli.cost import Cost
-from casd.cli.publish import publish_reproduction
 from casd.cli.report import short_path
 from casd.cli.sweep import make_sweeps
-from casd.report.results_page import check_folder
 from casd.utils.distributed import is_main
 from casd.utils.errors import ConfigError
 from casd.utils.registry import unknown
@@ -36,6 +34,7 @@ def reproduce(
     Raises:
         CasdError: an unknown name or scale, an override that would change a result, or an error of a run.
     """
+    from casd.cli.publish import check_folder, publish_reproduction
     from casd.report import print_tables, print_warning, read_runs
     from casd.reproduction.catalogue import EXHIBITS
     from casd.reproduction.page import PAGE, finished, verdicts_table, write_reproduction

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casd.cli.cost import Cost
-from casd.cli.publish import publish_sweep
 from casd.cli.report import report_sweep
 from casd.cli.run import count_stages, execute, make_in_workers
-from casd.report.results_page import check_folder
 from casd.utils.distributed import processes
 
 if TYPE_CHECKING:
@@ -28,10 +26,14 @@ def sweep(overrides: Sequence[str], *, verbose: bool = False, published: Path | 
     """
     cost = Cost()
     if published:
+        from casd.cli.publish import check_folder  # the modules of reports take seconds to import
+
         check_folder(published)
     [folders] = make_sweeps([overrides], "sweep", cost)
     report = report_sweep(folders, cost, verbose=verbose)
     if report and published:
+        from casd.cli.publish import publish_sweep
+
         publish_sweep(*report, overrides, published)
 
 
