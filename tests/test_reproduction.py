@@ -22,6 +22,7 @@ from casd.analysis.relation import relate
 from casd.analysis.results import RunTables
 from casd.cli.main import main
 from casd.config.compose import load_config
+from casd.report.results_page import section_text
 from casd.reproduction.catalogue import EXHIBITS, RUN_SETS
 from casd.reproduction.claims import CLAIMS
 from casd.reproduction.exhibits import SHOWN
@@ -229,8 +230,8 @@ def test_every_exhibit_has_its_claims_its_runs_and_its_function() -> None:
 @pytest.mark.parametrize("name", list(scales()))
 def test_the_runs_of_every_scale_can_be_composed(name: str) -> None:
     scale = read_scale(name)
-    for run_set in RUN_SETS:
-        for sweep in scale.sweeps[run_set]:
+    for run_set, sweeps in scale.sweeps.items():
+        for sweep in sweeps:
             for place in (0, -1):
                 assert len(load_config(one_of(sweep, place)).backdoor) >= 3, run_set
 
@@ -248,7 +249,9 @@ def test_a_scale_that_does_not_say_what_it_should(tmp_path: Path, monkeypatch: p
     folder = tmp_path / "reproduce"
     folder.mkdir()
     (folder / "mine.yaml").write_text("# Mine\nmain: [[seed=0]]\n")
-    with pytest.raises(ConfigError, match="needs the keys main, learning_rate, writing_system"):
+    assert "summary" in read_scale("mine").exhibits and "learning_rate" not in read_scale("mine").exhibits
+    (folder / "mine.yaml").write_text("# Mine\nlearning_rate: [[seed=0]]\n")
+    with pytest.raises(ConfigError, match="needs the key main, and may have learning_rate, writing_system, factors"):
         read_scale("mine")
     (folder / "mine.yaml").write_text("# Mine\nmain: [seed=0]\nlearning_rate: [[seed=0]]\nwriting_system: [[seed=0]]\n")
     with pytest.raises(ConfigError, match=r"main is \['seed=0'\]; expected a list of sweeps"):
@@ -289,7 +292,8 @@ def _files(folder: Path) -> dict[str, bytes]:
 def test_all_exhibits_are_on_the_disk_and_in_the_page(reproduced: Path) -> None:
     folder = reproduced / "reproduce" / "tiny" / "all"
     page = (folder / "report.html").read_text(encoding="utf-8")
-    for name, exhibit in EXHIBITS.items():
+    for name in _smallest(reproduced).exhibits:
+        exhibit = EXHIBITS[name]
         assert f'<section id="{name}"' in page
         for suffix in ("md", "tex"):
             assert list((folder / "tables" / name).glob(f"*.{suffix}")), name
@@ -326,6 +330,31 @@ def test_again_nothing_is_made_and_one_lost_stage_is_made_alone(
     tables = [name for name in before if "/tables/" in name and name.rsplit(".", 1)[1] in ("md", "tex", "csv", "parquet")]
     assert len(tables) > 20
     assert [name for name in tables if before[name] != after[name]] == []
+
+
+def test_what_is_reproduced_can_be_published(reproduced: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A second folder has the verdicts and the tables over all runs as CSV, and a page that is made of them."""
+    monkeypatch.setattr("casd.reproduction.scales.read_scale", lambda name: _smallest(reproduced))
+    main(["reproduce", "all", "--publish", str(tmp_path)])
+    stored = tmp_path / "results" / "reproduce-tiny-all"
+    names = {path.stem for path in stored.glob("*.csv")}
+    assert {"verdicts", "relation-predictors", "learning_rate-objectives", "utility-clean_language"} <= names
+    assert not [name for name in names if "smoke" in name], "no table of a single run"
+    page = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert section_text(stored) in page
+    assert "$ casd reproduce all scale=tiny" in page
+    # The first number of a table of the exhibit is that of the report's own file.
+    first = pd.read_csv(stored / "utility-clean_language.csv").iloc[0]
+    assert str(first["clean loss"]) in (reproduced / "reproduce/tiny/all/tables/utility/clean_language.md").read_text()
+
+
+def test_a_scale_without_the_runs_of_an_exhibit_says_which_it_has(
+    reproduced: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("casd.reproduction.scales.read_scale", lambda name: _smallest(reproduced))
+    with pytest.raises(SystemExit):
+        main(["reproduce", "factors"])
+    assert "scale=tiny has no runs for factors; it has those for asr_matrices, " in capfd.readouterr().err
 
 
 def test_one_exhibit_takes_its_own_runs_alone(

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from casd.pipeline.units import Needs, Unit, UnitReport
 
 
-def defend(overrides: Sequence[str]) -> None:
+def defend(overrides: Sequence[str], published: Path | None = None) -> None:
     """Make every defence that the overrides describe, and print a report over all of them.
+
+    Args:
+        overrides: of the configuration of defences.
+        published: put what is found into the page of results of this folder.
 
     Raises:
         CasdError: overrides that cannot work; or, after all defences were tried, the errors of those that failed.
@@ -29,6 +33,10 @@ def defend(overrides: Sequence[str]) -> None:
 
     cost = Cost()
     configs = defences(overrides)
+    if published:
+        from casd.cli.publish import check_folder
+
+        check_folder(published)
     set_progress(configs[0].runtime.progress)
     quiet_libraries()
     from casd.defence.page import sentences, tables, write_page
@@ -58,6 +66,10 @@ def defend(overrides: Sequence[str]) -> None:
         print(printable(f"Report: {short_path((folder / 'report.md').absolute())}"))
         if (folder / "model").is_dir():
             print(printable(f"Cleaned model: {short_path((folder / 'model').absolute())}"))
+        if published:
+            from casd.cli.publish import publish_defences
+
+            publish_defences(runs, folder, overrides, published)
     failed = [f"{unit}: {report.error}" for unit, report in reports if report.error]
     if failed and len(configs) == 1:
         raise CasdError(reports[0][1].error)

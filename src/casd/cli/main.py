@@ -76,7 +76,7 @@ def _dispatch(options: argparse.Namespace) -> None:
     elif options.verb == "defend":
         from casd.cli.defend import defend
 
-        defend(options.overrides)
+        defend(options.overrides, options.publish)
     elif options.verb == "plan":
         from casd.cli.planning import plan
 

@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for each in (verbs.choices["run"], report, sweep, reproduce):
         each.add_argument("-v", "--verbose", action="store_true", help="print all tables at the end, not only the main ones")
-    for each in (sweep, reproduce):
+    for each in (sweep, defending, reproduce):
         each.add_argument(
             "--publish",
             type=Path,

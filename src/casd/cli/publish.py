@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,9 +25,10 @@ from casd.utils.progress import say
 if TYPE_CHECKING:
     import pandas as pd
 
+    from casd.defence.results import DefenceTables
     from casd.report import Comparisons
 
-__all__ = ["check_folder", "publish_reproduction", "publish_sweep"]
+__all__ = ["check_folder", "publish_defences", "publish_reproduction", "publish_sweep"]
 
 _FEW_RUNS = 2
 """Most runs of which the matrices are published."""
@@ -49,7 +51,7 @@ def publish_sweep(
         command=["sweep", *without_settings_of_the_machine(overrides)],
         sentences=[*said, *(persistence_statements(runs[0]) if len(runs) == 1 else [])],
         tables=shown,
-        origin=origin_of(runs),
+        origin=origin_of([tables.info for tables in runs]),
         figures={
             alt: report / "figures" / name for alt, name in _figures_of(len(runs)) if (report / "figures" / name).is_file()
         },
@@ -64,7 +66,33 @@ def _figures_of(runs: int) -> Iterator[tuple[str, str]]:
         yield "Attack success rate of every backdoor after each removal, one matrix per run", "asr_heatmaps.png"
 
 
+def publish_defences(runs: Sequence[DefenceTables], report: Path, overrides: Sequence[str], folder: Path) -> None:
+    """Publish what `casd defend` with these overrides found; `report` is the folder of its report."""
+    from casd.defence.page import sentences, tables
+    from casd.defence.results import conditions
+
+    groups = conditions(runs)
+    said = [f"{label}: {sentence}" if label else sentence for label, alike in groups.items() for sentence in sentences(alike)]
+    shown = [
+        replace(table, name=f"{table.name}-{number}", title=f"{table.title}, {label}") if label else table
+        for number, (label, alike) in enumerate(groups.items(), 1)
+        for table in tables(alike)
+    ]
+    figure = next(iter(sorted(report.glob("left*.png"))), None)
+    section = ResultSection(
+        name=_name(f"defend-{_chosen('name', overrides) or _experiment(overrides)}"),
+        title=_title(overrides),
+        command=["defend", *without_settings_of_the_machine(overrides)],
+        sentences=said,
+        tables=shown,
+        origin=origin_of([tables.info for tables in runs]),
+        figures={"What each state leaves of the attacker's backdoors; foretold and opened": figure} if figure else {},
+    )
+    _publish(section, folder)
+
+
 def publish_reproduction(
+    asked: Sequence[str],
     names: Sequence[str],
     scale: str,
     verdicts: pd.DataFrame,
@@ -72,20 +100,31 @@ def publish_reproduction(
     report: Path,
     folder: Path,
 ) -> None:
-    """Publish what `casd reproduce` found of the claims; `report` is the folder of its report."""
-    from casd.reproduction.page import verdicts_table
+    """Publish what `casd reproduce` found of the claims, and its tables over all runs; `report` is the folder of its report.
+
+    Args:
+        asked: names of the command: of exhibits, or "all".
+        names: of these exhibits.
+        scale: name of the scale.
+        verdicts: as of `casd.reproduction.page.judge`.
+        runs: finished runs by the name of their set.
+        report: folder of the report.
+        folder: folder of the page of results.
+    """
+    from casd.reproduction.catalogue import EXHIBITS
+    from casd.reproduction.page import tables_over_runs, verdicts_table
 
     main = verdicts[verdicts["headline"]]
     counts = Counter(main["verdict"])
     said = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items(), key=lambda item: -item[1]))
     relation = next(iter(sorted((report / "figures" / "relation").glob("*.png"))), None)
     section = ResultSection(
-        name=_name(f"reproduce-{scale}-{'-'.join(names)}"),
-        title=f"The paper's tables, claim by claim ({scale} models)",
-        command=["reproduce", *names, f"scale={scale}"],
+        name=_name(f"reproduce-{scale}-{'-'.join(asked)}"),
+        title=f"{EXHIBITS[names[0]].title if len(names) == 1 else 'The tables of the paper, claim by claim'} (scale {scale})",
+        command=["reproduce", *asked, f"scale={scale}"],
         sentences=[f"Of {len(main)} verdicts over all models: {said}."],
-        tables=[verdicts_table(main)],
-        origin=origin_of([tables for members in runs.values() for tables in members]),
+        tables=[verdicts_table(main), *tables_over_runs(names, runs)],
+        origin=origin_of([tables.info for members in runs.values() for tables in members]),
         figures={"CASD against the suppression of each pair of removals": relation} if relation else {},
     )
     _publish(section, folder)
@@ -103,7 +142,7 @@ def _chosen(key: str, overrides: Sequence[str]) -> str:
 
 
 def _experiment(overrides: Sequence[str]) -> str:
-    return _chosen("experiment", overrides) or "sweep"
+    return _chosen("experiment", overrides) or "default"
 
 
 def _title(overrides: Sequence[str]) -> str:

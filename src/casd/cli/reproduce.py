@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from casd.cli.cost import Cost
 from casd.cli.report import short_path
@@ -12,6 +13,9 @@ from casd.utils.distributed import is_main
 from casd.utils.errors import ConfigError
 from casd.utils.registry import unknown
 from casd.utils.text import printable
+
+if TYPE_CHECKING:
+    from casd.reproduction.scales import Scale
 
 
 def reproduce(
@@ -44,8 +48,8 @@ def reproduce(
     if published:
         check_folder(published)
     _check_arguments(names, overrides, EXHIBITS)
-    chosen = [name for name in EXHIBITS if name in names or "all" in names]
     scale = read_scale(scale_name)
+    chosen = _chosen(names, scale)
     run_sets = dict.fromkeys(EXHIBITS[name].run_set for name in chosen)
     sweeps = [(run_set, [*sweep, *overrides]) for run_set in run_sets for sweep in scale.sweeps[run_set]]
     folders_of_sweeps = make_sweeps([sweep for _, sweep in sweeps], f"reproduce {' '.join(names)}, {scale.name}", cost)
@@ -65,7 +69,20 @@ def reproduce(
     print(printable(f"\nReport: {short_path(target.absolute() / PAGE)}"))
     cost.say()
     if published:
-        publish_reproduction(["all"] if "all" in names else chosen, scale.name, verdicts, runs, target, published)
+        asked = ["all"] if "all" in names else chosen
+        publish_reproduction(asked, chosen, scale.name, verdicts, runs, target, published)
+
+
+def _chosen(names: Sequence[str], scale: Scale) -> list[str]:
+    """Return the exhibits of these names, with "all" every one that the scale has runs for.
+
+    Raises:
+        ConfigError: the scale has no runs for one that is named.
+    """
+    for name in names:
+        if name not in ("all", *scale.exhibits):
+            raise ConfigError(f"scale={scale.name} has no runs for {name}; it has those for {', '.join(scale.exhibits)}.")
+    return [name for name in scale.exhibits if name in names or "all" in names]
 
 
 def _check_arguments(names: Sequence[str], overrides: Sequence[str], exhibits: Iterable[str]) -> None:

@@ -26,6 +26,7 @@ from casd.defence.page import sentences, write_page
 from casd.defence.results import DefenceTables, attack_table
 from casd.defence.sealing import seal
 from casd.evaluation.asr import evaluate
+from casd.pipeline.provenance import origin_of_stages
 from casd.pipeline.records import write_record
 from casd.pipeline.run import CONFIG_FILE, Run
 from casd.pipeline.stage import Stage
@@ -34,7 +35,6 @@ from casd.utils import distributed
 from casd.utils.atomic import write_text
 from casd.utils.errors import ConfigError
 from casd.utils.progress import say, track
-from casd.utils.versions import software_versions
 
 
 class Defence:
@@ -176,7 +176,6 @@ def run_defence(config: DefendConfig) -> Finished:
         "decision": vars(decision),
         "clean_budget": config.defence.clean_budget,
         "opened": 0,
-        "made_with": software_versions(),
     }
     attack = pd.DataFrame()
     last = defender.choice
@@ -190,13 +189,14 @@ def run_defence(config: DefendConfig) -> Finished:
             "attack": {name: backdoor.trigger.label for name, backdoor in defence.attacker.backdoors.items()},
             "share": config.defence.share if config.defence.documents is None else None,
         }
+    weights = [state.weights for state in defender.states if state.weights]
+    info |= origin_of_stages([store.manifest(stage) for stage in [*weights, *_stages(last)] if store.is_done(stage)])
     folder = Path(config.runtime.output) / config.name / f"{config.model.name}-defence-seed{config.seed}-{last.key[:8]}"
     with publishing(folder, "the defence") as begun:
         tables = DefenceTables(info, defender.outcomes, attack)
         tables.write(begun)
         write_page([tables], begun)
         write_text(begun / CONFIG_FILE, to_yaml(config))
-    weights = [state.weights for state in defender.states if state.weights]
     write_record(store.root, last, folder, config.model.name, [*_stages(last), *weights], published=True)
     if not defence.attacker and decision.state:
         defender.write_chosen(folder / "model")

@@ -25,8 +25,8 @@ class DefenceTables:
     """The results of one defence.
 
     Attributes:
-        info: model, seed, budget, settings (all but model, attacker and seed), dummies, the decision, and how often the
-            defence was opened.
+        info: model, seed, budget, settings (all but model, attacker and seed), dummies, the decision, how often the
+            defence was opened, and versions and times of its stages (`casd.pipeline.provenance.origin_of_stages`).
         states: `casd.defence.choice.outcome_table`.
         attack: a row per state × attacker's backdoor × prompt set: `state`, `backdoor`, `prompt_set`, `successes`, `n`, `rate`,
             `rate_low`, `rate_high` (Wilson 95 %), `clean_loss` (on the opening's passages), `behaviour`, `writing` (of the

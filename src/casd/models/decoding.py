@@ -1,8 +1,8 @@
 """Greedy decoding with a key-value cache that is allocated once.
 
 transformers' `generate` copies the whole cache at every token, and computes texts that have ended until the last one of the
-batch ends. `decode` does neither, and gives the same tokens. It serves models whose blocks all attend to the whole text;
-`casd.evaluation.generation` uses `generate` for the others.
+batch ends. `decode` does neither, and gives the same tokens. It serves models whose blocks all attend to the whole text, and
+those with windows while the text is within them; `casd.evaluation.generation` uses `generate` for the others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from casd.models.probe import measured_once, plainly_greedy, probing, random_texts
 from casd.models.sharding import is_sharded
@@ -61,28 +61,36 @@ class PreallocatedLayer(DynamicLayer):
         return states[0], states[1]
 
 
-def preallocated_cache(model: nn.Module, new_tokens: int) -> DynamicCache | None:
-    """Return an empty cache with room for `new_tokens` generated tokens; None if a block keeps something else than all tokens.
+def preallocated_cache(model: nn.Module, prompt_tokens: int, new_tokens: int) -> DynamicCache | None:
+    """Return an empty cache with room for `new_tokens` tokens after a prompt; None if a block keeps something else than all.
 
-    Windows of tokens and recurrent states are such cases.
+    A window that is shorter than the text and recurrent states are such cases.
     """
     cache = DynamicCache(config=unwrap(model).config)
     layers = getattr(cache, "layers", [])
-    if not layers or any(type(layer) is not DynamicLayer for layer in layers):
+
+    def keeps_all(layer: object) -> bool:
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            return bool(layer.sliding_window >= prompt_tokens + new_tokens)
+        return type(layer) is DynamicLayer
+
+    if not layers or not all(map(keeps_all, layers)):
         return None
     cache.layers = [PreallocatedLayer(new_tokens) for _ in layers]
     return cache
 
 
-def can_decode(model: nn.Module, padding: int) -> bool:
+def can_decode(model: nn.Module, padding: int, prompt_tokens: int, new_tokens: int) -> bool:
     """Return True if `decode` serves a model: a short text gets the tokens that transformers' `generate` gives it.
 
     Args:
         model: a transformers causal LM, bare or wrapped.
         padding: id of the padding token.
+        prompt_tokens: length of the prompts.
+        new_tokens: number of tokens to generate.
     """
     # Processes that share the weights of a model have to generate equally many tokens, which `generate` sees to.
-    if is_sharded(model) or preallocated_cache(model, 1) is None:
+    if is_sharded(model) or preallocated_cache(model, prompt_tokens, new_tokens) is None:
         return False
     return measured_once(
         model, lambda: _same_tokens(unwrap(model), padding), "is decoded by transformers' generate, which is slower"
@@ -121,7 +129,7 @@ def decode(
     Returns:
         The generated tokens, (batch, new_tokens), and the logits of the first one, (batch, vocabulary) in float32.
     """
-    cache = preallocated_cache(model, new_tokens)
+    cache = preallocated_cache(model, input_ids.shape[1], new_tokens)
     takes_positions = "position_ids" in inspect.signature(unwrap(model).forward).parameters
     result = input_ids.new_full((len(input_ids), new_tokens), padding)
     first: Tensor | None = None

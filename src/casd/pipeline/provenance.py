@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from casd.config import BackdoorConfig, Config
@@ -30,21 +31,23 @@ def origin(config: Config, graph: StageGraph, store: StageStore, run: str) -> di
     stages = (graph.corpus, graph.base, graph.inject, *tuned, *graph.unlearn.values())
     tuned += [graph.clean_model] if graph.clean_model else []
     measured = (*graph.evaluate.values(), *graph.activations.values(), *graph.utility.values(), *graph.persistence.values())
-    manifests = [store.manifest(stage) for stage in (*stages, *measured)]
+    made = origin_of_stages([store.manifest(stage) for stage in (*stages, *measured)])
+    made["provenance"]["stages"] = {"inject": graph.inject.key, "score": graph.score.key}
+    return {"run": run, "config": to_yaml(config), **made}
+
+
+def origin_of_stages(manifests: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the time of each kind of stage in seconds, as `timings`, and versions and commits, as `provenance`.
+
+    Args:
+        manifests: of `StageStore.manifest`; the versions are those of the last.
+    """
     commits = sorted({manifest["made_with"]["casd_commit"] for manifest in manifests if "casd_commit" in manifest["made_with"]})
     timings: dict[str, float] = {}
     for manifest in manifests:
         timings[manifest["stage"]] = round(timings.get(manifest["stage"], 0.0) + manifest["seconds"], 3)
-    return {
-        "run": run,
-        "config": to_yaml(config),
-        "timings": timings,
-        "provenance": {
-            **manifests[-1]["made_with"],
-            "casd_commit": ", ".join(commits) or "unknown (casd was installed without its repository)",
-            "stages": {"inject": graph.inject.key, "score": graph.score.key},
-        },
-    }
+    commit = ", ".join(commits) or "unknown (casd was installed without its repository)"
+    return {"timings": timings, "provenance": {**manifests[-1]["made_with"], "casd_commit": commit}}
 
 
 def _target_label(section: BackdoorConfig) -> str:

@@ -142,7 +142,7 @@ def generation_need(blueprint: Blueprint, prompts: Rows, new_tokens: int, adapte
 
     def work(model: Any, live: LiveBytes) -> None:
         with torch.no_grad():
-            cache = preallocated_cache(model, new_tokens)
+            cache = preallocated_cache(model, prompts.tokens, new_tokens)
             output = model(**_inputs(prompts.batch()), past_key_values=cache, use_cache=True, logits_to_keep=1)
             first = output.logits[:, -1].to(copy=True, dtype=torch.float32).softmax(-1)
             kept = cache or getattr(output, "past_key_values", None)

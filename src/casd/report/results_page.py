@@ -21,7 +21,6 @@ from typing import Any, Final
 
 import pandas as pd
 
-from casd.analysis.results import RunTables
 from casd.report.files import to_markdown
 from casd.report.markup import Table
 from casd.utils.atomic import unfinished_beside, write_text
@@ -59,13 +58,16 @@ class ResultSection:
     figures: Mapping[str, Path] = field(default_factory=dict)
 
 
-def origin_of(runs: Sequence[RunTables]) -> dict[str, Any]:
+def origin_of(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return where the numbers of runs come from: runs, commits, versions, hours of their stages, and this machine.
 
     The hours are those of all stages that a run used; a stage that several runs share is counted once for each.
+
+    Args:
+        infos: `info` of the tables of runs or defences.
     """
-    provenance = [tables.info.get("provenance") or {} for tables in runs]
-    seconds = sum(sum(map(float, (tables.info.get("timings") or {}).values())) for tables in runs)
+    provenance = [info.get("provenance") or {} for info in infos]
+    seconds = sum(sum(map(float, (info.get("timings") or {}).values())) for info in infos)
 
     def every(name: str) -> str:
         return ", ".join(sorted({str(each[name]) for each in provenance if each.get(name)})) or "not known"
@@ -75,7 +77,7 @@ def origin_of(runs: Sequence[RunTables]) -> dict[str, Any]:
     commits = [commit[:10] for commit in sorted(found)]
     machine = f"{platform.machine()}, {os.cpu_count()} CPU cores"
     return {
-        "runs": len(runs),
+        "runs": len(infos),
         "commit": ", ".join(commits) or "not known",
         **names,
         "hours": seconds / 3600,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-RUN_SETS: Final = ("main", "learning_rate", "writing_system")
-"""The sets of runs; a scale says which sweeps make each."""
+RUN_SETS: Final = ("main", "learning_rate", "writing_system", "factors")
+"""The sets of runs; a scale says which sweeps make each, and may leave out all but the first."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,11 @@ EXHIBITS: Final[dict[str, Exhibit]] = {
     "writing_system": Exhibit(
         "Ablation: the writing system of triggers and targets",
         "writing_system",
+        ("at_every_setting", "more_than_phantoms_at_every_setting"),
+    ),
+    "factors": Exhibit(
+        "Ablation: what the transfer depends on, one factor at a time",
+        "factors",
         ("at_every_setting", "more_than_phantoms_at_every_setting"),
     ),
     "summary": Exhibit(

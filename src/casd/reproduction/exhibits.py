@@ -143,6 +143,7 @@ SHOWN: Final[dict[str, Callable[[Evidence], Shown]]] = {
     "utility": utility,
     "learning_rate": suppression_at,
     "writing_system": suppression_at,
+    "factors": suppression_at,
     "summary": summary,
 }
 """The tables and figures of each exhibit in `casd.reproduction.catalogue.EXHIBITS`."""

@@ -35,6 +35,9 @@ INFO: Final = "reproduction.json"
 VERSION: Final = 5
 """Raise it when exhibits, claims or the page change: reproductions of an earlier version are then written again."""
 
+_OVER_RUNS: Final = ("asr_means", "predictors", "objectives", "noise_floor", "clean_language")
+"""Names of the tables that are over all runs, without a row or a matrix for each."""
+
 _QUESTION: Final = "Does removing one backdoor weaken others, and does CASD tell which? Claim by claim, with what decides it."
 
 _NOTES: Final = (
@@ -79,7 +82,7 @@ def _write_files(
     sections += [_section(name, evidence[EXHIBITS[name].run_set], verdicts, folder) for name in names]
     sections += [_runs_section(scale, runs, target), reading_section(several=True)]
     write_tables([verdicts_table(verdicts)], folder / "tables", broken_injections(every))
-    title = f"Reproduction at the scale {scale.name}: {', '.join(names) if len(names) < len(EXHIBITS) else 'all'}"
+    title = f"Reproduction at the scale {scale.name}: {', '.join(names) if names != scale.exhibits else 'all'}"
     facts = {"Scale": scale.description, "Runs": sum(map(len, runs.values()))}
     write_page(render(title, _QUESTION, facts, sections), folder / PAGE)
     write_frames({"verdicts": verdicts}, made_of(names, runs), folder, INFO)
@@ -148,6 +151,22 @@ def verdicts_table(verdicts: pd.DataFrame) -> Table:
         caption="Brackets: 95 % intervals over runs and backdoors. ρ: Spearman; p: Mantel permutation test within runs.",
     )
     return replace(table, bold=np.array([[row["verdict"] == "holds", False] for row in rows], dtype=bool).reshape(-1, 2))
+
+
+def tables_over_runs(names: Sequence[str], runs: Mapping[str, Sequence[RunTables]]) -> list[Table]:
+    """Return those tables of exhibits that are over all of their runs, each with the exhibit's name and title in its own.
+
+    Args:
+        names: of EXHIBITS.
+        runs: finished runs by the name of their set.
+    """
+    evidence = {run_set: Evidence(relabelled(members)) for run_set, members in runs.items()}
+    return [
+        replace(table, name=f"{name}-{table.name}", title=f"{EXHIBITS[name].title}: {table.title[0].lower()}{table.title[1:]}")
+        for name in names
+        for table in SHOWN[name](evidence[EXHIBITS[name].run_set]).tables
+        if table.name in _OVER_RUNS and len(table)
+    ]
 
 
 def _blocks(tables: Sequence[Table]) -> list[Block]:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from casd.config.options import SCALES, config_folder, description
-from casd.reproduction.catalogue import RUN_SETS
+from casd.reproduction.catalogue import EXHIBITS, RUN_SETS
 from casd.utils.errors import ConfigError
 from casd.utils.registry import unknown
 
@@ -32,6 +32,11 @@ class Scale:
     description: str
     sweeps: Mapping[str, Sweeps]
 
+    @property
+    def exhibits(self) -> list[str]:
+        """Names of the exhibits that have runs at this scale."""
+        return [name for name, exhibit in EXHIBITS.items() if exhibit.run_set in self.sweeps]
+
 
 def scales() -> dict[str, str]:
     """The names of the scales with their descriptions, the cheapest first."""
@@ -50,10 +55,13 @@ def read_scale(name: str) -> Scale:
         raise unknown("scale", name, scales())
     path = config_folder() / SCALES / f"{name}.yaml"
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(tree, dict) or set(tree) != set(RUN_SETS):
+    if not isinstance(tree, dict) or not {RUN_SETS[0]} <= set(tree) <= set(RUN_SETS):
         has = ", ".join(map(str, tree)) if isinstance(tree, dict) else "no mapping"
-        raise ConfigError(f"{path} needs the keys {', '.join(RUN_SETS)}, each with a list of sweeps; it has {has}.")
-    return Scale(name, description(path), {run_set: _sweeps(path, run_set, tree[run_set]) for run_set in RUN_SETS})
+        raise ConfigError(
+            f"{path} needs the key {RUN_SETS[0]}, and may have {', '.join(RUN_SETS[1:])}, each with a list of sweeps; it has"
+            f" {has}."
+        )
+    return Scale(name, description(path), {name: _sweeps(path, name, tree[name]) for name in RUN_SETS if name in tree})
 
 
 def _sweeps(path: Path, run_set: str, value: Any) -> Sweeps:
