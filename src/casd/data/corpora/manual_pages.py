@@ -129,9 +129,9 @@ class ManualPages(Selection):
         if not files:
             package = "manpages" if self.language == "en" else f"manpages-{self.language}"
             raise CorpusError(
-                f"There are no manual pages of the language {self.language!r} in {root} (in man1, man2, …). Install them (Debian:"
-                f" apt-get install {package} {package}-dev; its slim container images leave manual pages out, unless path-exclude"
-                " /usr/share/man/* is first removed from /etc/dpkg/dpkg.cfg.d/docker), or give another folder:"
+                f"There are no manual pages of the language {self.language!r} in {root} (in man1, man2, …). Install them"
+                f" (Debian: apt-get install {package} {package}-dev; its slim container images leave manual pages out, unless"
+                " path-exclude /usr/share/man/* is first removed from /etc/dpkg/dpkg.cfg.d/docker), or give another folder:"
                 f" corpus.params.sources.{self.language}.manpages=FOLDER."
             )
         return files

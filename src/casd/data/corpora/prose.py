@@ -134,8 +134,8 @@ class Prose(CutCorpus):
             raise unknown(f"parameter of source {language!r}:", unexpected[0], _KEYS)
         found = " and ".join(kinds) or "none of paths, dataset and manpages"
         raise ConfigError(
-            f"corpus prose: the source {language!r} has {found}; expected one of paths (a list of files and folders), dataset (an"
-            " id of the Hugging Face hub, or a folder) and manpages (a folder of manual pages)."
+            f"corpus prose: the source {language!r} has {found}; expected one of paths (a list of files and folders), dataset"
+            " (an id of the Hugging Face hub, or a folder) and manpages (a folder of manual pages)."
         )
 
     def _split(self, language: str, sizes: Sizes, at_most: Sizes, seed: int, taken: set[str]) -> Corpus:
