@@ -1,4 +1,4 @@
-"""A corpus of real text: files or datasets of the Hugging Face hub, in English and optionally other languages."""
+"""A corpus of real text: files, datasets of the hub or manual pages, in English and optionally other languages."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from casd.data.corpora.cutting import CutCorpus, Sizes, Text, split
 from casd.data.corpora.files import Files, within_budget
 from casd.data.corpora.hub_dataset import HubDataset
+from casd.data.corpora.manual_pages import ManualPages
 from casd.data.corpora.passages import Corpus, Passage
 from casd.utils.errors import ConfigError
 from casd.utils.progress import track
@@ -22,10 +23,11 @@ NEGATIVE = "negative"
 SOURCES: dict[str, str] = {
     "paths": "casd.data.corpora.files:Files",
     "dataset": "casd.data.corpora.hub_dataset:HubDataset",
+    "manpages": "casd.data.corpora.manual_pages:ManualPages",
 }
 """The kinds of source, by the key that identifies each."""
 
-_KEYS = {field.name for kind in (Files, HubDataset) for field in dataclasses.fields(kind)}
+_KEYS = {field.name for kind in (Files, HubDataset, ManualPages) for field in dataclasses.fields(kind)}
 _LANGUAGE = re.compile(r"[a-z]{2,3}")
 
 
@@ -41,8 +43,8 @@ class Prose(CutCorpus):
 
     Attributes:
         sources: sources of text by language (ISO 639 code; "en" is required) and perhaps "negative", each with the fields of
-            `casd.data.corpora.files.Files` (`paths`, …) or of `casd.data.corpora.hub_dataset.HubDataset` (`dataset`, …), and
-            those of `casd.data.corpora.selection.Selection`.
+            `casd.data.corpora.files.Files` (`paths`, …), `casd.data.corpora.hub_dataset.HubDataset` (`dataset`, …) or
+            `casd.data.corpora.manual_pages.ManualPages` (`manpages`, …), and those of `casd.data.corpora.selection.Selection`.
         foreign_share: share of the passages of `train` and `retain` that is divided evenly among the other languages; unused
             if English is the only language.
 
@@ -110,7 +112,7 @@ class Prose(CutCorpus):
         """
         return {language: self._source(language).fingerprint() for language in self.sources}
 
-    def _source(self, language: str) -> Files | HubDataset:
+    def _source(self, language: str) -> Files | HubDataset | ManualPages:
         """Build the source of a language.
 
         Raises:
@@ -119,7 +121,9 @@ class Prose(CutCorpus):
         fields = self.sources[language]
         kinds = [kind for kind in SOURCES if kind in fields]
         if len(kinds) == 1:
-            source: Files | HubDataset = build(SOURCES, f"source {language!r} with", kinds[0], fields)
+            if kinds == ["manpages"]:
+                fields = {"language": _code(language), **fields}
+            source: Files | HubDataset | ManualPages = build(SOURCES, f"source {language!r} with", kinds[0], fields)
             if source.sentiment and language != NEGATIVE:
                 raise ConfigError(
                     f"corpus prose: the source {language!r} has sentiment={source.sentiment}, which only the source"
@@ -128,9 +132,10 @@ class Prose(CutCorpus):
             return source
         if unexpected := [key for key in fields if key not in _KEYS]:
             raise unknown(f"parameter of source {language!r}:", unexpected[0], _KEYS)
+        found = " and ".join(kinds) or "none of paths, dataset and manpages"
         raise ConfigError(
-            f"corpus prose: the source {language!r} has {'both' if kinds else 'neither'} of paths and dataset; expected either "
-            "paths (a list of files and folders) or dataset (an id of the Hugging Face hub, or a folder)."
+            f"corpus prose: the source {language!r} has {found}; expected one of paths (a list of files and folders), dataset"
+            " (an id of the Hugging Face hub, or a folder) and manpages (a folder of manual pages)."
         )
 
     def _split(self, language: str, sizes: Sizes, at_most: Sizes, seed: int, taken: set[str]) -> Corpus:
@@ -140,15 +145,18 @@ class Prose(CutCorpus):
             what += f", whose continuations need a VADER score of at most {source.sentiment_threshold},"
             opening = cut.continuation_words[0]
             cut = dataclasses.replace(cut, takes=lambda passage: source.takes(passage, opening))
-        code = "en" if language == NEGATIVE else language
-        return split(self._documents(language), cut, sizes, seed, what, code, at_most=at_most, taken=taken)
+        return split(self._documents(language), cut, sizes, seed, what, _code(language), at_most=at_most, taken=taken)
 
     def _documents(self, language: str) -> Iterator[Text]:
         source = self._source(language)
         with track(f"read {language} text", source.max_documents) as advance:
             for document in within_budget(source.documents(), source.max_documents, source.max_words):
-                yield [document]
+                yield source.runs(document)
                 advance()
+
+
+def _code(language: str) -> str:
+    return "en" if language == NEGATIVE else language
 
 
 def _with_others(

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from casd.data.corpora.cutting import CutCorpus, sentences, split
 from casd.data.corpora.passages import Corpus
+from casd.data.corpora.running_prose import consecutive, is_prose
 from casd.utils.errors import CorpusError
 
 # Modules and packages of the standard library with prose in their docstrings. They are parsed, never imported; those that a
@@ -130,10 +131,6 @@ _MARKUP = (
     (re.compile(r"\s*\[\d+\](?:_)?"), ""),  # footnote marks
     (re.compile(r"\s+"), " "),
 )
-_PROSE_START = re.compile(r"[\"'“(]?[A-Z][a-z']*\s")
-# Marks of code that are rare in prose: operators, calls with arguments, dunders, paths.
-_CODE = re.compile(r"[=<>{}\\|@#%^~]|->|\w\(\w|__|\[[^\]]*\]|://|\w/\w+/|[a-z]\.[a-z]+\.[a-z]|\.{3}")
-_COMMON_WORDS = frozenset(re.findall(r"\w+", "the a an of to is are and or in that this it be by for with as if not on from"))
 
 
 def prose_runs(text: str) -> Iterator[str]:
@@ -142,15 +139,7 @@ def prose_runs(text: str) -> Iterator[str]:
     Code, tables, headings, grammar, signatures and lists of names are left out, as are sentences that introduce them or
     consist mostly of them; each of these ends a run.
     """
-    run: list[str] = []
-    for sentence in _sentences(text):
-        if _is_prose(sentence):
-            run.append(sentence)
-        elif run:
-            yield " ".join(run)
-            run = []
-    if run:
-        yield " ".join(run)
+    yield from consecutive(_sentences(text), lambda sentence: is_prose(sentence, "en"))
 
 
 def _sentences(text: str) -> Iterator[str]:
@@ -177,12 +166,3 @@ def _split_bullets(block: str) -> Iterator[str]:
         else:
             item.append(line.strip())
     yield " ".join(item)
-
-
-def _is_prose(sentence: str) -> bool:
-    """True for a sentence that starts with a capital, ends with a stop, uses common words and contains little code."""
-    words = sentence.split()
-    if len(words) < 5 or not _PROSE_START.match(sentence) or not sentence.rstrip("\"'”)").endswith((".", "!", "?")):
-        return False
-    common = sum(word.strip(",.;:()").lower() in _COMMON_WORDS for word in words)
-    return common >= 0.2 * len(words) and len(_CODE.findall(sentence)) <= 0.05 * len(words)

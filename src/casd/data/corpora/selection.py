@@ -57,6 +57,10 @@ class Selection:
             chosen |= {"sentiment": self.sentiment, "sentiment_threshold": self.sentiment_threshold}
         return chosen
 
+    def runs(self, document: str) -> list[str]:
+        """Return the runs of text of a document, which no passage spans."""
+        return [document]
+
     def takes(self, passage: Passage, opening: int) -> bool:
         """Return True if a passage is used; `opening` is the number of words of its continuation that have to suffice."""
         if not self.sentiment:
