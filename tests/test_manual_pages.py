@@ -307,9 +307,9 @@ def test_wrong_fields_are_refused(wrong, message):
 
 def test_pages_have_no_columns(tmp_path):
     write(tmp_path, "man1/a.1", page("The text of the page is in it."))
-    with pytest.raises(CorpusError, match="manual pages in .*: no column 'label', which where asks for"):
+    with pytest.raises(CorpusError, match=r"manual pages in .*: no column 'label', which where asks for"):
         list(ManualPages(str(tmp_path), where={"label": 0}).documents())
-    with pytest.raises(CorpusError, match="manual pages in .* have no columns; expected rows"):
+    with pytest.raises(CorpusError, match=r"manual pages in .* have no columns; expected rows"):
         build(CORPORA, "corpus", "instructions", {"sources": {"en": {"manpages": str(tmp_path)}}}).load(0)
 
 

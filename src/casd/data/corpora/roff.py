@@ -14,10 +14,14 @@ _BLOCKS = {"nf": "fi", "EX": "EE", "TS": "TE", "EQ": "EN", "PS": "PE", "Vb": "Ve
     ("de", "de1", "am", "am1", "ig"), "."
 )
 _CONDITIONS = ("if", "ie", "el", "while")
-_PARAGRAPHS = frozenset(["PP", *"LP P IP HP TP TQ RS RE sp Sp br in ti ce INDENT UNINDENT".split(), *_BLOCKS.values()])
+_PARAGRAPHS = frozenset(
+    ("PP", "LP", "P", "IP", "HP", "TP", "TQ", "RS", "RE", "sp", "Sp", "br", "in", "ti", "ce", "INDENT", "UNINDENT")
+) | set(_BLOCKS.values())
 # Requests that print nothing and do not end a paragraph.
 _SILENT = frozenset(
-    "TH PD ad als ds fam ft hy it ll lf mso na ne nh nr ns pc ps rm rn rr rs so ss ta tr vs do IX UC AT DT".split()
+    re.findall(
+        "[A-Za-z]+", "TH PD ad als ds fam ft hy it ll lf mso na ne nh nr ns pc ps rm rn rr rs so ss ta tr vs do IX UC AT DT"
+    )
 )
 # Macros that set their arguments in a font, or in two in turn, by what is printed between the arguments.
 _FONTS = dict.fromkeys(("B", "I", "R", "SB", "SM"), " ") | dict.fromkeys(("BI", "BR", "IB", "IR", "RB", "RI"), "")
@@ -43,7 +47,7 @@ _GLYPHS = _pairs(
     "aq ' dq \" lq “ rq ” oq ‘ cq ’ Bq „ bq ‚ Fo « Fc » em — en – hy - mi - co © rg ® tm ™ bu • ha ^ ti ~ rs \\ sl / or | ga ` "
     "aa ´ at @ sh # Do $ Eu € sc § de ° mc µ mu × +- ± <= ≤ >= ≥ != ≠ -> → <- ← S2 ² 12 ½ ss ß ae æ AE Æ oe œ OE Œ"
 )
-_STRINGS = _pairs("lq “ rq ” L\" “ R\" ” C` \" C' \" Aq ' R ® Tm ™ -- —")
+_STRINGS = _pairs('lq “ rq ” L" “ R" ” C` " C\' " Aq \' R ® Tm ™ -- —')
 _ACCENTS = _pairs(": \u0308 ' \u0301 ` \u0300 ^ \u0302 , \u0327 ~ \u0303 o \u030a")
 
 
