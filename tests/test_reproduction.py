@@ -338,14 +338,14 @@ def test_what_is_reproduced_can_be_published(reproduced: Path, monkeypatch: pyte
     main(["reproduce", "all", "--publish", str(tmp_path)])
     stored = tmp_path / "results" / "reproduce-tiny-all"
     names = {path.stem for path in stored.glob("*.csv")}
-    assert {"verdicts", "relation-predictors", "learning_rate-objectives", "utility-clean_language"} <= names
+    assert {"verdicts", "controls-objectives", "learning_rate-objectives", "utility-clean_language"} <= names
     assert not [name for name in names if "smoke" in name], "no table of a single run"
     page = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     assert section_text(stored) in page
     assert "$ casd reproduce all scale=tiny" in page
     # The first number of a table of the exhibit is that of the report's own file.
-    first = pd.read_csv(stored / "utility-clean_language.csv").iloc[0]
-    assert str(first["clean loss"]) in (reproduced / "reproduce/tiny/all/tables/utility/clean_language.md").read_text()
+    first = pd.read_csv(stored / "utility-clean_language.csv", dtype=str).iloc[0]
+    assert first["clean loss"] in (reproduced / "reproduce/tiny/all/tables/utility/clean_language.md").read_text()
 
 
 def test_a_scale_without_the_runs_of_an_exhibit_says_which_it_has(
