@@ -9,6 +9,7 @@ import torch
 
 from casd.models.files import check_complete
 from casd.utils.errors import ModelError, first_line
+from casd.utils.progress import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,6 +31,7 @@ def load_gguf(file: Path, *, dtype: str = "float32") -> tuple[PreTrainedModel, P
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = str(file.parent)
+    say(f"Reading {file.name}, which takes minutes for a large vocabulary.", progress=True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name, trust_remote_code=False)
         quantized, report = AutoModelForCausalLM.from_pretrained(
