@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import gc
 import os
 import signal
 import subprocess
@@ -54,6 +55,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("whole")
     order = {name: place for place, name in enumerate(WHOLE)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_garbage_collections() -> None:
+    """Leaves what is there out of later collections, one of which ends each training and takes longer than a tiny one."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
