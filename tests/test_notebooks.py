@@ -2,7 +2,7 @@
 
 They are stored with their outputs (`scripts/run_notebooks.py`), which GitHub shows.
 
-Three of them are slow (`pytest -m slow tests/test_notebooks.py`).
+All but the quickstart are slow (`pytest -m slow tests/test_notebooks.py`).
 
 Run: pytest tests/test_notebooks.py
 """
