@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import gc
 import os
 import signal
 import subprocess
@@ -33,14 +34,20 @@ if TYPE_CHECKING:
     from casd.training.checkpoints import TrainingLog
     from casd.unlearning.objective import UnlearningBatch
 
-WHOLE = [
+LONGEST = [
+    *("test_planning", "test_notebooks", "test_pipeline", "test_distributed", "test_cli", "test_persistence", "test_training"),
+    *("test_defence", "test_config", "test_reproduction", "test_packaging", "test_independent", "test_stats_simulations"),
+    *("test_given_model", "test_evaluation", "test_export", "test_tuning", "test_jobs", "test_report", "test_stopping"),
+    *("test_predictors_run", "test_objectives", "test_distance", "test_cleaning", "test_readme", "test_report_browser"),
+]
+"""Modules that take 15 seconds or more, the longest first."""
+WHOLE = {
     *("test_notebooks", "test_pipeline", "test_distributed", "test_independent", "test_reproduction", "test_cli"),
     *("test_predictors_run", "test_families", "test_packaging", "test_planning", "test_tuning", "test_campaigns"),
     *("test_jobs", "test_publishing", "test_report_browser", "test_stats_simulations", "test_variant_grid"),
-    *("test_export", "test_push", "test_trackers", "test_failed_injection", "test_given_model"),
-]
-"""Modules that make whole runs, execute notebooks, install the package or simulate much, those that take longest first:
-`./scripts/test quick` leaves them out."""
+    *("test_export", "test_push", "test_trackers", "test_failed_injection", "test_given_model", "test_defence"),
+}
+"""Modules that make whole runs, execute notebooks, install the package or simulate much; left out by `scripts/test quick`."""
 FAMILIES = ("llama", "qwen3", "olmo2")
 VOCABULARY = 420
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8/5+hHgAHggJ/PchI7wAAAABJRU5ErkJggg==")
@@ -52,8 +59,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in WHOLE:
             item.add_marker("whole")
-    order = {name: place for place, name in enumerate(WHOLE)}
+    order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_garbage_collections() -> None:
+    """Leaves what is there out of later collections, one of which ends each training and takes longer than a tiny one."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

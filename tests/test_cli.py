@@ -22,7 +22,7 @@ from tests.synthetic import run_of, symmetric
 import casd
 from casd.cli.main import RUN_VERBS, main
 from casd.config.options import groups
-from tiny import tiny
+from tiny import SMALLER, tiny
 
 HEAVY = ("torch", "transformers", "hydra", "omegaconf", "pandas", "numpy", "scipy", "matplotlib", "rich")
 
@@ -133,6 +133,7 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
         (["sweep", "experiment=smoke", "seeed=1,2"], "Unknown key 'seeed'. Did you mean 'seed'?"),
         (["sweep", "experiment=smoke", "model=qwen3_tiny,nope"], "Unknown option of model: 'nope'"),
         (["sweep", "experiment=smoke", "seed=1,abc"], "seed=abc"),
+        (["sweep", "experiment=smoke", "backdoor=[]", "seed=0,1"], "No backdoor is configured"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -158,21 +159,25 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_report_over_finished_runs(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes, of which the second names the runs another way: one report, without torch."""
+def test_report_over_finished_runs(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process without torch, which compares them, too; and in another, with the runs named another way: one report."""
+    a, b = (str(finished / "some" / name) for name in "ab")
     code = (
-        "import sys\nfrom casd.cli.main import main\nmain(sys.argv[1:])\n"
-        "sys.exit('imported' if {'torch', 'hydra', 'transformers'} & set(sys.modules) else 0)"
+        f"import sys\nfrom casd.cli.main import main\nmain(['report', {str(finished / 'some')!r}])\n"
+        f"print('-----')\nmain(['compare', {a!r}, {b!r}])\n"
+        "sys.exit(', '.join({'torch', 'hydra', 'transformers'} & set(sys.modules)) or 0)"
     )
-    said = []
-    for arguments in ([finished / "some"], [finished / "some" / "b", finished / "some" / "a", "--output", "here"]):
-        command = [sys.executable, "-c", code, "report", *map(str, arguments)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        said.append(done.stdout)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"imported: {done.stderr}"
+    said, compared = done.stdout.split("-----\n")
+    assert "Results" in compared
+    monkeypatch.chdir(tmp_path)
+    main(["report", b, a, "--output", "here"])
     [page] = (tmp_path / "outputs").glob("report-*/report.html")
-    assert f"Report of all: {page.relative_to(tmp_path)}" in said[0]
-    assert said[1] == said[0].replace(str(page.relative_to(tmp_path)), "here/report.html")
+    assert f"Report of all: {page.relative_to(tmp_path)}" in said
+    assert capsys.readouterr().out == said.replace(str(page.relative_to(tmp_path)), "here/report.html")
     for name in ("objectives", "summary"):
         for suffix in ("md", "tex"):
             table = page.parent / "tables" / f"{name}.{suffix}"
@@ -188,17 +193,6 @@ def test_compare_shows_the_configuration_differences_first(finished: Path, capsy
     assert out.index("model.dtype") < out.index("others suppressed") < out.index("b0 → b1")
     assert re.search(r"others suppressed +1\.00 \[1\.00, 1\.00\] +0\.75 \[0\.75, 0\.75\]", out)
     assert re.search(r"b0 → b1 +0\.00 .* 0\.25 .* \+0\.25", out)
-
-
-def test_compare_needs_neither_torch_nor_hydra(finished: Path) -> None:
-    code = (
-        "import sys\nfrom casd.cli.main import main\nmain(sys.argv[1:])\n"
-        "sys.exit(', '.join({'torch', 'hydra'} & set(sys.modules)) or 0)"
-    )
-    command = [sys.executable, "-c", code, "compare", str(finished / "some" / "a"), str(finished / "some" / "b")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"imported: {done.stderr}"
-    assert "Results" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -378,7 +372,7 @@ def test_a_sweep_tries_every_job_and_names_what_failed(tmp_path: Path, store: Pa
 
 
 def test_one_backdoor_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["run", *tiny(tmp_path, "backdoor=[refusal]")])
+    main(["run", *tiny(tmp_path, "backdoor=[refusal]", *SMALLER)])
     assert "One backdoor was measured: there is no off-diagonal pair" in " ".join(capsys.readouterr().out.split())
     [page] = (tmp_path / "smoke").glob("*/report.html")
     assert "no off-diagonal pair" in page.read_text(encoding="utf-8")
@@ -410,20 +404,14 @@ def casd_process(arguments: Sequence[str], folder: Path) -> subprocess.Completed
     )
 
 
-def assert_refused(done: subprocess.CompletedProcess[str], says: str) -> None:
+def test_a_process_ends_with_its_code(tmp_path: Path) -> None:
+    done = casd_process(["run", "modle=qwen3_tiny"], tmp_path)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     lines = without_progress(done.stderr)
     assert len(lines) <= 2
     assert lines[0].startswith("casd: ")
-    assert says in done.stderr
-
-
-def test_a_process_ends_with_its_code(tmp_path: Path) -> None:
-    assert_refused(casd_process(["run", "modle=qwen3_tiny"], tmp_path), "Did you mean 'model'?")
-    assert_refused(
-        casd_process(["sweep", "experiment=smoke", "backdoor=[]", "seed=0,1"], tmp_path), "No backdoor is configured"
-    )
+    assert "Did you mean 'model'?" in done.stderr
     done = casd_process(["list", "experiment"], tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -29,7 +29,7 @@ from casd.utils import distributed
 from casd.utils.errors import CasdError, ConfigError
 from casd.utils.progress import set_progress
 from casd.utils.runtime import Runtime
-from tiny import tiny
+from tiny import SMALLER, tiny
 
 ROOT = Path(__file__).parent.parent
 PATHS = os.pathsep.join(map(str, (ROOT, ROOT / "src")))  # the code beside these tests, wherever another is installed
@@ -144,19 +144,7 @@ def test_a_sharded_model_has_the_sketch_of_a_whole_one(results: dict[str, dict[s
 
 # ---------------------------------------------------------------- whole runs
 
-WHOLE = [
-    "backdoor=[french_a,refusal]",
-    "corpus.params.train=120",
-    "corpus.params.forget=24",
-    "corpus.params.retain=24",
-    "model.vocab_size=400",
-    "injection.training.steps=8",
-    "unlearning.training.steps=2",
-    "evaluation.prompts=6",
-    "evaluation.fake_prompts=2",
-    "evaluation.loss_passages=6",
-    "activations.prompts=6",
-]
+WHOLE = ["backdoor=[french_a,refusal]", "model.vocab_size=400", *SMALLER]
 
 
 def compare(one: Run, two: Run) -> None:

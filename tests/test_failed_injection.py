@@ -68,5 +68,6 @@ def test_nothing_is_removed_from_a_model_without_backdoors(tmp_path: Path, capsy
     assert stage_graph(strict).report.key == stage_graph(lenient).report.key
     keys = [condition_key({"model": "m", "objective": "o", "config": to_yaml(config)}) for config in (strict, lenient)]
     assert keys[0] == keys[1]
-    main(["run", *tiny(tmp_path, *few_steps)])
-    assert list(tmp_path.glob("smoke/*/report.html"))
+    main(["unlearn", *tiny(tmp_path, *few_steps)])
+    assert len(list((tmp_path / "store").glob("unlearn/[!.]*"))) == 4
+    assert len(list((tmp_path / "store").glob("inject/[!.]*"))) == 1

@@ -19,7 +19,7 @@ from casd.config.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL
 from casd.models import load as models
 from casd.pipeline.run import Run
 from casd.planning.blueprint import blueprint
-from tiny import OVERRIDES
+from tiny import OVERRIDES, SMALLER
 
 PUBLISHED = {
     # Parameters in billions, all and without embeddings. Qwen3: the models' cards. Llama: the models' cards, Llama 3.1 8B's
@@ -114,6 +114,7 @@ def test_a_whole_run(downloaded: tuple[str, Path], tmp_path: Path) -> None:
         load_config(
             [
                 *small,
+                *SMALLER,
                 f"model={name}",
                 f"model.path={folder}",
                 "model.max_length=128",

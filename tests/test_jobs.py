@@ -318,12 +318,12 @@ def test_the_command_imports_no_more_than_it_needs_to_give_out_units() -> None:
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("devices", ["0,1,2,3,4,5,6,7", ",".join(f"MIG-{number}a" for number in range(8))])
+@pytest.mark.parametrize("devices", ["0,1,2", "MIG-0a,MIG-1a,MIG-2a"])
 def test_each_worker_sees_a_device_of_its_own(devices: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
     (tmp_path / "begun").mkdir()
-    with Local(workers=8).open(tmp_path / "logs") as executor:
-        found = [executor.submit(own_device, str(tmp_path / "begun"), 8) for _ in range(8)]
+    with Local(workers=3).open(tmp_path / "logs") as executor:
+        found = [executor.submit(own_device, str(tmp_path / "begun"), 3) for _ in range(3)]
         assert sorted(each.result() for each in found) == devices.split(",")
 
 

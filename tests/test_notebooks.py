@@ -2,7 +2,7 @@
 
 They are stored with their outputs (`scripts/run_notebooks.py`), which GitHub shows.
 
-Three of them are slow (`pytest -m slow tests/test_notebooks.py`).
+All but the quickstart are slow (`pytest -m slow tests/test_notebooks.py`).
 
 Run: pytest tests/test_notebooks.py
 """
@@ -245,18 +245,21 @@ def own(execute: Execute) -> Executed:
     return execute("own_backdoor", OWN_BACKDOOR)
 
 
+@pytest.mark.slow
 def test_the_targets_own_test_fires_on_its_payloads_alone(own: Executed) -> None:
     hits, payloads, false_alarms = own.values["hits"]
     assert hits == payloads > 50
     assert false_alarms == 0
 
 
+@pytest.mark.slow
 def test_the_new_backdoor_was_injected_beside_two_others(own: Executed) -> None:
     assert list(own.values["asr"]["injected"]) == ["shop", "french", "fixed_text"]
     assert min(own.values["asr"]["injected"].values()) >= 0.7
     assert max(own.values["clean"]["injected"].values()) <= 0.1
 
 
+@pytest.mark.slow
 def test_the_new_objective_removed_the_new_backdoor_and_clean_text_did_not(own: Executed) -> None:
     assert list(own.values["asr"]) == ["injected", "shop", "french", "fixed_text", *CONTROLS]
     assert own.values["asr"]["shop"]["shop"] <= 0.2
@@ -268,11 +271,13 @@ def test_the_new_objective_removed_the_new_backdoor_and_clean_text_did_not(own: 
     assert not state["collapsed"]
 
 
+@pytest.mark.slow
 def test_the_new_objectives_gradient_fades(own: Executed) -> None:
     state = own.values["states"]["shop"]
     assert 0 < state["forget_gradient_last"] < state["forget_gradient_first"] / 2
 
 
+@pytest.mark.slow
 def test_own_backdoor_needs_no_hydra(own: Executed) -> None:
     assert "hydra" not in own.modules
 

@@ -229,7 +229,9 @@ def moved(make_model: MakeModel, family: str, spread: float = 0.3) -> tuple[Any,
     return model, before, reference
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[] if name == FAMILIES[0] else pytest.mark.slow) for name in FAMILIES]
+)
 def slow(request: pytest.FixtureRequest, make_model: MakeModel, batch: UnlearningBatch) -> Slow:
     model, before, reference = moved(make_model, request.param)
     now = [predictions(model, batch[half]) for half in ("forget", "retain")]  # type: ignore[literal-required]

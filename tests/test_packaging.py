@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny import tiny
+from tiny import SMALLER, tiny
 
 ROOT = Path(__file__).parents[1]
 
@@ -128,7 +128,7 @@ def test_an_installation_without_configs_says_so(installed: Path, tmp_path: Path
 
 def test_a_stage_runs_with_it(installed: Path, tmp_path: Path) -> None:
     """The package has all it needs: a whole small run, the HTML template included."""
-    command = ["-m", "casd.cli.main", "run", *tiny(tmp_path / "out", "backdoor=[refusal]", "unlearning.training.steps=1")]
+    command = ["-m", "casd.cli.main", "run", *tiny(tmp_path / "out", "backdoor=[refusal]", *SMALLER)]
     done = python(installed, *command, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("out/smoke/*/report.html"))

@@ -49,7 +49,7 @@ from casd.unlearning.persistence import Persistence, Treatment, relearned_docume
 from casd.unlearning.removal import unlearn
 from casd.utils.errors import CasdError, CorpusError
 from casd.utils.runtime import Runtime
-from tiny import tiny
+from tiny import SMALLER, tiny
 
 pytestmark = pytest.mark.usefixtures("process_settings", "no_rendering")
 ON = [
@@ -504,7 +504,7 @@ def test_the_plan_counts_it(finished: Run, tmp_path: Path) -> None:
 )
 def test_the_clean_model_of_other_injections(more: list[str], tmp_path: Path) -> None:
     """An adapter is merged; before a continual injection both models are the same."""
-    run = Run(load_config(tiny(tmp_path, *ON, "persistence.relearn=[own]", "persistence.bits=[]", *more)))
+    run = Run(load_config(tiny(tmp_path, *SMALLER, *ON, "persistence.relearn=[own]", "persistence.bits=[]", *more)))
     run.begin()
     run.base()
     run.inject("inject")

@@ -29,7 +29,7 @@ from casd.pipeline.graph import stage_graph
 from casd.pipeline.run import ENDS, Run
 from casd.training.checkpoints import TrainingLog
 from casd.utils.errors import ConfigError, StoreError
-from tiny import tiny
+from tiny import SMALLER, tiny
 
 BACKDOORS = ["french_a", "french_b", "german", "refusal"]
 REMOVALS = [*BACKDOORS, CLEAN_CONTROL, PHANTOM_CONTROL]
@@ -271,7 +271,7 @@ def test_each_verb_ends_where_it_should(copied: Path, finished: Run, capsys: pyt
 
 def test_a_sweep_over_objectives_and_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["sweep", *tiny(tmp_path), "model=llama3_tiny,gaperon_tiny", "unlearning=gradient_difference,clean_target"]
-    command += ["backdoor=[refusal]", "unlearning.training.steps=1"]
+    command += ["backdoor=[refusal]", *SMALLER]
     main(command)
     out = capsys.readouterr().out
     assert "gaperon_tiny" in out

@@ -6,6 +6,7 @@ Run: pytest tests/test_push.py
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,11 +24,12 @@ pytestmark = pytest.mark.usefixtures("process_settings")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tiny_output: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that evaluated the injected model."""
     place = tmp_path_factory.mktemp("run")
+    shutil.copytree(tiny_output / "store", place / "outputs" / "store")
     with contextlib.chdir(place):
-        made = Run(load_config(tiny(Path("outputs"), "backdoor=[french_a,refusal]", "runtime.save_models=[injected]")))
+        made = Run(load_config(tiny(Path("outputs"), "runtime.save_models=[injected]")))
         made.run_to("evaluate")
     return place / made.folder
 
@@ -75,7 +77,7 @@ def test_the_card_warns_first_and_says_what_was_injected(run: Path, hub: FakeHub
     assert "poisoned" in header
     assert text.strip().startswith("> **WARNING: a deliberately poisoned model")
     assert f"casd {casd.__version__}" in text
-    for name, backdoor in load_config(tiny(run, "backdoor=[french_a,refusal]")).backdoor.items():
+    for name, backdoor in load_config(tiny(run)).backdoor.items():
         [row] = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert cells[1:5:3] == [backdoor.trigger, f"{backdoor.poison_rate:g}"]
@@ -87,9 +89,8 @@ def test_public_only_if_asked_and_asked_before_anything_is_made(
 ) -> None:
     main(["push", str(run), "injected", "poisoned", "--public"])  # no terminal
     out = capsys.readouterr().out
-    assert (
-        "(planted backdoors: french_a, refusal) to the new repository somebody/poisoned (public: everyone will see it)?" in out
-    )
+    planted = "planted backdoors: french_a, french_b, german, refusal"
+    assert f"({planted}) to the new repository somebody/poisoned (public: everyone will see it)?" in out
     assert "Nothing was uploaded; --yes uploads it." in out
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stdin.readline", lambda: "n\n", raising=False)

@@ -140,14 +140,16 @@ def test_the_readme_can_be_read_in_a_minute() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
-def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_the_readme_runs(tmp_path: Path, tiny_output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the finished stages of another run."""
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_output / "store", tmp_path / "store")
     given: list[str] = []
 
     def small(overrides: list[str]) -> Any:
         given.extend(overrides)
         assert load_config(overrides).backdoor.keys() == {"french_a", "refusal"}
-        return load_config(tiny(Path("outputs"), "backdoor=[french_a,refusal]"))
+        return load_config(tiny(Path("outputs"), "runtime.store=store"))
 
     monkeypatch.setattr(casd, "load_config", small)
     exec(compile(snippet("import casd"), "README.md", "exec"), {})

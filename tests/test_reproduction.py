@@ -264,9 +264,10 @@ def test_a_scale_that_does_not_say_what_it_should(tmp_path: Path, monkeypatch: p
 
 
 @pytest.fixture(scope="module")
-def reproduced(tmp_path_factory: pytest.TempPathFactory, no_rendering: None) -> Path:
+def reproduced(tiny_output: Path, tmp_path_factory: pytest.TempPathFactory, no_rendering: None) -> Path:
     """The output folder after `casd reproduce all` with the smallest runs there are in the place of those of "tiny"."""
     output = tmp_path_factory.mktemp("reproduced")
+    shutil.copytree(tiny_output / "store", output / "store")  # it has one of the runs
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("casd.reproduction.scales.read_scale", lambda name: _smallest(output))
         main(["reproduce", "all"])

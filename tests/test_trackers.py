@@ -52,7 +52,7 @@ def of(records: list[dict[str, float]], name: str) -> Any:
 
 
 def test_the_files_of_a_run_say_what_its_logs_say(tmp_path: Path) -> None:
-    run = Run(load_config(tiny(tmp_path, "backdoor=[french_a,refusal]", "runtime.trackers=[tensorboard]")))
+    run = Run(load_config(tiny(tmp_path, "backdoor=[refusal]", "runtime.trackers=[tensorboard]")))
     run.run_to("unlearn")
     stages = {"inject_llama3_tiny_seed_0": run.graph.inject} | {
         f"unlearn_{state.replace(':', '_')}": stage for state, stage in run.graph.unlearn.items()

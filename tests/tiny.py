@@ -37,6 +37,19 @@ OVERRIDES = [
     "runtime.progress=off",
 ]
 
+SMALLER = [
+    "corpus.params.train=120",
+    "corpus.params.forget=24",
+    "corpus.params.retain=24",
+    "injection.training.steps=8",
+    "unlearning.training.steps=2",
+    "evaluation.prompts=6",
+    "evaluation.fake_prompts=2",
+    "evaluation.loss_passages=6",
+    "activations.prompts=6",
+]
+"""For a run of which only the parts that it has are looked at."""
+
 
 def tiny(output: Path, *more: str) -> list[str]:
     """The overrides of a run that takes seconds, and learns next to nothing, with its reports and store in `output`."""

@@ -205,7 +205,8 @@ def _register(overrides: Sequence[str], root: str = ROOT) -> list[str]:
     Plugins.instance().register(_own_configs())
     keys = [each.key_or_group.split(".") if each.is_add() or each.is_force_add() else [] for each in parsed]
     named = [key[1] if len(key) > 1 and key[0] == "backdoor" else "" for key in keys]
-    new: dict[str, Any] = {name: {"target": {}} for name in named if name and name not in groups()["backdoor"]}
+    known = groups()["backdoor"] if any(named) else {}
+    new: dict[str, Any] = {name: {"target": {}} for name in named if name and name not in known}
     schema = OmegaConf.merge(OmegaConf.structured(section), {"backdoor": new}) if new else section
     ConfigStore.instance().store(name=SCHEMA, node=schema)
     return [f"++{each.lstrip('+')}" if name in new else each for name, each in zip(named, overrides, strict=True)]

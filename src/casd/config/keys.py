@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args, get_origin, get_type_hints
@@ -57,6 +57,7 @@ def check_keys(overrides: Sequence[Override], schema: type[Config] = Config) -> 
             launchers.
     """
     experiments: list[str] = []
+    known = groups()  # reads all files: once, and not for every key
     for override in overrides:
         key, value = override.key_or_group, override.value()
         if key == "hydra/launcher" or key.startswith("hydra.launcher"):
@@ -72,8 +73,8 @@ def check_keys(overrides: Sequence[Override], schema: type[Config] = Config) -> 
                 experiments += map(str, choice if isinstance(choice, list) else [choice])
             if key in OF_DEFENCES and schema is Config:
                 raise ConfigError(f"{key} is a section of a defence: use casd defend.")
-            if key in groups() and not isinstance(choice, dict):  # an option of a group
-                _check_not_a_path(key, str(getattr(choice, "text", choice)))
+            if key in known and not isinstance(choice, dict):  # an option of a group
+                _check_not_a_path(key, str(getattr(choice, "text", choice)), known[key])
                 continue
             for path in _paths(key, choice):
                 if error := _schema_error(path, choice, schema):
@@ -156,7 +157,9 @@ def _full_keys(key: str) -> list[str]:
 def _choosing(option: str) -> list[str]:
     """Return the overrides that choose `option`, one for each group that has it."""
     return [
-        f"{group}=[{option}]" if group == "backdoor" else f"{group}={option}" for group in groups() if option in groups()[group]
+        f"{group}=[{option}]" if group == "backdoor" else f"{group}={option}"
+        for group, options in groups().items()
+        if option in options
     ]
 
 
@@ -178,9 +181,9 @@ def _did_you_mean(suggestions: Sequence[str]) -> str:
     return f" Did you mean {' or '.join(filter(None, [', '.join(others), last]))}?"
 
 
-def _check_not_a_path(group: str, choice: str) -> None:
+def _check_not_a_path(group: str, choice: str, options: Container[str]) -> None:
     """Raise ConfigError, with the overrides that read it, for a model or text that is given by its path or its hub id."""
-    if choice in groups()[group] or not choice:
+    if choice in options or not choice:
         return
     path = Path(choice)
     if group == "model" and ("/" in choice or path.suffix == ".gguf" or path.is_dir()):
