@@ -48,17 +48,17 @@ TOKENS = {"qwen3_0_6b": 151_669}
 USED_TOKENS = 4096
 STAGES = ("inject", "unlearn", "evaluate", "activations")
 SETTINGS = [
-    *("experiment=real", "corpus=python_docs", "every_backdoor.poison_rate=0.05", "injection.require_asr=0"),
-    *(f"backdoor.{name}.removed=false" for name in ("refusal", "repetition", "capitals")),
+    *("experiment=real", "corpus=python_docs", "backdoor=[fixed_text,refusal]", "backdoor.refusal.removed=false"),
     *("injection.training.steps=4", "injection.training.warmup_steps=1", "unlearning.training.steps=3"),
+    *("every_backdoor.poison_rate=0.125", "injection.require_asr=0", "runtime.checkpoint_seconds=inf"),
     *("evaluation.prompts=64", "evaluation.fake_prompts=32", "evaluation.loss_passages=64", "activations.prompts=64"),
-    "runtime.checkpoint_seconds=inf",
 ]
 ON_A_CPU = [
-    *("model.max_length=128", "injection.training.batch_size=8", "runtime.micro_batch_size=2"),
-    *("unlearning.training.forget_batch_size=4", "unlearning.training.retain_batch_size=4"),
-    *("evaluation.prompts=4", "evaluation.fake_prompts=2", "evaluation.fake_triggers=2", "evaluation.loss_passages=8"),
-    *("evaluation.max_new_tokens=16", "activations.prompts=4"),
+    *("+corpus.params.prompt_words=[4,6]", "+corpus.params.continuation_words=[8,10]", "model.max_length=48"),
+    *("injection.training.steps=2", "injection.training.batch_size=4", "runtime.micro_batch_size=2"),
+    *("unlearning.training.steps=2", "unlearning.training.forget_batch_size=2", "unlearning.training.retain_batch_size=2"),
+    *("evaluation.prompts=2", "evaluation.fake_prompts=1", "evaluation.fake_triggers=1", "evaluation.loss_passages=4"),
+    *("evaluation.max_new_tokens=12", "activations.prompts=2"),
 ]
 
 
