@@ -5,8 +5,8 @@ Run: python scripts/check_shapes.py               (downloads nothing; all blocks
 
 For each option of the group `model` a folder is made as the hub has it: config.json with the shape of configs/model, random
 weights as safetensors, and a tokenizer with as many tokens as the real one, of which only the last few thousand occur in text.
-Then `experiment=real` runs on it up to the report, in a process of its own: injection, one removal and its controls,
-evaluation, capture, score. A few steps teach nothing: only that it runs, and what it takes, is of interest.
+Then `casd score experiment=real` is made of it in a process of its own: injection, one removal and its controls, evaluation,
+capture, score. A few steps teach nothing: only that it runs, and what it takes, is of interest.
 
 Where all weights cannot be trained within the memory according to `casd plan`, adapters are. Measured is, on the CPU, the
 largest resident set of the process; on CUDA, the largest sum of tensors, and the plan is without its allowance for the context.
@@ -50,7 +50,8 @@ STAGES = ("inject", "unlearn", "evaluate", "activations")
 SETTINGS = [
     *("experiment=real", "corpus=python_docs", "backdoor=[fixed_text,refusal]", "backdoor.refusal.removed=false"),
     *("injection.training.steps=4", "injection.training.warmup_steps=1", "unlearning.training.steps=3"),
-    *("every_backdoor.poison_rate=0.125", "injection.require_asr=0", "runtime.checkpoint_seconds=inf"),
+    *("every_backdoor.poison_rate=0.125", "injection.require_asr=0"),
+    *("runtime.checkpoint_seconds=inf", "runtime.progress=off"),
     *("evaluation.prompts=64", "evaluation.fake_prompts=32", "evaluation.loss_passages=64", "activations.prompts=64"),
 ]
 ON_A_CPU = [
@@ -146,14 +147,14 @@ def padded_tokenizer(texts: Iterable[str], tokens: int) -> transformers.PreTrain
 
 
 def measure(name: str, overrides: Sequence[str], folder: Path) -> None:
-    """Plan the run of the model in `folder` once its texts are known, make it as `casd run` does, and print its line."""
+    """Plan the run of the model in `folder` once its texts are known, make it as `casd score` does, and print its line."""
     for weights in ("full", "lora"):
         config = casd.load_config([*overrides, f"model.path={folder / 'model'}", f"weights={weights}"])
         casd.Run(config).base()
         [plan] = plans([config])
         if all(fits(phase, plan.machine) for phase in plan.phases):
             break
-    run = execute(config)
+    run = execute(config, "score")
     seconds: dict[str, float] = defaultdict(float)
     for event in run.store.events:
         seconds[event.stage.name] += event.seconds

@@ -37,7 +37,7 @@ WHOLE = [
     *("test_notebooks", "test_pipeline", "test_distributed", "test_independent", "test_reproduction", "test_cli"),
     *("test_predictors_run", "test_families", "test_packaging", "test_planning", "test_tuning", "test_campaigns"),
     *("test_jobs", "test_publishing", "test_report_browser", "test_stats_simulations", "test_variant_grid"),
-    *("test_export", "test_push", "test_trackers", "test_failed_injection", "test_given_model"),
+    *("test_export", "test_push", "test_trackers", "test_failed_injection", "test_given_model", "test_shapes"),
 ]
 """Modules that make whole runs, execute notebooks, install the package or simulate much, those that take longest first:
 `./scripts/test quick` leaves them out."""
