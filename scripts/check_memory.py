@@ -88,10 +88,17 @@ def measure(size: str, dtype: str, lora: bool, checkpointing: bool, device: str,
     batch["attention_mask"][0, TOKENS // 2 :] = 0
     runtime = Runtime(device=device, gradient_checkpointing=checkpointing)
     train(model, lambda step: batch, terms, TrainingConfig(steps=steps, learning_rate=1e-5), runtime=runtime)
+    return {"before": 0 if device == "cuda" else before, "peak": peak_bytes(device)}
+
+
+def peak_bytes(device: str) -> int:
+    """The most bytes that this process has taken so far: of tensors on CUDA, elsewhere its largest resident set."""
+    import torch
+
     if device == "cuda":
-        return {"before": 0, "peak": torch.cuda.max_memory_allocated()}
+        return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
-    return {"before": before, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def main() -> None:

@@ -46,6 +46,7 @@ WHOLE = {
     *("test_predictors_run", "test_families", "test_packaging", "test_planning", "test_tuning", "test_campaigns"),
     *("test_jobs", "test_publishing", "test_report_browser", "test_stats_simulations", "test_variant_grid"),
     *("test_export", "test_push", "test_trackers", "test_failed_injection", "test_given_model", "test_defence"),
+    "test_shapes",
 }
 """Modules that make whole runs, execute notebooks, install the package or simulate much; left out by `scripts/test quick`."""
 FAMILIES = ("llama", "qwen3", "olmo2")
