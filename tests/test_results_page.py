@@ -50,6 +50,14 @@ def test_a_section_has_its_command_its_origin_and_its_tables(tmp_path: Path) -> 
     assert "Yes" in page or "No" in page or "Cannot say" in page  # the answer, by rule
 
 
+def test_few_runs_have_their_matrices(tmp_path: Path) -> None:
+    page = published(tmp_path, seeds=(0,))
+    names = [path.stem for path in (tmp_path / FOLDER / "sweep-demo").glob("*.csv")]
+    assert sum(name.startswith("asr_matrix-") for name in names) == 2
+    assert any(name.startswith("casd_matrix_casd-") for name in names)
+    assert page.count("Attack success rate after each removal, ") == 2
+
+
 def test_publishing_again_replaces_the_section_and_keeps_the_text_around_it(tmp_path: Path) -> None:
     published(tmp_path)
     page = tmp_path / PAGE

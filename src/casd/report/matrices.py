@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -29,6 +30,7 @@ from casd.report.wording import (
     run_count,
     run_name,
     sentence,
+    short_run_name,
     significant,
 )
 
@@ -122,6 +124,11 @@ def casd_table(tables: RunTables, variant: str, *, square: bool = False) -> Tabl
         shade=shades(shown, largest),
         detail=shown.map(lambda distance: "" if pd.isna(distance) else significant(distance, 4)).to_numpy(),
     )
+
+
+def of_run(table: Table, tables: RunTables) -> Table:
+    """A table of one run, with a name and title that tell it from those of other runs."""
+    return replace(table, name=f"{table.name}-{tables.info['run']}", title=f"{table.title}, {short_run_name(tables)}")
 
 
 def mean_asr_table(runs: Sequence[RunTables], means: pd.DataFrame | None = None) -> Table:

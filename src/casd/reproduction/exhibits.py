@@ -15,7 +15,7 @@ from casd.report.figures import objectives_figure, relation_panels
 from casd.report.gallery import Drawing
 from casd.report.heatmaps import asr_heatmaps, casd_heatmaps
 from casd.report.markup import Table, table_of
-from casd.report.matrices import asr_table, casd_table, mean_asr_table
+from casd.report.matrices import asr_table, casd_table, mean_asr_table, of_run
 from casd.report.tables import relation_table, specificity_table, summary_table, utility_table
 from casd.report.wording import fraction, model_label, perplexity, short_run_name
 from casd.reproduction.verdicts import Evidence
@@ -41,7 +41,7 @@ def asr_matrices(evidence: Evidence) -> Shown:
     pages = [runs[first : first + DETAILED_RUNS] for first in range(0, len(runs), DETAILED_RUNS)]
     title = "Attack success rate after each removal"
     drawings = (Drawing(f"asr_heatmaps-{n}", title, alt, asr_heatmaps(page)) for n, page in enumerate(pages, 1))
-    return Shown([mean_asr_table(runs), *(_of_run(asr_table(tables), tables) for tables in runs)], drawings)
+    return Shown([mean_asr_table(runs), *(of_run(asr_table(tables), tables) for tables in runs)], drawings)
 
 
 def casd_matrices(evidence: Evidence) -> Shown:
@@ -51,7 +51,7 @@ def casd_matrices(evidence: Evidence) -> Shown:
         Drawing(f"casd_heatmap-{tables.info['run']}", f"CASD of removals, {short_run_name(tables)}", alt, casd_heatmaps(tables))
         for tables in evidence.runs
     )
-    shown = [_of_run(casd_table(tables, variant), tables) for tables in evidence.runs for variant in tables.headline]
+    shown = [of_run(casd_table(tables, variant), tables) for tables in evidence.runs for variant in tables.headline]
     return Shown(shown, drawings)
 
 
@@ -76,7 +76,7 @@ def controls(evidence: Evidence) -> Shown:
 
 def utility(evidence: Evidence) -> Shown:
     """Clean loss and degenerate generations, and benchmarks where they were run."""
-    benchmarks = [_of_run(utility_table(tables), tables) for tables in evidence.runs if len(tables.utility)]
+    benchmarks = [of_run(utility_table(tables), tables) for tables in evidence.runs if len(tables.utility)]
     return Shown([language_table(evidence.runs), *benchmarks])
 
 
@@ -128,11 +128,6 @@ def language_table(runs: Sequence[RunTables]) -> Table:
         " in nats per token, on the evaluation split. Ratio: of the clean loss to the injected model's, mean and largest."
         " Degenerate: share of clean prompts after which the model generated nothing or a loop.",
     )
-
-
-def _of_run(table: Table, tables: RunTables) -> Table:
-    """A table of one run, with a name and title that tell it from those of other runs."""
-    return replace(table, name=f"{table.name}-{tables.info['run']}", title=f"{table.title}, {short_run_name(tables)}")
 
 
 SHOWN: Final[dict[str, Callable[[Evidence], Shown]]] = {
