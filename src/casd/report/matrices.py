@@ -128,7 +128,8 @@ def casd_table(tables: RunTables, variant: str, *, square: bool = False) -> Tabl
 
 def of_run(table: Table, tables: RunTables) -> Table:
     """A table of one run, with a name and title that tell it from those of other runs."""
-    return replace(table, name=f"{table.name}-{tables.info['run']}", title=f"{table.title}, {short_run_name(tables)}")
+    run = tables.info.get("run") or "-".join(str(tables.info[key]) for key in ("model", "objective", "seed"))
+    return replace(table, name=f"{table.name}-{run}", title=f"{table.title}, {short_run_name(tables)}")
 
 
 def mean_asr_table(runs: Sequence[RunTables], means: pd.DataFrame | None = None) -> Table:
