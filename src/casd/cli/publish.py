@@ -41,14 +41,13 @@ def publish_sweep(
     """Publish what `casd sweep` with these overrides found; `report` is the folder of its report."""
     from casd.report.answer import answers_table, in_short
     from casd.report.comparisons import kinds_statements
-    from casd.report.matrices import of_run
     from casd.report.persistence import persistence_statements, persistence_table
 
     answers, lasting = comparisons.answers, persistence_table(runs)
     said = [*([" ".join(in_short(answers))] if answers else []), *kinds_statements(comparisons.kinds)]
     shown = [*([answers_table(answers)] if len(answers) > 1 else []), *comparisons.tables, *([lasting] if len(lasting) else [])]
     if len(runs) <= _FEW_RUNS:
-        shown += [of_run(table, tables) for tables in runs for table in _matrices(tables)]
+        shown += [table for tables in runs for table in _matrices(tables)]
     section = ResultSection(
         name=_name(f"sweep-{_chosen('name', overrides) or _experiment(overrides)}"),
         title=_title(overrides),
@@ -65,10 +64,10 @@ def publish_sweep(
 
 def _matrices(tables: RunTables) -> Iterator[Table]:
     """Yield the matrices of a run: attack success rates, and each headline CASD."""
-    from casd.report.matrices import asr_table, casd_table
+    from casd.report.matrices import asr_table, casd_table, of_run
 
-    yield asr_table(tables)
-    yield from (casd_table(tables, variant) for variant in tables.headline)
+    for table in (asr_table(tables), *(casd_table(tables, variant) for variant in tables.headline)):
+        yield of_run(table, tables)
 
 
 def _figures_of(runs: int) -> Iterator[tuple[str, str]]:

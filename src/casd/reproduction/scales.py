@@ -61,7 +61,9 @@ def read_scale(name: str) -> Scale:
             f"{path} needs the key {RUN_SETS[0]}, and may have {', '.join(RUN_SETS[1:])}, each with a list of sweeps; it has"
             f" {has}."
         )
-    return Scale(name, description(path), {name: _sweeps(path, name, tree[name]) for name in RUN_SETS if name in tree})
+    return Scale(
+        name, description(path), {run_set: _sweeps(path, run_set, tree[run_set]) for run_set in RUN_SETS if run_set in tree}
+    )
 
 
 def _sweeps(path: Path, run_set: str, value: Any) -> Sweeps:

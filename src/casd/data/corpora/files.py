@@ -29,21 +29,14 @@ class Files(Selection):
         paths: files, or folders in which every .txt, .jsonl and .parquet file is read at any depth. Links to folders are
             followed; hidden files and folders are skipped.
         text_field: the field (.jsonl) or column (.parquet) that holds the text.
-        max_documents: maximum number of documents to read; None for no limit.
-        max_words: number of words after which reading stops, at the end of a document; None for no limit.
-
-    Documents that `Selection.where` leaves out count for neither limit.
     """
 
     paths: tuple[str, ...]
     text_field: str = "text"
-    max_documents: int | None = None
-    max_words: int | None = None
 
     def __post_init__(self) -> None:
         if not self.paths:
             raise ConfigError("corpus prose: paths is empty; expected at least one file or folder.")
-        check_budget(self.max_documents, self.max_words)
         super().__post_init__()
 
     def __str__(self) -> str:
@@ -138,13 +131,6 @@ def _files_below(folder: Path) -> Iterator[Path]:
                     yield file
                 elif file.suffix in _SUFFIXES and not file.exists():
                     raise CorpusError(f"{file} is a link to a file that does not exist. Fix or remove it.")
-
-
-def check_budget(max_documents: int | None, max_words: int | None) -> None:
-    """Raise ConfigError if a limit is less than 1."""
-    for name, value in (("max_documents", max_documents), ("max_words", max_words)):
-        if value is not None and value < 1:
-            raise ConfigError(f"corpus prose: {name} is {value}; expected at least 1, or null for no limit.")
 
 
 def within_budget(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from casd.data.corpora.files import as_text, check_budget, file_sha256, no_field
+from casd.data.corpora.files import as_text, file_sha256, no_field
 from casd.data.corpora.selection import Rows, Selection
 from casd.utils.errors import CasdError, ConfigError, CorpusError
 from casd.utils.registry import MAX_LISTED, unknown
@@ -30,10 +30,6 @@ class HubDataset(Selection):
         revision: branch, tag or commit (40 hexadecimal digits) on the hub; None for the main branch. It is resolved to a
             commit, which needs no network if a commit is given or the revision was resolved on this machine before.
         text_field: the column that holds the text.
-        max_documents: maximum number of documents to read; None for no limit.
-        max_words: number of words after which reading stops, at the end of a document; None for no limit.
-
-    Documents that `Selection.where` leaves out count for neither limit.
     """
 
     dataset: str
@@ -41,15 +37,12 @@ class HubDataset(Selection):
     split: str = "train"
     revision: str | None = None
     text_field: str = "text"
-    max_documents: int | None = None
-    max_words: int | None = None
 
     def __post_init__(self) -> None:
         if not self.dataset.strip():
             raise ConfigError("corpus prose: dataset is empty; expected an id of the Hugging Face hub, or a folder.")
         if self.revision and self._folder:
             raise ConfigError(f"corpus prose: {self.dataset} is a folder and has no revision; leave revision out.")
-        check_budget(self.max_documents, self.max_words)
         super().__post_init__()
 
     def __str__(self) -> str:

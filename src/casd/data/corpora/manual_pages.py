@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from casd.data.corpora.cutting import sentences
-from casd.data.corpora.files import check_budget, file_sha256
+from casd.data.corpora.files import file_sha256
 from casd.data.corpora.roff import UNREADABLE, paragraphs
 from casd.data.corpora.running_prose import consecutive, is_prose
 from casd.data.corpora.selection import Rows, Selection
@@ -49,22 +49,17 @@ class ManualPages(Selection):
         manpages: folder with the folders man1, man2, …: "/usr/share/man" for English, "/usr/share/man/fr" for French.
         language: ISO 639-1 code of the pages; in a corpus, by default that of the source.
         sections: numbers of the manual's sections to read.
-        max_documents: maximum number of documents to read; None for no limit.
-        max_words: number of words after which reading stops, at the end of a document; None for no limit.
     """
 
     manpages: str
     language: str = "en"
     sections: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
-    max_documents: int | None = None
-    max_words: int | None = None
 
     def __post_init__(self) -> None:
         if not self.manpages.strip():
             raise ConfigError("corpus prose: manpages is empty; expected a folder with man1, man2, …, such as /usr/share/man.")
         if not self.sections or not all(1 <= section <= 9 for section in self.sections):
             raise ConfigError(f"corpus prose: sections is {list(self.sections)}; expected numbers from 1 to 9.")
-        check_budget(self.max_documents, self.max_words)
         super().__post_init__()
 
     def __str__(self) -> str:

@@ -22,6 +22,9 @@ class Selection:
     """The fields of a source that select text.
 
     Attributes:
+        max_documents: maximum number of documents to read; None for no limit. Documents that `where` leaves out count for
+            neither limit.
+        max_words: number of words after which reading stops, at the end of a document; None for no limit.
         where: values by column: a row (of a .jsonl or .parquet file, or of a dataset) is read if each of these columns has its
             value, or one of its list of values: `{label: 0}`, `{stars: [1, 2]}`. Empty for all rows.
         sentiment: "negative" to use only continuations that VADER calls negative, which only the source `negative` may ask for;
@@ -31,11 +34,16 @@ class Selection:
             `negative_sentiment`.
     """
 
+    max_documents: int | None = None
+    max_words: int | None = None
     where: dict[str, Any] = field(default_factory=dict)
     sentiment: Literal["negative"] | None = None
     sentiment_threshold: float = -0.5
 
     def __post_init__(self) -> None:
+        for name, limit in (("max_documents", self.max_documents), ("max_words", self.max_words)):
+            if limit is not None and limit < 1:
+                raise ConfigError(f"corpus prose: {name} is {limit}; expected at least 1, or null for no limit.")
         for column, value in self.where.items():
             values = value if isinstance(value, list | tuple) else [value]
             if not values or not all(isinstance(each, str | int | float) for each in values):
