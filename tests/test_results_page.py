@@ -8,7 +8,7 @@ import pytest
 
 from casd.cli.publish import publish_sweep
 from casd.cli.sweep import sweep
-from casd.report.results_page import FOLDER, PAGE, section_text, sections_of, with_section
+from casd.report.results_page import FOLDER, PAGE, origin_of, section_text, sections_of, with_section
 from casd.utils.errors import ConfigError, StoreError
 from report_run import compared, make_run
 
@@ -48,6 +48,18 @@ def test_a_section_has_its_command_its_origin_and_its_tables(tmp_path: Path) -> 
     assert "4 runs, commit" in page and "torch" in page
     assert "**Objectives" in page and "| clean_target" in page
     assert "Yes" in page or "No" in page or "Cannot say" in page  # the answer, by rule
+
+
+def test_hours_of_a_shared_injection_count_once() -> None:
+    def info(injection: str, score: str, **seconds: float) -> dict[str, object]:
+        return {"provenance": {"stages": {"inject": injection, "score": score}}, "timings": seconds}
+
+    first = info("a", "one", corpus=100, inject=3500, unlearn=1800)
+    objective = info("a", "two", corpus=100, inject=3500, unlearn=3600)
+    seed = info("b", "three", inject=3600, unlearn=1800)
+    assert origin_of([first, objective, seed])["hours"] == 4.0
+    assert origin_of([first, first])["hours"] == 1.5  # a run that two exhibits use
+    assert origin_of([{"timings": {"opening": 1800}}, {"timings": {"opening": 1800}}])["hours"] == 1.0  # defences
 
 
 def test_few_runs_have_their_matrices(tmp_path: Path) -> None:

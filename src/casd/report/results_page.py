@@ -33,6 +33,8 @@ FOLDER: Final = "results"
 INFO: Final = "section.json"
 _NO_RESULT: Final = ("runtime.", "engine.", "engine=")
 """Beginnings of overrides that change no result, and are left out of the command that a section gives."""
+_OF_INJECTION: Final = ("corpus", "base", "inject")
+"""Stages that runs of one injection share."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +63,18 @@ class ResultSection:
 def origin_of(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return where the numbers of runs come from: runs, commits, versions, hours of their stages, and this machine.
 
-    The hours are those of all stages that a run used; a stage that several runs share is counted once for each.
+    Runs of one injection share it, and its hours are counted once; so are those of a run that is given twice.
 
     Args:
         infos: `info` of the tables of runs or defences.
     """
     provenance = [info.get("provenance") or {} for info in infos]
-    seconds = sum(sum(map(float, (info.get("timings") or {}).values())) for info in infos)
+    seconds: dict[tuple[str, str], float] = {}
+    for number, (info, made) in enumerate(zip(infos, provenance, strict=True)):
+        keys = made.get("stages") or {}
+        for stage, value in (info.get("timings") or {}).items():
+            key = keys.get("inject" if stage in _OF_INJECTION else "score", f"run {number}")
+            seconds[stage, key] = float(value)
 
     def every(name: str) -> str:
         return ", ".join(sorted({str(each[name]) for each in provenance if each.get(name)})) or "not known"
@@ -80,7 +87,7 @@ def origin_of(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "runs": len(infos),
         "commit": ", ".join(commits) or "not known",
         **names,
-        "hours": seconds / 3600,
+        "hours": sum(seconds.values()) / 3600,
         "machine": machine,
     }
 
