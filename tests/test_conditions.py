@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from casd.analysis.conditions import condition_key, label_settings
+from casd.analysis.conditions import condition_key, label_changes, label_settings
 from casd.config.compose import load_config, to_yaml
 
 
@@ -52,6 +52,23 @@ def test_labels_name_what_differs(overrides: list[list[str]], expected: list[str
     infos = [info_of(each) for each in overrides]
     assert label_settings(infos) == expected
     assert (len({condition_key(info) for info in infos}) == 1) == (expected[0] == expected[-1])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["seed=1"], ""),
+        (["unlearning.training.steps=32"], "unlearning.training.steps=32"),
+        (["backdoor.french_a.poison_rate=0.1", "backdoor.german.poison_rate=0.1"], "poison_rate=0.1"),
+        (["injection.decoy_rate=0"], "injection.decoy_rate=0"),
+        (["unlearning=npo"], "npo"),
+        (["weights=lora_removals", "unlearning.training.learning_rate=1e-2"], "adapters in the removals"),
+        (["weights=lora", "injection.training.steps=7"], "adapters in the injection, adapters in the removals"),
+    ],
+)
+def test_a_change_is_named_alone(overrides: list[str], expected: str) -> None:
+    first = ["backdoor=[french_a,german]", "injection=continual", "unlearning=clean_target"]
+    assert label_changes(info_of([*first, *overrides]), info_of(first)) == expected
 
 
 PAIRS_ONCE_POOLED = {

@@ -78,6 +78,33 @@ def label_settings(infos: Sequence[Mapping[str, Any]]) -> list[str]:
     return labels
 
 
+def label_changes(info: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    """Label a run by what it changes of another, e.g. "unlearning.training.steps=32"; "" if they have the same condition.
+
+    Another objective is named alone, without the settings that come with it; so are adapters, without their rank, the training
+    steps and the learning rate that go with them. A field of several backdoors stands once.
+
+    Args:
+        info: `info` of the run, as for `condition_key`.
+        first: `info` of the run that it is compared with.
+    """
+    configs = [_settings(first), _settings(info)]
+    keys = _differing(configs)
+    labels = []
+    if str(info["objective"]) != str(first["objective"]):
+        labels.append(str(info["objective"]))
+        keys = [key for key in keys if not key.startswith("unlearning.")]
+    for section in ("injection", "unlearning"):
+        if any(key.startswith(f"{section}.training.lora") for key in keys):
+            adapters = any(key.startswith(f"{section}.training.lora.") for key in configs[1])
+            where = "injection" if section == "injection" else "removals"
+            labels.append(f"{'adapters' if adapters else 'full weights'} in the {where}")
+            keys = [key for key in keys if not key.startswith(f"{section}.training.")]
+    labels.append(_backdoors(configs, [key for key in keys if key.startswith("backdoor.")])[1])
+    labels += [f"{key}={_value(configs[1].get(key, 'none'))}" for key in keys if not key.startswith("backdoor.")]
+    return _join(*labels)
+
+
 def condition_label(info: Mapping[str, Any]) -> str:
     """Return the objective of a run and its `info["setting"]`, if there is one, for display."""
     return _join(str(info["objective"]), str(info.get("setting") or ""))

@@ -123,7 +123,7 @@ def publish_reproduction(
         folder: folder of the page of results.
     """
     from casd.reproduction.catalogue import EXHIBITS
-    from casd.reproduction.page import tables_over_runs, verdicts_table
+    from casd.reproduction.page import statements_over_runs, tables_over_runs, verdicts_table
 
     main = verdicts[verdicts["headline"]]
     counts = Counter(main["verdict"])
@@ -133,7 +133,7 @@ def publish_reproduction(
         name=_name(f"reproduce-{scale}-{'-'.join(asked)}"),
         title=f"{EXHIBITS[names[0]].title if len(names) == 1 else 'The tables of the paper, claim by claim'} (scale {scale})",
         command=["reproduce", *asked, f"scale={scale}"],
-        sentences=[f"Of {len(main)} verdicts over all models: {said}."],
+        sentences=[f"Of {len(main)} verdicts over all models: {said}.", *statements_over_runs(names, runs)],
         tables=[verdicts_table(main), *tables_over_runs(names, runs)],
         origin=origin_of([tables.info for members in runs.values() for tables in members]),
         figures={"CASD against the suppression of each pair of removals": relation} if relation else {},

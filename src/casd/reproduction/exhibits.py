@@ -18,6 +18,7 @@ from casd.report.markup import Table, table_of
 from casd.report.matrices import asr_table, casd_table, mean_asr_table, of_run
 from casd.report.tables import relation_table, specificity_table, summary_table, utility_table
 from casd.report.wording import fraction, model_label, perplexity, short_run_name
+from casd.reproduction.factors import factors_table, one_at_a_time
 from casd.reproduction.verdicts import Evidence
 
 
@@ -89,6 +90,15 @@ def suppression_at(evidence: Evidence) -> Shown:
     return Shown([replace(objectives_table(frame), title=title)], [drawing])
 
 
+def factors(evidence: Evidence) -> Shown:
+    """The others' suppression at the first run's setting, and with one thing changed after the other."""
+    frame = one_at_a_time(evidence)
+    table = factors_table(frame)
+    alt = "Dot plot of the others' mean suppression net of both controls, a row for each setting. The table has the numbers."
+    drawing = Drawing("suppression", table.title, alt, objectives_figure(frame.assign(objective=frame["changed"])))
+    return Shown([table], [drawing])
+
+
 def language_table(runs: Sequence[RunTables]) -> Table:
     """The clean language of models after removals and controls: means over the runs of a model and objective."""
     rows, groups = [], []
@@ -138,7 +148,7 @@ SHOWN: Final[dict[str, Callable[[Evidence], Shown]]] = {
     "utility": utility,
     "learning_rate": suppression_at,
     "writing_system": suppression_at,
-    "factors": suppression_at,
+    "factors": factors,
     "summary": summary,
 }
 """The tables and figures of each exhibit in `casd.reproduction.catalogue.EXHIBITS`."""

@@ -25,6 +25,7 @@ from casd.report.wording import broken_injections, model_label, short_run_name
 from casd.reproduction.catalogue import EXHIBITS
 from casd.reproduction.claims import CLAIMS
 from casd.reproduction.exhibits import SHOWN
+from casd.reproduction.factors import factors_statements, one_at_a_time
 from casd.reproduction.scales import Scale
 from casd.reproduction.verdicts import Evidence, headline
 from casd.utils.sealed import read_json
@@ -32,10 +33,10 @@ from casd.utils.sealed import read_json
 PAGE: Final = "report.html"
 INFO: Final = "reproduction.json"
 """Written last: what a finished reproduction was made from."""
-VERSION: Final = 5
+VERSION: Final = 6
 """Raise it when exhibits, claims or the page change: reproductions of an earlier version are then written again."""
 
-_OVER_RUNS: Final = ("asr_means", "predictors", "objectives", "noise_floor", "clean_language")
+_OVER_RUNS: Final = ("asr_means", "predictors", "objectives", "noise_floor", "clean_language", "factors")
 """Names of the tables that are over all runs, without a row or a matrix for each."""
 
 _QUESTION: Final = "Does removing one backdoor weaken others, and does CASD tell which? Claim by claim, with what decides it."
@@ -167,6 +168,11 @@ def tables_over_runs(names: Sequence[str], runs: Mapping[str, Sequence[RunTables
         for table in SHOWN[name](evidence[EXHIBITS[name].run_set]).tables
         if table.name in _OVER_RUNS and len(table)
     ]
+
+
+def statements_over_runs(names: Sequence[str], runs: Mapping[str, Sequence[RunTables]]) -> list[str]:
+    """Say in words what those exhibits show that are no claims; arguments as of `tables_over_runs`."""
+    return factors_statements(one_at_a_time(Evidence(runs["factors"]))) if "factors" in names else []
 
 
 def _blocks(tables: Sequence[Table]) -> list[Block]:

@@ -1,0 +1,93 @@
+"""What the transfer depends on: a setting, and others that each change one thing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import pandas as pd
+
+from casd.analysis.comparison import POOLED, by_condition, mean_of_runs, over_runs
+from casd.analysis.conditions import label_changes
+from casd.report.markup import Table, table_of
+from casd.report.wording import fraction, mean_with_interval, model_label, percent
+from casd.reproduction.verdicts import REMOVED_ASR, Evidence
+
+UNCHANGED: Final = "nothing"
+"""What the setting of the first run changes."""
+
+
+def one_at_a_time(evidence: Evidence) -> pd.DataFrame:
+    """Compare settings with that of the first run of the model.
+
+    Returns:
+        The rows of `compare_objectives` that are not pooled over models, with two more columns. changed: what the setting
+        changes of the first (`label_changes`), or the whole setting if two would be named alike. injected_asr: mean ASR of all
+        backdoors before the removals.
+    """
+    frame = evidence.objectives[evidence.objectives["model"] != POOLED].reset_index(drop=True)
+    groups = by_condition(evidence.runs)
+    first: dict[str, Mapping[str, Any]] = {}
+    changed, injected = [], []
+    for model, objective in zip(frame["model"], frame["objective"], strict=True):
+        runs = groups[model, objective]
+        before = over_runs(runs, "transfer").drop_duplicates(["run", "target"])
+        changed.append(label_changes(runs[0].info, first.setdefault(model, runs[0].info)) or UNCHANGED)
+        injected.append(mean_of_runs(before["asr_before"], before["run"]))
+    frame = frame.assign(changed=changed, injected_asr=injected)
+    return frame.assign(changed=frame["objective"]) if frame.duplicated(["model", "changed"]).any() else frame
+
+
+def factors_table(frame: pd.DataFrame) -> Table:
+    """A row for each setting of `one_at_a_time`."""
+    rows = [
+        {
+            "changed": record["changed"],
+            "injected ASR": fraction(record["injected_asr"]),
+            "included": f"{record['included']} of {record['removals']}",
+            "own ASR": fraction(record["own_asr"]),
+            "others": mean_with_interval(record, "suppression"),
+            "net of clean": mean_with_interval(record, "suppression_net_clean"),
+            "net of phantoms": mean_with_interval(record, "suppression_net_phantom"),
+            "clean": fraction(record["clean_control"]),
+            "phantoms": fraction(record["phantom_control"]),
+            "clean loss": percent(record["clean_loss_change"]),
+        }
+        for record in frame.to_dict("records")
+    ]
+    return table_of(
+        rows,
+        groups=list(map(model_label, frame["model"])),
+        name="factors",
+        title="One thing changed at a time",
+        caption="Injected ASR: mean of all backdoors before the removals. Included: removals that enter the means. Others:"
+        " suppression of the other backdoors' ASR, raw and net of the controls, with 95 % intervals over runs and backdoors."
+        " Clean, phantoms: the suppression under these controls.",
+    )
+
+
+def factors_statements(frame: pd.DataFrame) -> list[str]:
+    """Say per model of `one_at_a_time` which settings that remove anything weaken others more, or less, than the first."""
+    said = []
+    for model, rows in frame.groupby("model", sort=False):
+        first, *others = rows.to_dict("records")
+        compared = [record for record in others if record["own_asr"] <= REMOVED_ASR]
+        more = [record for record in compared if record[f"{_NET}_low"] > first[f"{_NET}_high"]]
+        less = [record for record in compared if record[f"{_NET}_high"] < first[f"{_NET}_low"]]
+        said += [
+            f"{model_label(str(model))}, with nothing changed: a removal weakens the others by"
+            f" {mean_with_interval(first, _NET)}, net of phantoms.",
+            f"Of {len(compared)} changes, those with an interval above it: {_named(more)}; below it: {_named(less)}.",
+        ]
+        if unremoved := [record["changed"] for record in others if record not in compared]:
+            said.append(
+                f"Left out, since removals leave their own backdoor an ASR above {REMOVED_ASR}: {'; '.join(unremoved)}."
+            )
+    return said
+
+
+_NET: Final = "suppression_net_phantom"
+
+
+def _named(settings: list[dict[Any, Any]]) -> str:
+    return "; ".join(f"{each['changed']} ({mean_with_interval(each, _NET)})" for each in settings) or "none"
