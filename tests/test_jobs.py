@@ -5,6 +5,7 @@ Run: python -m pytest tests/test_jobs.py
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -37,7 +38,7 @@ from casd.pipeline import worker
 from casd.pipeline.graph import run_folder, stage_graph
 from casd.pipeline.records import read_waiting
 from casd.pipeline.run import note
-from casd.pipeline.schedule import KILLED
+from casd.pipeline.schedule import KILLED, seconds_left
 from casd.pipeline.sweep import Outcome, engine_of, run_all, run_units, tell_failures
 from casd.pipeline.units import Needs, Unit, UnitReport, units_of
 from casd.utils.errors import CasdError
@@ -140,6 +141,21 @@ def test_what_much_waits_for_comes_first(config: Config) -> None:
 
     run_units(seeds(config, 0, 1), note, OneAtATime(), description="")
     assert order == sorted(order, key=["base", "inject", "state", "finish"].index)
+
+
+def test_the_time_left_is_that_of_the_kinds_that_are_left(config: Config) -> None:
+    """One injection of ten minutes, then eight states of one minute each for two workers: no hour is left after it."""
+    first, *states = Unit("inject", config), *(Unit("state", config) for _ in range(8))
+    needs = {first: frozenset[Unit](), **dict.fromkeys(states, frozenset({first}))}
+    made = frozenset({"key"})
+    reports = {first: UnitReport(seconds=600, executed=made)}
+    assert math.isnan(seconds_left(needs, reports, 2))
+    reports |= {states[0]: UnitReport(seconds=50, executed=made), states[1]: UnitReport(seconds=70, executed=made)}
+    reports[states[2]] = UnitReport(seconds=0.1)  # was there already
+    assert seconds_left(needs, reports, 2) == pytest.approx(5 * 60 / 2)
+    assert seconds_left(needs, reports, 8) == pytest.approx(60)
+    reports |= dict.fromkeys(states, UnitReport(seconds=60, executed=made))
+    assert seconds_left(needs, reports, 2) == 0
 
 
 def test_the_runs_of_a_sweep_are_listed_as_waiting_while_it_lives(config: Config) -> None:

@@ -5,6 +5,7 @@ Run: pytest tests/test_progress.py
 
 from __future__ import annotations
 
+import math
 import os
 import pty
 import re
@@ -74,6 +75,17 @@ def test_reused_steps_do_not_enter_the_time_left(clock: Clock, capsys: pytest.Ca
         clock.now += 10
         advance()
     assert capsys.readouterr().err == "sweep 4/6 (67%), 0:10 elapsed, 0:20 left\n"
+
+
+def test_an_estimate_replaces_the_mean_time_of_uneven_steps(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with track("sweep", total=6) as advance:
+        for estimate in (math.nan, 75.0):
+            clock.now += 10
+            advance(seconds_left=estimate)
+    assert capsys.readouterr().err.splitlines() == [
+        "sweep 1/6 (17%), 0:10 elapsed, -:-- left",
+        "sweep 2/6 (33%), 0:20 elapsed, 1:15 left",
+    ]
 
 
 def test_unknown_total(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import math
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 from casd.engines.base import Engine
 from casd.pipeline.units import Needs, Unit, UnitReport
@@ -95,6 +97,22 @@ def perform_all(needs: Needs, perform: Callable[[Unit], UnitReport], engine: Eng
                 one_of = f" It was one of: {'; '.join(map(str, lost))}." if len(lost) > 1 else ""
                 say(f"A process was killed, perhaps for lack of memory: continuing with one at a time.{one_of}")
             engine = replace(engine, workers=1)
+
+
+def seconds_left(needs: Needs, reports: Mapping[Unit, UnitReport], workers: int) -> float:
+    """Estimate how long units without a report will take, from those of their kind that made something.
+
+    Kinds of which none has ended are taken to last as long as the others; NaN if most of what is left is of such kinds.
+    """
+    measured: dict[str, list[float]] = {}
+    for unit, report in reports.items():
+        if report.executed:
+            measured.setdefault(unit.kind, []).append(report.seconds)
+    left = [unit.kind for unit in needs if unit not in reports]
+    known = [fmean(measured[kind]) for kind in left if kind in measured]
+    if left and 2 * len(known) < len(left):
+        return math.nan
+    return sum(known) * (len(left) / len(known) if known else 0) / min(workers, max(1, len(left)))
 
 
 def _until_lost(schedule: Schedule, executor: Executor, perform: Callable[[Unit], UnitReport], workers: int) -> Reports:

@@ -15,7 +15,7 @@ from casd.config import Config, RuntimeConfig
 from casd.engines import make_engine
 from casd.engines.base import Engine
 from casd.pipeline.records import record_file, waiting
-from casd.pipeline.schedule import perform_all
+from casd.pipeline.schedule import perform_all, seconds_left
 from casd.pipeline.units import Needs, Unit, UnitReport, run_name, units_of
 from casd.utils import ending
 from casd.utils.disk import told
@@ -123,7 +123,7 @@ def run_units(
             reports[unit] = report
             reused = bool(unit.stages) and not (report.executed or report.error)
             tell_unit(unit, report, reused=reused)
-            advance(reused=reused)
+            advance(reused=reused, seconds_left=seconds_left(needs, reports, engine.workers))
     folders = {name: run_folder(config, graph).absolute() for name, (config, graph) in runs.items()}
     made = _outcomes(needs, reports, folders)
     return [refused.get(repr(config)) or made[repr(config)] for config in configs]

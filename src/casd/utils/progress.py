@@ -11,6 +11,7 @@ seconds. Nothing is written to stdout.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -37,10 +38,11 @@ PLAIN_INTERVAL_S = 10.0
 class Advance(Protocol):
     """The function that `track` yields."""
 
-    def __call__(self, steps: int = 1, note: str = "", *, reused: bool = False) -> None:
+    def __call__(self, steps: int = 1, note: str = "", *, reused: bool = False, seconds_left: float | None = None) -> None:
         """Advance the bar by `steps`; a `note` ("loss 1.23") replaces the text at its end.
 
-        Steps that are `reused` took no time, and are not used to estimate the time left.
+        Steps that are `reused` took no time, and are not used to estimate the time left. Where steps are uneven, `seconds_left`
+        is a better estimate; NaN shows none.
         """
 
 
@@ -56,7 +58,9 @@ def track(description: str, total: int | None, done: int = 0) -> Iterator[Advanc
     bar = _Bar(printable(description), total, done, done_before=done, started=time.monotonic())
     _display.open(bar)
     try:
-        yield lambda steps=1, note="", *, reused=False: _display.advance(bar, steps, note, reused)
+        yield lambda steps=1, note="", *, reused=False, seconds_left=None: _display.advance(
+            bar, steps, note, reused, seconds_left
+        )
     finally:
         _display.close(bar)
 
@@ -124,6 +128,7 @@ class _Bar:
     started: float
     note: str = ""
     moved: float = 0.0
+    seconds_left: float | None = None
     task: TaskID | None = None
 
     @property
@@ -138,14 +143,18 @@ class _Bar:
         return _clock(time.monotonic() - self.started)
 
     def time_left(self) -> str:
-        """Return "0:18", the mean time of a step so far times the remaining steps; "-:--" before the first step.
+        """Return "0:18": the estimate given with the last step, else the mean time of all steps so far times those left.
 
-        The mean is over the whole bar, because the steps of the outer bar (stages) are few and uneven.
+        The mean is over the whole bar, because the steps of the outer bar (stages) are few and uneven. Without any: "-:--".
         """
         steps = self.done - self.done_before
-        if not self.total or steps <= 0:
+        at_last_step = self.seconds_left
+        if at_last_step is None:
+            at_last_step = (
+                (self.moved - self.started) / steps * (self.total - self.done) if self.total and steps > 0 else math.nan
+            )
+        if math.isnan(at_last_step):
             return "-:--"
-        at_last_step = (self.moved - self.started) / steps * (self.total - self.done)
         return _clock(max(0.0, at_last_step - (time.monotonic() - self.moved)))
 
     def line(self) -> str:
@@ -190,10 +199,11 @@ class _Display:
         if self.live is not None:
             bar.task = self.live.add_task(bar.description, total=bar.total, completed=bar.done, bar=bar)
 
-    def advance(self, bar: _Bar, steps: int, note: str, reused: bool) -> None:
+    def advance(self, bar: _Bar, steps: int, note: str, reused: bool, seconds_left: float | None) -> None:
         bar.done += steps
         bar.done_before += steps if reused else 0
         bar.moved = time.monotonic()
+        bar.seconds_left = seconds_left
         bar.note = printable(note) or bar.note
         if self.live is not None and bar.task is not None:
             self.live.update(bar.task, completed=bar.done)
