@@ -33,6 +33,11 @@ __all__ = ["check_folder", "publish_defences", "publish_reproduction", "publish_
 
 _FEW_RUNS = 2
 """Most runs of which the matrices are published."""
+_DRAWN = {
+    "relation": "CASD against the suppression of each pair of removals",
+    "factors": "The others' mean suppression net of both controls, with one thing changed at a time",
+}
+"""Exhibits whose first figure is published, with a text for readers who cannot see it."""
 
 
 def publish_sweep(
@@ -128,7 +133,7 @@ def publish_reproduction(
     main = verdicts[verdicts["headline"]]
     counts = Counter(main["verdict"])
     said = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items(), key=lambda item: -item[1]))
-    relation = next(iter(sorted((report / "figures" / "relation").glob("*.png"))), None)
+    drawn = {text: next(iter(sorted((report / "figures" / name).glob("*.png"))), None) for name, text in _DRAWN.items()}
     section = ResultSection(
         name=_name(f"reproduce-{scale}-{'-'.join(asked)}"),
         title=f"{EXHIBITS[names[0]].title if len(names) == 1 else 'The tables of the paper, claim by claim'} (scale {scale})",
@@ -136,7 +141,7 @@ def publish_reproduction(
         sentences=[f"Of {len(main)} verdicts over all models: {said}.", *statements_over_runs(names, runs)],
         tables=[verdicts_table(main), *tables_over_runs(names, runs)],
         origin=origin_of([tables.info for members in runs.values() for tables in members]),
-        figures={"CASD against the suppression of each pair of removals": relation} if relation else {},
+        figures={text: figure for text, figure in drawn.items() if figure},
     )
     _publish(section, folder)
 
