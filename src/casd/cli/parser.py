@@ -16,7 +16,7 @@ OVERRIDE is Hydra's: group=option (model=qwen3_tiny), key=value (seed=1), backdo
 sweep takes lists: seed=0,1,2 model=qwen3_tiny,llama3_tiny.
 
 examples:
-  casd sweep experiment=demo                       eight backdoors, two objectives, all controls, a report; minutes
+  casd sweep experiment=demo                       eight backdoors, two objectives, two controls, a report; minutes
   casd run unlearning=clean_target seed=1          one run
   casd sweep experiment=demo model=qwen3_tiny,llama3_tiny,gaperon_tiny
   casd report outputs                              one report over every finished run below a folder
@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     defending = add("defend", "plant backdoors of one's own in a model, remove some, and see what is left of an attacker's")
     for each in (sweep, planning, show, defending):
         each.add_argument("overrides", nargs="*", metavar="OVERRIDE")
-    reproduce = add("reproduce", "make the runs of a table or figure of the paper (or all), and check its claims")
+    reproduce = add("reproduce", "make the runs of a table or figure (or all) that tests claims of the paper, and decide these")
     reproduce.add_argument(
         "arguments",
         nargs="+",
@@ -107,14 +107,12 @@ def build_parser() -> argparse.ArgumentParser:
         either.add_argument(
             "store", nargs="?", default="outputs/store", type=Path, metavar="STORE", help="a store, or a folder above it"
         )
-    completion = add(
-        "completion", "a script to append to ~/.bashrc or ~/.zshrc, which completes verbs, groups, options and keys"
-    )
+    completion = add("completion", "print a script with which the shell completes verbs, groups, options and keys")
     completion.add_argument(
         "shell",
         choices=("bash", "zsh", "fish", "words"),
         metavar="bash | zsh | fish",
-        help="fish: > ~/.config/fish/completions/casd.fish",
+        help="the script's place: bash >> ~/.bashrc, zsh >> ~/.zshrc, fish > ~/.config/fish/completions/casd.fish",
     )
     completion.add_argument("line", nargs="?", default="", help=argparse.SUPPRESS)
     status.add_argument("--all", action="store_true", help="every stage instead of the runs")
