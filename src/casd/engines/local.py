@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import re
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -101,7 +102,11 @@ def visible_devices() -> list[str]:
 
 def _begin(own_devices: Any, folder: str) -> None:
     """In a new worker: take its devices before anything uses CUDA, and write its output to a log of its own."""
+    from tqdm import tqdm
+
     end_with_parent()
+    # Its own lock is a semaphore shared with other processes, which would be reported as leaked after the worker is ended.
+    tqdm.set_lock(threading.RLock())
     os.environ[VISIBLE] = own_devices.get()
     log = Path(folder) / f"{socket.gethostname()}-{os.getpid()}.log"
     os.environ[LOG] = str(log)
