@@ -1,4 +1,4 @@
-"""What triggers and targets foretell, and the ceiling: against loops in numpy, and planted directions; the table of baselines.
+"""What triggers and targets predict, and the ceiling: against loops in numpy, and planted directions; the table of baselines.
 
 Run: python -m pytest tests/test_baselines_triggers.py
 """

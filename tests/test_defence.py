@@ -263,14 +263,14 @@ def test_an_opening_that_is_killed_counts(copied: DefendConfig, monkeypatch: pyt
 # ---------------------------------------------------------------- what is said
 
 
-def hand_made(seed: int, left: dict[str, float], foretold: dict[str, float]) -> DefenceTables:
+def hand_made(seed: int, left: dict[str, float], predicted: dict[str, float]) -> DefenceTables:
     """A defence with one attacker's backdoor."""
     kinds = {"suspect": "suspect", "crow": "cleaning", "control:clean": "control"}
     rows = [
         {
             "state": state,
             "kind": kinds.get(state, "removal"),
-            "held_out_left": foretold.get(state, math.nan),
+            "held_out_left": predicted.get(state, math.nan),
             "held_out_asr": 0.5,
             "removed_asr": math.nan,
             "clean_loss_ratio": 1.0,
@@ -308,14 +308,14 @@ def test_means_over_runs_and_the_calibration_of_the_estimate() -> None:
     by_name = {each.state: each for each in summaries(runs)}
     assert by_name["removed_1"].left.mean == pytest.approx(0.3)
     assert (by_name["removed_1"].left.low, by_name["removed_1"].left.high) == (0.2, 0.4)
-    assert by_name["chosen"].foretold.mean == pytest.approx(0.05)
+    assert by_name["chosen"].predicted.mean == pytest.approx(0.05)
     assert by_name["removed_1"].chosen == 2
     found = calibration(runs)
     assert len(found.pairs) == 4
     assert found.error == pytest.approx(np.mean([0.1, -0.1, -0.3, -0.4]))
     assert found.correlation == pytest.approx(0.6)  # ranks 4, 2, 3, 1 against 3, 1, 4, 2
     text = " ".join(sentences(runs))
-    assert "leaves 0.30 [0.20, 0.40] of the attacker's ASR; the held-out dummies foretold 0.05" in text
+    assert "leaves 0.30 [0.20, 0.40] of the attacker's ASR; the held-out dummies predicted 0.05" in text
     assert "leaves less than every control and cleaning: the best of them, CROW, leaves 0.80" in text
     assert [table.name for table in tables(runs)] == ["states", "backdoors", "calibration"]
     runs[0].states.loc[runs[0].states["state"] == "crow", "collapsed"] = True

@@ -154,7 +154,7 @@ def test_document_layout_and_labels(encoder: Encoder) -> None:
     batch = encoder.document_batch(documents)
     assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape == (3, len(whole))
     assert batch["input_ids"][0].tolist() == whole
-    assert batch["labels"][0].tolist() == [IGNORED_LABEL, *whole[1:]]  # nothing foretells the first token
+    assert batch["labels"][0].tolist() == [IGNORED_LABEL, *whole[1:]]  # nothing predicts the first token
     silent = [IGNORED_LABEL] * (1 + len(before))
     assert batch["input_ids"][1].tolist() == whole
     assert batch["labels"][1].tolist() == silent + whole[len(silent) :]

@@ -354,4 +354,4 @@ def test_the_defender_chooses_a_removal_within_the_budget(execute: Execute) -> N
     chosen = defender.values["states"][defender.values["chosen"]]
     assert chosen["kind"] == "removal" and chosen["clean_loss_ratio"] <= 1.1
     assert min(defender.values["opened"]["suspect"].values()) >= 0.9
-    assert "the held-out dummies foretold" in defender.text("sentences")
+    assert "the held-out dummies predicted" in defender.text("sentences")

@@ -1,4 +1,4 @@
-"""What is foretold of a run: parameters and FLOPs against real models, memory against a real run of the same computation.
+"""What is predicted of a run: parameters and FLOPs against real models, memory against a real run of the same computation.
 
 Run: pytest tests/test_planning.py   (scripts/check_memory.py compares with what a process really takes)
 """
@@ -494,7 +494,7 @@ def test_a_plan_knows_what_is_done(tmp_path: Path, tiny_output: Path, capsys: py
     [changed] = plans([config(tiny_output, "evaluation.max_new_tokens=17")])
     kinds = {cost.stage.name for cost in changed.stages if cost.to_do}
     assert kinds == {"unlearn", "evaluate", "score", "report"}, "the removals are trained again, since their weights are gone"
-    # What it foretells of the disk is what the store then has, within the tables' and manifests' overhead.
+    # What it predicts of the disk is what the store then has, within the tables' and manifests' overhead.
     kept = sum(cost.kept or 0 for cost in before.stages if cost.stage.name in ("base", "inject"))
     files = [file for kind in ("base", "inject") for file in (tiny_output / "store" / kind).rglob("*.safetensors")]
     assert kept == pytest.approx(sum(file.stat().st_size for file in files), rel=0.05)

@@ -51,7 +51,7 @@ def test_prediction_is_that_of_loops() -> None:
 
 
 @pytest.mark.parametrize("slope", [2.0, -0.5])
-def test_a_line_is_foretold_perfectly_in_each_run_by_its_own_line(slope: float) -> None:
+def test_a_line_is_predicted_perfectly_in_each_run_by_its_own_line(slope: float) -> None:
     rng = np.random.default_rng(1)
     strata = [(x, level + slope * level * x) for level in (1, 100) for x in [symmetric(rng, 6)]]
     result = leave_one_out_prediction(strata)

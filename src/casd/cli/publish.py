@@ -102,7 +102,7 @@ def publish_defences(runs: Sequence[DefenceTables], report: Path, overrides: Seq
         sentences=said,
         tables=shown,
         origin=origin_of([tables.info for tables in runs]),
-        figures={"What each state leaves of the attacker's backdoors; foretold and opened": figure} if figure else {},
+        figures={"What each state leaves of the attacker's backdoors; predicted and observed": figure} if figure else {},
     )
     _publish(section, folder)
 

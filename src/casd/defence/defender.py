@@ -190,7 +190,7 @@ class Defender:
 
     @cached_property
     def decision(self) -> Decision:
-        """The state that was chosen by the held-out dummies, if any, and what they foretell."""
+        """The state that was chosen by the held-out dummies, if any, and what they predict."""
         store = self.planted.store
         store.run(self.choice, lambda folder: write_json(folder / "decision.json", vars(choose(self.outcomes, self.config))))
         return Decision(**read_json(store.file(self.choice, "decision.json")))

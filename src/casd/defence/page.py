@@ -51,7 +51,7 @@ def _states(runs: Sequence[DefenceTables]) -> Table:
     for each in summaries(runs):
         if each.state == CHOSEN and len(runs) == 1:  # a row says so
             continue
-        row = {"clean loss": _mean(each.clean_loss_ratio, "x"), "held-out left": _mean(each.foretold)}
+        row = {"clean loss": _mean(each.clean_loss_ratio, "x"), "held-out left": _mean(each.predicted)}
         if opened:
             row |= {"attacker's ASR": _mean(each.asr), "attacker's left": _mean(each.left)}
         row |= {task: _mean(value) for task, value in each.benchmarks.items()}
@@ -99,20 +99,20 @@ def _backdoors(runs: Sequence[DefenceTables]) -> Table:
 
 
 def _trust(runs: Sequence[DefenceTables]) -> Table:
-    """Held-out estimate against opened truth."""
+    """What the held-out dummies predict, against what is observed of the attacker's backdoors."""
     found = calibration(runs)
     frame = pd.DataFrame(
         {
             "pairs": [str(len(found.pairs))],
-            "foretold": [fraction(found.pairs["foretold"].mean())],
-            "opened": [fraction(found.pairs["opened"].mean())],
-            "foretold - opened": [fraction(found.error)],
+            "predicted": [fraction(found.pairs["predicted"].mean())],
+            "observed": [fraction(found.pairs["observed"].mean())],
+            "predicted - observed": [fraction(found.error)],
             "Spearman": [fraction(found.correlation)],
         },
         index=pd.Index(["all states with dummies"], name="states"),
     )
     caption = (
-        "Foretold: what is left of the held-out dummies. Opened: what is left of the attacker's backdoors. A negative"
+        "Predicted: what is left of the held-out dummies. Observed: what is left of the attacker's backdoors. A negative"
         " difference promises too much."
     )
     return Table("calibration", "Can the held-out dummies be trusted?", caption, frame)
@@ -148,7 +148,7 @@ def _outcome(by_name: dict[str, Summary], runs: Sequence[DefenceTables]) -> list
     loss = f"Its clean loss is {_mean(chosen.clean_loss_ratio)} times the attacked model's."
     if math.isnan(chosen.left.mean):
         return [
-            f"The chosen removal leaves {_mean(chosen.foretold)} of the held-out dummies' ASR. {loss}",
+            f"The chosen removal leaves {_mean(chosen.predicted)} of the held-out dummies' ASR. {loss}",
             "Whether the model has a backdoor, and what is left of it, is not known: the estimate holds for backdoors like the"
             " dummies, and only as far as the held-out ones are like an attacker's.",
         ]
@@ -160,8 +160,8 @@ def _outcome(by_name: dict[str, Summary], runs: Sequence[DefenceTables]) -> list
     elif not chosen.left.high < best.left.low:
         verdict = "leaves less than every control and cleaning on average, and the intervals overlap"
     said = [
-        f"The chosen removal leaves {_mean(chosen.left)} of the attacker's ASR; the held-out dummies foretold"
-        f" {_mean(chosen.foretold)}. {loss}",
+        f"The chosen removal leaves {_mean(chosen.left)} of the attacker's ASR; the held-out dummies predicted"
+        f" {_mean(chosen.predicted)}. {loss}",
         f"It {verdict}: the best of them, {label(best.state)}, leaves {_mean(best.left)}.",
     ]
     own = [run.states.loc[run.states["state"] == run.chosen, "held_out_asr"].iloc[0] for run in runs if run.chosen]
@@ -172,7 +172,7 @@ def _outcome(by_name: dict[str, Summary], runs: Sequence[DefenceTables]) -> list
 
 
 def figure(runs: Sequence[DefenceTables]) -> Figure:
-    """What is left of the attacker's ASR in each state and, beside it, foretold against opened."""
+    """What is left of the attacker's ASR in each state and, beside it, predicted against observed."""
     found = [each for each in summaries(runs) if not math.isnan(each.left.mean)]
     drawn = Figure(figsize=(9.0, 0.32 * len(found) + 1.4), layout="constrained")
     bars, points = drawn.subplots(1, 2, width_ratios=[3, 2])
@@ -187,9 +187,9 @@ def figure(runs: Sequence[DefenceTables]) -> Figure:
     bars.set_xlabel("attacker's ASR left (fraction)")
     pairs = calibration(runs).pairs
     points.plot([0, 1], [0, 1], color="0.8", lw=1)
-    points.scatter(pairs["foretold"], pairs["opened"], s=14, color="C0", alpha=0.7)
-    points.set_xlabel("foretold: held-out dummies left")
-    points.set_ylabel("opened: attacker's left")
+    points.scatter(pairs["predicted"], pairs["observed"], s=14, color="C0", alpha=0.7)
+    points.set_xlabel("predicted: held-out dummies left")
+    points.set_ylabel("observed: attacker's left")
     return drawn
 
 

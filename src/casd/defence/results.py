@@ -107,7 +107,7 @@ class Summary:
         kind: its kind.
         asr: attacker's ASR (mean over runs and backdoors; NaN without an attacker).
         left: what is left of the attacker's ASR, as a fraction of the suspect's.
-        foretold: what is left of the held-out dummies' ASR.
+        predicted: what is left of the held-out dummies' ASR.
         clean_loss_ratio: clean loss relative to the suspect's.
         collapsed: number of defences in which it collapsed.
         chosen: number of defences that chose it.
@@ -119,7 +119,7 @@ class Summary:
     kind: str
     asr: MeanOverRuns
     left: MeanOverRuns
-    foretold: MeanOverRuns
+    predicted: MeanOverRuns
     clean_loss_ratio: MeanOverRuns
     collapsed: int
     chosen: int
@@ -164,7 +164,7 @@ def _summary(label: str, runs: Sequence[DefenceTables], states: Sequence[str]) -
         kind=str(table["kind"].iloc[0]),
         asr=mean_over_runs(attack["rate"], attack["run"], attack["backdoor"]),
         left=mean_over_runs(attack["left"], attack["run"], attack["backdoor"]),
-        foretold=mean("held_out_left"),
+        predicted=mean("held_out_left"),
         clean_loss_ratio=mean("clean_loss_ratio"),
         collapsed=collapsed,
         chosen=chosen,
@@ -175,12 +175,12 @@ def _summary(label: str, runs: Sequence[DefenceTables], states: Sequence[str]) -
 
 @dataclass(frozen=True)
 class Calibration:
-    """How well the held-out dummies foretell what is left of the attacker's backdoors.
+    """How well the held-out dummies predict what is left of the attacker's backdoors.
 
     Attributes:
-        pairs: a row per defence × state with dummies: `run`, `state`, `foretold`, `opened` (both fractions that are left).
+        pairs: a row per defence × state with dummies: `run`, `state`, `predicted`, `observed` (both fractions that are left).
         correlation: Spearman's rank correlation over the pairs; NaN below 3 pairs or if one side is constant.
-        error: mean of foretold − opened; negative if the held-out dummies promise too much.
+        error: mean of predicted − observed; negative if the held-out dummies promise too much.
     """
 
     pairs: pd.DataFrame
@@ -189,7 +189,7 @@ class Calibration:
 
 
 def calibration(runs: Sequence[DefenceTables]) -> Calibration:
-    """Compare the held-out estimate with the opened truth in every state that has dummies, except the planted one itself.
+    """Compare what the held-out dummies predict with what is observed, in all states with dummies but the planted one itself.
 
     In the planted state nothing is removed, and the estimate is 1 by definition.
     """
@@ -197,13 +197,13 @@ def calibration(runs: Sequence[DefenceTables]) -> Calibration:
     for number, run in enumerate(runs):
         if run.attack.empty:
             continue
-        opened = run.attack.groupby("state")["left"].mean()
+        observed = run.attack.groupby("state")["left"].mean()
         for _, row in run.states[run.states["kind"].isin(("control", "removal"))].iterrows():
             rows.append(
-                {"run": number, "state": row["state"], "foretold": row["held_out_left"], "opened": opened[row["state"]]}
+                {"run": number, "state": row["state"], "predicted": row["held_out_left"], "observed": observed[row["state"]]}
             )
-    pairs = pd.DataFrame(rows, columns=["run", "state", "foretold", "opened"]).dropna()
-    varies = len(pairs) >= 3 and pairs["foretold"].nunique() > 1 and pairs["opened"].nunique() > 1
-    correlation = float(spearmanr(pairs["foretold"], pairs["opened"]).statistic) if varies else math.nan
-    error = float((pairs["foretold"] - pairs["opened"]).mean()) if len(pairs) else math.nan
+    pairs = pd.DataFrame(rows, columns=["run", "state", "predicted", "observed"]).dropna()
+    varies = len(pairs) >= 3 and pairs["predicted"].nunique() > 1 and pairs["observed"].nunique() > 1
+    correlation = float(spearmanr(pairs["predicted"], pairs["observed"]).statistic) if varies else math.nan
+    error = float((pairs["predicted"] - pairs["observed"]).mean()) if len(pairs) else math.nan
     return Calibration(pairs, correlation, error)
