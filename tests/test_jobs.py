@@ -146,7 +146,8 @@ def test_what_much_waits_for_comes_first(config: Config) -> None:
 def test_the_time_left_is_that_of_the_kinds_that_are_left(config: Config) -> None:
     """One injection of ten minutes, then eight states of one minute each for two workers: no hour is left after it."""
     first, *states = Unit("inject", config), *(Unit("state", config) for _ in range(8))
-    needs = {first: frozenset[Unit](), **dict.fromkeys(states, frozenset({first}))}
+    finishes = [Unit("finish", config) for _ in range(9)]
+    needs = {first: frozenset[Unit](), **dict.fromkeys([*states, *finishes], frozenset({first}))}
     made = frozenset({"key"})
     reports = {first: UnitReport(seconds=600, executed=made)}
     assert math.isnan(seconds_left(needs, reports, 2))

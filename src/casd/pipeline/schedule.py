@@ -102,13 +102,14 @@ def perform_all(needs: Needs, perform: Callable[[Unit], UnitReport], engine: Eng
 def seconds_left(needs: Needs, reports: Mapping[Unit, UnitReport], workers: int) -> float:
     """Estimate how long units without a report will take, from those of their kind that made something.
 
-    Kinds of which none has ended are taken to last as long as the others; NaN if most of what is left is of such kinds.
+    Kinds of which none has ended are taken to last as long as the others, and "finish", which is short, to take no time; NaN if
+    most of what is left is of such kinds.
     """
     measured: dict[str, list[float]] = {}
     for unit, report in reports.items():
         if report.executed:
             measured.setdefault(unit.kind, []).append(report.seconds)
-    left = [unit.kind for unit in needs if unit not in reports]
+    left = [unit.kind for unit in needs if unit not in reports and (unit.kind != "finish" or "finish" in measured)]
     known = [fmean(measured[kind]) for kind in left if kind in measured]
     if left and 2 * len(known) < len(left):
         return math.nan
