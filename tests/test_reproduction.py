@@ -103,16 +103,17 @@ def test_one_failure_is_enough_and_doubt_is_doubt() -> None:
 # ---------------------------------------------------------------- claims against known truth
 
 
-def test_factors_are_compared_with_the_first_setting() -> None:
-    """Others suppressed by 0.1 at eight steps, by 0.5 at 32; at two the removed backdoor stays."""
+def test_factors_are_compared_with_the_setting_that_they_change() -> None:
+    """Others suppressed by 0.1 at eight steps and with seven passages, by 0.5 at 32; at two the removed backdoor stays."""
 
-    def at(steps: int, suppression: float, own: float = 0.0) -> RunTables:
+    def at(steps: int, suppression: float, own: float = 0.0, passages: int = 5) -> RunTables:
         after = np.full((N, N), 1 - suppression)
         np.fill_diagonal(after, own)
-        return run_of(after, controls=CONTROLS, config=f"unlearning:\n  training:\n    steps: {steps}\n")
+        config = f"unlearning:\n  training:\n    steps: {steps}\ncorpus:\n  passages: {passages}\n"
+        return run_of(after, controls=CONTROLS, config=config)
 
-    frame = one_at_a_time(evidence(at(8, 0.1), at(32, 0.5), at(9, 0.1), at(2, 0.0, own=0.9)))
-    changed = ["nothing", *(f"unlearning.training.steps={steps}" for steps in (32, 9, 2))]
+    frame = one_at_a_time(evidence(at(32, 0.5), at(8, 0.1, passages=7), at(8, 0.1), at(2, 0.0, own=0.9)))
+    changed = ["nothing", "unlearning.training.steps=32", "corpus.passages=7", "unlearning.training.steps=2"]
     assert frame["changed"].tolist() == changed
     table = factors_table(frame).frame
     assert table["net of phantoms"].tolist() == [
@@ -125,7 +126,7 @@ def test_factors_are_compared_with_the_first_setting() -> None:
     first, differing, left_out = factors_statements(frame)
     assert "0.10 [0.10, 0.10], net of phantoms" in first
     assert differing == f"Of 2 changes, those with an interval above it: {changed[1]} (0.50 [0.50, 0.50]); below it: none."
-    assert left_out.endswith(f"above 0.2: {changed[3]}.")
+    assert left_out == f"Left out, since too few backdoors were injected or removed: {changed[3]}."
 
 
 def test_the_suppression_of_others_is_found_where_it_was_planted_and_not_where_it_was_not() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pandas as pd
@@ -14,11 +15,11 @@ from casd.report.wording import fraction, mean_with_interval, model_label, perce
 from casd.reproduction.verdicts import REMOVED_ASR, Evidence
 
 UNCHANGED: Final = "nothing"
-"""What the setting of the first run changes."""
+"""What the setting that the others change changes itself."""
 
 
 def one_at_a_time(evidence: Evidence) -> pd.DataFrame:
-    """Compare settings with that of the first run of the model.
+    """Compare settings with the one that differs least from all others of the model, which stands first.
 
     Returns:
         The rows of `compare_objectives` that are not pooled over models, with two more columns. changed: what the setting
@@ -27,15 +28,26 @@ def one_at_a_time(evidence: Evidence) -> pd.DataFrame:
     """
     frame = evidence.objectives[evidence.objectives["model"] != POOLED].reset_index(drop=True)
     groups = by_condition(evidence.runs)
-    first: dict[str, Mapping[str, Any]] = {}
+    infos: dict[str, list[Mapping[str, Any]]] = {}
+    for (model, _), runs in groups.items():
+        infos.setdefault(model, []).append(runs[0].info)
+    unchanged = {model: _center(of_model) for model, of_model in infos.items()}
     changed, injected = [], []
     for model, objective in zip(frame["model"], frame["objective"], strict=True):
         runs = groups[model, objective]
         before = over_runs(runs, "transfer").drop_duplicates(["run", "target"])
-        changed.append(label_changes(runs[0].info, first.setdefault(model, runs[0].info)) or UNCHANGED)
+        changed.append(label_changes(runs[0].info, unchanged[model]) or UNCHANGED)
         injected.append(mean_of_runs(before["asr_before"], before["run"]))
     frame = frame.assign(changed=changed, injected_asr=injected)
+    models = list(infos)
+    order = sorted(frame.index, key=lambda row: (models.index(frame["model"][row]), changed[row] != UNCHANGED))
+    frame = frame.loc[order].reset_index(drop=True)
     return frame.assign(changed=frame["objective"]) if frame.duplicated(["model", "changed"]).any() else frame
+
+
+def _center(infos: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the run that differs in the fewest settings from the others."""
+    return min(infos, key=lambda info: sum(len(label_changes(other, info).split(", ")) for other in infos if other is not info))
 
 
 def factors_table(frame: pd.DataFrame) -> Table:
@@ -71,7 +83,7 @@ def factors_statements(frame: pd.DataFrame) -> list[str]:
     said = []
     for model, rows in frame.groupby("model", sort=False):
         first, *others = rows.to_dict("records")
-        compared = [record for record in others if record["own_asr"] <= REMOVED_ASR]
+        compared = [record for record in others if record["own_asr"] <= REMOVED_ASR and not math.isnan(record[_NET])]
         more = [record for record in compared if record[f"{_NET}_low"] > first[f"{_NET}_high"]]
         less = [record for record in compared if record[f"{_NET}_high"] < first[f"{_NET}_low"]]
         said += [
@@ -79,10 +91,8 @@ def factors_statements(frame: pd.DataFrame) -> list[str]:
             f" {mean_with_interval(first, _NET)}, net of phantoms.",
             f"Of {len(compared)} changes, those with an interval above it: {_named(more)}; below it: {_named(less)}.",
         ]
-        if unremoved := [record["changed"] for record in others if record not in compared]:
-            said.append(
-                f"Left out, since removals leave their own backdoor an ASR above {REMOVED_ASR}: {'; '.join(unremoved)}."
-            )
+        if left_out := "; ".join(record["changed"] for record in others if record not in compared):
+            said.append(f"Left out, since too few backdoors were injected or removed: {left_out}.")
     return said
 
 
