@@ -132,13 +132,13 @@ def publish_reproduction(
 
     main = verdicts[verdicts["headline"]]
     counts = Counter(main["verdict"])
-    said = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items(), key=lambda item: -item[1]))
+    said = ", ".join(f"{count} × {verdict}" for verdict, count in sorted(counts.items(), key=lambda item: -item[1]))
     drawn = {text: next(iter(sorted((report / "figures" / name).glob("*.png"))), None) for name, text in _DRAWN.items()}
     section = ResultSection(
         name=_name(f"reproduce-{scale}-{'-'.join(asked)}"),
         title=f"{EXHIBITS[names[0]].title if len(names) == 1 else 'The tables of the paper, claim by claim'} (scale {scale})",
         command=["reproduce", *asked, f"scale={scale}"],
-        sentences=[f"Of {len(main)} verdicts over all models: {said}.", *statements_over_runs(names, runs)],
+        sentences=[f"Verdicts over all models: {said}.", *statements_over_runs(names, runs)],
         tables=[verdicts_table(main), *tables_over_runs(names, runs)],
         origin=origin_of([tables.info for members in runs.values() for tables in members]),
         figures={text: figure for text, figure in drawn.items() if figure},
