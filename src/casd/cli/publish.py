@@ -131,12 +131,13 @@ def publish_reproduction(
     from casd.reproduction.page import statements_over_runs, tables_over_runs, verdicts_table
 
     main = verdicts[verdicts["headline"]]
+    title = EXHIBITS[names[0]].title if len(names) == 1 else "The paper's claims, one by one"
     counts = Counter(main["verdict"])
     said = ", ".join(f"{count} × {verdict}" for verdict, count in sorted(counts.items(), key=lambda item: -item[1]))
     drawn = {text: next(iter(sorted((report / "figures" / name).glob("*.png"))), None) for name, text in _DRAWN.items()}
     section = ResultSection(
         name=_name(f"reproduce-{scale}-{'-'.join(asked)}"),
-        title=f"{EXHIBITS[names[0]].title if len(names) == 1 else 'The tables of the paper, claim by claim'} (scale {scale})",
+        title=f"{title} (scale {scale})",
         command=["reproduce", *asked, f"scale={scale}"],
         sentences=[f"Verdicts over all models: {said}.", *statements_over_runs(names, runs)],
         tables=[verdicts_table(main), *tables_over_runs(names, runs)],
