@@ -211,6 +211,7 @@ def test_the_removal_that_leaves_least_within_the_budget_is_chosen(tmp_path: Pat
         ("removed_5", "removal", 0.0, 1.0, True),
     ]
     assert choose(outcomes(rows), config) == Decision("removed_3", "", 0.2, 2, 1)
+    assert list(vars(choose(outcomes(rows), config)))[:3] == ["state", "reason", "foretold"]  # as in stores of earlier commits
     none = choose(outcomes(rows[4:]), config)
     assert none.state == "" and "clean budget" in none.reason
     unlearned = choose(outcomes(rows, learned=0), config)

@@ -23,7 +23,7 @@ class Decision:
     Attributes:
         state: its name; "" if no removal could be chosen.
         reason: why none could be chosen; "" otherwise.
-        predicted: held-out dummies' ASR in it, as a fraction of their ASR when planted: the estimate of what is left of an
+        foretold: held-out dummies' ASR in it, as a fraction of their ASR when planted: the estimate of what is left of an
             unknown backdoor; None if no held-out dummy was learned.
         learned: number of held-out dummies that were learned.
         held_out: number of held-out dummies.
@@ -31,7 +31,7 @@ class Decision:
 
     state: str
     reason: str
-    predicted: float | None
+    foretold: float | None  # the name in the decisions that are stored
     learned: int
     held_out: int
 

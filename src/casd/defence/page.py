@@ -165,7 +165,8 @@ def _outcome(by_name: dict[str, Summary], runs: Sequence[DefenceTables]) -> list
         f"It {verdict}: the best of them, {label(best.state)}, leaves {_mean(best.left)}.",
     ]
     own = [run.states.loc[run.states["state"] == run.chosen, "held_out_asr"].iloc[0] for run in runs if run.chosen]
-    said.append(f"The held-out dummies, which it planted, are left with a mean ASR of {fraction(sum(own) / len(own))}.")
+    left = fraction(sum(own) / len(own))
+    said.append(f"The held-out dummies, which the defender planted, are left with a mean ASR of {left}.")
     if len(runs) == 1:
         said.append("One run says little: repeat it with other seeds and attackers, seed=0,1,2 attack=behaviours,languages.")
     return said
