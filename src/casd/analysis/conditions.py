@@ -82,7 +82,7 @@ def label_changes(info: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     """Label a run by what it changes of another, e.g. "unlearning.training.steps=32"; "" if they have the same condition.
 
     Another objective is named alone, without the settings that come with it; so are adapters, without their rank, the training
-    steps and the learning rate that go with them. A field of several backdoors stands once.
+    steps and the learning rate that go with them. A field that changes in several backdoors is given once.
 
     Args:
         info: `info` of the run, as for `condition_key`.

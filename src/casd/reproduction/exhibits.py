@@ -91,7 +91,7 @@ def suppression_at(evidence: Evidence) -> Shown:
 
 
 def factors(evidence: Evidence) -> Shown:
-    """The others' suppression at the first run's setting, and with one thing changed after the other."""
+    """The others' suppression at one setting, and with one thing of it changed at a time."""
     frame = one_at_a_time(evidence)
     table = factors_table(frame)
     alt = "Dot plot of the others' mean suppression net of both controls, a row for each setting. The table has the numbers."

@@ -1,4 +1,4 @@
-"""What the transfer depends on: a setting, and others that each change one thing of it."""
+"""What the transfer depends on: one setting, compared with others that each differ from it in one thing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from casd.report.wording import fraction, mean_with_interval, model_label, perce
 from casd.reproduction.verdicts import REMOVED_ASR, Evidence
 
 UNCHANGED: Final = "nothing"
-"""What the setting that the others change changes itself."""
+"""Label of the setting that the others are compared with."""
 
 
 def one_at_a_time(evidence: Evidence) -> pd.DataFrame:
@@ -79,7 +79,7 @@ def factors_table(frame: pd.DataFrame) -> Table:
 
 
 def factors_statements(frame: pd.DataFrame) -> list[str]:
-    """Say per model of `one_at_a_time` which settings that remove anything weaken others more, or less, than the first."""
+    """Say for each model which settings of `one_at_a_time` weaken the others more, or less, than its first one does."""
     said = []
     for model, rows in frame.groupby("model", sort=False):
         first, *others = rows.to_dict("records")

@@ -148,11 +148,12 @@ class _Bar:
         The mean is over the whole bar, because the steps of the outer bar (stages) are few and uneven. Without any: "-:--".
         """
         steps = self.done - self.done_before
-        at_last_step = self.seconds_left
-        if at_last_step is None:
-            at_last_step = (
-                (self.moved - self.started) / steps * (self.total - self.done) if self.total and steps > 0 else math.nan
-            )
+        if self.seconds_left is not None:
+            at_last_step = self.seconds_left
+        elif self.total and steps > 0:
+            at_last_step = (self.moved - self.started) / steps * (self.total - self.done)
+        else:
+            at_last_step = math.nan
         if math.isnan(at_last_step):
             return "-:--"
         return _clock(max(0.0, at_last_step - (time.monotonic() - self.moved)))
