@@ -53,6 +53,16 @@ def test_decoding_gives_the_tokens_of_generate(kind: str) -> None:
     torch.testing.assert_close(first[0], alone.float(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+def test_a_frozen_output_matrix_is_not_multiplied_row_by_row(kind: str) -> None:
+    """As under adapters: in bfloat16 on a CPU, one copy of it for each prompt took minutes and gigabytes at a real size."""
+    model = tiny_model(kind).eval().requires_grad_(False)
+    inputs: list[torch.Tensor] = []
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    decode(model, *prompts(), NEW, ends=(), padding=0)
+    assert len(inputs) == NEW and all(each.is_contiguous() for each in inputs)
+
+
 @pytest.mark.parametrize("kind", ["mamba", "qwen3_next"])
 def test_models_with_states_are_left_to_transformers(kind: str) -> None:
     assert not can_decode(tiny_model(kind).eval(), 0, 12, NEW)

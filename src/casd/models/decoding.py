@@ -138,6 +138,9 @@ def decode(
     ended = torch.zeros_like(places, dtype=torch.bool)
     end_tokens = torch.tensor(ends, dtype=input_ids.dtype, device=input_ids.device)
     tokens = input_ids
+    # For a number of logits models take a view, whose rows are not adjacent in memory. With those PyTorch multiplies a frozen
+    # matrix row by row, in bfloat16 on a CPU with a copy of the matrix each time; an index gives adjacent rows.
+    last = torch.tensor([-1], device=input_ids.device)
     for step in range(new_tokens):
         options = {"position_ids": positions} if takes_positions else {}
         output = model(
@@ -145,7 +148,7 @@ def decode(
             attention_mask=attention_mask,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=last,
             **options,
         )
         logits = output.logits[:, -1]
