@@ -22,7 +22,7 @@ from casd.activations import hooks
 from casd.activations.statistics import StatisticsAccumulator
 from casd.cli.main import main
 from casd.config import ActivationsConfig, Config, LoraConfig, RuntimeConfig, TrainingConfig
-from casd.config.compose import load_config
+from casd.config.compose import configs, load_config
 from casd.models.decoding import decode
 from casd.models.load import DTYPES, transformers_config
 from casd.models.structure import decoder_of
@@ -34,7 +34,7 @@ from casd.planning.check import check, disk_refusal, memory_refusal, upper_bound
 from casd.planning.machine import Machine, machine
 from casd.planning.memory import Rows, capture_need, generation_need, loss_need, training_need
 from casd.planning.phases import PHASES, Devices, Phases
-from casd.planning.plan import Plan, plans
+from casd.planning.plan import Plan, plans, time_with_workers
 from casd.planning.simulation import LiveBytes
 from casd.planning.speed import UTILISATION, Speed, speed
 from casd.planning.workload import TextLengths, forward_flops, generation_work, training_flops
@@ -577,3 +577,20 @@ def test_workers_on_this_machine_share_the_memory_of_the_cpu(monkeypatch: pytest
     monkeypatch.setattr("casd.planning.simulation._peaks", lambda *args: [1])
     [plan] = plans([load_config(["experiment=smoke", "engine.workers=4"])])
     assert plan.machine.memory == 2**34
+
+
+def test_workers_shorten_a_sweep_down_to_its_longest_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["unlearning=clean_target,gradient_difference", "seed=0,1", "runtime.device=cuda", "runtime.tflops=1"]
+    planned = plans(configs(tiny(tmp_path, *overrides)))
+    seconds = {cost.stage.key: (cost.stage.name, cost.work.seconds) for plan in planned for cost in plan.stages if cost.work}
+    times = [time_with_workers(planned, workers) for workers in (1, 2, 3, 1000)]
+    assert times[0] == pytest.approx(sum(each for _, each in seconds.values()))
+    assert times == sorted(times, reverse=True)
+    for workers, time in zip((1, 2, 3), times, strict=False):  # Graham's bound for list scheduling
+        assert max(times[0] / workers, times[-1]) <= time * (1 + 1e-9)
+        assert time <= times[0] / workers + times[-1] * (1 - 1 / workers) + 1e-9
+    injection = max(each for name, each in seconds.values() if name == "inject")
+    removal = max(each for name, each in seconds.values() if name == "unlearn")
+    assert times[-1] > injection + removal
+    main(["plan", *tiny(tmp_path, *overrides, "engine=slurm", "engine.workers=2")])
+    assert "With 2 workers (engine.workers): about" in " ".join(capsys.readouterr().out.split())

@@ -11,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from casd.cli.quiet import quiet_libraries
+from casd.engines import make_engine
 from casd.planning.advice import fits
 from casd.planning.costs import StageCost, disk_needed
 from casd.planning.phases import Phase
-from casd.planning.plan import Plan, download_bytes, plans
+from casd.planning.plan import Plan, download_bytes, plans, time_with_workers
 from casd.planning.workload import NOTHING, Work
 from casd.report.terminal import output_console, shown
 from casd.utils.disk import readable_size
@@ -163,6 +164,15 @@ def _distinct(planned: Sequence[Plan]) -> list[StageCost]:
 
 def _print_notes(console: Console, planned: Sequence[Plan]) -> None:
     costs, runtime = _distinct(planned), planned[0].config.runtime
+    workers = make_engine(planned[0].config.engine).workers
+    if (
+        workers > 1 and not planned[0].machine.shared
+    ):  # workers on one CPU divide its cores, and how much they gain is not known
+        seconds = sum(cost.work.seconds for cost in costs if cost.to_do and cost.work)
+        together = time_with_workers(planned, workers)
+        if together > 0:  # neither nothing to do nor unknown
+            busy = f"they are busy for {seconds / (workers * together):.0%} of it"
+            _line(console, f"With {workers} workers (engine.workers): about {_duration(together)}; {busy}.")
     kept, needed = disk_needed(costs)
     line = f"Disk: {readable_size(kept)} stay in {runtime.store}, {readable_size(needed)} at most with checkpoints;"
     style = "bold red" if needed > planned[0].free else ""

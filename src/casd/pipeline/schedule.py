@@ -116,6 +116,28 @@ def seconds_left(needs: Needs, reports: Mapping[Unit, UnitReport], workers: int)
     return sum(known) * (len(left) / len(known) if known else 0) / min(workers, max(1, len(left)))
 
 
+def makespan(needs: Needs, seconds: Mapping[Unit, float], workers: int) -> float:
+    """Return the seconds from the first unit to the end of the last, if each takes the given time and workers start at once.
+
+    Args:
+        needs: the units, and those that each waits for.
+        seconds: how long each takes.
+        workers: number of workers.
+    """
+    waiting, done = _longest_first(needs), set[Unit]()
+    running: dict[Unit, float] = {}  # until when
+    now = 0.0
+    while waiting or running:
+        ready = [unit for unit in waiting if needs[unit] <= done][: workers - len(running)]
+        for unit in ready:
+            running[unit] = now + seconds[unit]
+            waiting.remove(unit)
+        first = min(running, key=running.__getitem__)
+        now = running.pop(first)
+        done.add(first)
+    return now
+
+
 def _until_lost(schedule: Schedule, executor: Executor, perform: Callable[[Unit], UnitReport], workers: int) -> Reports:
     """Yield units and reports until all are done.
 

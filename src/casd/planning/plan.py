@@ -14,7 +14,10 @@ from casd.config import Config
 from casd.engines import make_engine
 from casd.engines.local import Local
 from casd.models import load as models
+from casd.pipeline.graph import StageGraph
 from casd.pipeline.run import Run
+from casd.pipeline.schedule import makespan
+from casd.pipeline.units import units_of
 from casd.planning.blueprint import Blueprint, blueprint
 from casd.planning.costs import StageCost, base_folder, stage_costs
 from casd.planning.machine import Machine, free_disk, machine
@@ -35,6 +38,7 @@ class Plan:
 
     Attributes:
         config: configuration of the run.
+        graph: stages of the run.
         blueprint: model of the run.
         texts: lengths of its texts in tokens.
         devices: devices that the run is planned for.
@@ -47,6 +51,7 @@ class Plan:
     """
 
     config: Config
+    graph: StageGraph
     blueprint: Blueprint
     texts: TextLengths
     devices: Devices
@@ -88,6 +93,7 @@ def plans(configs: Sequence[Config]) -> list[Plan]:
         result.append(
             Plan(
                 config=config,
+                graph=run.graph,
                 blueprint=built,
                 texts=texts,
                 devices=devices,
@@ -100,6 +106,16 @@ def plans(configs: Sequence[Config]) -> list[Plan]:
             )
         )
     return result
+
+
+def time_with_workers(planned: Sequence[Plan], workers: int) -> float:
+    """Return the seconds that so many workers take for what is left of all runs; NaN if the speed of the devices is unknown."""
+    seconds = {
+        cost.stage.key: cost.work.seconds for plan in planned for cost in plan.stages if cost.to_do and cost.work is not None
+    }
+    needs = units_of([(plan.config, plan.graph) for plan in planned])
+    of_units = {unit: sum(seconds.get(key, 0.0) for key in unit.stages) for unit in needs}
+    return makespan(needs, of_units, workers)
 
 
 def planned_run(config: Config, unresolved: dict[str, CasdError]) -> Run:
