@@ -117,6 +117,13 @@ def family(rng: Generator, r: float = 0.0) -> list[tuple[Array, Array]]:
     return runs
 
 
+def recurring(rng: Generator, runs: int = 6, share: float = 0.65) -> list[tuple[Array, Array]]:
+    """Runs of the same backdoors: `share` of the variance of x and of y recurs in every run; x and y are unrelated."""
+    x, y = noise(rng), noise(rng)
+    own = np.sqrt(1 - share)
+    return [((np.sqrt(share) * x + own * noise(rng))[None], np.sqrt(share) * y + own * noise(rng)) for _ in range(runs)]
+
+
 def one_target(rng: Generator, r: float = 0.0) -> tuple[list[tuple[Array, Array]], Array]:
     """Three runs in which two backdoors have one target, and so lie close and fall together; and which pair that is."""
     same = np.zeros((BACKDOORS, BACKDOORS))
@@ -172,11 +179,18 @@ def family_p_values(rng: Generator, runs: list[tuple[Array, Array]]) -> tuple[Ar
     return result.p_value, result.p_corrected
 
 
+def of_the_same_backdoors(rng: Generator, runs: list[tuple[Array, Array]], *, alike: bool) -> bool:
+    """Relabelled alike in all runs, or in each by itself."""
+    names = [range(BACKDOORS)] * len(runs) if alike else None
+    return bool(mantel_family(runs, names, permutations=PERMUTATIONS, rng=rng).p_value[0] <= LEVEL)
+
+
 def given_target(rng: Generator, runs: list[tuple[Array, Array]], same: Array) -> bool:
     """As `casd.analysis.predictors` tests what is left beside the same target."""
     held = upper_pairs(same, "same")
     left = [(rank_residuals(upper_pairs(x, "x"), held), rank_residuals(upper_pairs(y, "y"), held)) for x, y in runs]
-    return bool(mantel_family(left, permutations=PERMUTATIONS, rng=rng, statistic="pearson").p_value[0] <= LEVEL)
+    names = [range(BACKDOORS)] * len(left)
+    return bool(mantel_family(left, names, permutations=PERMUTATIONS, rng=rng, statistic="pearson").p_value[0] <= LEVEL)
 
 
 # --- cases ------------------------------------------------------------------------------------------------------------
@@ -327,6 +341,18 @@ CASES = [
         "alternative: r = -0.6 in 1 run, 1 of 20",
         "power",
         lambda rng: bool(family_p_values(rng, family(rng, -0.6)[:1])[1][0] <= LEVEL),
+    ),
+    Case(
+        "mantel_family, p_value",
+        "null: 6 runs of the same backdoors, 65 % recurs",
+        "level",
+        lambda rng: of_the_same_backdoors(rng, recurring(rng), alike=True),
+    ),
+    Case(
+        "mantel_family without names",
+        "null: 6 runs of the same backdoors, 65 % recurs",
+        "inflated",
+        lambda rng: of_the_same_backdoors(rng, recurring(rng), alike=False),
     ),
     Case(
         "mantel_family, p_value",

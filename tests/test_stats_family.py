@@ -5,6 +5,7 @@ Run: pytest tests/test_stats_family.py   (their level and power: tests/test_stat
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from casd.stats import benjamini_hochberg, mantel_family, mantel_test
-from casd.stats.permutations import moved_pairs, random_moves
+from casd.stats.permutations import random_relabellings, relabellings_of_some
 
 
 def matrices(rng: np.random.Generator, n: int, count: int) -> np.ndarray:
@@ -121,9 +122,57 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_random_relabelling_is_one_of_all_in_their_usual_order() -> None:
     """p-values that were published depend on which number stands for which permutation."""
-    moves = np.concatenate(list(random_moves(5, 100, 30, np.random.default_rng(0))), axis=1)
-    every = moved_pairs(np.array(list(itertools.permutations(range(5)))))
-    assert_array_equal(moves, every[:, np.random.default_rng(0).integers(120, size=100)])
+    labels = np.concatenate(list(random_relabellings(5, 100, 30, np.random.default_rng(0))))
+    every = np.array(list(itertools.permutations(range(5))))
+    assert_array_equal(labels, every[np.random.default_rng(0).integers(120, size=100)])
+
+
+def test_relabellings_of_some_backdoors_are_uniform_and_keep_what_they_can() -> None:
+    every = np.array(list(itertools.permutations(range(5))))
+    some = np.array([4, 0, 3])
+    restricted = relabellings_of_some(every, some)
+    found = collections.Counter(map(tuple, restricted.tolist()))
+    assert found == dict.fromkeys(itertools.permutations(range(3)), 20)
+    kept = np.isin(every[:, some], some)
+    assert_array_equal(some[restricted][kept], every[:, some][kept])
+    assert_array_equal(relabellings_of_some(every, np.arange(5)), every)
+
+
+def test_backdoors_that_runs_share_are_relabelled_alike() -> None:
+    """Against all relabellings of five backdoors: by brute force, and whatever the order of a run's rows."""
+    rng = np.random.default_rng(11)
+    strata = [(matrices(rng, 5, 3), matrices(rng, 5, 1)[0]) for _ in range(3)]
+    orders = [(order,) * 3 for order in itertools.permutations(range(5))]
+    statistics = np.abs([pooled(strata, order) for order in orders])
+    result = mantel_family(strata, ["abcde"] * 3, rng=rng)
+    assert (result.permutations, result.exact) == (120, True)
+    assert_allclose(result.p_value, (statistics >= statistics[0] - 1e-9).mean(axis=0))
+    assert_allclose(result.p_corrected, (statistics.max(axis=1)[:, None] >= statistics[0] - 1e-9).mean(axis=0))
+    order = [3, 0, 4, 1, 2]
+    moved = [strata[0], (strata[1][0][:, order][:, :, order], strata[1][1][np.ix_(order, order)]), strata[2]]
+    again = mantel_family(moved, ["abcde", "daebc", "abcde"], rng=rng)
+    assert_allclose(again.p_value, result.p_value)
+    assert_allclose(again.p_corrected, result.p_corrected)
+
+
+def test_the_same_run_twice_tells_no_more_than_once() -> None:
+    rng = np.random.default_rng(12)
+    run = (matrices(rng, 6, 3), matrices(rng, 6, 1)[0])
+    once = mantel_family([run], rng=rng)
+    assert_allclose(mantel_family([run] * 4, ["abcdef"] * 4, rng=rng).p_value, once.p_value)
+    apart = mantel_family([run] * 4, rng=rng, permutations=1999).p_value
+    assert (apart < once.p_value).all()
+
+
+def test_runs_without_a_common_backdoor_are_relabelled_by_themselves() -> None:
+    rng = np.random.default_rng(13)
+    strata = [(matrices(rng, n, 2), matrices(rng, n, 1)[0]) for n in (5, 6, 5)]
+    apart = mantel_family(strata, ["abcde", "fghijk", "lmnop"], rng=np.random.default_rng(0), permutations=99)
+    assert_array_equal(apart.p_value, mantel_family(strata, rng=np.random.default_rng(0), permutations=99).p_value)
+    chain = mantel_family(strata, ["abcde", "efghij", "jklmn"], rng=np.random.default_rng(0), permutations=99)
+    assert np.isfinite(chain.p_value).all() and not chain.exact
+    with pytest.raises(ValueError, match=r"Expected different names, \[5, 6, 5\] of them"):
+        mantel_family(strata, ["abcde", "abcdee", "abcde"], rng=rng)
 
 
 def test_an_undefined_predictor_is_named_and_is_no_part_of_the_family() -> None:

@@ -6,7 +6,6 @@ mean of a held-out backdoor would not be known.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,7 +61,8 @@ def predictor_table(
         - runs, n_pairs: counts of included runs and pairs; left_out: runs with fewer than four included removals, or without
           any variance; removals: count over all runs; excluded: number of excluded ones by reason (`casd.analysis.inclusion`)
         - rho: Spearman's ρ, pooled over runs; negative if low distances go with strong transfer
-        - p_value: two-sided Mantel test that permutes within runs (`casd.stats.mantel_family`)
+        - p_value: two-sided Mantel test that relabels backdoors within runs, one of several runs alike in all of them
+          (`casd.stats.mantel_family`)
         - p_corrected: for the best variant, corrected for the number of variants; for a baseline, for the number of baselines;
           NaN for a headline variant, which was chosen before looking and needs no correction
         - q_value: Benjamini and Hochberg over all variants or all baselines
@@ -74,16 +74,11 @@ def predictor_table(
           if it was not computed
         - r_squared, rank_error: prediction with one backdoor left out (`casd.stats.leave_one_out_prediction`)
     """
-    groups = _groups(runs, response)
-    # Every run has its own random generator, which restarts in each test that the run is part of.
-    tested = list(dict.fromkeys(run for group in groups for run in group.runs))
-    rng = np.random.default_rng(seed)
-    generators = dict(zip(tested, [rng] if len(tested) == 1 else rng.spawn(len(tested)), strict=True))
     rows = [
         {**group.identity, **row, **group.counts}
-        for group in groups
+        for group in _groups(runs, response)
         for names in group.kinds
-        for row in _rows(group, names, _families(group, names, generators, permutations))
+        for row in _rows(group, names, _families(group, names, permutations, seed))
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -97,14 +92,12 @@ class _Group:
         counts: the columns runs, left_out, removals and excluded.
         headline: names of the CASD variants that were chosen before looking.
         strata: pairs of each included run.
-        runs: index of each included run among all runs.
     """
 
     identity: Mapping[str, str]
     counts: Mapping[str, int | str]
     headline: Sequence[str]
     strata: Sequence[PairTable]
-    runs: Sequence[int]
 
     @property
     def kinds(self) -> list[list[str]]:
@@ -118,28 +111,26 @@ class _Group:
 def _groups(runs: Sequence[RunTables], response: str) -> list[_Group]:
     """Return the groups that have at least one run with testable pairs."""
     pairs = {id(tables): pair_table(tables, response) for tables in runs}  # computed once, since a run may be in two groups
-    positions = {id(tables): position for position, tables in enumerate(runs)}
     groups = []
     for (model, objective), members in grouped(runs).items():
-        strata = {positions[id(tables)]: table for tables in members if (table := pairs[id(tables)])}
+        strata = [table for tables in members if (table := pairs[id(tables)])]
         if strata:
             reasons = [tables.exclusions[name] for tables in members for name in tables.states_of("removal")]
             counts: dict[str, int | str] = {"runs": len(strata), "left_out": len(members) - len(strata)}
             counts |= {"removals": len(reasons), "excluded": count_exclusions(reasons)}
             identity = {"model": model, "objective": objective}
-            groups.append(_Group(identity, counts, members[0].headline, list(strata.values()), list(strata)))
+            groups.append(_Group(identity, counts, members[0].headline, strata))
     return groups
 
 
-def _families(
-    group: _Group, names: Sequence[str], generators: Mapping[int, np.random.Generator], permutations: int
-) -> dict[str, FamilyResult]:
+def _families(group: _Group, names: Sequence[str], permutations: int, seed: int) -> dict[str, FamilyResult]:
     """Run each of _TESTS on the variants or baselines of a group."""
     return {
         test: mantel_family(
             [form(pairs, names) for pairs in group.strata],
+            [pairs.names for pairs in group.strata],
             permutations=permutations,
-            rng=[copy.deepcopy(generators[run]) for run in group.runs],
+            rng=np.random.default_rng(seed),
             statistic=statistic,
         )
         for test, (form, statistic) in _FORMS.items()

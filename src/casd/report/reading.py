@@ -45,7 +45,7 @@ _COMPARED: Final = (
     "removals that reached the target ASR of their own backdoor on validation prompts, “–” if none was set. Without one, "
     "objectives may differ in strength. Clean, phantoms: suppression under these controls. (control): an objective that "
     "forgets nothing. Steps, seconds: of a removal.",
-    "Predictors: ρ is pooled over runs, and the Mantel test permutes within runs. Headline variants of CASD were named "
+    "Predictors: ρ is pooled over runs; the Mantel test relabels a backdoor alike in all runs. Headline variants of CASD were named "
     "before; p corrected: by the maximum over all other variants, or over all baselines; q: Benjamini and Hochberg. R² and "
     "rank error: prediction of the suppression of a backdoor that was left out, where a mean achieves 0 and chance 1.",
     f"Baselines: {'; '.join(f'{name}, {each.description}' for name, each in BASELINES.items())}.",

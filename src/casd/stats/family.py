@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,19 +12,19 @@ from casd.stats.matrices import Array
 from casd.stats.permutations import (
     TIE_TOLERANCE,
     Alternative,
-    Moves,
+    Labels,
     Statistic,
     check_arguments,
     chunk_size,
     count_permutations,
     extremeness,
     limit_note,
-    moved_cells,
-    moved_pairs,
     p_value,
     pair_scores,
-    random_moves,
+    permuted_scores,
+    random_relabellings,
     relabellings,
+    relabellings_of_some,
     why_undefined,
 )
 from casd.stats.strata import first_note, pairs_of_strata
@@ -66,19 +66,25 @@ class FamilyResult:
 
 def mantel_family(
     strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]],
+    names: Sequence[Sequence[Hashable]] | None = None,
     *,
     permutations: int = 9999,
-    rng: np.random.Generator | Sequence[np.random.Generator],
+    rng: np.random.Generator,
     statistic: Statistic = "spearman",
     alternative: Alternative = "two-sided",
 ) -> FamilyResult:
     """Run Mantel tests of many predictors against one response over one or more runs, with family-wise error control.
 
     The statistic of predictor k is r_k = Σ_s w_s·r_ks / Σ_s w_s, with r_ks its correlation with the response over the pairs
-    of stratum (run) s and w_s the number of these pairs. The backdoors of the responses are relabelled independently
-    within each stratum, under the null hypothesis that they are exchangeable there: differences between runs (in scale,
-    level, number of backdoors) cannot cause a correlation. All predictors share one set of permutations, so each
-    relabelling yields all v statistics and their maximum. With t = |r|, r ("greater") or −r ("less"):
+    of stratum (run) s and w_s the number of these pairs. The backdoors of the responses are relabelled within each stratum,
+    under the null hypothesis that they are exchangeable there: differences between runs (in scale, level, number of backdoors)
+    cannot cause a correlation. A backdoor that several runs share is one unit, however many seeds and models it is in: what
+    is peculiar to it recurs in all of them. So backdoors of one name are relabelled alike in all strata; where a stratum
+    lacks some (excluded removals), the relabelling of all is restricted to those that it has. With independent relabellings
+    a test at 5 % rejects 23 % of true nulls, if 65 % of the variance recurs in six runs (`scripts/check_statistics.py`).
+
+    All predictors share one set of permutations, so each relabelling yields all v statistics and their maximum. With t = |r|,
+    r ("greater") or −r ("less"):
 
     - p_value: share of the permutations with t*_k ≥ t_k
     - p_corrected: share of the permutations with max over j of t*_j ≥ t_k
@@ -96,9 +102,11 @@ def mantel_family(
             stratum; y the response, symmetric, shape (n_s, n_s). Diagonals are not read. Alternatively both as upper
             triangles, row by row: (v, n_pairs) and (n_pairs,). Round cells that are equal on paper to be equal in bits,
             otherwise their ranks are noise.
-        permutations: number of random permutations, at least 1. For a single stratum with n! ≤ permutations + 1, all
-            permutations are enumerated instead.
-        rng: source of the random permutations, or one per stratum.
+        names: names of the backdoors of each stratum, in the order of its rows. None: no two strata share a backdoor, and each
+            is relabelled by itself.
+        permutations: number of random permutations, at least 1. If there is one stratum, or all are connected by backdoors that
+            they share, and n! ≤ permutations + 1 for their n backdoors, all permutations are enumerated instead.
+        rng: source of the random permutations.
         statistic: correlation over the pairs.
         alternative: "less" tests for a negative correlation, "greater" for a positive one.
 
@@ -110,10 +118,12 @@ def mantel_family(
 
     Raises:
         ValueError: there is no stratum or no predictor; matrices are not square, symmetric and of one size within a stratum;
-            numbers of predictors differ; `permutations` < 1; an unknown statistic or alternative.
+            numbers of predictors differ; the names of a stratum are not as many as its backdoors, or not different;
+            `permutations` < 1; an unknown statistic or alternative.
     """
     check_arguments(permutations, statistic, alternative, ("spearman", "pearson", "kendall"))
     sizes, predictors, responses = pairs_of_strata(strata)
+    connected = _connected(sizes, names)
     reasons = [[why_undefined(n, x) for x in xs] for n, xs in zip(sizes, predictors, strict=True)]
     notes = tuple(first_note(by_stratum) for by_stratum in zip(*reasons, strict=True))
     note = first_note([why_undefined(n, y) for n, y in zip(sizes, responses, strict=True)], "response: ")
@@ -122,7 +132,8 @@ def mantel_family(
     n_pairs = sum(map(len, responses))
 
     rho_by_stratum, rho, p_values, corrected = (np.full(shape, np.nan) for shape in (valid.T.shape, *[len(notes)] * 3))
-    count, exact = count_permutations(sizes[0], permutations) if len(sizes) == 1 else (permutations, False)
+    one = len(connected) == 1
+    count, exact = count_permutations(connected[0].backdoors, permutations) if one else (permutations, False)
     if not note:
         y_scores = [pair_scores(y, statistic) for y in responses]
         x_scores = []
@@ -134,9 +145,9 @@ def mantel_family(
         rho[defined] = rho_by_stratum[defined] @ np.array([len(y) / n_pairs for y in responses])
     tested = not note and bool(defined.any())
     if tested:
-        generators = _generators(rng, len(sizes))
-        moves = [_moves(n, count, x_scores, None if exact else source) for n, source in zip(sizes, generators, strict=True)]
-        extreme, largest = _count_extreme(x_scores, y_scores, moves, rho[defined], alternative)
+        at_once = chunk_size(sum(scores.shape[1] for scores in x_scores) + len(x_scores[0]))
+        drawn = _relabellings(connected, count, at_once, None if exact else rng)
+        extreme, largest = _count_extreme(x_scores, y_scores, drawn, rho[defined], alternative)
         p_values[defined] = [p_value(int(b), count, exact) for b in extreme]
         corrected[defined] = [p_value(int(b), count, exact) for b in largest]
     return FamilyResult(
@@ -154,35 +165,79 @@ def mantel_family(
     )
 
 
+@dataclass(frozen=True)
+class _Connected:
+    """Strata that share backdoors, directly or through others.
+
+    Attributes:
+        backdoors: number of different backdoors.
+        places: by stratum, the number of each of its backdoors among these.
+    """
+
+    backdoors: int
+    places: dict[int, Labels]
+
+
+def _connected(sizes: Sequence[int], names: Sequence[Sequence[Hashable]] | None) -> list[_Connected]:
+    """Divide strata into those that share backdoors.
+
+    Raises:
+        ValueError: names that do not fit the strata.
+    """
+    if names is None:
+        names = [[(s, place) for place in range(n)] for s, n in enumerate(sizes)]
+    if [len(set(of_run)) for of_run in names] != list(sizes) or [len(of_run) for of_run in names] != list(sizes):
+        raise ValueError(f"Expected different names, {list(sizes)} of them; got {[len(set(of_run)) for of_run in names]}.")
+    groups: list[tuple[list[int], dict[Hashable, None]]] = []
+    for s, of_run in enumerate(names):
+        joined = [group for group in groups if group[1].keys() & set(of_run)]
+        members = [*(member for group in joined for member in group[0]), s]
+        union = {name: None for group in joined for name in group[1]} | dict.fromkeys(of_run)
+        groups = [group for group in groups if group not in joined] + [(members, union)]
+    result = []
+    for members, union in groups:
+        number = {name: index for index, name in enumerate(union)}
+        places = {s: np.array([number[name] for name in names[s]], dtype=np.intp) for s in members}
+        result.append(_Connected(len(union), places))
+    return result
+
+
+def _relabellings(
+    connected: Sequence[_Connected], count: int, at_once: int, rng: np.random.Generator | None
+) -> Iterator[list[Labels]]:
+    """Yield the relabelling of each stratum, shape (m, n_s), in chunks: `count` random ones, or all if `rng` is None."""
+    sources: list[Iterator[Labels]] = [relabellings(each.backdoors, count, at_once, None) for each in connected]
+    if rng is not None:
+        generators = [rng] if len(connected) == 1 else rng.spawn(len(connected))
+        sources = [
+            random_relabellings(each.backdoors, count, at_once, generator)
+            for each, generator in zip(connected, generators, strict=True)
+        ]
+    for chunks in zip(*sources, strict=True):
+        of_strata = {
+            s: relabellings_of_some(labels, places)
+            for each, labels in zip(connected, chunks, strict=True)
+            for s, places in each.places.items()
+        }
+        yield [of_strata[s] for s in range(len(of_strata))]
+
+
 def _count_extreme(
     x_scores: Sequence[Array],
     y_scores: Sequence[Array],
-    moves: Sequence[Iterator[Moves]],
+    relabelled: Iterator[list[Labels]],
     rho: Array,
     alternative: Alternative,
 ) -> tuple[Array, Array]:
     """Count relabellings with a statistic, and with a maximum over the family, at least as extreme as each of `rho`."""
     thresholds = extremeness(rho, alternative) - TIE_TOLERANCE
     single, largest = np.zeros(len(thresholds)), np.zeros(len(thresholds))
-    for moved in zip(*moves, strict=True):
-        permuted = sum(x @ y.take(moved_cells(m, y.size)) for x, y, m in zip(x_scores, y_scores, moved, strict=True))
+    for labels in relabelled:
+        permuted = sum(x @ permuted_scores(y, each) for x, y, each in zip(x_scores, y_scores, labels, strict=True))
         extreme = extremeness(permuted, alternative)  # (v defined, permutations of this chunk)
         single += (extreme >= thresholds[:, None]).sum(axis=1)
         largest += (extreme.max(axis=0) >= thresholds[:, None]).sum(axis=1)
     return single, largest
-
-
-def _generators(rng: np.random.Generator | Sequence[np.random.Generator], count: int) -> Sequence[np.random.Generator]:
-    """Return a random generator for each of `count` strata."""
-    if isinstance(rng, np.random.Generator):
-        return [rng] if count == 1 else rng.spawn(count)
-    return rng
-
-
-def _moves(n: int, count: int, x_scores: Sequence[Array], rng: np.random.Generator | None) -> Iterator[Moves]:
-    """Yield `moved_pairs` of relabellings of n backdoors in chunks: `count` random ones, or all if `rng` is None."""
-    at_once = chunk_size(sum(scores.shape[1] for scores in x_scores) + len(x_scores[0]))
-    return random_moves(n, count, at_once, rng) if rng else map(moved_pairs, relabellings(n, count, at_once, None))
 
 
 def benjamini_hochberg(p_values: npt.ArrayLike) -> Array:

@@ -16,13 +16,12 @@ from casd.stats.matrices import Array, numbers_of_pairs, places_of_pairs, ranks_
 Statistic = Literal["spearman", "pearson", "kendall"]
 Alternative = Literal["two-sided", "less", "greater"]
 Labels = npt.NDArray[np.intp]
-Moves = npt.NDArray[np.integer]
 
 # Correlations that are equal on paper may differ in their last bits, and ties count as "at least as extreme".
 TIE_TOLERANCE = 1e-12
 # Numbers per chunk of permutations: bounds the memory (8 MB) for any number of backdoors and permutations.
 _CHUNK_CELLS = 1_000_000
-# Maximum number of backdoors for which all permutations are tabulated: 8! = 40 320, in 1 MB.
+# Maximum number of backdoors for which all permutations are tabulated: 8! = 40 320, in 3 MB.
 _TABULATED = 8
 # A note is added to results whose p-value cannot be below this level.
 _USUAL_LEVEL = 0.05
@@ -81,13 +80,12 @@ def moved_pairs(labels: Labels) -> Labels:
     return numbers_of_pairs(n).take(labels.T.take(rows, axis=0) * n + labels.T.take(columns, axis=0))
 
 
-def moved_cells(moved: Moves, cells: int) -> Moves:
+def moved_cells(moved: Labels, cells: int) -> Labels:
     """Return the index of the score that moves to the position of each score, given `moved_pairs`: shape (cells, m)."""
     n_pairs, m = moved.shape
     if cells == n_pairs:
         return moved
-    numbers = moved.astype(np.intp)
-    return (numbers[:, None] * n_pairs + numbers[None, :]).reshape(-1, m)
+    return (moved[:, None] * n_pairs + moved[None, :]).reshape(-1, m)
 
 
 def count_permutations(n: int, permutations: int) -> tuple[int, bool]:
@@ -115,23 +113,44 @@ def relabellings(n: int, count: int, at_once: int, rng: np.random.Generator | No
         yield rng.permuted(np.tile(np.arange(n), (min(at_once, count - start), 1)), axis=1)
 
 
-def random_moves(n: int, count: int, at_once: int, rng: np.random.Generator) -> Iterator[Moves]:
-    """Yield `moved_pairs` of `count` random permutations of range(n), in chunks of at most `at_once` permutations.
+def random_relabellings(n: int, count: int, at_once: int, rng: np.random.Generator) -> Iterator[Labels]:
+    """Yield `count` random permutations of range(n) in chunks of shape (m, n), m ≤ at_once.
 
-    The result does not depend on the chunk size. With few backdoors, permutations are drawn from a table of all of them.
+    They do not depend on the chunk size. With few backdoors, they are drawn from a table of all.
     """
     if n > _TABULATED:
-        yield from map(moved_pairs, relabellings(n, count, at_once, rng))
+        yield from relabellings(n, count, at_once, rng)
         return
-    table = _all_moves(n)
+    table = _all_relabellings(n)
     for start in range(0, count, at_once):
-        yield table.take(rng.integers(len(table), size=min(at_once, count - start)), axis=0).T
+        yield table.take(rng.integers(len(table), size=min(at_once, count - start)), axis=0)
 
 
 @functools.cache
-def _all_moves(n: int) -> npt.NDArray[np.uint8]:
-    """Return `moved_pairs` of all n! permutations of range(n), one per row so that drawing is one copy: (n!, n_pairs)."""
-    return np.ascontiguousarray(moved_pairs(np.array(list(itertools.permutations(range(n))), dtype=np.intp)).T, dtype=np.uint8)
+def _all_relabellings(n: int) -> Labels:
+    return np.array(list(itertools.permutations(range(n))), dtype=np.intp)
+
+
+def relabellings_of_some(labels: Labels, some: Labels) -> Labels:
+    """Restrict relabellings of all backdoors to some of them.
+
+    Where a relabelling gives one of `some` the label of another of them, it stays so; where it gives a label of the rest, that
+    one's label is taken instead, and so on. Of a uniformly random permutation this is a uniformly random permutation of
+    `some`, since leaving elements out of the cycles of the first gives the cycles of the second.
+
+    Args:
+        labels: permutations of range(n), shape (m, n).
+        some: different numbers below n, shape (k,).
+
+    Returns:
+        Permutations of range(k), shape (m, k).
+    """
+    place = np.full(labels.shape[1], -1, dtype=np.intp)
+    place[some] = np.arange(len(some))
+    images = labels[:, some]
+    while (outside := place[images] < 0).any():
+        images = np.where(outside, np.take_along_axis(labels, images, axis=1), images)
+    return place[images]
 
 
 def extremeness(correlations: npt.ArrayLike, alternative: Alternative) -> Array:
