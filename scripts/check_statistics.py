@@ -23,10 +23,10 @@ from scipy.stats import spearmanr
 
 from casd.stats import (
     cluster_bootstrap_interval,
+    crossed_bootstrap_interval,
     leave_one_out_prediction,
     mantel_family,
     mantel_test,
-    nested_bootstrap_interval,
     offdiagonal_center_columns,
     partial_mantel_test,
     rank_residuals,
@@ -384,18 +384,23 @@ def rejections(case: Case, simulations: int, seed: int) -> int:
 # --- intervals and prediction -----------------------------------------------------------------------------------------
 
 
-def covered(rng: Generator, seeds: int, between_seeds: float, between_backdoors: float) -> tuple[bool, bool]:
-    """Whether 95 % intervals (nested; seeds as plain clusters) of the mean of seeds × 8 × 7 cells hold its true value, 0."""
+def covered(rng: Generator, seeds: int, of_seeds: float, of_backdoors: float, recurring: float) -> tuple[bool, bool]:
+    """Whether 95 % intervals (crossed; seeds as plain clusters) of the mean of seeds × 8 × 7 cells hold its true value, 0.
+
+    Standard deviations: of what the cells of a seed have in common, those of a backdoor within a seed, those of a backdoor in
+    all seeds. That of single cells is 1.
+    """
     shape = (seeds, BACKDOORS, BACKDOORS - 1)
     cells = (
-        between_seeds * rng.normal(size=(seeds, 1, 1))
-        + between_backdoors * rng.normal(size=(seeds, BACKDOORS, 1))
+        of_seeds * rng.normal(size=(seeds, 1, 1))
+        + of_backdoors * rng.normal(size=(seeds, BACKDOORS, 1))
+        + recurring * rng.normal(size=(BACKDOORS, 1))
         + rng.normal(size=shape)
     )
     seed, backdoor = np.indices(shape)[:2]
-    nested = nested_bootstrap_interval(cells.ravel(), seed.ravel(), backdoor.ravel(), rng=rng, resamples=499)
+    crossed = crossed_bootstrap_interval(cells.ravel(), seed.ravel(), backdoor.ravel(), rng=rng, resamples=499)
     plain = cluster_bootstrap_interval(cells.ravel(), seed.ravel(), rng=rng, resamples=499)
-    return nested[0] <= 0 <= nested[1], plain[0] <= 0 <= plain[1]
+    return crossed[0] <= 0 <= crossed[1], plain[0] <= 0 <= plain[1]
 
 
 def predictions(rng: Generator, r: float, simulations: int) -> Iterator[tuple[float, float]]:
@@ -419,10 +424,10 @@ def main() -> None:
             f"{case.test:<42}{case.truth:<52}{case.expected:<10}{count / simulations:>9.3f}  {low:.3f}–{high:.3f}", flush=True
         )
     rng = np.random.default_rng(options.seed)
-    print(f"\n{'seeds':<7}{'sd between seeds':<18}{'between backdoors':<19}{'coverage: nested':>17}{'seeds only':>12}")
-    for seeds, between_seeds, between_backdoors in ((5, 0.0, 1.0), (5, 0.3, 1.0), (5, 2.0, 0.5), (20, 0.3, 1.0)):
-        held = np.mean([covered(rng, seeds, between_seeds, between_backdoors) for _ in range(simulations)], axis=0)
-        print(f"{seeds:<7}{between_seeds:<18}{between_backdoors:<19}{held[0]:>17.3f}{held[1]:>12.3f}", flush=True)
+    print(f"\n{'seeds':<7}{'sd of seeds':<13}{'of backdoors':<14}{'recurring':<11}{'coverage: crossed':>17}{'seeds only':>12}")
+    for case in ((5, 0.0, 1.0, 0.0), (5, 0.3, 0.6, 0.8), (5, 2.0, 0.5, 0.0), (15, 0.3, 0.6, 0.8), (20, 0.3, 0.0, 1.0)):
+        held = np.mean([covered(rng, *case) for _ in range(simulations)], axis=0)
+        print(f"{case[0]:<7}{case[1]:<13}{case[2]:<14}{case[3]:<11}{held[0]:>17.3f}{held[1]:>12.3f}", flush=True)
     print(f"\n{'held-out prediction, 3 runs':<29}{'mean R²':>9}{'rank error':>12}")
     for r in (0.0, -0.3, -0.6, -0.9):
         r_squared, rank_error = np.mean(list(predictions(rng, r, simulations)), axis=0)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from casd.stats import (
     cluster_bootstrap_interval,
-    nested_bootstrap_interval,
+    crossed_bootstrap_interval,
     wilson_interval,
 )
 
@@ -92,79 +92,86 @@ def test_bootstrap_needs_two_clusters() -> None:
 # --- nested bootstrap -------------------------------------------------------------------------------------------------
 
 
-def nested_by_loops(cells: dict[str, dict[str, list[float]]], rng: np.random.Generator, resamples: int) -> np.ndarray:
+def crossed_by_loops(cells: dict[str, dict[str, list[float]]], rng: np.random.Generator, resamples: int) -> np.ndarray:
     """The resampled means, drawn as the definition says."""
+    names = sorted({name for of_seed in cells.values() for name in of_seed})
     means = []
     for _ in range(resamples):
+        drawn = rng.choice(names, size=len(names))
         of_seeds = []
         for seed in rng.choice(list(cells), size=len(cells)):
-            drawn = rng.choice(list(cells[seed]), size=len(cells[seed]))
-            of_seeds.append(np.mean([value for backdoor in drawn for value in cells[seed][backdoor]]))
-        means.append(np.mean(of_seeds))
+            values = [value for backdoor in drawn for value in cells[seed].get(backdoor, [])]
+            of_seeds += [np.mean(values)] if values else []
+        means += [np.mean(of_seeds)] if of_seeds else []
     return np.array(means)
 
 
-def test_nested_bootstrap_is_that_of_its_definition() -> None:
+def test_crossed_bootstrap_is_that_of_its_definition() -> None:
     rng = np.random.default_rng(0)
     cells = {
         seed: {backdoor: list(shift + rng.normal(size=size)) for backdoor, size in zip("abcd", sizes, strict=False)}
         for seed, shift, sizes in (("0", 0, (2, 3, 1)), ("1", 2, (4, 1)), ("2", -1, (2, 2, 2, 5)))
     }
     flat = [(value, seed, name) for seed in cells for name in cells[seed] for value in cells[seed][name]]
-    by_definition = nested_by_loops(cells, rng, 5_000)
+    by_definition = crossed_by_loops(cells, rng, 5_000)
     for confidence in (0.95, 0.6):
-        low, high = nested_bootstrap_interval(*zip(*flat, strict=True), rng=rng, resamples=40_000, confidence=confidence)
+        low, high = crossed_bootstrap_interval(*zip(*flat, strict=True), rng=rng, resamples=40_000, confidence=confidence)
         expected = np.quantile(by_definition, [(1 - confidence) / 2, (1 + confidence) / 2])
         assert (low, high) == pytest.approx(tuple(expected), abs=0.06)
 
 
-def test_nested_bootstrap_weighs_seeds_the_same_whatever_their_number_of_values() -> None:
+def test_crossed_bootstrap_weighs_seeds_the_same_whatever_their_number_of_values() -> None:
     # No spread within a seed: resamples of two seeds have the mean 0 (1/4), 1/2 (1/2) or 1 (1/4), though 1 has more values.
     values, outer, inner = [0.0] * 2 + [1.0] * 60, [0] * 2 + [1] * 60, [0, 1] + [0, 1, 2] * 20
     rng = np.random.default_rng(0)
-    assert nested_bootstrap_interval(values, outer, inner, rng=rng) == (0.0, 1.0)
-    assert nested_bootstrap_interval(values, outer, inner, rng=rng, confidence=0.4) == (0.5, 0.5)
+    assert crossed_bootstrap_interval(values, outer, inner, rng=rng) == (0.0, 1.0)
+    assert crossed_bootstrap_interval(values, outer, inner, rng=rng, confidence=0.4) == (0.5, 0.5)
 
 
-def test_nested_bootstrap_variance_in_closed_form() -> None:
-    """Balanced cells: Var* = (S − 1)/S · s²_between/S + Σ_s (B − 1)/B · s²_within,s/(S²·B), s² the unbiased variances.
+def test_crossed_bootstrap_variance_in_closed_form() -> None:
+    """Balanced cells x_sb: E Var* as in Owen (2007), theorem 3 and below, for the observed cells.
 
-    The first term is the variance of the mean of S seeds' means drawn with replacement, the second the mean over seeds of
-    the variance of a seed's mean of B drawn backdoors, divided by S since S seeds are drawn. The limits of a nearly normal
-    mean are its mean ± 1.96 standard deviations.
+    With weights w_s and v_b of a resample, the mean is Σ w_s·v_b·x_sb/(S·B). Both are multinomial: E w_s·w_t = 1 − 1/S, plus 1
+    if s = t, and v alike and independent. So, for cells with the mean 0, Var* = Σ_{s,t,b,c} x_sb·x_tc·(1 − 1/S + [s=t])·
+    (1 − 1/B + [b=c])/(S·B)². The limits of a nearly normal mean are its mean ± 1.96 standard deviations.
     """
     rng = np.random.default_rng(3)
-    seeds, backdoors = 30, 10
-    half = rng.normal(size=(seeds // 2, 1)) + rng.normal(size=(seeds // 2, backdoors))
+    seeds, backdoors = 30, 40
+    half = 0.5 * rng.normal(size=(seeds // 2, 1)) + 0.5 * rng.normal(size=backdoors) + rng.normal(size=(seeds // 2, backdoors))
     cells = np.concatenate([half, -half])  # mirrored, so that the resamples are not skewed
+    cells += np.tile(0.3 * np.linspace(-1, 1, backdoors), (seeds, 1))  # recurs in all seeds
+    cells -= cells.mean()
     seed, backdoor = np.indices(cells.shape)
-    low, high = nested_bootstrap_interval(cells.ravel(), seed.ravel(), backdoor.ravel(), rng=rng, resamples=40_000)
-    within = cells.var(axis=1, ddof=1)
-    variance = (seeds - 1) / seeds * cells.mean(axis=1).var(ddof=1) / seeds
-    variance += within.mean() * (backdoors - 1) / backdoors / (seeds * backdoors)
+    low, high = crossed_bootstrap_interval(cells.ravel(), seed.ravel(), backdoor.ravel(), rng=rng, resamples=40_000)
+    rows = (1 - 1 / seeds) * np.ones((seeds, seeds)) + np.eye(seeds)
+    columns = (1 - 1 / backdoors) * np.ones((backdoors, backdoors)) + np.eye(backdoors)
+    variance = np.einsum("sb,tc,st,bc->", cells, cells, rows, columns) / cells.size**2
     assert (high - low) / 2 == pytest.approx(1.959964 * math.sqrt(variance), rel=0.03)
     assert (high + low) / 2 == pytest.approx(0, abs=0.05 * math.sqrt(variance))
 
 
-def test_nested_bootstrap_takes_a_name_under_two_seeds_for_two_clusters() -> None:
+def test_crossed_bootstrap_is_not_narrowed_by_repeating_a_run() -> None:
+    """The same run five times has an interval about as wide as that of the run's backdoors alone."""
     rng = np.random.default_rng(4)
-    values, outer = rng.normal(size=40), np.repeat(np.arange(5), 8)
-    shared, apart = np.tile(np.arange(8), 5), np.arange(40)
-    found = [nested_bootstrap_interval(values, outer, inner, rng=np.random.default_rng(0)) for inner in (shared, apart)]
-    assert found[0] == found[1]
+    values = rng.normal(size=8)
+    once = cluster_bootstrap_interval(values, np.arange(8), rng=rng, resamples=40_000)
+    again = crossed_bootstrap_interval(
+        np.tile(values, 5), np.repeat(np.arange(5), 8), np.tile(np.arange(8), 5), rng=rng, resamples=40_000
+    )
+    assert again == pytest.approx(once, abs=0.03)
 
 
-def test_nested_bootstrap_leaves_nan_out_and_needs_two_seeds() -> None:
+def test_crossed_bootstrap_leaves_nan_out_and_needs_two_seeds() -> None:
     rng = np.random.default_rng(0)
     values, outer, inner = [1.0, 2.0, 3.0, 4.0, 6.0], [0, 0, 1, 1, 1], [0, 1, 0, 1, 1]
-    plain = nested_bootstrap_interval(values, outer, inner, rng=np.random.default_rng(1))
-    more = nested_bootstrap_interval(
+    plain = crossed_bootstrap_interval(values, outer, inner, rng=np.random.default_rng(1))
+    more = crossed_bootstrap_interval(
         [*values, math.nan, math.nan], [*outer, 1, 7], [*inner, 5, 5], rng=np.random.default_rng(1)
     )
     assert plain == more
     for one in (([1.0, 2.0], [0, 0], [0, 1]), ([1.0, math.nan], [0, 1], [0, 0]), ([], [], [])):
-        assert np.isnan(nested_bootstrap_interval(*one, rng=rng)).all()
+        assert np.isnan(crossed_bootstrap_interval(*one, rng=rng)).all()
     with pytest.raises(ValueError, match="one length"):
-        nested_bootstrap_interval([1.0], [0], [0, 1], rng=rng)
+        crossed_bootstrap_interval([1.0], [0], [0, 1], rng=rng)
     with pytest.raises(ValueError, match="confidence"):
-        nested_bootstrap_interval([1.0], [0], [0], rng=rng, confidence=1.0)
+        crossed_bootstrap_interval([1.0], [0], [0], rng=rng, confidence=1.0)

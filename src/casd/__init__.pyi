@@ -107,8 +107,8 @@ from .report.figures import relation_scatter as relation_scatter
 from .report.heatmaps import asr_heatmap as asr_heatmap
 from .report.heatmaps import casd_heatmaps as casd_heatmaps
 from .report.statements import statements as statements
+from .stats import crossed_bootstrap_interval as crossed_bootstrap_interval
 from .stats import mean_over_runs as mean_over_runs
-from .stats import nested_bootstrap_interval as nested_bootstrap_interval
 from .training.losses import batch_nll as batch_nll
 from .unlearning.clean_target import CleanTarget as CleanTarget
 from .unlearning.controls import Removal as Removal
@@ -171,6 +171,7 @@ __all__ = [
     "compute_casd",
     "copy_weights",
     "create_model",
+    "crossed_bootstrap_interval",
     "distance",
     "distance_matrix",
     "evaluate",
@@ -185,7 +186,6 @@ __all__ = [
     "make_trigger",
     "mean_over_runs",
     "measure_activations",
-    "nested_bootstrap_interval",
     "read_runs",
     "relation_points",
     "relation_scatter",

@@ -97,7 +97,8 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
         - clean_loss_change: mean relative change of the clean loss; steps, seconds: means per removal
 
         Every mean is the mean over runs of each run's mean. Limits are 95 % bootstrap limits of that mean. They resample runs
-        (seeds, and models if pooled) and, within each run, the measured backdoors; with a single run, its backdoors.
+        (seeds, and models if pooled) and the measured backdoors, one that several runs share in all of them alike; with a
+        single run, its backdoors.
     """
     rows = []
     for (model, objective), members in grouped(runs).items():

@@ -153,10 +153,9 @@ def _summary(label: str, runs: Sequence[DefenceTables], states: Sequence[str]) -
             of_state = run.attack[(run.attack["state"] == state) & (run.attack["prompt_set"] == "triggered")]
             attacked.append(of_state.assign(run=number))
     table = pd.DataFrame(values)
-    places = np.arange(len(table))
 
     def mean(column: str) -> MeanOverRuns:
-        return mean_over_runs(table[column], places, places)
+        return mean_over_runs(table[column], np.arange(len(table)))
 
     attack = pd.concat(attacked) if attacked else pd.DataFrame({"rate": [], "left": [], "run": [], "backdoor": []})
     return Summary(

@@ -45,9 +45,10 @@ _COMPARED: Final = (
     "removals that reached the target ASR of their own backdoor on validation prompts, “–” if none was set. Without one, "
     "objectives may differ in strength. Clean, phantoms: suppression under these controls. (control): an objective that "
     "forgets nothing. Steps, seconds: of a removal.",
-    "Predictors: ρ is pooled over runs; the Mantel test relabels a backdoor alike in all runs. Headline variants of CASD were named "
-    "before; p corrected: by the maximum over all other variants, or over all baselines; q: Benjamini and Hochberg. R² and "
-    "rank error: prediction of the suppression of a backdoor that was left out, where a mean achieves 0 and chance 1.",
+    "Predictors: ρ is pooled over runs; the Mantel test relabels a backdoor alike in all runs. Headline variants of CASD "
+    "were named before; p corrected: by the maximum over all other variants, or over all baselines; q: Benjamini and "
+    "Hochberg. R² and rank error: prediction of the suppression of a backdoor that was left out, where a mean achieves 0 "
+    "and chance 1.",
     f"Baselines: {'; '.join(f'{name}, {each.description}' for name, each in BASELINES.items())}.",
     "Noise floor: nearest is the share of repeated removals that are nearer to their own removal than to any other. Pair "
     "share: what is left of the variance after each removal's and each backdoor's own level; net of noise is what a "

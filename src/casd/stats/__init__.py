@@ -16,8 +16,8 @@ Tests therefore permute, intervals resample, and predictions hold out whole back
 from casd.stats.family import FamilyResult, benjamini_hochberg, mantel_family
 from casd.stats.intervals import (
     cluster_bootstrap_interval,
+    crossed_bootstrap_interval,
     mean_interval,
-    nested_bootstrap_interval,
     wilson_interval,
 )
 from casd.stats.mantel import MantelResult, mantel_test, partial_mantel_test, rank_residuals
@@ -42,13 +42,13 @@ __all__ = [
     "Statistic",
     "benjamini_hochberg",
     "cluster_bootstrap_interval",
+    "crossed_bootstrap_interval",
     "leave_one_out_prediction",
     "leave_one_out_predictions",
     "mantel_family",
     "mantel_test",
     "mean_interval",
     "mean_over_runs",
-    "nested_bootstrap_interval",
     "numbers_of_pairs",
     "offdiagonal_center_columns",
     "offdiagonal_center_two_way",

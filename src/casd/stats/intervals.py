@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from casd.stats.matrices import Array
 
@@ -92,62 +91,65 @@ def cluster_bootstrap_interval(
     return float(low), float(high)
 
 
-def nested_bootstrap_interval(
+def crossed_bootstrap_interval(
     values: npt.ArrayLike,
-    outer: npt.ArrayLike,
-    inner: npt.ArrayLike,
+    runs: npt.ArrayLike,
+    clusters: npt.ArrayLike,
     *,
     rng: np.random.Generator,
     resamples: int = 9999,
     confidence: float = 0.95,
 ) -> tuple[float, float]:
-    """Compute the percentile bootstrap interval of a mean over runs, resampling runs and clusters within each drawn run.
+    """Compute the percentile bootstrap interval of a mean over runs, resampling runs and clusters that the runs share.
 
-    The mean is (1/S)·Σ_s m_s over the S outer clusters (seeds), with m_s the plain mean of all values of s: every seed has the
-    same weight, and within a seed every value has, so an inner cluster (a measured backdoor) is weighted by its number of
-    values, as in `cluster_bootstrap_interval`. A resample draws S outer clusters with replacement and, independently for each
-    drawn one, as many of its inner clusters as it has, with replacement.
+    The mean is (1/S)·Σ_s m_s over the S runs, with m_s the plain mean of all values of s: every run has the same weight, and
+    within a run every value has, so a cluster (a measured backdoor) is weighted by its number of values, as in
+    `cluster_bootstrap_interval`. A resample draws S runs with replacement, and independently as many of the clusters as there
+    are, with replacement; a cluster counts in every drawn run as often as it was drawn. A run without any of the drawn clusters
+    is left out of that resample.
 
-    Inner clusters are nested: backdoor "a" of seed 0 and backdoor "a" of seed 1 are two clusters. An effect that a backdoor has
-    in every seed is therefore averaged over S independent draws: the interval is about other seeds with similar backdoors. With
-    few seeds, percentile limits are too narrow by √((S − 1)/S) where the seeds differ most, and too wide by up to √2 where they
-    hardly differ, since the spread within seeds is then counted twice.
-    Source: Davison and Hinkley (1997), "Bootstrap Methods and their Application", section 3.8.
+    Runs and clusters are crossed: backdoor "a" of seed 0 and backdoor "a" of seed 1 are one cluster. What is peculiar to a
+    backdoor recurs in every seed and does not average out with more seeds, so the interval is about other seeds and other
+    backdoors of the kind. If nothing recurs, it is too wide, by up to √3. With few runs or backdoors, percentile limits are too
+    narrow by √((n − 1)/n) where these differ most.
+    Source: A. B. Owen (2007), "The pigeonhole bootstrap", Annals of Applied Statistics 1, 386–411.
 
     Args:
         values: numbers, shape (n_values,). NaN is left out.
-        outer: the outer cluster (seed) of each value, shape (n_values,).
-        inner: the inner cluster (measured backdoor) of each value, shape (n_values,).
+        runs: the run of each value, shape (n_values,).
+        clusters: the cluster (measured backdoor) of each value, shape (n_values,).
         rng: source of the resamples.
         resamples: number of bootstrap samples, at least 1.
         confidence: coverage, in (0, 1).
 
     Returns:
-        (low, high), in the unit of `values`; (NaN, NaN) with fewer than two outer clusters.
+        (low, high), in the unit of `values`; (NaN, NaN) with fewer than two runs that have values.
 
     Raises:
         ValueError: the shapes differ, or an argument is outside its range.
     """
-    value_array, outer_array, inner_array = np.asarray(values, dtype=float), np.asarray(outer), np.asarray(inner)
-    if value_array.ndim != 1 or not value_array.shape == outer_array.shape == inner_array.shape:
-        shapes = f"{value_array.shape}, {outer_array.shape} and {inner_array.shape}"
+    value_array, run_array, cluster_array = np.asarray(values, dtype=float), np.asarray(runs), np.asarray(clusters)
+    if value_array.ndim != 1 or not value_array.shape == run_array.shape == cluster_array.shape:
+        shapes = f"{value_array.shape}, {run_array.shape} and {cluster_array.shape}"
         raise ValueError(f"Expected three arrays of one length; got shapes {shapes}.")
     _check_resampling(resamples, confidence)
     known = ~np.isnan(value_array)
-    cells = pd.DataFrame({"value": value_array[known], "outer": outer_array[known], "inner": inner_array[known]})
-    clusters = cells.groupby(["outer", "inner"])["value"].agg(["sum", "count"])
-    by_outer = [cluster.to_numpy(dtype=float) for _, cluster in clusters.groupby(level="outer")]  # (inner clusters, 2) each
-    if len(by_outer) < 2:
+    run_names, run = np.unique(run_array[known], return_inverse=True)
+    cluster_names, cluster = np.unique(cluster_array[known], return_inverse=True)
+    n_runs, n_clusters = len(run_names), len(cluster_names)
+    if n_runs < 2:
         return math.nan, math.nan
-    drawn = rng.integers(len(by_outer), size=(resamples, len(by_outer))).ravel()
-    means = np.zeros(resamples)
-    for index, sums_and_counts in enumerate(by_outer):
-        resample = np.flatnonzero(drawn == index) // len(by_outer)  # the resample of each time that it was drawn
-        n_inner = len(sums_and_counts)
-        inner_draws = rng.integers(n_inner, size=(len(resample), n_inner), dtype=np.min_scalar_type(n_inner - 1))
-        totals = _times_drawn(inner_draws) @ sums_and_counts
-        means += np.bincount(resample, weights=totals[:, 0] / totals[:, 1], minlength=resamples)
-    low, high = np.quantile(means / len(by_outer), [(1 - confidence) / 2, (1 + confidence) / 2])
+    sums, counts = np.zeros((2, n_clusters, n_runs))
+    np.add.at(sums, (cluster, run), value_array[known])
+    np.add.at(counts, (cluster, run), 1)
+    runs_drawn = _times_drawn(rng.integers(n_runs, size=(resamples, n_runs)))
+    clusters_drawn = _times_drawn(rng.integers(n_clusters, size=(resamples, n_clusters)))
+    totals, numbers = clusters_drawn @ sums, clusters_drawn @ counts  # (resamples, runs)
+    run_means = np.divide(totals, numbers, out=np.zeros_like(totals), where=numbers > 0)
+    weights = runs_drawn * (numbers > 0)
+    defined = weights.sum(axis=1) > 0
+    means = (weights * run_means).sum(axis=1)[defined] / weights.sum(axis=1)[defined]
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
