@@ -192,8 +192,12 @@ def test_prompts_are_padded_on_the_left(encoder: Encoder) -> None:
 def test_an_end_token_that_doubles_as_start_is_not_put_first(words: Encoder) -> None:
     batch = words.document_batch([Document("w0 w1", "w2")])
     assert batch["input_ids"].tolist() == [[3, 4, 5, 1]]
-    captured: dict[str, Any] = words.capture_batch([Prompt("w0 w1")])
-    assert captured["position_masks"]["prompt"].tolist() == [[True, True]]
+
+
+def test_a_text_without_a_start_token_is_captured_without_its_first_one(words: Encoder) -> None:
+    """Its activation is that of a start token, large and alike for all texts. A single token is kept."""
+    captured: dict[str, Any] = words.capture_batch([Prompt("w0 w1 w2"), Prompt("w0")])
+    assert captured["position_masks"]["prompt"].tolist() == [[False, True, True], [False, False, True]]
 
 
 @pytest.mark.parametrize("position", POSITIONS)
@@ -218,7 +222,7 @@ def test_trigger_mask_of_prompts_cut_on_the_left(words: Encoder) -> None:
     masks = batch["position_masks"]
     assert batch["input_ids"][0].tolist() == [3 + i for i in range(4, 12)]
     assert masks["trigger"].tolist() == [[True, True] + [False] * 6, [False] * 8, [False] * 7 + [True]]
-    assert masks["prompt"].tolist() == [[True] * 8, [True] * 8, [False] * 7 + [True]]
+    assert masks["prompt"].tolist() == [[False] + [True] * 7] * 2 + [[False] * 7 + [True]]
 
 
 def test_position_masks(encoder: Encoder) -> None:

@@ -183,10 +183,11 @@ class Encoder:
     ) -> dict[str, Tensor | dict[str, Tensor]]:
         """Encode prompts for a capture: a `prompt_batch` with boolean `position_masks`, each (batch, tokens).
 
-        "last" is the prompt's last token; "prompt" all its tokens except the start token (in a chat the first one; those of the
-        template are among the others), whose activation is large and the same for every text; "trigger" the tokens that share a
-        character with the trigger (none without a trigger); "generated" the first token of the prompt's `continuation`. That
-        token is appended only if "generated" is requested; causal attention hides it from the other positions.
+        "last" is the prompt's last token; "prompt" all its tokens except the start token, or the first one of a text without
+        any (Qwen3's; in a chat the first of the template), unless it is the only one: its activation is large and nearly the
+        same for every text; "trigger" the tokens that share a character with the trigger (none without a trigger); "generated"
+        the first token of the prompt's `continuation`. That token is appended only if "generated" is requested; causal
+        attention hides it from the other positions.
 
         Args:
             prompts: prompts to encode; "generated" requires a continuation for each.
@@ -195,12 +196,12 @@ class Encoder:
         Raises:
             ValueError: if "generated" is requested and a prompt has no continuation.
         """
-        encoded, start = [self._encoded(prompt) for prompt in prompts], 1 if self._chat else len(self._start)
+        encoded, start = [self._encoded(prompt) for prompt in prompts], 1 if self._chat else max(1, len(self._start))
         answers = self._answers(prompts) if "generated" in positions else [[] for _ in prompts]
         after = [0] * len(answers[0])
         masks = {
             "last": [[0] * (len(prompt.tokens) - 1) + [1] + after for prompt in encoded],
-            "prompt": [[0] * start + [1] * (len(prompt.tokens) - start) + after for prompt in encoded],
+            "prompt": [_all_but_first(len(prompt.tokens), start) + after for prompt in encoded],
             "trigger": [prompt.in_trigger + after for prompt in encoded],
             "generated": [[0] * len(prompt.tokens) + [1] * len(after) for prompt in encoded],
         }
@@ -247,3 +248,9 @@ def _pad(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:
 
 def _joined(rows: Sequence[list[int]], groups: Sequence[Sequence[int]]) -> list[list[int]]:
     return [[token for index in group for token in rows[index]] for group in groups]
+
+
+def _all_but_first(tokens: int, left_out: int) -> list[int]:
+    """Return a mask of a text's tokens without the first ones, which keeps the last token."""
+    kept = max(1, tokens - left_out)
+    return [0] * (tokens - kept) + [1] * kept

@@ -187,7 +187,8 @@ def measurement_stages(config: Config, measured: Mapping[str, Stage]) -> tuple[d
     prompt_sets = {name: evaluation[name] for name in ("prompts", "fake_prompts", "fake_triggers")}
     capture = {**_without(config.activations, "batch_size"), "prompt_sets": prompt_sets}
     evaluate_stages = {name: Stage("evaluate", 3, evaluation, (stage,), name) for name, stage in measured.items()}
-    activations = {name: Stage("activations", 1, capture, (stage,), name) for name, stage in measured.items()}
+    # 2: "prompt" is without the first token of texts that have no start token.
+    activations = {name: Stage("activations", 2, capture, (stage,), name) for name, stage in measured.items()}
     utility_stages = {}
     if config.utility.tasks:
         benchmarks = {**_without(config.utility, "batch_size"), "fingerprint": utility.fingerprint(config.utility.tasks)}
