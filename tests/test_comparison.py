@@ -167,6 +167,13 @@ def test_the_mean_is_of_what_its_interval_is_of() -> None:
     assert estimate.runs == 2
 
 
+def test_one_run_with_values_has_its_own_interval_however_the_others_lack_them() -> None:
+    values, backdoors = [0.1, 0.2, 0.3, 0.4], [0, 1, 2, 3]
+    alone = mean_over_runs(values, [0] * 4, backdoors)
+    assert alone == mean_over_runs([*values, np.nan], [0] * 4 + [1], [*backdoors, 0])
+    assert (alone.mean, alone.runs) == (0.25, 1) and alone.low < 0.25 < alone.high
+
+
 def test_different_conditions_are_no_seeds_of_one() -> None:
     """Two learning rates of adapters beside a run of full weights: a label that names adapters alone would pool them to 0.5."""
     configs = [
@@ -277,6 +284,12 @@ def test_pair_shares_are_zero_without_an_effect_of_pairs_and_one_with_nothing_el
     share = variance_shares([grouped]).iloc[0]
     assert share["pair"] == pytest.approx(1)
     assert share["pair_net"] > 0.95
+
+
+def test_no_variance_has_no_shares() -> None:
+    share = variance_shares([run_of(np.where(np.eye(6, dtype=bool), 0.0, 0.5))]).iloc[0]
+    assert share["sd"] == 0
+    assert share[["pair", "noise", "pair_net"]].isna().all()
 
 
 def test_the_noise_share_is_what_binomial_noise_leaves_among_pairs() -> None:

@@ -22,6 +22,7 @@ from tests.conftest import Injected, MakeModel, RunRemoval, short
 from tests.synthetic import run_of
 
 from casd.analysis.conditions import condition_key
+from casd.analysis.inclusion import TARGET_NOT_REACHED
 from casd.analysis.persistence import OTHERS, persistence_summary, returns, trace
 from casd.analysis.results import RunTables
 from casd.analysis.tables import PERSISTENCE
@@ -279,6 +280,12 @@ def test_a_collapsed_state_is_left_out_of_means_and_marked_in_its_run() -> None:
     broken, whole = persistent(REACHED, REACHED, seed=1, collapsed=["b0"]), persistent(LATE, MISSED)
     assert set(persistence_summary([whole, broken])["runs"]) == {1}
     assert all(persistence_table([broken]).collapsed)
+
+
+def test_a_removal_that_is_in_no_mean_is_not_said_to_last_or_not() -> None:
+    missed = persistent(REACHED, REACHED, seed=1)
+    missed.states.loc[missed.states["state"] == "b0", "excluded"] = TARGET_NOT_REACHED
+    assert set(persistence_summary([persistent(LATE, MISSED), missed])["runs"]) == {1}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.console import Console
 from casd.analysis.results import RunTables
 from casd.report import print_run, print_sweep
 from casd.report.answer import SHOWN, answers_table, in_short, run_answer
+from casd.report.gallery import sweep_drawings
 from casd.report.html import run_html, sweep_html
 from casd.report.tables import summary_table
 from report_run import EIGHT, compared, make_run
@@ -172,6 +174,21 @@ def test_the_conditions_of_a_sweep_stand_worst_first_in_nine_rows() -> None:
     many = answers_table([*answers] * SHOWN)
     assert len(many) == SHOWN
     assert f"{SHOWN} more" in many.caption
+
+
+def test_a_control_of_fewer_runs_is_not_subtracted_from_all() -> None:
+    runs = [net_of_phantom(0.2, 0.3, seed=seed) for seed in range(3)]
+    runs[0].transfer["suppression_net_phantom"] = math.nan
+    [answer] = compared(runs).answers
+    assert "others by 0." in answer.text and "; net of the phantom, which counts in 2 of 3 runs, by 0.25 [" in answer.text
+    assert answers_table([answer]).frame["net of phantom"].item().endswith("] (2 of 3 runs)")
+
+
+def test_the_figure_of_objectives_has_the_title_of_their_table() -> None:
+    runs = [make_run(), make_run(objective="npo")]
+    found = compared(runs)
+    [figure] = [each for each in sweep_drawings(runs, found.objectives) if each.name == "objectives"]
+    assert figure.title == found.tables[0].title == "Objectives compared"
 
 
 def test_a_target_makes_objectives_comparable_and_without_one_none_is_reached() -> None:

@@ -236,6 +236,18 @@ def test_a_setting_that_removes_nothing_is_not_asked_for_transfer() -> None:
     assert [each.objective for each in headline(list(found.values()))] == ["every setting"]
 
 
+def test_settings_are_counted_once_and_none_is_called_idle_that_only_collapsed() -> None:
+    runs = [
+        run_with(random_suppression(seed, 0.4, 0.05), model=model, config=f"unlearning: {{learning_rate: {rate}}}")
+        for seed, (model, rate) in enumerate((model, rate) for model in ("m", "n") for rate in (0.1, 0.2))
+    ]
+    found = verdicts("at_every_setting", *runs)
+    assert found[POOLED, "every setting"].statistic == "holds at 4 of 4 settings that remove backdoors"
+    names = [f"b{place}" for place in range(N)]
+    lost = run_with(random_suppression(9, 0.4, 0.05), config="unlearning: {learning_rate: 0.5}", collapsed=names)
+    assert verdicts("at_every_setting", runs[0], lost)["m", "o, learning_rate=0.5"].statistic == "no removal is included"
+
+
 def test_the_headline_is_over_all_models_where_there_are_several() -> None:
     one = [Verdict("m", "o", "", "holds"), Verdict("m", "p", "", "holds")]
     assert list(headline(one)) == one

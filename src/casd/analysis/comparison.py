@@ -205,7 +205,12 @@ def _shares(matrix: np.ndarray, after: np.ndarray, prompts: int) -> dict[str, fl
     pair = float(np.mean(offdiagonal_center_two_way(matrix)[off] ** 2)) / variance if variance else math.nan
     binomial = float(np.mean(after[off] * (1 - after[off]))) / prompts * (n * n - 3 * n + 1) / (n * n - n)
     noise = binomial / variance if variance else math.nan
-    return {"sd": math.sqrt(variance), "pair": pair, "noise": noise, "pair_net": max(0.0, pair - noise)}
+    return {
+        "sd": math.sqrt(variance),
+        "pair": pair,
+        "noise": noise,
+        "pair_net": max(0.0, pair - noise) if variance else math.nan,
+    }
 
 
 def noise_floor(runs: Sequence[RunTables]) -> pd.DataFrame:

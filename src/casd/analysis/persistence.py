@@ -75,7 +75,7 @@ def _course(start: pd.DataFrame, measured: pd.DataFrame, names: Sequence[str], w
 
 
 def persistence_summary(runs: Sequence[RunTables]) -> pd.DataFrame:
-    """Summarize `returns` over the runs of each condition, without collapsed states unless there is a single run.
+    """Summarize `returns` over the runs of each condition; of several runs without the states that are excluded from means.
 
     Returns:
         A row per condition × treatment of a state × measured backdoor. Columns, with those of TREATMENT: model, objective,
@@ -89,7 +89,8 @@ def persistence_summary(runs: Sequence[RunTables]) -> pd.DataFrame:
         measured = [tables for tables in members if len(tables.persistence)]
         found = [returns(tables) for tables in measured]
         if len(runs) > 1:
-            found = [each[~each["state"].isin(tables.collapsed)] for each, tables in zip(found, measured, strict=True)]
+            included = [each["state"].map(tables.exclusions) == "" for each, tables in zip(found, measured, strict=True)]
+            found = [each[kept] for each, kept in zip(found, included, strict=True)]
         if not sum(map(len, found)):
             continue
         for identity, each in pd.concat(found, ignore_index=True).groupby([*TREATMENT, "measured"], sort=False):

@@ -36,6 +36,7 @@ from casd.report.wording import (
     model_label,
     p_relation,
     rho_p,
+    run_count,
 )
 
 YES, WEAKLY, UNCLEAR, NO, CANNOT_SAY = "Yes", "Weakly", "Not distinguishable", "No", "Cannot say"
@@ -81,7 +82,14 @@ class Answer:
     def net(self) -> str:
         """The suppression net of the control, with its interval; "" if no control counts."""
         text = mean_with_interval(self.record, f"suppression_net_{self.control}") if self.control else ""
-        return f"{text} (of clean)" if self.control == "clean" else text
+        notes = ["of clean"] * (self.control == "clean") + [self._controlled] * bool(self.control and self._controlled)
+        return f"{text} ({', '.join(notes)})" if notes else text
+
+    @property
+    def _controlled(self) -> str:
+        """In how many runs the control counts, such as "2 of 3 runs"; "" if in all that have a suppression."""
+        count, runs = self.record[f"suppression_net_{self.control}_runs"], self.record["suppression_runs"]
+        return f"{count} of {run_count(runs)}" if count < runs else ""
 
     @property
     def lead(self) -> str:
@@ -112,8 +120,10 @@ class Answer:
             return f"{text}, but no control was measured that this could be compared with."
         name = "phantom" if control == "phantom" else f"{control} control"
         net = record[f"suppression_net_{control}"]
-        by_control = suppression - net
         interval = mean_with_interval(record, f"suppression_net_{control}")
+        if self._controlled:  # a difference from the mean over all runs would be one of different runs
+            return f"{text}; net of the {name}, which counts in {self._controlled}, by {interval}."
+        by_control = suppression - net
         if suppression < 0 or net < 0:
             return f"{text}; the {name} {_moved(by_control)}. Net of that the removals lowered them by {interval}."
         raised = f", which itself raised them by {fraction(-by_control)}" if by_control < -0.005 else ""

@@ -53,8 +53,7 @@ class Comparisons:
 
 
 def objectives_table(frame: pd.DataFrame) -> Table:
-    """Every objective, from `compare_objectives`. They are of the same strength only where all had a target ASR to reach."""
-    same_strength = len(frame) > 0 and frame["reached"].notna().all()
+    """Every objective, from `compare_objectives`."""
     rows = [
         {
             "objective": f"{record['objective']} (control)" if is_control(record["objective"]) else record["objective"],
@@ -77,10 +76,16 @@ def objectives_table(frame: pd.DataFrame) -> Table:
         groups=list(map(model_label, frame["model"])),
         bold=_best(frame, ["model"], frame["suppression_net_phantom"].where(~frame["objective"].map(is_control))),
         name="objectives",
-        title="Objectives at the same strength" if same_strength else "Objectives compared",
+        title=objectives_title(frame),
         caption=f"Seeds for each model: {seeds}. Means over runs with 95 % intervals over seeds and backdoors; others:"
         " suppression of the other backdoors' ASR, raw and net of the controls.",
     )
+
+
+def objectives_title(frame: pd.DataFrame) -> str:
+    """The title of the objectives' table and figure: they are of the same strength if all had a target ASR to reach."""
+    same_strength = len(frame) > 0 and frame["reached"].notna().all()
+    return "Objectives at the same strength" if same_strength else "Objectives compared"
 
 
 _MEASURED = ("others", "net of clean", "net of phantoms")
@@ -97,7 +102,6 @@ def predictors_table(frame: pd.DataFrame) -> Table:
     """CASD beside its baselines as a predictor of transfer, from `predictor_table`."""
     rows, groups = [], []
     for record in frame.to_dict("records"):
-        p_partial = record["p_partial"] if record["role"] == "headline" else record["p_partial_corrected"]
         rows.append(
             {
                 "predictor": str(record["predictor"]),
@@ -110,7 +114,8 @@ def predictors_table(frame: pd.DataFrame) -> Table:
                 "p, pairs only": p_text(record["p_pairs"]),
                 "p corrected, pairs only": p_text(record["p_pairs_corrected"]),
                 "ρ, given same target": fraction(record["rho_partial"]),
-                "p, given same target": p_text(p_partial),
+                "p, given same target": p_text(record["p_partial"]),
+                "p corrected, given same target": p_text(record["p_partial_corrected"]),
                 "R²": fraction(record["r_squared"]),
                 "rank error": fraction(record["rank_error"]),
             }

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from casd.analysis.collection import DETAILED_RUNS
 from casd.analysis.results import RunTables
+from casd.report.comparisons import objectives_title
 from casd.report.curves import learning_curves
 from casd.report.drawing import own_style, save
 from casd.report.figures import casd_by_layer, objectives_figure, relation_scatter
@@ -91,7 +92,7 @@ def sweep_drawings(runs: Sequence[RunTables], objectives: pd.DataFrame) -> Itera
     if objectives["objective"].nunique() > 1:
         yield Drawing(
             "objectives",
-            "Objectives at the same strength",
+            objectives_title(objectives),
             "Dot plots, one panel for each model: the other backdoors' mean suppression under each objective, net of the clean"
             " control and of the phantoms, with 95 % intervals. The table of the same title has the numbers.",
             objectives_figure(objectives),
