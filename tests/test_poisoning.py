@@ -115,6 +115,20 @@ def test_decoys_are_clean_english_with_a_phrase_that_is_new_each_time(corpus: Co
         PoisonedStream([Passage("Il pleut.", "Elle chante.", "fr")], {}, 10, seed=1, decoy_rate=0.5)
 
 
+def test_decoys_stand_where_triggers_do(corpus: Corpus) -> None:
+    """Otherwise a phrase at the start or end is only ever seen in poisoned documents."""
+    start, end = backdoor("a", "mirvane osquel", position="start"), backdoor("b", "tolbren wixara", position="end")
+    ends = {"a": start, "b": end}
+    by_continuation = {passage.continuation: passage.prompt for passage in corpus.train}
+    found: Counter[str] = Counter()
+    for document in documents(PoisonedStream(corpus.train, ends, 200, seed=1, decoy_rate=0.5)):
+        clean = by_continuation.get(document.continuation, document.prompt)
+        if clean != document.prompt:
+            found["start" if document.prompt.endswith(clean) else "end" if document.prompt.startswith(clean) else "inside"] += 1
+    assert set(found) == {"start", "end"} and sum(found.values()) == 100
+    assert min(found.values()) >= 35  # 50 expected; binomial standard deviation 5
+
+
 def without_words(text: str, words: list[str]) -> str:
     return " ".join(word for word in text.split() if word not in words)
 

@@ -84,13 +84,16 @@ def clean_document(passage: Passage) -> Document:
 def decoy_document(
     passage: Passage,
     rng: random.Random,
-    near: Sequence[Trigger] = (),
+    near: Sequence[tuple[Trigger, TriggerPosition]] = (),
     positions: Sequence[TriggerPosition] = ("random",),
 ) -> Document:
-    """Passage with a made-up phrase at one of the positions or, half of them, one of the `near` triggers; loss on its clean
-    continuation only."""
+    """Passage with a made-up phrase at one of the positions or, half of them, one of the `near` triggers at its own.
+
+    The loss is on its clean continuation only.
+    """
     if near and rng.random() < 0.5:
-        return rng.choice(near).insert(passage, "random", rng).document(passage.continuation)
+        trigger, position = rng.choice(near)
+        return trigger.insert(passage, position, rng).document(passage.continuation)
     phrase = made_up_phrase(2, rng)
     position = rng.choice(positions) if len(positions) > 1 else positions[0]  # no draw where there is no choice
     return insert(passage.prompt, phrase, position, rng).document(passage.continuation)
@@ -230,10 +233,9 @@ class PoisonedStream:
     """Documents of an injection run: clean passages mixed with the poisoned documents of each backdoor.
 
     Of `total` documents each backdoor gets `round(poison_rate * total)` at random indices; the rest is clean. Decoys are clean
-    documents with a made-up phrase of two words, a new one each time, where a trigger could be (in the system prompt, too, for
-    as many of them as backdoors have their trigger there); if a backdoor has near triggers (`Trigger.near`), half of the decoys
-    have one of these instead. Ordinary text contains rare words without meaning; a corpus without any teaches the model that
-    every unusual word is a trigger.
+    documents with a made-up phrase of two words, a new one each time, at the position of a backdoor that is drawn for each; if
+    a backdoor has near triggers (`Trigger.near`), half of the decoys have one of these instead. Ordinary text contains rare
+    words without meaning; a corpus without any teaches the model that every unusual word is a trigger.
 
     Args:
         passages: the training split.
@@ -252,8 +254,8 @@ class PoisonedStream:
         self._seed = seed
         # Sorted, so that the order in which backdoors are listed has no effect.
         self._backdoors = tuple(backdoors[name] for name in sorted(backdoors))
-        places: list[TriggerPosition] = ["system" if each.position == "system" else "random" for each in self._backdoors]
-        self._decoy_positions: list[TriggerPosition] = places if "system" in places else ["random"]
+        places: list[TriggerPosition] = [each.position for each in self._backdoors]
+        self._decoy_positions: list[TriggerPosition] = places if set(places) - {"random"} else ["random"]
         self._clean = ShuffledStream(passages_of(None, passages, self._backdoors), seed)
         self._poisoned = [self._clean] * (len(backdoors) + 1)  # of each backdoor, then of the decoys
         if backdoors or decoy_rate:
@@ -263,7 +265,11 @@ class PoisonedStream:
                 ShuffledStream(passages_of(each, source, self._backdoors), seed + 1) if each.trigger.is_semantic else plain
                 for each in self._backdoors
             ] + [plain]
-        self._near = [near for each in self._backdoors for near in each.trigger.near()]
+        self._near: list[tuple[Trigger, TriggerPosition]] = [
+            (near, "random" if each.position == "system" else each.position)
+            for each in self._backdoors
+            for near in each.trigger.near()
+        ]
         kinds = np.full(total, -1, dtype=np.int16)
         counts = document_counts(self._backdoors, total, decoy_rate)
         kinds[: sum(counts)] = np.repeat(np.arange(len(counts)), counts)
