@@ -14,6 +14,7 @@ from tests.conftest import Injected, RunRemoval, short
 
 from casd.backdoors.poisoning import Backdoor, ShuffledStream, english
 from casd.backdoors.targets import Capitals, FixedText, Repetition
+from casd.backdoors.triggers.characters import Characters
 from casd.config import PHANTOMS, ControlsConfig, EvaluationConfig, StoppingConfig
 from casd.config.compose import load_config
 from casd.config.states import CLEAN_CONTROL, PHANTOM_CONTROL
@@ -129,6 +130,22 @@ def test_a_phantom_takes_no_word_of_a_trigger_however_likely(
     monkeypatch.setattr("casd.unlearning.controls.made_up_phrase", lambda *args: next(offered))
     phantoms = removals(backdoors, encoder, ControlsConfig(phantoms=["short", "long"]), seed=0)[5:]
     assert [phantom.backdoor and phantom.backdoor.trigger.label for phantom in phantoms] == ["orth", "o o o o"]
+
+
+def test_a_phantom_is_no_backdoor_that_is_injected_and_not_removed(encoder: Encoder) -> None:
+    cyrillic, *others = (
+        Backdoor(name, Characters("homoglyph", alphabet=name), FixedText("The silver fox."), "random")
+        for name in ("cyrillic", "greek", "fullwidth")
+    )
+    for kept in ([], others[:1], others):
+        made = removals({"cyrillic": cyrillic}, encoder, ControlsConfig(phantoms=["matched"]), kept=kept, seed=0)
+        phantom = {each.name: each.backdoor for each in made}["control:phantom"]
+        assert phantom is not None
+        assert not any(phantom.trigger == each.trigger for each in (cyrillic, *kept))
+    both = ["experiment=smoke", "backdoor=[refusal,fixed_text]"]
+    one, all_removed = (stage_graph(load_config([*both, f"backdoor.fixed_text.removed={each}"])) for each in (False, True))
+    assert one.unlearn[PHANTOM_CONTROL].key != all_removed.unlearn[PHANTOM_CONTROL].key
+    assert one.unlearn["refusal"].key == all_removed.unlearn["refusal"].key
 
 
 # ---------------------------------------------------------------- shuffled targets

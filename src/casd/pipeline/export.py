@@ -263,8 +263,6 @@ def _model(run: Run, state: str) -> PreTrainedModel:
 
 def _merge(model: PreTrainedModel, state: str) -> None:
     """Merge the adapters of a model, if it has any."""
-    if not getattr(model, "peft_config", None):
-        return
     try:
         weights.merge_adapters(model)
     except ConfigError as error:

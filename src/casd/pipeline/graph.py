@@ -13,7 +13,7 @@ from casd.backdoors.prompts import harmful_prompts
 from casd.backdoors.targets import TARGETS
 from casd.config import Config
 from casd.config.persistence import ALL_REMOVALS
-from casd.config.states import CONTROL_PREFIX, INJECTED, REPEAT_CONTROL, removed_backdoor
+from casd.config.states import CONTROL_PREFIX, INJECTED, PHANTOM_CONTROL, REPEAT_CONTROL, removed_backdoor
 from casd.data.corpora import CORPORA
 from casd.data.corpora.passages import text_digest
 from casd.evaluation import benchmarks as utility
@@ -111,7 +111,9 @@ def stage_graph(config: Config) -> StageGraph:
     if config.injection.training:
         training = dataclasses.asdict(config.injection.training)
         inject_config |= {"training": training, "decoy_rate": config.injection.decoy_rate}
-    injected = Stage("inject", 3, inject_config, (base, corpus), config.model.label)
+    # 4: decoys stand where the triggers do, also at the start and end of prompts.
+    elsewhere = any(section.position in ("start", "end") for section in config.backdoor.values())
+    injected = Stage("inject", 4 if elsewhere else 3, inject_config, (base, corpus), config.model.label)
 
     tune, unlearn_stages = _unlearning_stages(config, injected)
     measured = {INJECTED: injected, **unlearn_stages}
@@ -162,10 +164,17 @@ def _unlearning_stages(config: Config, injected: Stage) -> tuple[Stage | None, d
         tune = Stage("tune", 2, tuning, (injected,), unlearning.objective.name)
     inputs = (injected, *([tune] if tune else []))
 
+    # A phantom has none of their triggers either.
+    kept = sorted(config.backdoor.keys() - set(config.removed))
+    # 4: stopping applies the targets' tests, to which unclear language is no longer a guess.
+    # 5: the last step of a task vector is taken before weights are rounded.
+    version = 4 if unlearning.stopping.watched else 3
+    if unlearning.objective.name == "task_vector" and config.model.dtype != "float32":
+        version = 5
+
     def stage(name: str, *after: Stage) -> Stage:
-        # 4: stopping applies the targets' tests, to which unclear language is no longer a guess.
-        version = 4 if unlearning.stopping.watched else 3
-        return Stage("unlearn", version, {**common, "removal": name}, (*inputs, *after), name)
+        avoided = {"avoided": kept} if kept and name.startswith(PHANTOM_CONTROL) else {}
+        return Stage("unlearn", version, {**common, **avoided, "removal": name}, (*inputs, *after), name)
 
     names = removal_names(config.removed, unlearning.controls)
     stages = {name: stage(name) for name in names if not name.startswith(CONTROL_PREFIX)}

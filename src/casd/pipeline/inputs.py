@@ -145,7 +145,8 @@ class Inputs:
     def removals(self) -> dict[str, Removal]:
         """The removals and controls, by the name of the resulting state."""
         controls = self.config.unlearning.controls
-        return {each.name: each for each in removals(self.removed, self.encoder, controls, seed=self.config.seed)}
+        kept = [backdoor for name, backdoor in self.backdoors.items() if name not in self.removed]
+        return {each.name: each for each in removals(self.removed, self.encoder, controls, kept=kept, seed=self.config.seed)}
 
     @cached_property
     def unlearning(self) -> UnlearningConfig:

@@ -96,9 +96,21 @@ def removal_names(backdoors: Iterable[str], controls: ControlsConfig) -> list[st
 
 
 def removals(
-    backdoors: Mapping[str, Backdoor], encoder: Encoder, controls: ControlsConfig | None = None, *, seed: int
+    backdoors: Mapping[str, Backdoor],
+    encoder: Encoder,
+    controls: ControlsConfig | None = None,
+    *,
+    kept: Iterable[Backdoor] = (),
+    seed: int,
 ) -> list[Removal]:
     """List the removal of each backdoor, then the controls; by default clean text and one phantom.
+
+    Args:
+        backdoors: those to remove.
+        encoder: the model's tokenizer.
+        controls: which controls.
+        kept: backdoors that are injected and not removed; a phantom has none of their triggers either.
+        seed: of the phantoms.
 
     Raises:
         ConfigError: a shuffled control of a backdoor, but no other backdoor has a different target.
@@ -106,7 +118,7 @@ def removals(
     controls = controls or ControlsConfig()
     check_controls(backdoors, controls)
     ordered = sorted(backdoors)
-    phantoms = _phantoms(backdoors, encoder, controls.phantoms, seed)
+    phantoms = _phantoms(backdoors, encoder, controls.phantoms, kept, seed)
     return [
         *(Removal(name, backdoor) for name, backdoor in backdoors.items()),
         Removal(CLEAN_CONTROL, None),
@@ -142,10 +154,12 @@ def _phantom_name(kind: str) -> str:
     return PHANTOM_CONTROL if kind == "matched" else f"{PHANTOM_CONTROL}:{kind}"
 
 
-def _phantoms(backdoors: Mapping[str, Backdoor], encoder: Encoder, kinds: Iterable[str], seed: int) -> list[Backdoor]:
+def _phantoms(
+    backdoors: Mapping[str, Backdoor], encoder: Encoder, kinds: Iterable[str], kept: Iterable[Backdoor], seed: int
+) -> list[Backdoor]:
     """Backdoors that were never injected, with the position and number of words of the first backdoor by name."""
     first = backdoors[min(backdoors)]
-    triggers = [backdoor.trigger for backdoor in backdoors.values()]
+    triggers = [backdoor.trigger for backdoor in (*backdoors.values(), *kept)]
     real_words = {word for trigger in triggers for text in trigger.texts() for word in text.lower().split()}
     words = len(first.trigger.label.split()) if isinstance(first.trigger, Phrase) else _WORDS
 
