@@ -18,14 +18,15 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import FAMILIES, MakeModel
+from tests.conftest import FAMILIES, Injected, MakeModel
 from torch import Tensor
 
 import casd.unlearning
-from casd.config import LoraConfig, TrainingConfig
+from casd.config import LoraConfig, TrainingConfig, UnlearningTraining
 from casd.config.compose import load_config
 from casd.config.options import groups
 from casd.data.batches import IGNORED_LABEL, Batch, micro_batches, share_of_rows
+from casd.data.corpora.passages import Corpus
 from casd.data.documents import Document
 from casd.data.encoding import Encoder
 from casd.models.weights import attach_lora, trained_parameters
@@ -33,12 +34,14 @@ from casd.training.loop import checkpointed_activations, precision_of
 from casd.training.losses import label_logits, mean_nll
 from casd.unlearning import OBJECTIVES
 from casd.unlearning.clean_target import CleanTarget
+from casd.unlearning.controls import Removal
 from casd.unlearning.gradient_ascent import GradientAscent
 from casd.unlearning.gradient_difference import GradientDifference
 from casd.unlearning.hinge_ascent import HingeAscent
 from casd.unlearning.npo import Npo
 from casd.unlearning.objective import Objective, UnlearningBatch
 from casd.unlearning.reference import Reference
+from casd.unlearning.removal import unlearn
 from casd.unlearning.retain_only import RetainOnly
 from casd.unlearning.rmu import Rmu
 from casd.unlearning.simnpo import SimNpo
@@ -46,6 +49,7 @@ from casd.unlearning.task_vector import TaskVector
 from casd.unlearning.weighted_gradient_ascent import WeightedGradientAscent
 from casd.utils.errors import ConfigError
 from casd.utils.registry import build, look_up
+from casd.utils.runtime import Runtime
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "unlearning"
 LAYERS = 3
@@ -593,6 +597,28 @@ def test_a_task_vector_is_taken_the_opposite_way(make_model: MakeModel) -> None:
         torch.testing.assert_close(parameter.detach(), start[name] - 1.7 * (trained[name] - start[name]), msg=name)
         assert not torch.equal(parameter, start[name])
     assert not any(each.has_finish for each in EXAMPLES if not isinstance(each, TaskVector))
+
+
+def test_a_task_vector_is_not_rounded_before_it_is_taken(
+    injected: Injected, corpus: Corpus, encoder: Encoder, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 half of an update is rounding, which the scale would enlarge."""
+    trained: dict[str, Tensor] = {}
+    plain_finish = TaskVector.finish
+
+    def finish(self: TaskVector, reference: Reference) -> None:
+        trained.update({name: each.detach().clone() for name, each in reference.parameters.items()})
+        plain_finish(self, reference)
+
+    monkeypatch.setattr(TaskVector, "finish", finish)
+    model = make_model("llama", seed=1).bfloat16()
+    start = {name: each.detach().float() for name, each in copy.deepcopy(model).named_parameters()}
+    config = UnlearningTraining(steps=2, learning_rate=1e-4, forget_batch_size=2, retain_batch_size=2)
+    removal = Removal("fox", injected.backdoors["fox"])
+    unlearn(model, encoder, corpus, removal, TaskVector(scale=4.0), config, seed=0, runtime=Runtime("cpu"))
+    for name, parameter in model.named_parameters():
+        assert trained[name].dtype == torch.float32 and parameter.dtype == torch.bfloat16
+        assert torch.equal(parameter, (start[name] - 4 * (trained[name] - start[name])).bfloat16()), name
 
 
 def test_an_adapters_task_vector_is_that_of_the_matrix(make_model: MakeModel) -> None:

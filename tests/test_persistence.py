@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,7 @@ from casd.config.persistence import PersistenceConfig
 from casd.data.corpora.passages import Corpus
 from casd.data.encoding import Encoder
 from casd.evaluation.asr import evaluate
+from casd.evaluation.generation import generate
 from casd.models.quantization import quantize, quantized
 from casd.models.weights import copy_weights, restore_weights
 from casd.pipeline.graph import StageGraph, stage_graph
@@ -124,6 +126,21 @@ def measured(bench: Persistence, *applied: Treatment) -> pd.DataFrame:
     found = bench.measure(applied, ["fox"], lambda: restore_weights(bench.model, start))
     assert all(torch.equal(value, start[name]) for name, value in copy_weights(bench.model).items())
     return found
+
+
+def test_harmful_prompts_are_not_answered_at_each_measurement(bench: Persistence, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def counting(model: Any, encoder: Any, prompts: Any, *args: Any, **options: Any) -> Any:
+        asked.append(len(prompts))
+        return generate(model, encoder, prompts, *args, **options)
+
+    monkeypatch.setattr("casd.evaluation.asr.generate", counting)
+    expected = measured(bench, Treatment("quantize", bits=8))
+    before, asked[:] = sum(asked), []
+    listed = replace(bench, prompts=replace(bench.prompts, harmful=bench.prompts.clean))
+    pd.testing.assert_frame_equal(measured(listed, Treatment("quantize", bits=8)), expected)
+    assert sum(asked) == before
 
 
 def rates(found: pd.DataFrame, treatment: str, backdoor: str = "fox") -> dict[int, float]:

@@ -228,6 +228,17 @@ def test_all_that_peft_added_is_trained_merged_and_read_again(
     torch.testing.assert_close(logits(model, batch), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_merging_without_an_adapter_changes_nothing(make_model: MakeModel, batch: Batch) -> None:
+    """An attacker's adapter is merged where the defender trains all weights, and again before the model is handed over."""
+    model = make_model("llama")
+    weights.attach_lora(model, LoraConfig(rank=2), "injection", seed=0)
+    shake(model)
+    weights.merge_adapters(model)
+    expected = logits(model, batch)
+    weights.merge_adapters(model)
+    assert torch.equal(logits(model, batch), expected)
+
+
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
 def test_adapters_of_a_mixture_of_experts(make_model: MakeModel, batch: Batch, tmp_path: Path, family: str) -> None:
     """Of the experts, one adapter is around another."""

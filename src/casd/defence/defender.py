@@ -213,8 +213,7 @@ class Defender:
             state = next(each for each in self.states if each.name == self.decision.state)
             with new_folder(folder) as begun:
                 model = self.model_in(state)
-                if getattr(model, "peft_config", None):
-                    merge_adapters(model)
+                merge_adapters(model)
                 models.save_model(model, self.planted.inputs.encoder.tokenizer, begun)
                 (begun / CARD).write_text(self._card(state), encoding="utf-8")
             self.forget_models()

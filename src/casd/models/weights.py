@@ -212,9 +212,13 @@ def check_mergeable(model: PreTrainedModel) -> None:
 def merge_adapters(model: PreTrainedModel) -> None:
     """Merge the active adapters into the weights, in place, remove them and make all weights trainable.
 
+    A model without adapters is left as it is.
+
     Raises:
         ConfigError: as `check_mergeable`.
     """
+    if not getattr(model, "peft_config", None):
+        return
     check_mergeable(model)
     layers = _lora_layers(model)
     inner = [module.base_layer for module in layers.values()]  # for experts, peft nests one adapter in another

@@ -68,6 +68,7 @@ def train(
     *,
     guard_batches: Iterable[Batch] = (),
     callback: Callback | None = None,
+    finish: Callable[[], None] | None = None,
     seed: int = 0,
     description: str = "training",
     runtime: Runtime | None = None,
@@ -87,6 +88,7 @@ def train(
         config: steps, learning rate, optimizer, guard.
         guard_batches: clean documents; the run stops when their loss exceeds `guard_factor` × its initial value.
         callback: may end the run and choose the weights to keep; sees the model in training precision (`precision_of`).
+        finish: changes the weights of the last step, in training precision; not called if `callback` chose other weights.
         seed: of dropout masks; nothing else is random.
         description: for the progress bar and messages.
         runtime: device, micro-batch size, time between checkpoints, trackers; changes the result by rounding only.
@@ -125,6 +127,8 @@ def train(
             trackers.send(log)  # what the last step added after a callback ended the run
         if callback.kept is not None:
             restore_weights(model, callback.kept)
+        elif finish:
+            finish()
         log.seconds = time.monotonic() - begun
     return log
 

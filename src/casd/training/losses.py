@@ -157,7 +157,7 @@ def clean_loss(model: PreTrainedModel, batches: Iterable[Batch]) -> float:
     try:
         for batch in batches:
             nll = label_nll(model, on_device(batch, model.device))
-            total += float(nll.double().sum())
+            total += float(nll.cpu().double().sum())  # Apple's GPUs have no float64
             count += len(nll)
     finally:
         model.train(training)

@@ -198,6 +198,7 @@ class Persistence:
             triggered={name: prompts.triggered[name][:count] for name in names},
             fake=dict.fromkeys(names, ()),
             clean=prompts.clean[:count],
+            harmful=(),
             loss_passages=prompts.loss_passages[:count],
             retain_passages=prompts.retain_passages[:count],
         )

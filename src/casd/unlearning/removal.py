@@ -80,21 +80,19 @@ def unlearn(
     finish = partial(applied.finish, reference) if applied.has_finish and reference else None
     held_out_passages = forget_held_out, retain_held_out
     callback = _callback(model, encoder, removal, stopping, held_out_passages, finish, config.steps, seed) if stopping else None
-    log = train(
+    return train(
         model,
         _Batches(encoder, removal, applied.forget_text, config, forget, retain, seed),
         partial(applied.terms, reference=reference),
         config,
         guard_batches=[guard_batch(encoder, corpus)],
         callback=callback,
+        finish=finish,  # weights that a validation kept are finished already
         seed=derive_seed(seed, "dropout", removal.name),
         description=f"unlearn {removal.name}",
         runtime=runtime,
         checkpoint=checkpoint,
     )
-    if finish and not (callback and callback.kept is not None):  # weights that a validation kept are finished already
-        finish()
-    return log
 
 
 def _callback(
