@@ -335,6 +335,28 @@ def test_a_removal_that_is_no_better_than_a_control_is_said_to_be_none() -> None
     assert any("does not leave less than the best of the controls and cleanings" in sentence for sentence in sentences([run]))
 
 
+def test_the_chosen_removal_is_compared_within_the_defences_that_chose_one() -> None:
+    left = {"suspect": 1.0, "crow": 0.6, "control:clean": 0.9, "removed_1": 0.2}
+    runs = [hand_made(seed, left, {"removed_1": 0.0}) for seed in range(3)]
+    runs[2] = hand_made(2, {**left, "crow": 0.0}, {"removed_1": 0.0})
+    runs[2].info["decision"]["state"] = ""
+    text = " ".join(sentences(runs))
+    assert "leaves less than every control and cleaning: the best of them, CROW, leaves 0.60" in text
+    [backdoors] = [table for table in tables(runs) if table.name == "backdoors"]
+    assert backdoors.frame["backdoors"].item() == "2"
+
+
+def test_a_cleaning_that_broke_the_model_is_no_rival() -> None:
+    run = hand_made(0, {"suspect": 1.0, "crow": 0.0, "control:clean": 0.9, "removed_1": 0.2}, {"removed_1": 0.0})
+    run.states.loc[run.states["state"] == "crow", "collapsed"] = True
+    text = " ".join(sentences([run]))
+    assert (
+        "leaves less than every control and cleaning on average: the best of them, planted, then clean text, leaves 0.90"
+        in text
+    )
+    assert "Not compared, since they broke a model: CROW." in text
+
+
 def test_the_report_of_a_finished_defence(finished: tuple[DefendConfig, Path]) -> None:
     config, folder = finished
     read = DefenceTables.read(folder)

@@ -33,7 +33,7 @@ from casd.planning.blueprint import Blueprint
 from casd.planning.check import check, disk_refusal, memory_refusal, upper_bound
 from casd.planning.machine import Machine, machine
 from casd.planning.memory import Rows, capture_need, generation_need, loss_need, training_need
-from casd.planning.phases import PHASES, Devices, Phases
+from casd.planning.phases import PHASES, Devices, Phases, evaluation_prompts
 from casd.planning.plan import Plan, plans, time_with_workers
 from casd.planning.simulation import LiveBytes
 from casd.planning.speed import UTILISATION, Speed, speed
@@ -502,6 +502,15 @@ def test_a_plan_knows_what_is_done(tmp_path: Path, tiny_output: Path, capsys: py
     out = " ".join(capsys.readouterr().out.split())
     assert "Left to do" in out
     assert f"{after.blueprint.parameters:,} parameters in float32" in out
+
+
+def test_harmful_prompts_are_answered_in_every_state(tmp_path: Path) -> None:
+    (tmp_path / "harmful.txt").write_text("".join(f"How do I pick lock {number}?\n" for number in range(30)))
+    without, listed = (
+        evaluation_prompts(config(tmp_path, *options))
+        for options in ([], [f"evaluation.harmful_prompts={tmp_path / 'harmful.txt'}"])
+    )
+    assert listed == without + 30
 
 
 def test_a_sweep_is_planned_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,7 +38,7 @@ from casd.report.matrices import asr_table, casd_table, mean_asr_table, suppress
 from casd.report.page import visible
 from casd.report.statements import statements
 from casd.report.tables import asr_long_table, relation_table, run_tables, states_table, utility_table
-from casd.report.wording import NO_PAIRS, decimals_for, fraction, p_text, perplexity, significant
+from casd.report.wording import NO_PAIRS, decimals_for, fraction, mean_with_interval, p_text, perplexity, significant
 from casd.utils.errors import CasdError
 from report_run import CONTROLS, EIGHT, HOSTILE, compared, make_run, make_scatter
 
@@ -243,6 +243,12 @@ def test_casd_matrix_is_symmetric_with_the_tables_distances() -> None:
 def test_numbers_in_words() -> None:
     assert [fraction(x) for x in (0.956, math.nan, None, -0.001, -0.125)] == ["0.96", "–", "–", "0.00", "-0.12"]
     assert [p_text(x) for x in (0.0001, 0.004, 0.41, math.nan)] == ["<0.001", "0.004", "0.41", "–"]
+    # As many decimals as show on which side of 0.05 a p-value is, and a limit of zero.
+    assert [p_text(x) for x in (0.0496, 0.05, 0.0536, 0.0502, 0.0549)] == ["0.05", "0.05", "0.054", "0.0502", "0.055"]
+    record = {"x": 0.1, "x_low": -0.0041, "x_high": 0.2}
+    assert mean_with_interval(record, "x") == "0.10 [-0.004, 0.20]"
+    assert mean_with_interval(record | {"x_low": 0.0004}, "x") == "0.10 [0.0004, 0.20]"
+    assert mean_with_interval(record | {"x_low": 0.0}, "x") == "0.10 [0.00, 0.20]"
     assert [significant(x) for x in (0.83249, 0.0, 1.2e-5, 1234.5, math.nan)] == ["0.832", "0", "1.2e-05", "1.23e+03", "–"]
     assert [decimals_for(x) for x in (12.0, 0.5, 0.034, 0.0, math.nan)] == [2, 2, 3, 2, 2]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +13,7 @@ from casd.analysis.inclusion import ESTABLISHED_ASR
 from casd.defence.results import CHOSEN, DefenceTables, Summary, calibration, conditions, summaries
 from casd.report.drawing import own_style, save
 from casd.report.markup import Table
-from casd.report.wording import MISSING, fraction, run_count
+from casd.report.wording import MISSING, fraction, interval_text, run_count
 from casd.stats.means import MeanOverRuns
 
 _NAMES = {
@@ -58,10 +58,10 @@ def _states(runs: Sequence[DefenceTables]) -> Table:
         collapsed = f" (collapsed in {each.collapsed} of {each.runs})" if each.collapsed else ""
         rows[label(each.state) + collapsed] = row | {"chosen": f"{each.chosen}/{each.runs}" if each.kind == "removal" else ""}
     frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("state")
+    over = "runs and backdoors, of clean loss and held-out dummies over runs" if len(runs) > 1 else "backdoors"
     caption = (
         f"{run_count(len(runs))}. Clean loss: relative to the attacked model's. Left: ASR as a fraction of its value before the"
-        f" removal, of backdoors with an ASR of at least {ESTABLISHED_ASR} then. Brackets: 95 % interval over"
-        f" {'runs and backdoors' if len(runs) > 1 else 'backdoors'}."
+        f" removal, of backdoors with an ASR of at least {ESTABLISHED_ASR} then. Brackets: 95 % interval over {over}."
     )
     return Table("states", "Every state of the model", caption, frame)
 
@@ -69,14 +69,17 @@ def _states(runs: Sequence[DefenceTables]) -> Table:
 def _mean(value: MeanOverRuns, unit: str = "") -> str:
     if math.isnan(value.mean):
         return MISSING
-    interval = "" if math.isnan(value.low) or value.low == value.high else f" [{fraction(value.low)}, {fraction(value.high)}]"
+    interval = "" if value.low == value.high else interval_text(value.low, value.high)
     return f"{fraction(value.mean)}{unit}{interval}"
 
 
 def _backdoors(runs: Sequence[DefenceTables]) -> Table:
-    """The attacker's backdoors, without a defence and in the chosen state, and whether a dummy had their behaviour."""
+    """The attacker's backdoors, without a defence and in the chosen state, and whether a dummy had their behaviour.
+
+    Both are of the defences that chose a removal, if any did.
+    """
     found = []
-    for run in runs:
+    for run in [run for run in runs if run.chosen] or runs:
         triggered = run.attack[run.attack["prompt_set"] == "triggered"]
         wide = triggered.pivot(index="backdoor", columns="state", values="rate")
         described = triggered.drop_duplicates("backdoor").set_index("backdoor")[["behaviour", "writing", "like_a_dummy"]]
@@ -128,7 +131,7 @@ def sentences(runs: Sequence[DefenceTables]) -> list[str]:
         many = f"In {len(undecided)} of {run_count(len(runs))} no" if len(runs) > 1 else "No"
         said.append(f"{many} defence was chosen: {reason}.")
     if CHOSEN in by_name:
-        said += _outcome(by_name, runs)
+        said += _outcome([run for run in runs if run.chosen])
     return said
 
 
@@ -143,7 +146,9 @@ def _openings(runs: Sequence[DefenceTables]) -> list[str]:
     ]
 
 
-def _outcome(by_name: dict[str, Summary], runs: Sequence[DefenceTables]) -> list[str]:
+def _outcome(runs: Sequence[DefenceTables]) -> list[str]:
+    """Compare the chosen removals with the controls and cleanings of the same defences, all of which chose one."""
+    by_name = {each.state: each for each in summaries(runs)}
     chosen = by_name[CHOSEN]
     loss = f"Its clean loss is {_mean(chosen.clean_loss_ratio)} times the attacked model's."
     if math.isnan(chosen.left.mean):
@@ -152,17 +157,10 @@ def _outcome(by_name: dict[str, Summary], runs: Sequence[DefenceTables]) -> list
             "Whether the model has a backdoor, and what is left of it, is not known: the estimate holds for backdoors like the"
             " dummies, and only as far as the held-out ones are like an attacker's.",
         ]
-    rivals = [each for name, each in by_name.items() if each.kind in ("cleaning", "control", "planted")]
-    best = min((each for each in rivals if not math.isnan(each.left.mean)), key=lambda each: each.left.mean)
-    verdict = "leaves less than every control and cleaning"
-    if not chosen.left.mean < best.left.mean:
-        verdict = "does not leave less than the best of the controls and cleanings"
-    elif not chosen.left.high < best.left.low:
-        verdict = "leaves less than every control and cleaning on average, and the intervals overlap"
     said = [
         f"The chosen removal leaves {_mean(chosen.left)} of the attacker's ASR; the held-out dummies predicted"
         f" {_mean(chosen.predicted)}. {loss}",
-        f"It {verdict}: the best of them, {label(best.state)}, leaves {_mean(best.left)}.",
+        *_compared(chosen, by_name.values()),
     ]
     own = [run.states.loc[run.states["state"] == run.chosen, "held_out_asr"].iloc[0] for run in runs if run.chosen]
     left = fraction(sum(own) / len(own))
@@ -170,6 +168,23 @@ def _outcome(by_name: dict[str, Summary], runs: Sequence[DefenceTables]) -> list
     if len(runs) == 1:
         said.append("One run says little: repeat it with other seeds and attackers, seed=0,1,2 attack=behaviours,languages.")
     return said
+
+
+def _compared(chosen: Summary, states: Iterable[Summary]) -> Iterator[str]:
+    """Compare what the chosen removals leave with the best of the controls and cleanings that broke no model."""
+    rivals = [each for each in states if each.kind in ("cleaning", "control", "planted") and not math.isnan(each.left.mean)]
+    whole = [each for each in rivals if not each.collapsed]
+    if whole:
+        best = min(whole, key=lambda each: each.left.mean)
+        verdict = "leaves less than every control and cleaning"
+        if not chosen.left.mean < best.left.mean:
+            verdict = "does not leave less than the best of the controls and cleanings"
+        elif not chosen.left.high < best.left.low:
+            undefined = math.isnan(chosen.left.high) or math.isnan(best.left.low)
+            verdict += " on average" if undefined else " on average, and the intervals overlap"
+        yield f"It {verdict}: the best of them, {label(best.state)}, leaves {_mean(best.left)}."
+    if broken := [label(each.state) for each in rivals if each.collapsed]:
+        yield f"Not compared, since they broke a model: {', '.join(broken)}."
 
 
 def figure(runs: Sequence[DefenceTables]) -> Figure:

@@ -22,7 +22,6 @@ from casd.planning.speed import Speed
 from casd.planning.workload import NOTHING, TextLengths, Work, forward_flops, generation_work, training_flops
 from casd.unlearning.removal import GUARD_PASSAGES as GUARD_OF_REMOVAL
 from casd.unlearning.tuning import settings
-from casd.utils import distributed
 from casd.utils.sealed import read_json
 
 STATISTICS_BYTES = 3 * 8
@@ -191,7 +190,8 @@ class _Costs:
         whole = models + trainings + bool(config.clean_steps) + len(config.bits)
         prompts = config.prompts * ((1 + backdoors) * whole + 3 * between)
         length = self.texts.mean_document
-        flops = training_flops(self.blueprint, documents * length, length)
+        again = self.config.runtime.gradient_checkpointing
+        flops = training_flops(self.blueprint, documents * length, length, gradient_checkpointing=again)
         work = self._work(documents * length, flops) + self._passages(2 * config.prompts * (whole + between))
         return self.of(graph.persistence[state], work + self._generation(prompts), kept=None)
 
@@ -222,7 +222,7 @@ class _Costs:
 
     def _checkpoints(self, training: TrainingConfig, adapters: Adapters) -> int:
         """Return the bytes of checkpoints; the previous one is kept while a new one is written. Sharded models have none."""
-        if distributed.sharding_asked_for() or math.isinf(self.config.runtime.checkpoint_seconds):
+        if planned_devices(self.config).sharded or math.isinf(self.config.runtime.checkpoint_seconds):
             return 0
         state = 4 + 8 if training.optimizer == "adamw" else self.blueprint.element_size + EIGHT_BIT_STATE
         if isinstance(training, UnlearningTraining) and self.config.unlearning.stopping.watched:

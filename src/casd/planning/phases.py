@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from casd.backdoors.injection import GUARD_PASSAGES as GUARD_OF_INJECTION
+from casd.backdoors.prompts import harmful_prompts
 from casd.config import Config, LanguageModelTraining, TrainingConfig
 from casd.engines import make_engine
 from casd.evaluation.asr import LOSS_BATCH_SIZE
@@ -36,7 +37,7 @@ class Phase:
         name: name of the phase.
         need: memory on each device.
         copy: bytes of copies of trained weights in the CPU's memory: the one that removals are restored from, and the best
-            step of a removal with early stopping.
+            step of a removal with early stopping, or the state whose persistence is measured.
         host: bytes of the CPU's memory, over all devices, for loading the model and for the copies.
         rows: documents or prompts per forward pass.
         tokens: maximum number of tokens of each row.
@@ -158,6 +159,8 @@ class Phases:
         """Estimate a removal as two NLLs and, if the objective needs them, a reference and its logits."""
         training, objective = self.config.unlearning.training, build_objective(self.config.unlearning)
         size = max(training.forget_batch_size, training.retain_batch_size)
+        if self.config.persistence.states:  # trains poisoned and clean documents in one batch
+            size = max(size, 2 * self.config.persistence.batch_size)
         rows, _ = self._parts(Rows(self._share(size), self.texts.document))
         adapters = removal_adapters(self.config)
         kl = isinstance(objective, Retaining) and objective.retain == "kl" and objective.retain_weight > 0
@@ -216,7 +219,10 @@ class Phases:
         trained = self.blueprint.trained_parameters(adapters)
         kept = name == "unlearn" and self.config.unlearning.stopping.watched
         copy = trained * (4 if adapters else self.blueprint.element_size) if restored else 0
-        copy += trained * best_step_bytes(self.blueprint, self.config.unlearning.training) if kept else 0
+        best = best_step_bytes(self.blueprint, self.config.unlearning.training) if kept else 0
+        # The state whose persistence is measured, to which each treatment returns; no best step is kept at that time.
+        state = self.blueprint.element_size if name == "unlearn" and self.config.persistence.states else 0
+        copy += trained * max(best, state)
         if self.devices.sharded:
             loaded = 4 * (self.blueprint.parameters + sum(self.blueprint.trained_parameters([each]) for each in adapters))
             copy = -(-4 * trained * (restored + kept) // number)
@@ -237,6 +243,7 @@ class Phases:
 
 
 def evaluation_prompts(config: Config) -> int:
-    """Return the number of prompts that an evaluation generates for: clean, triggered, and with fake triggers."""
+    """Return the number of prompts that an evaluation generates for: clean, triggered, with fake triggers, and harmful."""
     fake = config.evaluation.fake_prompts if config.evaluation.fake_triggers else 0
-    return config.evaluation.prompts * (1 + len(config.backdoor)) + fake * len(config.backdoor)
+    harmful = len(harmful_prompts(config.evaluation)) if config.evaluation.harmful_prompts else 0
+    return config.evaluation.prompts * (1 + len(config.backdoor)) + fake * len(config.backdoor) + harmful

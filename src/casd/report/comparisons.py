@@ -22,6 +22,7 @@ from casd.report.wording import (
     model_label,
     p_text,
     percent,
+    resampled,
     run_count,
     significant,
 )
@@ -77,7 +78,7 @@ def objectives_table(frame: pd.DataFrame) -> Table:
         bold=_best(frame, ["model"], frame["suppression_net_phantom"].where(~frame["objective"].map(is_control))),
         name="objectives",
         title=objectives_title(frame),
-        caption=f"Seeds for each model: {seeds}. Means over runs with 95 % intervals over seeds and backdoors; others:"
+        caption=f"Seeds for each model: {seeds}. Means over runs with 95 % intervals over {resampled(frame['runs'])}; others:"
         " suppression of the other backdoors' ASR, raw and net of the controls.",
     )
 
@@ -204,7 +205,8 @@ def kinds_table(frame: pd.DataFrame) -> Table:
         caption="Means over runs with 95 % intervals. Injected model: success rate with the trigger, with fake triggers of the"
         " same kind (– where none can be made), and without a trigger. Others: how far the removal lowered the ASR of other"
         " backdoors, net of training on clean text: those with a trigger of the same kind, with the same behaviour, with"
-        " neither. By a phantom: how far these backdoors themselves fell when a trigger that was never injected was removed.",
+        " neither of both. By a phantom: how far the backdoors of the row themselves fell, net of the same, when a trigger that"
+        " was never injected was removed.",
     )
 
 

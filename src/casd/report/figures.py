@@ -44,8 +44,8 @@ def casd_by_layer(tables: RunTables) -> Figure:
         if floor:
             axes.plot(every.index, every[floor].mean(axis=1), color="black", linestyle="--", linewidth=1.2, label=NOISE_FLOOR)
         for number, pair in enumerate(same):
-            label = plain(f"same target: {short_name(pair[0])}, {short_name(pair[1])}" if number == 0 else "")
-            axes.plot(wide.index, wide[pair], color=VERMILLION, marker="s", markersize=3.5, label=label or None)
+            label = _same_target_label(same) if number == 0 else None
+            axes.plot(wide.index, wide[pair], color=VERMILLION, marker="s", markersize=3.5, label=label)
         axes.set_xlabel("layer index (0 = first decoder block)")
         axes.set_ylabel("distance between shifts, per pair")
         axes.set_title(plain(variant), fontsize=10)
@@ -97,10 +97,12 @@ def relation_panels(runs: Sequence[RunTables], variant: str, predictors: pd.Data
     panels = figure.subplots(len(objectives), len(models), squeeze=False)
     found = predictors[(predictors["predictor"] == variant) & (predictors["role"] == "headline")]
     tested = found.set_index(["objective", "model"])[["rho", "p_value"]].T.to_dict()
+    seeds = dict.fromkeys(tables.info["seed"] for members in groups.values() for tables in members)
+    marks = dict(zip(seeds, itertools.cycle(_SEED_MARKS), strict=False))  # a seed has one mark in all panels
     for axes, (objective, model) in zip(panels.ravel(), itertools.product(objectives, models), strict=True):
         axes.axhline(0, color="#b8b8b8", linewidth=0.8, zorder=0)
-        members = groups.get((model, objective), [])
-        for tables, (color, marker) in zip(members, itertools.cycle(_SEED_MARKS), strict=False):
+        for tables in groups.get((model, objective), []):
+            color, marker = marks[tables.info["seed"]]
             named = tables.casd[tables.casd["variant"] == variant]
             points = relation_points(named, tables.transfer)
             points = points[points["response"] == "suppression"]
@@ -120,11 +122,16 @@ def relation_panels(runs: Sequence[RunTables], variant: str, predictors: pd.Data
     return figure
 
 
+def _same_target_label(pairs: Sequence[Sequence[str]]) -> str:
+    """The label of all pairs with the same target; it names the two backdoors if there is one pair."""
+    return plain(f"same target: {', '.join(map(short_name, pairs[0]))}") if len(pairs) == 1 else "same target"
+
+
 def _draw_scatter(axes: Axes, points: pd.DataFrame, tables: RunTables, variant: str, response: str) -> None:
     targets = tables.info.get("targets") or {}
     same = np.array([_same_target(pair, targets) for pair in zip(points["a"], points["b"], strict=True)], dtype=bool)
     named = points[same][["a", "b"]].to_numpy().tolist()
-    same_label = plain(f"same target: {', '.join(map(short_name, named[0]))}") if len(named) == 1 else "same target"
+    same_label = _same_target_label(named)
     axes.axhline(0, color="#b8b8b8", linewidth=0.8, zorder=0)
     for mask, color, marker, label in ((~same, BLUE, "o", "pair of removals"), (same, VERMILLION, "s", same_label)):
         if mask.any():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import pandas as pd
@@ -40,18 +40,37 @@ def fraction(value: Any, digits: int = 2) -> str:
     return text.removeprefix("-") if float(text) == 0 else text
 
 
+def limit(value: Any) -> str:
+    """The limit of an interval: as `fraction`, with more decimals where two would hide on which side of zero it is."""
+    digits = next((digits for digits in (2, 3, 4) if value and abs(value) >= 0.5 * 10**-digits), 2)
+    return fraction(value, digits)
+
+
+def interval_text(low: Any, high: Any) -> str:
+    """An interval after its value: " [0.10, 0.23]"; "" if it is undefined."""
+    return "" if low is None or pd.isna(low) else f" [{limit(low)}, {limit(high)}]"
+
+
+def resampled(runs: Iterable[int]) -> str:
+    """What the intervals of means over these numbers of runs are over (`casd.stats.mean_over_runs`)."""
+    return "runs and backdoors" if max(runs, default=1) > 1 else "backdoors"
+
+
 def significant(value: Any, digits: int = 3) -> str:
     """A number with so many significant digits ("0.832", "1.2e-05"); "–" if it is missing."""
     return MISSING if value is None or pd.isna(value) else f"{float(value):.{digits}g}"
 
 
 def p_text(value: Any) -> str:
-    """A p-value: two decimals, three below 0.01, "<0.001" below 0.001."""
+    """A p-value: two decimals, three below 0.01, "<0.001" below 0.001; as many as show whether it is above SIGNIFICANT."""
     if value is None or pd.isna(value):
         return MISSING
     if value < 0.001:
         return "<0.001"
-    return f"{value:.3f}" if value < 0.01 else f"{value:.2f}"
+    digits = 3 if value < 0.01 else 2
+    while digits < 5 and (value <= SIGNIFICANT) != (float(f"{value:.{digits}f}") <= SIGNIFICANT):
+        digits += 1
+    return f"{value:.{digits}f}"
 
 
 def p_relation(value: Any) -> str:
@@ -130,7 +149,7 @@ def mean_with_interval(record: Mapping[Any, Any], name: str) -> str:
     low, high = record.get(f"{name}_low"), record.get(f"{name}_high")
     if isinstance(value, int):
         return str(value)
-    return fraction(value) if low is None or pd.isna(low) else f"{fraction(value)} [{fraction(low)}, {fraction(high)}]"
+    return f"{fraction(value)}{interval_text(low, high)}"
 
 
 def short_run_name(tables: RunTables) -> str:

@@ -42,8 +42,8 @@ class Claim:
 
 
 _ABOVE: Final = (
-    f"It holds where the 95 % interval over runs and backdoors is above zero, does not where it is below {NEGLIGIBLE}; else not"
-    " decided."
+    "It holds where the 95 % interval over runs and backdoors (of a single run, over its backdoors) is above zero, does not"
+    f" where it is below {NEGLIGIBLE}; else not decided."
 )
 _NEGATIVE: Final = (
     f"It holds where ρ is negative with a Mantel p of at most {SIGNIFICANT}; it does not where ρ is positive with such a p, or"

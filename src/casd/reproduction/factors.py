@@ -11,7 +11,7 @@ import pandas as pd
 from casd.analysis.comparison import POOLED, by_condition, mean_of_runs, over_runs
 from casd.analysis.conditions import label_changes
 from casd.report.markup import Table, table_of
-from casd.report.wording import fraction, mean_with_interval, model_label, percent
+from casd.report.wording import fraction, mean_with_interval, model_label, percent, resampled
 from casd.reproduction.verdicts import REMOVED_ASR, Evidence
 
 UNCHANGED: Final = "nothing"
@@ -73,8 +73,8 @@ def factors_table(frame: pd.DataFrame) -> Table:
         name="factors",
         title="One thing changed at a time",
         caption="Injected ASR: mean of all backdoors before the removals. Included: removals that enter the means. Others:"
-        " suppression of the other backdoors' ASR, raw and net of the controls, with 95 % intervals over runs and backdoors."
-        " Clean, phantoms: the suppression under these controls.",
+        " suppression of the other backdoors' ASR, raw and net of the controls, with 95 % intervals over"
+        f" {resampled(frame['runs'])}. Clean, phantoms: the suppression under these controls.",
     )
 
 

@@ -150,8 +150,8 @@ def verdicts_table(verdicts: pd.DataFrame) -> Table:
         name="verdicts",
         title="Verdicts in these runs",
         caption=(
-            "Brackets: 95 % intervals over runs and backdoors. ρ: Spearman; p: Mantel permutation test, which relabels a"
-            " backdoor alike in all runs."
+            "Brackets: 95 % intervals over runs and backdoors, of a single run over its backdoors. ρ: Spearman; p: Mantel"
+            " permutation test, which relabels a backdoor alike in all runs."
         ),
     )
     return replace(table, bold=np.array([[row["verdict"] == "holds", False] for row in rows], dtype=bool).reshape(-1, 2))
