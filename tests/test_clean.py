@@ -134,17 +134,30 @@ def test_status_says_what_is_running_and_what_failed(outputs: Outputs, capsys: p
         main(["status", str(outputs.root)])
     where = re.escape(f"{platform.node()}, pid {os.getpid()}")
     assert re.search(rf"m-rmu-.* running on {where}$", capsys.readouterr().out, re.MULTILINE)
-    log = outputs.folder / "demo" / "failed" / "m-rmu-seed0-01234567.log"
+    log = outputs.folder / "demo" / "failed" / f"{outputs.report('rmu').name}.log"
     log.parent.mkdir(parents=True)
     log.touch()
     main(["status", str(outputs.root)])
     assert f" failed: {log}\n" in capsys.readouterr().out
+    log.rename(log.with_name("m-rmu-seed0-01234567.log"))  # of a run with other settings
+    main(["status", str(outputs.root)])
+    assert re.search(r"m-rmu-.* interrupted$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_run_is_finished_without_what_an_interrupted_command_asked_for(
+    outputs: Outputs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = Stage("weights", 1, {}, (removal("npo"),), "npo")
+    write_record(outputs.root, scored("npo"), outputs.report("npo"), "m", [*stages_of("npo"), weights], published=False)
+    outputs.make("npo")
+    main(["status", str(outputs.root)])
+    assert re.search(r"m-npo-.* 4/4 .* finished$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_status_says_which_runs_of_a_live_sweep_wait(outputs: Outputs, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("npo", "rmu", "simnpo"):
         outputs.make(name, upto=2)
-    log = outputs.folder / "demo" / "failed" / "m-rmu-seed0-01234567.log"
+    log = outputs.folder / "demo" / "failed" / f"{outputs.report('rmu').name}.log"
     log.parent.mkdir(parents=True)
     log.touch()
     os.utime(log, (time.time() - DAY,) * 2)  # it failed in an earlier sweep

@@ -142,10 +142,20 @@ def test_a_phantom_is_no_backdoor_that_is_injected_and_not_removed(encoder: Enco
         phantom = {each.name: each.backdoor for each in made}["control:phantom"]
         assert phantom is not None
         assert not any(phantom.trigger == each.trigger for each in (cyrillic, *kept))
-    both = ["experiment=smoke", "backdoor=[refusal,fixed_text]"]
-    one, all_removed = (stage_graph(load_config([*both, f"backdoor.fixed_text.removed={each}"])) for each in (False, True))
-    assert one.unlearn[PHANTOM_CONTROL].key != all_removed.unlearn[PHANTOM_CONTROL].key
-    assert one.unlearn["refusal"].key == all_removed.unlearn["refusal"].key
+
+
+def test_which_backdoors_are_removed_is_part_of_what_depends_on_it() -> None:
+    """The settings are tuned on removed ones, and shuffled targets are theirs; a phantom avoids the triggers of the others."""
+    base = ["experiment=smoke", "backdoor=[refusal,fixed_text,german]", CONTROLS + "shuffled=1"]
+    some, every = (
+        stage_graph(load_config([*base, TARGET, TUNED, f"backdoor.german.removed={each}"])) for each in (False, True)
+    )
+    assert some.tune and every.tune and some.tune.key != every.tune.key
+    some, every = (stage_graph(load_config([*base, f"backdoor.german.removed={each}"])) for each in (False, True))
+    for name in (PHANTOM_CONTROL, "control:shuffled:fixed_text"):
+        assert some.unlearn[name].key != every.unlearn[name].key
+    for name in ("refusal", CLEAN_CONTROL):
+        assert some.unlearn[name].key == every.unlearn[name].key
 
 
 # ---------------------------------------------------------------- shuffled targets

@@ -39,7 +39,7 @@ from casd.pipeline.graph import run_folder, stage_graph
 from casd.pipeline.records import read_waiting
 from casd.pipeline.run import note
 from casd.pipeline.schedule import KILLED, seconds_left
-from casd.pipeline.sweep import Outcome, engine_of, run_all, run_units, tell_failures
+from casd.pipeline.sweep import Outcome, engine_of, failure_of, run_all, run_units
 from casd.pipeline.units import Needs, Unit, UnitReport, units_of
 from casd.utils.errors import CasdError
 from casd.utils.sealed import read_json
@@ -143,6 +143,31 @@ def test_what_much_waits_for_comes_first(config: Config) -> None:
     assert order == sorted(order, key=["base", "inject", "state", "finish"].index)
 
 
+def test_a_run_that_is_refused_takes_no_other_with_it(config: Config) -> None:
+    """It comes first, and so makes what they share; the other is made without it."""
+    other = replace(config, unlearning=load_config(["experiment=smoke", "unlearning=clean_target"]).unlearning)
+    made: list[str] = []
+
+    def perform(unit: Unit) -> UnitReport:
+        if unit.config == config:
+            return UnitReport("too little memory", refused=True)
+        made.append(unit.kind)
+        return UnitReport(executed=frozenset(unit.stages))
+
+    outcomes = run_units([config, other], perform, OneAtATime(), description="")
+    assert [each.error for each in outcomes] == ["too little memory", ""]
+    assert made[:2] == ["base", "inject"] and made[-1] == "finish"
+
+    def fail(unit: Unit) -> UnitReport:
+        made.append(unit.kind)
+        return UnitReport("the loss is not finite")
+
+    made.clear()
+    outcomes = run_units([config, other], fail, OneAtATime(), description="")
+    assert [each.error for each in outcomes] == ["the loss is not finite"] * 2
+    assert made == ["base"], "what failed while it was made is not made again for the other"
+
+
 def test_the_time_left_is_that_of_the_kinds_that_are_left(config: Config) -> None:
     """One injection of ten minutes, then eight states of one minute each for two workers: no hour is left after it."""
     first, *states = Unit("inject", config), *(Unit("state", config) for _ in range(8))
@@ -227,16 +252,34 @@ def test_ctrl_c_is_no_failed_run(config: Config, monkeypatch: pytest.MonkeyPatch
 def test_what_failed_is_listed_with_the_command_that_makes_it_again() -> None:
     good = (("seed=0",), Outcome(Path("0")))
     bad = [((f"seed={seed}", "a=[b, c]"), Outcome(None, f"no {seed}")) for seed in (1, 2)]
-    tell_failures([good])
-    with pytest.raises(CasdError) as error:
-        tell_failures([good, *bad])
-    assert str(error.value).splitlines() == [
-        "2 of 3 runs failed; the others are finished, and the same command reuses them.",
+    assert failure_of([good]) is None
+    assert str(failure_of([good, *bad])).splitlines() == [
+        "2 of 3 runs failed; the others are finished, and the same command reuses them. Nothing is published of an incomplete"
+        " sweep.",
         "  casd run seed=1 'a=[b, c]': no 1",
         "  casd run seed=2 'a=[b, c]': no 2",
     ]
-    with pytest.raises(CasdError, match=r"^no 1$"):
-        tell_failures([bad[0], bad[0]])
+    assert str(failure_of([bad[0], bad[0]])) == "no 1"
+
+
+def test_a_sweep_reports_what_is_finished_and_publishes_nothing_if_a_run_fails(
+    tiny_output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_output / "store", tmp_path / "store")
+    execute = sweep.execute
+
+    def make(config: Config) -> Any:
+        if config.seed == 1:
+            raise CasdError("seed 1 is no good")
+        return execute(config)
+
+    monkeypatch.setattr(sweep, "execute", make)
+    with pytest.raises(SystemExit):
+        main(["sweep", *tiny(tmp_path, "seed=0,1"), "--publish", str(tmp_path / "page")])
+    said = capfd.readouterr()
+    assert "1 of 2 runs failed" in said.err and "seed 1 is no good" in said.err
+    assert "report.html" in said.out
+    assert not (tmp_path / "page").exists()
 
 
 # ---------------------------------------------------------------- in the workers of an engine

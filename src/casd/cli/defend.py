@@ -66,7 +66,7 @@ def defend(overrides: Sequence[str], published: Path | None = None) -> None:
         print(printable(f"Report: {short_path((folder / 'report.md').absolute())}"))
         if (folder / "model").is_dir():
             print(printable(f"Cleaned model: {short_path((folder / 'model').absolute())}"))
-        if published:
+        if published and len(folders) == len(configs):
             from casd.cli.publish import publish_defences
 
             publish_defences(runs, folder, overrides, published)
@@ -74,7 +74,11 @@ def defend(overrides: Sequence[str], published: Path | None = None) -> None:
     if failed and len(configs) == 1:
         raise CasdError(reports[0][1].error)
     if failed:
-        raise CasdError("\n  ".join([f"{len(failed)} of {len(configs)} defences failed; the others are finished.", *failed]))
+        first = (
+            f"{len(failed)} of {len(configs)} defences failed; the others are finished, and the same command reuses them."
+            " Nothing is published of an incomplete set."
+        )
+        raise CasdError("\n  ".join([first, *failed]))
 
 
 def _make_all(configs: Sequence[DefendConfig]) -> list[tuple[Unit, UnitReport]]:

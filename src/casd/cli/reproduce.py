@@ -52,7 +52,10 @@ def reproduce(
     chosen = _chosen(names, scale)
     run_sets = dict.fromkeys(EXHIBITS[name].run_set for name in chosen)
     sweeps = [(run_set, [*sweep, *overrides]) for run_set in run_sets for sweep in scale.sweeps[run_set]]
-    folders_of_sweeps = make_sweeps([sweep for _, sweep in sweeps], f"reproduce {' '.join(names)}, {scale.name}", cost)
+    description = f"reproduce {' '.join(names)}, {scale.name}"
+    folders_of_sweeps, failure = make_sweeps([sweep for _, sweep in sweeps], description, cost)
+    if failure:
+        raise failure
     if not is_main():
         return
     folders: dict[str, list[Path]] = {}

@@ -15,6 +15,7 @@ from casd.utils.distributed import processes
 if TYPE_CHECKING:
     from casd.config import Config
     from casd.pipeline.sweep import Outcome
+    from casd.utils.errors import CasdError
 
 
 def sweep(overrides: Sequence[str], *, verbose: bool = False, published: Path | None = None) -> None:
@@ -29,16 +30,18 @@ def sweep(overrides: Sequence[str], *, verbose: bool = False, published: Path | 
         from casd.cli.publish import check_folder  # the modules of reports take seconds to import
 
         check_folder(published)
-    [folders] = make_sweeps([overrides], "sweep", cost)
-    report = report_sweep(folders, cost, verbose=verbose)
+    [folders], failure = make_sweeps([overrides], "sweep", cost)
+    report = report_sweep(folders, cost, verbose=verbose) if folders else None
+    if failure:
+        raise failure
     if report and published:
         from casd.cli.publish import publish_sweep
 
         publish_sweep(*report, overrides, published)
 
 
-def make_sweeps(sweeps: Sequence[Sequence[str]], description: str, cost: Cost) -> list[list[Path]]:
-    """Make the runs of each sweep, and return their folders.
+def make_sweeps(sweeps: Sequence[Sequence[str]], description: str, cost: Cost) -> tuple[list[list[Path]], CasdError | None]:
+    """Make the runs of each sweep, and return their folders, and the error that lists those that failed.
 
     Args:
         sweeps: the Hydra overrides of each sweep.
@@ -46,21 +49,21 @@ def make_sweeps(sweeps: Sequence[Sequence[str]], description: str, cost: Cost) -
         cost: the stages of the runs are added to it.
 
     Raises:
-        CasdError: as for `sweep`; with several processes the first error ends the sweep.
+        CasdError: overrides that cannot work; with several processes the first error ends the sweep.
     """
     from casd.config import compose
-    from casd.pipeline.sweep import run_all, tell_failures
+    from casd.pipeline.sweep import failure_of, run_all
 
     # Compose all of them before the first is run: mistakes are reported at once, and the number of runs is known.
     jobs_of_sweeps = [compose.jobs(overrides) for overrides in sweeps]
     jobs = [job for jobs in jobs_of_sweeps for job in jobs]
     configs = [job.config for job in jobs]
     outcomes = make_in_workers(configs, description) or run_all(configs, _try_run, description=description)
-    tell_failures([(job.overrides, outcome) for job, outcome in zip(jobs, outcomes, strict=True)])
+    failure = failure_of([(job.overrides, outcome) for job, outcome in zip(jobs, outcomes, strict=True)])
     for outcome in dict.fromkeys(outcomes):
         cost.add(outcome.executed, outcome.reused)
     folders = iter(outcome.folder for outcome in outcomes)
-    return [[folder for folder in itertools.islice(folders, len(jobs)) if folder] for jobs in jobs_of_sweeps]
+    return [[folder for folder in itertools.islice(folders, len(jobs)) if folder] for jobs in jobs_of_sweeps], failure
 
 
 def _try_run(config: Config) -> Outcome:

@@ -13,7 +13,14 @@ from casd.backdoors.prompts import harmful_prompts
 from casd.backdoors.targets import TARGETS
 from casd.config import Config
 from casd.config.persistence import ALL_REMOVALS
-from casd.config.states import CONTROL_PREFIX, INJECTED, PHANTOM_CONTROL, REPEAT_CONTROL, removed_backdoor
+from casd.config.states import (
+    CONTROL_PREFIX,
+    INJECTED,
+    PHANTOM_CONTROL,
+    REPEAT_CONTROL,
+    SHUFFLED_CONTROL,
+    removed_backdoor,
+)
 from casd.data.corpora import CORPORA
 from casd.data.corpora.passages import text_digest
 from casd.evaluation import benchmarks as utility
@@ -158,14 +165,16 @@ def _unlearning_stages(config: Config, injected: Stage) -> tuple[Stage | None, d
     common: dict[str, Any] = {**_without(unlearning, "controls", "tuning", "stopping"), "seed": config.seed}
     if unlearning.stopping.watched:
         common |= {**dataclasses.asdict(unlearning.stopping), "max_new_tokens": config.evaluation.max_new_tokens}
+    # The settings are tried on removed backdoors, shuffled targets are those of removed ones, and a phantom has no trigger of
+    # the others.
+    kept = sorted(config.backdoor.keys() - set(config.removed))
+    of_others: dict[str, Any] = {"kept": kept} if kept else {}
     tune = None
     if unlearning.tuning.enabled:
-        tuning = {**common, **dataclasses.asdict(unlearning.tuning)}
+        tuning = {**common, **dataclasses.asdict(unlearning.tuning), **of_others}
         tune = Stage("tune", 2, tuning, (injected,), unlearning.objective.name)
     inputs = (injected, *([tune] if tune else []))
 
-    # A phantom has none of their triggers either.
-    kept = sorted(config.backdoor.keys() - set(config.removed))
     # 4: stopping applies the targets' tests, to which unclear language is no longer a guess.
     # 5: the last step of a task vector is taken before weights are rounded.
     version = 4 if unlearning.stopping.watched else 3
@@ -173,8 +182,8 @@ def _unlearning_stages(config: Config, injected: Stage) -> tuple[Stage | None, d
         version = 5
 
     def stage(name: str, *after: Stage) -> Stage:
-        avoided = {"avoided": kept} if kept and name.startswith(PHANTOM_CONTROL) else {}
-        return Stage("unlearn", version, {**common, **avoided, "removal": name}, (*inputs, *after), name)
+        more = of_others if name.startswith((PHANTOM_CONTROL, SHUFFLED_CONTROL)) else {}
+        return Stage("unlearn", version, {**common, **more, "removal": name}, (*inputs, *after), name)
 
     names = removal_names(config.removed, unlearning.controls)
     stages = {name: stage(name) for name in names if not name.startswith(CONTROL_PREFIX)}

@@ -104,12 +104,16 @@ def read_waiting(store: Path) -> dict[str, tuple[str, float]]:
 
 
 def write_record(store: Path, score: Stage, folder: Path, model: str, stages: Iterable[Stage], *, published: bool) -> None:
-    """Write the record of a run, with the stages of its earlier record. Errors in writing are ignored."""
+    """Write the record of a run, with the stages of its earlier record, for a published run only those that were made.
+
+    Errors in writing are ignored.
+    """
     record = Record(score.key, str(folder.absolute()), model, {_place(each): each.label for each in stages}, published)
     file = record.file(store)
     with suppress(OSError, ValueError):
         if file.exists():
-            record.stages.update(_read(file).stages)
+            earlier = _read(file).stages.items()
+            record.stages.update({place: label for place, label in earlier if not published or (store / place).is_dir()})
         text = json.dumps(asdict(record), indent=1, sort_keys=True)
         if not (file.exists() and file.read_text(encoding="utf-8") == text):
             store.mkdir(parents=True, exist_ok=True)

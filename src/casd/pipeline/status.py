@@ -210,7 +210,7 @@ def _state(run: StoredRun, finished: Manifests, root: Path, waiting: Mapping[str
     if missing:
         if run.record:
             folder = Path(run.record.folder)
-            logs = sorted((folder.parent / "failed").glob(f"{folder.name.rpartition('-')[0]}-*.log"))
+            logs = list((folder.parent / "failed").glob(f"{folder.name}.log"))
             process, since = waiting.get(run.record.file(root).name, ("", 0.0))
             if process and not any(log.stat().st_mtime > since for log in logs):  # it may have failed in an earlier sweep
                 return f"waiting for its turn on {process}"

@@ -109,24 +109,28 @@ def run_units(
     """
     from casd.pipeline.graph import run_folder
 
-    runs, refused = _begin({repr(config): config for config in configs}, end)
-    needs = units_of(list(runs.values()), end)
-    reports: dict[Unit, UnitReport] = {}
-    done = perform_all(needs, perform, engine, Path(configs[0].runtime.output).absolute() / "logs")
-    # Close the generator also after Ctrl-C between two units, so that no worker is left.
-    with (
-        _waiting([config for config, _ in runs.values()]),
-        track(description, len(needs)) as advance,
-        closing(done),  # type: ignore[type-var]
-    ):
-        for unit, report in done:
-            reports[unit] = report
-            reused = bool(unit.stages) and not (report.executed or report.error)
-            tell_unit(unit, report, reused=reused)
-            advance(reused=reused, seconds_left=seconds_left(needs, reports, engine.workers))
+    runs, outcomes = _begin({repr(config): config for config in configs}, end)
     folders = {name: run_folder(config, graph).absolute() for name, (config, graph) in runs.items()}
-    made = _outcomes(needs, reports, folders)
-    return [refused.get(repr(config)) or made[repr(config)] for config in configs]
+    logs = Path(configs[0].runtime.output).absolute() / "logs"
+    left = runs
+    while left:
+        needs = units_of(list(left.values()), end)
+        reports: dict[Unit, UnitReport] = {}
+        done = perform_all(needs, perform, engine, logs)
+        # Close the generator also after Ctrl-C between two units, so that no worker is left.
+        with (
+            _waiting([config for config, _ in left.values()]),
+            track(description, len(needs)) as advance,
+            closing(done),  # type: ignore[type-var]
+        ):
+            for unit, report in done:
+                reports[unit] = report
+                reused = bool(unit.stages) and not (report.executed or report.error)
+                tell_unit(unit, report, reused=reused)
+                advance(reused=reused, seconds_left=seconds_left(needs, reports, engine.workers))
+        outcomes |= _outcomes(needs, reports, folders)
+        left = {name: run for name, run in left.items() if name in _lost_to_others(needs, reports)}
+    return [outcomes[repr(config)] for config in configs]
 
 
 def reason(config: Config, error: BaseException) -> str:
@@ -143,9 +147,7 @@ def reason(config: Config, error: BaseException) -> str:
     if isinstance(error, OSError) and (line := told(error)):
         return line
     line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    name = f"{config.model.name}-{config.unlearning.objective.name}-seed{config.seed}"
-    digest = hashlib.sha256(repr(replace(config, runtime=RuntimeConfig())).encode()).hexdigest()[:8]
-    file = Path(config.runtime.output) / config.name / "failed" / f"{name}-{digest}.log"
+    file = Path(config.runtime.output) / config.name / "failed" / f"{_name_of(config)}.log"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="replace")
@@ -154,26 +156,33 @@ def reason(config: Config, error: BaseException) -> str:
     return f"{line} (its traceback is in {file})"
 
 
-def tell_failures(runs: Sequence[tuple[Sequence[str], Outcome]]) -> None:
-    """Raise an error that lists the failed runs with their reasons and commands, if there are any.
+def _name_of(config: Config) -> str:
+    """The name of a run's folder, by which `casd status` finds the log of its failure; one of its own without stages."""
+    from casd.pipeline.graph import run_folder, stage_graph
+
+    with suppress(Exception):  # whatever failed may be the reason
+        return run_folder(config, stage_graph(config)).name
+    digest = hashlib.sha256(repr(replace(config, runtime=RuntimeConfig())).encode()).hexdigest()[:8]
+    return f"{config.model.name}-{config.unlearning.objective.name}-seed{config.seed}-{digest}"
+
+
+def failure_of(runs: Sequence[tuple[Sequence[str], Outcome]]) -> CasdError | None:
+    """Return an error that lists the failed runs with their reasons and commands; None if there are none.
 
     Args:
         runs: overrides and outcome of every run.
-
-    Raises:
-        CasdError: a run failed.
     """
     reasons = {outcome.error for _, outcome in runs if outcome.error}
     if not reasons:
-        return
+        return None
     if all(outcome.error for _, outcome in runs) and len(reasons) == 1:
-        raise CasdError(reasons.pop())  # most likely an error in what they have in common
+        return CasdError(reasons.pop())  # most likely an error in what they have in common
     lines = dict.fromkeys(f"  {shlex.join(['casd', 'run', *job])}: {outcome.error}" for job, outcome in runs if outcome.error)
-    raise CasdError(
-        "\n".join(
-            [f"{len(lines)} of {len(runs)} runs failed; the others are finished, and the same command reuses them.", *lines]
-        )
+    first = (
+        f"{len(lines)} of {len(runs)} runs failed; the others are finished, and the same command reuses them. Nothing is"
+        " published of an incomplete sweep."
     )
+    return CasdError("\n".join([first, *lines]))
 
 
 def _begin(configs: dict[str, Config], end: str) -> tuple[dict[str, tuple[Config, StageGraph]], dict[str, Outcome]]:
@@ -236,6 +245,17 @@ def _outcomes(needs: Needs, reports: dict[Unit, UnitReport], folders: dict[str, 
         counted |= executed
         outcomes[name] = Outcome(folders[name], "", len(executed), len(stages) - len(executed), reports[finish].models)
     return outcomes
+
+
+def _lost_to_others(needs: Needs, reports: dict[Unit, UnitReport]) -> set[str]:
+    """Return the runs that were not made only because another run, which shares a unit with them, was refused."""
+    lost = set()
+    for finish in (unit for unit in needs if unit.kind == "finish"):
+        failed = [unit for unit in _needed(needs, finish) if unit in reports and reports[unit].error]
+        name = repr(finish.config)
+        if failed and all(reports[unit].refused and repr(unit.config) != name for unit in failed):
+            lost.add(name)
+    return lost
 
 
 def _needed(needs: Needs, unit: Unit) -> set[Unit]:

@@ -62,6 +62,8 @@ class UnitReport:
         models: folders of the models that it saved.
         folder: of the report of a defence.
         reused: for a defence, number of stages that it found in the store.
+        refused: True if the run of its configuration cannot be made on this machine, for lack of memory, for example; nothing
+            was made. Other runs that share the unit may be possible.
     """
 
     error: str = ""
@@ -76,6 +78,7 @@ class UnitReport:
     models: tuple[str, ...] = field(default=())
     folder: str = ""
     reused: int = 0
+    refused: bool = False
 
     @property
     def where(self) -> str:

@@ -16,6 +16,7 @@ from casd.pipeline.run import Run
 from casd.pipeline.sweep import reason
 from casd.pipeline.units import Unit, UnitReport
 from casd.utils import distributed
+from casd.utils.errors import CasdError, RunRefused
 from casd.utils.progress import hearing, set_progress
 from casd.utils.runtime import own_numerics
 
@@ -72,7 +73,8 @@ def reporting(unit: Unit, make: Callable[[], dict[str, Any]]) -> UnitReport:
         except BaseException as error:  # libraries may exit or panic
             forget()
             with suppress(KeyboardInterrupt):
-                return report(reason(unit.config, error), seconds=time.time() - started, said=tuple(said))
+                refused = isinstance(error, RunRefused)
+                return report(reason(unit.config, error), refused=refused, seconds=time.time() - started, said=tuple(said))
             os._exit(143)
     return report(seconds=time.time() - started, said=tuple(said), **made)
 
@@ -109,7 +111,10 @@ def _run_of(unit: Unit, check: Callable[[Run, str], None]) -> Run:
         if before is not None:
             run.inputs.take_over(before.inputs)
         del before  # and its model, before another is loaded
-        run.begin()
-        check(run, unit.end)
+        try:
+            run.begin()
+            check(run, unit.end)
+        except CasdError as error:
+            raise RunRefused(str(error)) from error
         _last = run
     return _last

@@ -101,16 +101,20 @@ def publish(section: ResultSection, folder: Path) -> Path:
     folder = Path(folder)
     page = folder / PAGE
     with explaining_disk_errors("results", folder):
-        old = page.read_text(encoding="utf-8") if page.exists() else "# Results\n"
-        _check_marks(old, section.name, page)
+        _check_marks(_page_text(page), section.name, page)
         target = folder / FOLDER / section.name
         target.parent.mkdir(parents=True, exist_ok=True)
         with unfinished_beside(target) as begun:
             _write(section, begun)
             shutil.rmtree(target, ignore_errors=True)
             begun.rename(target)
-        write_text(page, with_section(old, section.name, section_text(target)))
+        # Read again, since another command may have published meanwhile.
+        write_text(page, with_section(_page_text(page), section.name, section_text(target)))
     return page
+
+
+def _page_text(page: Path) -> str:
+    return page.read_text(encoding="utf-8") if page.exists() else "# Results\n"
 
 
 def check_folder(folder: Path) -> None:

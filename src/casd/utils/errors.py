@@ -5,6 +5,10 @@ class CasdError(Exception):
     """Base of all errors whose message is written for the user: what was wrong, what was expected, what to do."""
 
 
+class RunRefused(CasdError):
+    """A run cannot be made on this machine, which was found before anything was made."""
+
+
 class ConfigError(CasdError):
     """A configuration value, name or combination that cannot work; raised before any model is built."""
 
