@@ -1,10 +1,12 @@
 """Execute the notebooks and store them with their figures, since GitHub shows stored outputs.
 
-Run: .venv/bin/python scripts/run_notebooks.py   (some minutes; before a commit that changes what a notebook shows)
+Run: .venv/bin/python scripts/run_notebooks.py              (some minutes; before a commit that changes what a notebook shows)
+     .venv/bin/python scripts/run_notebooks.py quickstart   (this one alone)
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -16,7 +18,10 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 def main() -> None:
     """Execute each notebook in an empty folder; a cell that fails ends the script."""
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+    paths = {path.stem: path for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*paths, []], help="default: all")
+    for path in [paths[name] for name in parser.parse_args().names or paths]:
         print(path.name, flush=True)
         notebook = nbformat.read(path, as_version=4)
         with tempfile.TemporaryDirectory() as folder:
