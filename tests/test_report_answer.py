@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from casd.analysis.comparison import POOLED
 from casd.analysis.results import RunTables
 from casd.report import print_run, print_sweep
 from casd.report.answer import SHOWN, answers_table, in_short, run_answer
@@ -189,6 +190,13 @@ def test_the_figure_of_objectives_has_the_title_of_their_table() -> None:
     found = compared(runs)
     [figure] = [each for each in sweep_drawings(runs, found.objectives) if each.name == "objectives"]
     assert figure.title == found.tables[0].title == "Objectives compared"
+
+
+def test_predictors_over_all_models_stand_for_those_of_each() -> None:
+    several = compared([make_run(), make_run(model="qwen3_tiny")])
+    assert set(several.with_pooled_predictors().predictors["model"]) == {POOLED}
+    single = compared([make_run(), make_run(seed=1)])
+    assert single.with_pooled_predictors() is single
 
 
 def test_a_target_makes_objectives_comparable_and_without_one_none_is_reached() -> None:

@@ -44,11 +44,13 @@ def publish_sweep(
     runs: Sequence[RunTables], comparisons: Comparisons, report: Path, overrides: Sequence[str], folder: Path
 ) -> None:
     """Publish what `casd sweep` with these overrides found; `report` is the folder of its report."""
-    from casd.report.answer import answers_table, in_short
+    from casd.report.answer import SHOWN, answers_table, in_short
     from casd.report.comparisons import kinds_statements
     from casd.report.persistence import persistence_statements, persistence_table
 
     answers, lasting = comparisons.answers, persistence_table(runs)
+    if len(answers) > SHOWN:  # hundreds of rows, which the report has
+        comparisons = comparisons.with_pooled_predictors()
     said = [*([" ".join(in_short(answers))] if answers else []), *kinds_statements(comparisons.kinds)]
     shown = [*([answers_table(answers)] if len(answers) > 1 else []), *comparisons.tables, *([lasting] if len(lasting) else [])]
     if len(runs) <= _FEW_RUNS:

@@ -4,7 +4,7 @@ and kinds of triggers."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +44,11 @@ class Comparisons:
     def frames(self) -> dict[str, pd.DataFrame]:
         """By the names of their files."""
         return {f"comparison_{each.name}": getattr(self, each.name) for each in fields(self) if each.name != "answers"}
+
+    def with_pooled_predictors(self) -> Comparisons:
+        """These comparisons with the predictors over all models alone, if there are several models."""
+        pooled = self.predictors[self.predictors["model"] == POOLED]
+        return replace(self, predictors=pooled) if len(pooled) else self
 
     @cached_property
     def tables(self) -> list[Table]:
