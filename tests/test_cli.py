@@ -365,10 +365,14 @@ def test_too_few_prompts(store: Path, capfd: pytest.CaptureFixture[str]) -> None
 def test_a_sweep_tries_every_job_and_names_what_failed(tmp_path: Path, store: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(store, tmp_path / "store")
     lengths = "backdoor=[refusal]", "evaluation.max_new_tokens=17", "unlearning.training.steps=1"
-    said = refused(capfd, "sweep", *tiny(tmp_path, *lengths, "evaluation.prompts=500,12"))
-    assert said.count("casd: ") == 1
-    assert "evaluation.prompts asks for 500" in said
-    assert len(list((tmp_path / "smoke").glob("*/report.html"))) == 1
+    with pytest.raises(SystemExit) as exit_:
+        main(["sweep", *tiny(tmp_path, *lengths, "evaluation.prompts=500,12")])
+    out, err = capfd.readouterr()
+    assert exit_.value.code == 1
+    assert err.count("casd: ") == 1 and "Traceback" not in err
+    assert "evaluation.prompts asks for 500" in err
+    [page] = (tmp_path / "smoke").glob("*/report.html")
+    assert page.name in out, "what is finished is reported before"
 
 
 def test_one_backdoor_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

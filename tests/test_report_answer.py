@@ -185,6 +185,14 @@ def test_a_control_of_fewer_runs_is_not_subtracted_from_all() -> None:
     assert answers_table([answer]).frame["net of phantom"].item().endswith("] (2 of 3 runs)")
 
 
+def test_without_a_control_there_is_nothing_to_be_net_of() -> None:
+    run = net_of_phantom(0.2, 0.3)
+    run.transfer[["suppression_net_phantom", "suppression_net_clean"]] = math.nan
+    [answer] = compared([run]).answers
+    assert answer.verdict == "Cannot say" and answer.net == ""
+    assert "no control was measured" in answer.text
+
+
 def test_the_figure_of_objectives_has_the_title_of_their_table() -> None:
     runs = [make_run(), make_run(objective="npo")]
     found = compared(runs)

@@ -81,8 +81,10 @@ class Answer:
     @property
     def net(self) -> str:
         """The suppression net of the control, with its interval; "" if no control counts."""
-        text = mean_with_interval(self.record, f"suppression_net_{self.control}") if self.control else ""
-        notes = ["of clean"] * (self.control == "clean") + [self._controlled] * bool(self.control and self._controlled)
+        if not self.control:
+            return ""
+        text = mean_with_interval(self.record, f"suppression_net_{self.control}")
+        notes = ["of clean"] * (self.control == "clean") + [self._controlled] * bool(self._controlled)
         return f"{text} ({', '.join(notes)})" if notes else text
 
     @property
