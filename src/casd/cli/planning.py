@@ -165,9 +165,8 @@ def _distinct(planned: Sequence[Plan]) -> list[StageCost]:
 def _print_notes(console: Console, planned: Sequence[Plan]) -> None:
     costs, runtime = _distinct(planned), planned[0].config.runtime
     workers = make_engine(planned[0].config.engine).workers
-    if (
-        workers > 1 and not planned[0].machine.shared
-    ):  # workers on one CPU divide its cores, and how much they gain is not known
+    # Workers on one CPU divide its cores, and how much they gain is not known.
+    if workers > 1 and not planned[0].machine.shared:
         seconds = sum(cost.work.seconds for cost in costs if cost.to_do and cost.work)
         together = time_with_workers(planned, workers)
         if together > 0:  # neither nothing to do nor unknown
