@@ -145,18 +145,22 @@ def test_what_much_waits_for_comes_first(config: Config) -> None:
 
 def test_a_run_that_is_refused_takes_no_other_with_it(config: Config) -> None:
     """It comes first, and so makes what they share; the other is made without it."""
-    other = replace(config, unlearning=load_config(["experiment=smoke", "unlearning=clean_target"]).unlearning)
+    alike = replace(config, unlearning=load_config(["experiment=smoke", "unlearning=clean_target"]).unlearning)
+    other = load_config(["experiment=smoke", "weights=lora_removals", f"runtime.output={config.runtime.output}"])
+    refused: list[str] = []
     made: list[str] = []
 
     def perform(unit: Unit) -> UnitReport:
-        if unit.config == config:
+        if unit.config in (config, alike):
+            refused.append(unit.kind)
             return UnitReport("too little memory", refused=True)
         made.append(unit.kind)
         return UnitReport(executed=frozenset(unit.stages))
 
-    outcomes = run_units([config, other], perform, OneAtATime(), description="")
-    assert [each.error for each in outcomes] == ["too little memory", ""]
+    outcomes = run_units([config, alike, other], perform, OneAtATime(), description="")
+    assert [each.error for each in outcomes] == ["too little memory", "too little memory", ""]
     assert made[:2] == ["base", "inject"] and made[-1] == "finish"
+    assert refused == ["base"], "what trains alike is not tried again"
 
     def fail(unit: Unit) -> UnitReport:
         made.append(unit.kind)

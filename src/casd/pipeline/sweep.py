@@ -248,13 +248,19 @@ def _outcomes(needs: Needs, reports: dict[Unit, UnitReport], folders: dict[str, 
 
 
 def _lost_to_others(needs: Needs, reports: dict[Unit, UnitReport]) -> set[str]:
-    """Return the runs that were not made only because another run, which shares a unit with them, was refused."""
+    """Return the runs that were not made only because another run, which shares a unit with them, was refused.
+
+    Those that train the same model in the same way are not among them: what does not fit would not fit again.
+    """
+
+    def trained(config: Config) -> str:
+        return repr((config.model, config.injection, config.unlearning.training.lora))
+
     lost = set()
     for finish in (unit for unit in needs if unit.kind == "finish"):
         failed = [unit for unit in _needed(needs, finish) if unit in reports and reports[unit].error]
-        name = repr(finish.config)
-        if failed and all(reports[unit].refused and repr(unit.config) != name for unit in failed):
-            lost.add(name)
+        if failed and all(reports[unit].refused and trained(unit.config) != trained(finish.config) for unit in failed):
+            lost.add(repr(finish.config))
     return lost
 
 
