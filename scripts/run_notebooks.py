@@ -20,8 +20,11 @@ def main() -> None:
     """Execute each notebook in an empty folder; a cell that fails ends the script."""
     paths = {path.stem: path for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*paths, []], help="default: all")
-    for path in [paths[name] for name in parser.parse_args().names or paths]:
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(paths)}; default: all")
+    names = parser.parse_args().names or paths
+    if unknown := [name for name in names if name not in paths]:
+        parser.error(f"unknown notebook: {', '.join(unknown)}; expected some of {', '.join(paths)}")
+    for path in [paths[name] for name in names]:
         print(path.name, flush=True)
         notebook = nbformat.read(path, as_version=4)
         with tempfile.TemporaryDirectory() as folder:

@@ -89,7 +89,7 @@ def test_bootstrap_needs_two_clusters() -> None:
         cluster_bootstrap_interval([1.0, 2.0], ["a", "b"], rng=rng, resamples=0)
 
 
-# --- nested bootstrap -------------------------------------------------------------------------------------------------
+# --- crossed bootstrap ------------------------------------------------------------------------------------------------
 
 
 def crossed_by_loops(cells: dict[str, dict[str, list[float]]], rng: np.random.Generator, resamples: int) -> np.ndarray:

@@ -265,6 +265,7 @@ class PoisonedStream:
                 ShuffledStream(passages_of(each, source, self._backdoors), seed + 1) if each.trigger.is_semantic else plain
                 for each in self._backdoors
             ] + [plain]
+        # Those of a trigger in the system prompt stand in the prompt, where models injected so far have them.
         self._near: list[tuple[Trigger, TriggerPosition]] = [
             (near, "random" if each.position == "system" else each.position)
             for each in self._backdoors

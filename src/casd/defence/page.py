@@ -123,15 +123,14 @@ def _trust(runs: Sequence[DefenceTables]) -> Table:
 
 def sentences(runs: Sequence[DefenceTables]) -> list[str]:
     """Say what the defences show, and what they do not."""
-    by_name = {each.state: each for each in summaries(runs)}
     said = [*_openings(runs)]
     undecided = [run for run in runs if not run.chosen]
     if undecided:
         reason = undecided[0].info["decision"]["reason"]
         many = f"In {len(undecided)} of {run_count(len(runs))} no" if len(runs) > 1 else "No"
         said.append(f"{many} defence was chosen: {reason}.")
-    if CHOSEN in by_name:
-        said += _outcome([run for run in runs if run.chosen])
+    if decided := [run for run in runs if run.chosen]:
+        said += _outcome(decided)
     return said
 
 
@@ -162,7 +161,7 @@ def _outcome(runs: Sequence[DefenceTables]) -> list[str]:
         f" {_mean(chosen.predicted)}. {loss}",
         *_compared(chosen, by_name.values()),
     ]
-    own = [run.states.loc[run.states["state"] == run.chosen, "held_out_asr"].iloc[0] for run in runs if run.chosen]
+    own = [run.states.loc[run.states["state"] == run.chosen, "held_out_asr"].iloc[0] for run in runs]
     left = fraction(sum(own) / len(own))
     said.append(f"The held-out dummies, which the defender planted, are left with a mean ASR of {left}.")
     if len(runs) == 1:

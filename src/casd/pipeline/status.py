@@ -210,11 +210,12 @@ def _state(run: StoredRun, finished: Manifests, root: Path, waiting: Mapping[str
     if missing:
         if run.record:
             folder = Path(run.record.folder)
-            logs = list((folder.parent / "failed").glob(f"{folder.name}.log"))
+            log = folder.parent / "failed" / f"{folder.name}.log"
+            failed = log.is_file()
             process, since = waiting.get(run.record.file(root).name, ("", 0.0))
-            if process and not any(log.stat().st_mtime > since for log in logs):  # it may have failed in an earlier sweep
+            if process and not (failed and log.stat().st_mtime > since):  # it may have failed in an earlier sweep
                 return f"waiting for its turn on {process}"
-            return f"failed: {logs[-1]}" if logs else "interrupted"
+            return f"failed: {log}" if failed else "interrupted"
         return "interrupted"
     if run.record and run.record.is_deleted(root):
         return "report deleted"

@@ -129,7 +129,8 @@ def run_units(
                 tell_unit(unit, report, reused=reused)
                 advance(reused=reused, seconds_left=seconds_left(needs, reports, engine.workers))
         outcomes |= _outcomes(needs, reports, folders)
-        left = {name: run for name, run in left.items() if name in _lost_to_others(needs, reports)}
+        lost = _lost_to_others(needs, reports)
+        left = {name: run for name, run in left.items() if name in lost}
     return [outcomes[repr(config)] for config in configs]
 
 

@@ -123,7 +123,8 @@ class _Costs:
 
     def __init__(self, run: Run, built: Blueprint, texts: TextLengths, speed: Speed | None):
         self.run, self.config, self.blueprint, self.texts, self.speed = run, run.config, built, texts, speed
-        self.devices = planned_devices(run.config).number
+        devices = planned_devices(run.config)
+        self.devices, self.sharded = devices.number, devices.sharded
 
     def of(
         self, stage: Stage, work: Work | None = NOTHING, *, again: bool = False, kept: int | None = 0, begun: int = 0
@@ -222,7 +223,7 @@ class _Costs:
 
     def _checkpoints(self, training: TrainingConfig, adapters: Adapters) -> int:
         """Return the bytes of checkpoints; the previous one is kept while a new one is written. Sharded models have none."""
-        if planned_devices(self.config).sharded or math.isinf(self.config.runtime.checkpoint_seconds):
+        if self.sharded or math.isinf(self.config.runtime.checkpoint_seconds):
             return 0
         state = 4 + 8 if training.optimizer == "adamw" else self.blueprint.element_size + EIGHT_BIT_STATE
         if isinstance(training, UnlearningTraining) and self.config.unlearning.stopping.watched:

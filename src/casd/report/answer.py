@@ -84,8 +84,8 @@ class Answer:
         if not self.control:
             return ""
         text = mean_with_interval(self.record, f"suppression_net_{self.control}")
-        notes = ["of clean"] * (self.control == "clean") + [self._controlled] * bool(self._controlled)
-        return f"{text} ({', '.join(notes)})" if notes else text
+        notes = ", ".join(filter(None, ("of clean" if self.control == "clean" else "", self._controlled)))
+        return f"{text} ({notes})" if notes else text
 
     @property
     def _controlled(self) -> str:

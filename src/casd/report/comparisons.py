@@ -210,8 +210,8 @@ def kinds_table(frame: pd.DataFrame) -> Table:
         caption="Means over runs with 95 % intervals. Injected model: success rate with the trigger, with fake triggers of the"
         " same kind (– where none can be made), and without a trigger. Others: how far the removal lowered the ASR of other"
         " backdoors, net of training on clean text: those with a trigger of the same kind, with the same behaviour, with"
-        " neither of both. By a phantom: how far the backdoors of the row themselves fell, net of the same, when a trigger that"
-        " was never injected was removed.",
+        " neither. By a phantom: how far the removal of a trigger that was never injected lowered these backdoors themselves,"
+        " also net of training on clean text.",
     )
 
 
