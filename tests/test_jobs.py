@@ -414,6 +414,18 @@ def test_the_devices_of_an_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
             "engine.workers=1 with engine.gpus_per_unit=2 needs 2 GPUs, and there are 0 (CUDA_VISIBLE_DEVICES=): set"
             " engine.gpus_per_unit=1.",
         ),
+        (
+            ["engine.workers=9", "engine.workers_per_gpu=4"],
+            {"CUDA_VISIBLE_DEVICES": "0,1"},
+            "engine.workers=9 with engine.workers_per_gpu=4 needs 3 GPUs, and there are 2 (CUDA_VISIBLE_DEVICES=0,1): set"
+            " engine.workers=8, or runtime.device=cpu.",
+        ),
+        (
+            ["engine.workers_per_gpu=4", "engine.gpus_per_unit=2"],
+            {},
+            "engine.workers_per_gpu=4 is for units of one GPU, and engine.gpus_per_unit=2: set one of the two to 1.",
+        ),
+        (["engine.workers_per_gpu=0"], {}, "engine.workers_per_gpu is 0; it must be greater than 0"),
         (["engine.workers=0"], {}, "engine.workers is 0; it must be greater than 0"),
         (["engine.workers=two"], {}, "Parameter 'workers' of engine 'local' is 'two'; expected int."),
         (["engine.worker=2"], {}, "Unknown option of an engine: 'worker'. Did you mean 'workers'?"),
@@ -444,6 +456,12 @@ def test_an_engine_that_cannot_work_is_told_in_a_line(
     said = capsys.readouterr().err
     assert expected in said
     assert said.count("\n") == 1
+
+
+def test_workers_share_a_gpu_once_each_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    assert Local(workers=2, workers_per_gpu=3)._devices() == ["4", "5"]
+    assert Local(workers=5, workers_per_gpu=3)._devices() == ["4", "5", "4", "5", "4"]
 
 
 def test_runs_on_the_cpu_need_no_gpus(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

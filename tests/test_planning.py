@@ -581,6 +581,8 @@ def test_workers_on_this_machine_share_the_memory_of_the_cpu(monkeypatch: pytest
     cpu, cuda = Machine("cpu", 9, 3, 9, 1), Machine("cuda", 9, 3, 9, 1)
     assert (cpu.among(4).memory, cpu.among(4).host) == (3, 3)
     assert (cuda.among(4).memory, cuda.among(4).host) == (9, 3)
+    assert [cuda.among(4, each).memory for each in (2, 3, 8)] == [4, 3, 2]
+    assert replace(cuda, memory=None).among(4, 2).memory is None
     assert replace(cpu, given=True).among(4).memory == 9
     monkeypatch.setattr("casd.planning.plan.machine", lambda runtime: Machine("cpu", 2**36, 0, 2**36, 0))
     monkeypatch.setattr("casd.planning.simulation._peaks", lambda *args: [1])

@@ -28,7 +28,24 @@ VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True)
 class Local(Engine):
-    """Processes of this machine. With one worker there is none: the units run in the process of the command."""
+    """Processes of this machine. With one worker there is none: the units run in the process of the command.
+
+    Raises:
+        ConfigError: units of several GPUs that share these with others.
+    """
+
+    workers_per_gpu: int = 1
+    """Workers that may share a GPU. A small model leaves one idle for most of the time, as it waits for Python."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers_per_gpu < 1:
+            raise ConfigError(f"engine.workers_per_gpu is {self.workers_per_gpu}; it must be greater than 0.")
+        if self.workers_per_gpu > 1 and self.gpus_per_unit > 1:
+            raise ConfigError(
+                f"engine.workers_per_gpu={self.workers_per_gpu} is for units of one GPU, and"
+                f" engine.gpus_per_unit={self.gpus_per_unit}: set one of the two to 1."
+            )
 
     @property
     def in_this_process(self) -> bool:
@@ -71,17 +88,19 @@ class Local(Engine):
         Raises:
             ConfigError: there are too few.
         """
-        devices = visible_devices() if self.gpus_per_unit else []
+        visible = visible_devices() if self.gpus_per_unit else []
+        devices = visible * self.workers_per_gpu  # in turns, so that few workers get a GPU each
         needed = self.workers * self.gpus_per_unit
         if needed <= len(devices) or (not devices and self.gpus_per_unit <= 1):
             return devices[:needed]
         each = f" with engine.gpus_per_unit={self.gpus_per_unit}" if self.gpus_per_unit > 1 else ""
+        each = f" with engine.workers_per_gpu={self.workers_per_gpu}" if self.workers_per_gpu > 1 else each
+        gpus = -(-needed // self.workers_per_gpu)
         named = f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else ""
         fits = len(devices) // self.gpus_per_unit
-        remedy = f"workers={fits}, or runtime.device=cpu" if fits else f"gpus_per_unit={max(1, len(devices))}"
+        remedy = f"workers={fits}, or runtime.device=cpu" if fits else f"gpus_per_unit={max(1, len(visible))}"
         raise ConfigError(
-            f"engine.workers={self.workers}{each} needs {needed} GPUs, and there are {len(devices)}{named}:"
-            f" set engine.{remedy}."
+            f"engine.workers={self.workers}{each} needs {gpus} GPUs, and there are {len(visible)}{named}: set engine.{remedy}."
         )
 
 

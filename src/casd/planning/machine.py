@@ -47,10 +47,13 @@ class Machine:
         """True if the device uses the CPU's memory."""
         return self.device != "cuda"
 
-    def among(self, workers: int) -> Machine:
-        """Return what each of several workers on this machine has: a share of the free CPU memory, and a CUDA device."""
+    def among(self, workers: int, workers_per_gpu: int = 1) -> Machine:
+        """Return what each of several workers on this machine has: a share of the free CPU memory, and of a CUDA device."""
         host = self.process + (self.host - self.process) // workers
-        return replace(self, host=host, memory=host if self.shared and not self.given else self.memory)
+        if self.shared:
+            return replace(self, host=host, memory=self.memory if self.given else host)
+        share = min(workers, workers_per_gpu)
+        return replace(self, host=host, memory=self.memory and self.memory // share)
 
 
 def machine(runtime: RuntimeConfig) -> Machine:

@@ -87,7 +87,9 @@ def plans(configs: Sequence[Config]) -> list[Plan]:
     for config, run in zip(configs, runs, strict=True):
         built, texts, devices = shapes[repr(config.model)], text_lengths(run), planned_devices(config)
         engine = make_engine(config.engine)
-        here = machine(config.runtime).among(engine.workers if isinstance(engine, Local) else 1)
+        here = machine(config.runtime)
+        if isinstance(engine, Local):
+            here = here.among(engine.workers, engine.workers_per_gpu)
         fast = speed(config.runtime, here, config.model.dtype)
         phases, unknown = Phases(config, built, texts, devices).estimates(phases_of(config))
         result.append(
