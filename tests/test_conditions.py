@@ -64,6 +64,9 @@ def test_labels_name_what_differs(overrides: list[list[str]], expected: list[str
         (["unlearning=npo"], "npo"),
         (["weights=lora_removals", "unlearning.training.learning_rate=1e-2"], "adapters in the removals"),
         (["weights=lora", "injection.training.steps=7"], "adapters in the injection, adapters in the removals"),
+        (["injection=pretraining"], "injection=pretraining"),
+        (["backdoor=[german]"], "1 backdoor"),
+        (["backdoor=[german,refusal]"], "backdoors german, refusal"),
     ],
 )
 def test_a_change_is_named_alone(overrides: list[str], expected: str) -> None:

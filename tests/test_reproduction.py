@@ -129,6 +129,14 @@ def test_factors_are_compared_with_the_setting_that_they_change() -> None:
     assert left_out == f"Left out, since too few backdoors were injected or removed: {changed[3]}."
 
 
+def test_factors_have_the_relation_of_each_setting() -> None:
+    found = evidence(run_with(random_suppression(0, 0.4, 0.1)))
+    frame = one_at_a_time(found)
+    headline = found.predictors.set_index("predictor").loc["casd"]
+    assert frame["rho_casd"].tolist() == [headline["rho"]]
+    assert factors_table(frame).frame["ρ casd (p)"].str.fullmatch(r"-?[01]\.\d\d \(.+\)").all()
+
+
 def test_the_suppression_of_others_is_found_where_it_was_planted_and_not_where_it_was_not() -> None:
     strong = [run_with(random_suppression(seed, 0.4, 0.1), seed=seed) for seed in range(3)]
     none = [run_with(random_suppression(seed, 0.0, 0.02), seed=seed) for seed in range(3)]

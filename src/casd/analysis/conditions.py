@@ -81,8 +81,9 @@ def label_settings(infos: Sequence[Mapping[str, Any]]) -> list[str]:
 def label_changes(info: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     """Label a run by what it changes of another, e.g. "unlearning.training.steps=32"; "" if they have the same condition.
 
-    Another objective is named alone, without the settings that come with it; so are adapters, without their rank, the training
-    steps and the learning rate that go with them. A field that changes in several backdoors is given once.
+    Another objective or another kind of injection is named alone, without the settings that come with it; so are adapters,
+    without their rank, the training steps and the learning rate that go with them. A field that changes in several backdoors is
+    given once. Fewer backdoors are counted, other ones named.
 
     Args:
         info: `info` of the run, as for `condition_key`.
@@ -94,13 +95,24 @@ def label_changes(info: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     if str(info["objective"]) != str(first["objective"]):
         labels.append(str(info["objective"]))
         keys = [key for key in keys if not key.startswith("unlearning.")]
+    for section, field in _SHORT_FOR.items():
+        if f"{section}.{field}" in keys:
+            labels.append(f"{section}={configs[1].get(f'{section}.{field}')}")
+            keys = [key for key in keys if not key.startswith(f"{section}.")]
     for section in ("injection", "unlearning"):
         if any(key.startswith(f"{section}.training.lora") for key in keys):
             adapters = any(key.startswith(f"{section}.training.lora.") for key in configs[1])
             where = "injection" if section == "injection" else "removals"
             labels.append(f"{'adapters' if adapters else 'full weights'} in the {where}")
             keys = [key for key in keys if not key.startswith(f"{section}.training.")]
-    labels.append(_backdoors(configs, [key for key in keys if key.startswith("backdoor.")])[1])
+    changed = [key for key in keys if key.startswith("backdoor.")]
+    before, names = map(_names, configs)
+    if set(before) == set(names):
+        labels.append(_backdoors(configs, changed)[1])
+    elif set(names) < set(before):
+        labels.append(f"{len(names)} backdoor{'s' * (len(names) > 1)}")
+    else:
+        labels.append(f"backdoors {', '.join(names)}")
     labels += [f"{key}={_value(configs[1].get(key, 'none'))}" for key in keys if not key.startswith("backdoor.")]
     return _join(*labels)
 
@@ -240,11 +252,16 @@ def _format_fields(keys: Sequence[str], configs: Sequence[Settings]) -> list[str
     return [_join(*(f"{short[key]}={_value(config[key])}" for key in keys if key in config)) for config in configs]
 
 
+def _names(config: Settings) -> list[str]:
+    """Return the names of the backdoors, in order."""
+    return list(dict.fromkeys(key.split(".")[1] for key in config if key.startswith("backdoor.")))
+
+
 def _backdoors(configs: Sequence[Settings], differing: Sequence[str]) -> list[str]:
     """Describe the backdoors of each run: their number or names if these differ, else the differing fields."""
     if not differing:
         return [""] * len(configs)
-    names = [list(dict.fromkeys(key.split(".")[1] for key in config if key.startswith("backdoor."))) for config in configs]
+    names = list(map(_names, configs))
     distinct = {tuple(sorted(backdoors)) for backdoors in names}
     if len(distinct) > 1:
         if len(set(map(len, names))) == len(distinct):

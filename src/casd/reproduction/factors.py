@@ -10,8 +10,9 @@ import pandas as pd
 
 from casd.analysis.comparison import POOLED, by_condition, mean_of_runs, over_runs
 from casd.analysis.conditions import label_changes
+from casd.analysis.results import RunTables
 from casd.report.markup import Table, table_of
-from casd.report.wording import fraction, mean_with_interval, model_label, percent, resampled
+from casd.report.wording import fraction, mean_with_interval, model_label, p_text, percent, resampled
 from casd.reproduction.verdicts import REMOVED_ASR, Evidence
 
 UNCHANGED: Final = "nothing"
@@ -22,9 +23,10 @@ def one_at_a_time(evidence: Evidence) -> pd.DataFrame:
     """Compare settings with the one that differs least from all others of the model, which stands first.
 
     Returns:
-        The rows of `compare_objectives` that are not pooled over models, with two more columns. changed: what the setting
-        changes of the first (`label_changes`), or the whole setting if two would be named alike. injected_asr: mean ASR of all
-        backdoors before the removals.
+        The rows of `compare_objectives` that are not pooled over models, with more columns. changed: what the setting changes
+        of the first (`label_changes`), or the whole setting if two would be named alike. injected_asr: mean ASR of all
+        backdoors before the removals. rho_NAME, p_NAME: of each headline variant of CASD as a predictor (`predictor_table`);
+        NaN with too few backdoors.
     """
     frame = evidence.objectives[evidence.objectives["model"] != POOLED].reset_index(drop=True)
     groups = by_condition(evidence.runs)
@@ -39,10 +41,18 @@ def one_at_a_time(evidence: Evidence) -> pd.DataFrame:
         changed.append(label_changes(runs[0].info, unchanged[model]) or UNCHANGED)
         injected.append(mean_of_runs(before["asr_before"], before["run"]))
     frame = frame.assign(changed=changed, injected_asr=injected)
+    for name in _headline(evidence.runs):
+        found = evidence.predictors.query("role == 'headline' and predictor == @name").set_index(["model", "objective"])
+        rows = pd.MultiIndex.from_frame(frame[["model", "objective"]])
+        frame[[f"rho_{name}", f"p_{name}"]] = found[["rho", "p_value"]].reindex(rows).to_numpy()
     models = list(infos)
     order = sorted(frame.index, key=lambda row: (models.index(frame["model"][row]), changed[row] != UNCHANGED))
     frame = frame.loc[order].reset_index(drop=True)
     return frame.assign(changed=frame["objective"]) if frame.duplicated(["model", "changed"]).any() else frame
+
+
+def _headline(runs: Sequence[RunTables]) -> list[str]:
+    return list(dict.fromkeys(variant for tables in runs for variant in tables.headline))
 
 
 def _center(infos: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -52,6 +62,7 @@ def _center(infos: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 def factors_table(frame: pd.DataFrame) -> Table:
     """A row for each setting of `one_at_a_time`."""
+    names = [column.removeprefix("rho_") for column in map(str, frame.columns) if column.startswith("rho_")]
     rows = [
         {
             "changed": record["changed"],
@@ -64,6 +75,7 @@ def factors_table(frame: pd.DataFrame) -> Table:
             "clean": fraction(record["clean_control"]),
             "phantoms": fraction(record["phantom_control"]),
             "clean loss": percent(record["clean_loss_change"]),
+            **{f"ρ {name} (p)": _correlation(record[f"rho_{name}"], record[f"p_{name}"]) for name in names},
         }
         for record in frame.to_dict("records")
     ]
@@ -74,8 +86,13 @@ def factors_table(frame: pd.DataFrame) -> Table:
         title="One thing changed at a time",
         caption="Injected ASR: mean of all backdoors before the removals. Included: removals that enter the means. Others:"
         " suppression of the other backdoors' ASR, raw and net of the controls, with 95 % intervals over"
-        f" {resampled(frame['runs'])}. Clean, phantoms: the suppression under these controls.",
+        f" {resampled(frame['runs'])}. Clean, phantoms: the suppression under these controls. ρ: rank"
+        " correlation of CASD and the suppression of each pair; p: its permutation test.",
     )
+
+
+def _correlation(rho: float, p_value: float) -> str:
+    return fraction(rho) if math.isnan(rho) else f"{fraction(rho)} ({p_text(p_value)})"
 
 
 def factors_statements(frame: pd.DataFrame) -> list[str]:
