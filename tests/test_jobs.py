@@ -306,6 +306,9 @@ def test_a_unit_that_fails_or_is_killed_fails_its_runs_alone(
     assert "OMP_NUM_THREADS" not in os.environ
     said = capfd.readouterr().err.splitlines()
     assert f"{config.model.name}, gradient_difference, seed 3: base: 3" in said, "of 6 CPUs, 2 workers use 3 each"
+    assert (
+        sum(line.startswith(f"{config.model.name}, gradient_difference, seed 3: ") and line[-3:] == ": 3" for line in said) == 1
+    )
     name = f"{config.model.name}, gradient_difference, seed"
     failed = [line for line in said if " failed on " in line]
     assert f"{name} 1: german failed on here, process 4711, job 17, log the.log: seed 1 is no good" in failed

@@ -85,7 +85,7 @@ def _make_all(configs: Sequence[DefendConfig]) -> list[tuple[Unit, UnitReport]]:
     """Make defences where their engine says, each as one unit, and return their reports in the order of `configs`."""
     from casd.cli.worker import perform
     from casd.pipeline.schedule import perform_all
-    from casd.pipeline.sweep import engine_of, tell_unit
+    from casd.pipeline.sweep import Told, engine_of, tell_unit
     from casd.pipeline.units import Unit
 
     units = [Unit("defence", config) for config in configs]
@@ -93,13 +93,13 @@ def _make_all(configs: Sequence[DefendConfig]) -> list[tuple[Unit, UnitReport]]:
     logs = Path(configs[0].runtime.output).absolute() / "logs"
     needs: Needs = dict.fromkeys(units, frozenset())
     done = _one_by_one(units) if engine.in_this_process else perform_all(needs, perform, engine, logs)
-    reports = {}
+    reports, told = {}, set[Told]()
     with track("defences", len(units)) as advance, closing(done):  # type: ignore[type-var]
         for unit, report in done:
             reports[unit] = report
             reused = not (report.executed or report.error)
             if len(units) > 1 and not engine.in_this_process:
-                tell_unit(unit, report, reused=reused)
+                tell_unit(unit, report, told, reused=reused)
             advance(reused=reused)
     return [(unit, reports[unit]) for unit in units]  # workers end in any order, and intervals depend on the order of runs
 

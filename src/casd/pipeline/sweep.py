@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from casd.pipeline.graph import StageGraph
 
 
+Told = tuple[str, int, str]
+"""A message of a worker with the model and the seed that it is about."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Outcome of a run.
@@ -112,7 +116,7 @@ def run_units(
     runs, outcomes = _begin({repr(config): config for config in configs}, end)
     folders = {name: run_folder(config, graph).absolute() for name, (config, graph) in runs.items()}
     logs = Path(configs[0].runtime.output).absolute() / "logs"
-    left = runs
+    left, told = runs, set[Told]()
     while left:
         needs = units_of(list(left.values()), end)
         reports: dict[Unit, UnitReport] = {}
@@ -126,7 +130,7 @@ def run_units(
             for unit, report in done:
                 reports[unit] = report
                 reused = bool(unit.stages) and not (report.executed or report.error)
-                tell_unit(unit, report, reused=reused)
+                tell_unit(unit, report, told, reused=reused)
                 advance(reused=reused, seconds_left=seconds_left(needs, reports, engine.workers))
         outcomes |= _outcomes(needs, reports, folders)
         lost = _lost_to_others(needs, reports)
@@ -220,10 +224,20 @@ def _waiting(configs: Sequence[Config]) -> AbstractContextManager[None]:
     return waiting(store, records)
 
 
-def tell_unit(unit: Unit, report: UnitReport, *, reused: bool) -> None:
-    """Print what a worker said, and a line about the end of its unit."""
+def tell_unit(unit: Unit, report: UnitReport, told: set[Told], *, reused: bool) -> None:
+    """Print what a worker said, and a line about the end of its unit.
+
+    Args:
+        unit: the unit.
+        report: what became of it.
+        told: what was printed before, which is added to: each unit says again what concerns its whole model.
+        reused: True if all its stages were in the store.
+    """
     for line in report.said:
-        say(f"{unit}: {line}")
+        said: Told = (unit.config.model.label, unit.config.seed, line)
+        if said not in told:
+            say(f"{unit}: {line}")
+        told.add(said)
     if report.error:
         log = f", log {report.log}" if report.log else ""
         say(f"{unit} failed on {report.where or 'a lost worker'}{log}: {report.error}")
