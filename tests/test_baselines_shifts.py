@@ -294,6 +294,9 @@ def test_the_first_of_each_set_in_any_batches(make_model: MakeModel, encoder: En
     every = last_token_activations(model, encoder, SETS, batch_size=5)
     chosen = last_token_activations(model, encoder, SETS, batch_size=1, prompts_per_set=2)
     torch.testing.assert_close(chosen, every[:, [0, 1, 3, 4]], rtol=1e-4, atol=1e-4)
+    # A store reuses what a configuration with the backdoors in another order has made.
+    turned = last_token_activations(model, encoder, dict(reversed(SETS.items())), batch_size=5)
+    torch.testing.assert_close(turned, every, rtol=1e-4, atol=1e-4)
     assert last_token_activations(model, encoder, {"a": SETS["a"] * 9}, batch_size=8).shape == (2, 8, 32)
     with pytest.raises(ValueError, match="no prompts"):
         last_token_activations(model, encoder, {"a": []}, batch_size=1)

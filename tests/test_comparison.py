@@ -266,6 +266,19 @@ def test_a_repeat_that_did_nothing_has_no_noise(idle: dict[str, Any]) -> None:
     assert noise_floor([missed]).empty, "nor has the repeat of a removal that is excluded"
 
 
+def test_a_repeat_without_another_removal_is_not_called_far() -> None:
+    run = run_of(
+        after(),
+        controls={"control:repeat:b0": [0] * 4},
+        distances={"casd": np.ones((4, 4)) - np.eye(4)},
+        repeats={"control:repeat:b0": dict.fromkeys(("b0", "b1", "b2", "b3"), 1.0)},
+        reached={name: 0.0 for name in ("b1", "b2", "b3")},
+    )
+    row = noise_floor([run]).iloc[0]
+    assert row["same"] == 1.0
+    assert np.isnan(row["closest"]) and np.isnan(row["different"])
+
+
 # ---------------------------------------------------------------- pair shares
 
 

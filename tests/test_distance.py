@@ -253,6 +253,7 @@ def test_what_cannot_be_compared_is_told_in_a_line(
     refused("Layer 7 is out of range", before, [a, b], TEXTS, layers=[0, 7])
     refused("no text", before, [a, b], ["", " "])
     refused("Unknown file or corpus", before, [a, b], "microwold")
+    refused("Unknown file or corpus", before, [a, b], "a text of its own, without a list around it " * 20)
     refused("There is no file missing.txt", before, [a, b], "missing.txt")
     (tmp_path / "empty.txt").touch()
     refused("is empty", before, [a, b], tmp_path / "empty.txt")

@@ -341,7 +341,7 @@ def test_the_best_of_a_group_is_bold_and_a_control_is_no_objective() -> None:
 
 def test_statements_claim_no_more_than_the_numbers() -> None:
     texts = "\n".join(statements(make_run(collapsed=("german",))))
-    assert "7 of 8 removals left their own backdoor an ASR of at most 0.05 (mean own ASR 0.02)" in texts
+    assert "7 of 7 included removals left their own backdoor an ASR of at most 0.05 (mean own ASR 0.02)" in texts
     assert "1 of 8 removals is excluded from every mean and correlation, collapsed: german." in texts
     assert "CASD predicted which (ρ -0.62, p 0.004)." in texts
     assert "CASD could not be tested as a predictor." in "\n".join(statements(make_run(relation=False)))

@@ -86,6 +86,16 @@ def test_two_removals_are_too_few(included: int, lead: str) -> None:
     assert run_answer(tables).lead == lead
 
 
+def test_two_backdoors_are_too_few_in_any_number_of_seeds() -> None:
+    runs = [net_of_phantom(0.2, 0.3) for _ in range(3)]
+    for seed, tables in enumerate(runs):
+        tables.info["seed"] = seed
+        for frame, column in ((tables.states, "state"), (tables.transfer, "source")):
+            frame.loc[frame[column].isin(EIGHT[2:]), "excluded"] = "target ASR not reached"
+    [answer] = compared(runs).answers
+    assert answer.verdict == "Cannot say"
+
+
 def test_a_page_and_a_sweep_of_one_run_open_with_the_same_answer(tmp_path: Path) -> None:
     tables = net_of_phantom(0.2, 0.3)
     tables.info["folder"] = str(tmp_path)

@@ -358,10 +358,16 @@ def test_the_grid_is_in_the_table_of_distances_and_nowhere_else(tables: RunTable
     assert made.headline == dataclasses.replace(made, info={}).headline == [variant.name for variant in HEADLINES]
 
 
-@pytest.mark.parametrize("name", ["casd_cos", "resid_post/prompt/triggered/signed/l1/raw/gross"])
+@pytest.mark.parametrize("name", ["casd_cos", "resid_post/prompt/triggered/signed/l1/raw/gross", "same_target", "probe"])
 def test_names_that_are_taken(name: str) -> None:
+    """Those of baselines too: the relation given `same_target` would take the variant for it."""
     with pytest.raises(ConfigError, match=r"metric\.variants"):
         casd_variants(MetricConfig(variants={name: {"distance": "l2"}}))
+
+
+def test_a_variant_has_one_name() -> None:
+    with pytest.raises(ConfigError, match=r"metric\.variants\.mine\.name: a variant is called by its key"):
+        casd_variants(MetricConfig(variants={"mine": {"name": "casd", "distance": "l2"}}))
 
 
 @pytest.mark.parametrize("need", [{"site": "mlp_out"}, {"position": "trigger"}])
@@ -372,5 +378,8 @@ def test_variants_need_what_is_captured(need: dict[str, str]) -> None:
     check_captured(mine, ActivationsConfig(sites=["resid_post", "mlp_out"], positions=["last", "prompt", "trigger"]))
     with pytest.raises(ConfigError, match=rf"'mine' needs the site .*'{next(iter(need.values()))}'"):
         check_captured(mine, ActivationsConfig())
+    with pytest.raises(ConfigError, match="'mine': clean text has no trigger"):
+        clean = MetricConfig(variants={"mine": {"text": "clean", "position": "trigger"}})
+        check_captured(clean, ActivationsConfig(positions=["last", "prompt", "trigger"]))
     with pytest.raises(ConfigError, match="'casd_cos' needs"):
         check_captured(MetricConfig(), ActivationsConfig(positions=["prompt"]))

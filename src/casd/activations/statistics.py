@@ -253,8 +253,9 @@ def _sums_of_pieces(pieces: Tensor) -> list[Tensor]:
         wide = pieces if pieces.dtype == torch.float64 else pieces.float()
         return [wide.sum(2), wide.abs_().sum(2), wide.square_().sum(2)]
     # A GPU converts bfloat16 to float32 while reading, and needs no copy.
-    absolute, euclidean = (torch.linalg.vector_norm(pieces, order, dim=2, dtype=torch.float32) for order in (1, 2))
-    return [pieces.sum(2, dtype=torch.float32), absolute, euclidean.square()]
+    dtype = torch.float64 if pieces.dtype == torch.float64 else torch.float32
+    absolute, euclidean = (torch.linalg.vector_norm(pieces, order, dim=2, dtype=dtype) for order in (1, 2))
+    return [pieces.sum(2, dtype=dtype), absolute, euclidean.square()]
 
 
 def collect_statistics(

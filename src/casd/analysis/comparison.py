@@ -87,9 +87,9 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
         One row per group. Columns, fractions unless stated otherwise:
 
         - model ("all" if pooled), objective (with its setting); runs, seeds (counts)
-        - removals, included, collapsed: counts of removals; reached: those that reached the target ASR on validation prompts,
-          NaN if none had one; excluded: number of excluded removals by reason
-          (`casd.analysis.inclusion`)
+        - removals, included, collapsed: counts of removals; backdoors: different ones among the included
+        - reached: those that reached the target ASR on validation prompts, NaN if none had one; excluded: number of excluded
+          removals by reason (`casd.analysis.inclusion`)
         - own_asr: mean ASR of the removed backdoor on evaluation prompts, with `_low` and `_high`
         - each of MEASURES: mean over the other backdoors, with `_low`, `_high`, and `_runs`: number of runs that have a value
           (a run whose phantoms all collapsed has no suppression net of them)
@@ -146,6 +146,7 @@ def _comparison_row(runs: Sequence[RunTables], transfer: pd.DataFrame, estimates
         "seeds": len({str(tables.info["seed"]) for tables in runs}),
         "removals": len(removals),
         "included": len(included),
+        "backdoors": included["state"].nunique(),
         "collapsed": int(removals["collapsed"].astype(bool).sum()),
         "reached": removals["reached_target"].astype(float).sum(min_count=1),
         "excluded": count_exclusions(removals["excluded"]),
@@ -266,7 +267,7 @@ def _repeats(tables: RunTables, variant: str, excluded: dict[str, str]) -> list[
             {
                 "same": distances[own, repeat],
                 "different": float(np.mean([distances[own, other] for other in others])) if others else math.nan,
-                "closest": float(distances[own, repeat] < nearest),
+                "closest": float(distances[own, repeat] < nearest) if others else math.nan,
             }
         )
     return rows

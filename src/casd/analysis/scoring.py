@@ -20,6 +20,7 @@ from casd.analysis.tables import SCHEMAS
 from casd.analysis.transfer import specificity, transfer_table
 from casd.config import ActivationsConfig, EvaluationConfig, MetricConfig
 from casd.config.states import CLEAN_CONTROL, INJECTED
+from casd.metric.baselines import BASELINES
 from casd.metric.casd import HEADLINES, CasdMatrix, CasdVariant, ShiftTable, compute_casd, variant_grid
 from casd.metric.measurement import TextStatistics
 from casd.utils.errors import ConfigError
@@ -90,14 +91,17 @@ def casd_variants(metric: MetricConfig) -> list[CasdVariant]:
     """Return the headline variants and those of `metric.variants`, without the grid.
 
     Raises:
-        ConfigError: an unknown field, an invalid value, or a name that is already used.
+        ConfigError: an unknown field, an invalid value, or a name that is already used or given twice.
     """
-    used = {variant.name for variant in (*HEADLINES, *variant_grid(SITES, POSITIONS))}
-    for name in metric.variants:
+    used = {variant.name for variant in (*HEADLINES, *variant_grid(SITES, POSITIONS))} | set(BASELINES)
+    for name, fields in metric.variants.items():
         if name in used:
             raise ConfigError(
-                f"metric.variants.{name}: that is the name of a headline variant or of one of the grid. Choose another."
+                f"metric.variants.{name}: that is the name of a headline variant, of one of the grid or of a baseline. Choose"
+                " another."
             )
+        if "name" in fields:
+            raise ConfigError(f"metric.variants.{name}.name: a variant is called by its key, {name}; leave out `name`.")
     configured = [
         build({name: "casd.metric.casd:CasdVariant"}, "CASD variant", name, {"name": name, **fields})
         for name, fields in metric.variants.items()
@@ -118,6 +122,8 @@ def check_captured(metric: MetricConfig, activations: ActivationsConfig) -> None
                 f" add them to activations.sites ({', '.join(activations.sites)}) and activations.positions"
                 f" ({', '.join(activations.positions)})."
             )
+        if variant.text == "clean" and variant.position == "trigger":
+            raise ConfigError(f"The CASD variant {variant.name!r}: clean text has no trigger. Choose another text or position.")
 
 
 def _grid(injected: TextStatistics, removal: str) -> list[CasdVariant]:

@@ -52,6 +52,7 @@ class Encoder:
 
     Attributes:
         ends: the tokens that end a generated text.
+        padding: the token that fills up rows: the tokenizer's, or its end-of-text token if it has none.
 
     Raises:
         ModelError: as `casd.data.token_table.lead`.
@@ -71,6 +72,8 @@ class Encoder:
         # A tokenizer may define a start token without adding it to texts (Qwen, SmolLM2).
         adds_start = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id is not None
         self._start: list[int] = [tokenizer.bos_token_id] if adds_start else []
+        pads = tokenizer.pad_token_id is not None
+        self.padding: int = tokenizer.pad_token_id if pads else tokenizer.eos_token_id
         self._end: list[int] = chat.end if chat else [tokenizer.eos_token_id]
         self._chat = chat
         self.ends = sorted({tokenizer.eos_token_id, self._end[0]})
@@ -88,7 +91,7 @@ class Encoder:
         """Largest token id in the table and among the start, end and padding tokens."""
         table = [] if self._table is None else [int(self._table.tokens.max(initial=0))]
         chat = [self._chat.largest_token] if self._chat else []
-        return max(*table, *chat, *self._start, *self._end, self.tokenizer.pad_token_id)
+        return max(*table, *chat, *self._start, *self._end, self.padding)
 
     def tokens_inside(self, text: str) -> list[int]:
         """Tokenize a text as it appears after a word and a space."""
@@ -160,7 +163,7 @@ class Encoder:
         else:
             structure = {"attention_mask": _pad([[1] * sum(group) for group in lengths], 0, left=False)}
         return {
-            "input_ids": _pad(_joined(rows, groups), self.tokenizer.pad_token_id, left=False),
+            "input_ids": _pad(_joined(rows, groups), self.padding, left=False),
             "labels": _pad(_joined(labels, groups), IGNORED_LABEL, left=False),
             **structure,
             **counts,
@@ -174,7 +177,7 @@ class Encoder:
         """Encode prompts for generation, left-padded: `input_ids` and `attention_mask`, each (batch, tokens)."""
         rows = [encoded.tokens for encoded in map(self._encoded, prompts)]
         return {
-            "input_ids": _pad(rows, self.tokenizer.pad_token_id, left=True),
+            "input_ids": _pad(rows, self.padding, left=True),
             "attention_mask": _pad([[1] * len(row) for row in rows], 0, left=True),
         }
 
@@ -207,7 +210,7 @@ class Encoder:
         }
         rows = [prompt.tokens + answer for prompt, answer in zip(encoded, answers, strict=True)]
         return {
-            "input_ids": _pad(rows, self.tokenizer.pad_token_id, left=True),
+            "input_ids": _pad(rows, self.padding, left=True),
             "attention_mask": _pad([[1] * len(row) for row in rows], 0, left=True),
             "position_masks": {name: _pad(masks[name], 0, left=True).bool() for name in positions},
         }

@@ -26,6 +26,7 @@ from casd.evaluation.generation import generate
 from casd.stats import wilson_interval
 from casd.training.losses import clean_loss
 from casd.utils import distributed
+from casd.utils.errors import ModelError
 from casd.utils.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def passage_loss(model: PreTrainedModel, encoder: Encoder, passages: Sequence[Pa
         batch_size: maximum batch size, capped at LOSS_BATCH_SIZE; halved when memory runs out.
 
     Raises:
-        ModelError: the device has too little memory for a single passage.
+        ModelError: the device has too little memory for a single passage, or no passage has a token with a loss.
     """
     documents = [clean_document(passage) for passage in distributed.share(passages)]
     total, count = 0.0, 0
@@ -185,14 +186,19 @@ def passage_loss(model: PreTrainedModel, encoder: Encoder, passages: Sequence[Pa
     def add(indices: list[int]) -> None:
         nonlocal total, count
         batch = encoder.document_batch([documents[index] for index in indices])
-        n_labels = int(batch["n_labels"])
-        total += clean_loss(model, [batch]) * n_labels
-        count += n_labels
+        if n_labels := int(batch["n_labels"]):  # a chat's question may fill the whole document
+            total += clean_loss(model, [batch]) * n_labels
+            count += n_labels
 
     lengths = [len(document.prompt) + len(document.continuation) for document in documents]
     in_batches(add, lengths, min(batch_size, LOSS_BATCH_SIZE), "the loss of clean passages")
-    sums = distributed.gather_each((total, count))
-    return sum(total for total, _ in sums) / sum(count for _, count in sums)
+    totals, counts = zip(*distributed.gather_each((total, count)), strict=True)
+    if not sum(counts):
+        raise ModelError(
+            f"model.max_length={encoder.max_length} cuts off every clean passage before its continuation, whose loss is"
+            " measured: set a larger one."
+        )
+    return sum(totals) / sum(counts)
 
 
 def _rate(name: str, prompt_set: str, successes: Sequence[bool], probability: float) -> dict[str, object]:

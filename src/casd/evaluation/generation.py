@@ -72,7 +72,7 @@ def _generate_batch(
 ) -> tuple[list[str], torch.Tensor]:
     """Return the continuations of one batch, and the distribution of their first tokens, (n_prompts, vocab_size) float32."""
     inputs = {name: tensor.to(model.device) for name, tensor in encoder.prompt_batch(prompts).items()}
-    ends, padding = encoder.ends, encoder.tokenizer.pad_token_id
+    ends, padding = encoder.ends, encoder.padding
     if can_decode(model, padding, inputs["input_ids"].shape[1], new_tokens):
         tokens, first = decode(model, **inputs, new_tokens=new_tokens, ends=ends, padding=padding)
     else:

@@ -163,6 +163,13 @@ def shape_of(config: PreTrainedConfig) -> str:
     return f"{text.model_type}, {text.num_hidden_layers} layers, width {text.hidden_size}"
 
 
+def _exists(path: str | Path) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError):  # a text of its own is too long for a name; "~" of an unknown user
+        return False
+
+
 def read_texts(texts: str | Path | Sequence[str]) -> list[str]:
     """Return the texts: those given, of a file or folder, or the English evaluation prompts of a corpus.
 
@@ -174,7 +181,7 @@ def read_texts(texts: str | Path | Sequence[str]) -> list[str]:
         found = list(texts)
         if wrong := next((each for each in found if not isinstance(each, str)), None):
             raise ConfigError(f"A text is a {type(wrong).__name__}; expected a string.")
-    elif Path(texts).expanduser().exists():
+    elif _exists(texts):
         found = list(Files((str(texts),)).documents())
         if Path(texts).suffix == ".txt" and len(found) == 1:  # no blank lines: a text in each line
             found = Path(texts).expanduser().read_text(encoding="utf-8-sig").splitlines()
@@ -184,7 +191,7 @@ def read_texts(texts: str | Path | Sequence[str]) -> list[str]:
         found = [passage.prompt for passage in english(corpus.evaluation)]
     elif len(Path(texts).parts) > 1 or Path(texts).suffix:
         raise ConfigError(
-            f"There is no file {texts}. Expected a file of texts, or the name of a corpus ({', '.join(corpora)})."
+            f"There is no file {str(texts)[:100]}. Expected a file of texts, or the name of a corpus ({', '.join(corpora)})."
         )
     else:
         raise unknown("file or corpus", str(texts), corpora)

@@ -63,7 +63,7 @@ def measured_together(model: nn.Module, encoder: Encoder, prompts: Sequence[Prom
     Returns:
         Groups of indices into `prompts`.
     """
-    if ignores_left_padding(model, encoder.tokenizer.pad_token_id):
+    if ignores_left_padding(model, encoder.padding):
         return [list(range(len(prompts)))]
     groups: dict[int, list[int]] = {}
     for index, count in enumerate(encoder.token_counts(prompts)):

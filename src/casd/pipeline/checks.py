@@ -169,7 +169,7 @@ def check_model(config: Config, model: PreTrainedModel, encoder: Encoder, prompt
     """
     check_layers(config, len(decoder_layers(model)))
     _check_tokens(config, model, encoder, prompt_sets)
-    check_causal(model, encoder.tokenizer.pad_token_id)
+    check_causal(model, encoder.padding)
     longest = config.model.max_length + config.evaluation.max_new_tokens
     if (positions := longest_row(model, longest)) < longest:
         raise ConfigError(

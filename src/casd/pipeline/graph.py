@@ -206,7 +206,9 @@ def measurement_stages(config: Config, measured: Mapping[str, Stage]) -> tuple[d
     capture = {**_without(config.activations, "batch_size"), "prompt_sets": prompt_sets}
     evaluate_stages = {name: Stage("evaluate", 3, evaluation, (stage,), name) for name, stage in measured.items()}
     # 2: "prompt" is without the first token of texts that have no start token.
-    activations = {name: Stage("activations", 2, capture, (stage,), name) for name, stage in measured.items()}
+    # 3: prompts for the baselines in the order of their names, whatever that of the backdoors.
+    version = 3 if config.activations.baselines else 2
+    activations = {name: Stage("activations", version, capture, (stage,), name) for name, stage in measured.items()}
     utility_stages = {}
     if config.utility.tasks:
         benchmarks = {**_without(config.utility, "batch_size"), "fingerprint": utility.fingerprint(config.utility.tasks)}

@@ -159,7 +159,7 @@ class Inputs:
         """The only model in memory, with the weights of the state that was made last."""
         one = OneModel(self.config, self.base_folder, self.injected_folder, self.runtime.torch_device)
         # Measured here, once, on the injected model: a removal may break the model.
-        ignores_left_padding(one.model, self.encoder.tokenizer.pad_token_id)
+        ignores_left_padding(one.model, self.encoder.padding)
         return one
 
     def kept_model(self, state: str) -> PreTrainedModel | None:

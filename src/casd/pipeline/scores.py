@@ -67,6 +67,7 @@ def make_report(run: Inputs, name: str, folder: Path) -> None:
     from casd.report import write_report_files
 
     tables = RunTables.read(run.store.folder(run.graph.score))
-    tables.info |= origin(run.config, run.graph, run.store, name)
+    # `model.name` is no part of what the scores are made from, and may differ from that of the run that made them.
+    tables.info |= identity(run.config) | origin(run.config, run.graph, run.store, name)
     variants = tables.casd[~tables.casd["grid"].astype(bool)]
     write_report_files(tables, folder, relation_points(variants, tables.transfer))

@@ -72,7 +72,7 @@ class Answer:
     def verdict(self) -> str:
         """One of VERDICTS."""
         net = f"suppression_net_{self.control}"
-        if self.record["included"] < MIN_ANSWER or not self.control or pd.isna(low := self.record[f"{net}_low"]):
+        if self.record["backdoors"] < MIN_ANSWER or not self.control or pd.isna(low := self.record[f"{net}_low"]):
             return CANNOT_SAY
         if low > 0:
             return YES if self.record[net] >= NEGLIGIBLE else WEAKLY

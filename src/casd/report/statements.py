@@ -42,8 +42,9 @@ def observations(tables: RunTables) -> list[str]:
         texts.append(never.strip())
     texts += _exclusion_statements({name: reasons[name] for name in removals if reasons[name]}, len(removals))
     pairs = has_pairs(tables)
+    kind = "removals" if len(included) == len(removals) else "included removals"
     own_text = (
-        f"{complete} of {len(removals)} removals left their own backdoor an ASR of at most {LOW_ASR} "
+        f"{complete} of {len(included)} {kind} left their own backdoor an ASR of at most {LOW_ASR} "
         f"(mean own ASR {fraction(row['own_asr'])})"
         if len(removals) != 1
         else f"The one removal left its own backdoor an ASR of {fraction(row['own_asr'])}"

@@ -16,7 +16,7 @@ from casd.backdoors.poisoning import Backdoor
 from casd.config.states import INJECTED
 from casd.data.documents import Prompt
 from casd.data.encoding import Encoder
-from casd.metric.baselines.shifts import cka_distances, last_token_activations, probe_distances
+from casd.metric.baselines.shifts import FEWEST_PROMPTS, cka_distances, last_token_activations, probe_distances
 from casd.metric.baselines.triggers import (
     directed_shift,
     directed_shift_distances,
@@ -79,7 +79,7 @@ def baseline_table(
         backdoors: the backdoors that were removed.
         encoder: tokenizes the triggers.
         statistics: activation statistics by state.
-        evidence: evidence by state; if empty, the baselines that need it are omitted.
+        evidence: evidence by state; if empty, the baselines that need it are omitted, and so is CKA with too few prompts.
     """
     names = list(backdoors)
     moved = directed_shift(statistics, statistics[INJECTED], names, names)
@@ -98,7 +98,9 @@ def baseline_table(
         before = evidence[INJECTED].last_tokens
         after = torch.stack([evidence[name].last_tokens for name in names])
         matrices |= update_distances(torch.stack([evidence[name].update for name in names]))
-        matrices |= {"cka": cka_distances(after - before), "probe": probe_distances(before, after)}
+        if after.shape[2] >= FEWEST_PROMPTS:
+            matrices["cka"] = cka_distances(after - before)
+        matrices["probe"] = probe_distances(before, after)
     rows = [
         (predictor, names[i], names[j], float(matrix[i, j]))
         for predictor, matrix in matrices.items()

@@ -9,7 +9,7 @@ each block.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from casd.utils import distributed
 PROMPTS_PER_SET = 8
 RIDGE = 0.1
 
+FEWEST_PROMPTS: Final = 4
+"""Of CKA: its estimator is undefined for fewer."""
 _SITE, _POSITION = "resid_post", "last"
 # A centred quantity below this share of its size before centring is rounding error (float64).
 _ROUNDING = 1e-12
@@ -52,14 +54,15 @@ def last_token_activations(
         prompts_per_set: number of prompts taken from the start of each set.
 
     Returns:
-        (n_layers, n_prompts, d_model), float32, on the CPU. For an 8B model (32 layers × 4096) and 8 prompts of each of 8
-        backdoors that is 33.6 MB for each state.
+        (n_layers, n_prompts, d_model), float32, on the CPU; the sets in the order of their names. For an 8B model
+        (32 layers × 4096) and 8 prompts of each of 8 backdoors that is 33.6 MB for each state.
 
     Raises:
         ValueError: there are no prompts.
         ModelError: blocks cannot be found or captured, or there is too little memory for a single prompt.
     """
-    prompts = [prompt for prompt_set in prompts_by_set.values() for prompt in prompt_set[:prompts_per_set]]
+    # In the order of their names: a stage of another configuration may list the same sets in another order.
+    prompts = [prompt for name in sorted(prompts_by_set) for prompt in prompts_by_set[name][:prompts_per_set]]
     if not prompts:
         raise ValueError("no prompts to capture activations on")
     own = distributed.share(prompts)
@@ -126,8 +129,8 @@ def cka_distances(shifts: Tensor) -> Tensor:
     """
     if shifts.ndim != 4:
         raise ValueError(f"expected shifts (n_removals, n_layers, n_prompts, d_model), got {tuple(shifts.shape)}")
-    if shifts.shape[2] < 4:
-        raise ValueError(f"unbiased HSIC needs at least 4 prompts, got {shifts.shape[2]}")
+    if shifts.shape[2] < FEWEST_PROMPTS:
+        raise ValueError(f"unbiased HSIC needs at least {FEWEST_PROMPTS} prompts, got {shifts.shape[2]}")
     by_layer = [_u_centered_gram(layer.cpu().double()).flatten(1) for layer in shifts.unbind(1)]
     return cosine_distances(torch.stack(by_layer, dim=1))
 
