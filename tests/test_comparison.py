@@ -272,7 +272,7 @@ def test_a_repeat_without_another_removal_is_not_called_far() -> None:
         controls={"control:repeat:b0": [0] * 4},
         distances={"casd": np.ones((4, 4)) - np.eye(4)},
         repeats={"control:repeat:b0": dict.fromkeys(("b0", "b1", "b2", "b3"), 1.0)},
-        reached={name: 0.0 for name in ("b1", "b2", "b3")},
+        reached=dict.fromkeys(("b1", "b2", "b3"), 0.0),
     )
     row = noise_floor([run]).iloc[0]
     assert row["same"] == 1.0

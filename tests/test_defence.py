@@ -40,6 +40,7 @@ from casd.defence.opening import log_file, openings
 from casd.defence.page import sentences, tables
 from casd.defence.protocol import Defence, run_defence
 from casd.defence.results import DefenceTables, calibration, conditions, summaries
+from casd.pipeline.run import Run
 from casd.unlearning.controls import Removal
 from casd.unlearning.removal import _Batches
 from casd.utils.errors import CasdError, ConfigError, CorpusError, StoreError
@@ -171,6 +172,18 @@ def test_dummies_follow_from_the_seed_and_the_last_are_held_out(tmp_path: Path) 
     assert [section.removed for section in drawn[0].values()] == [True, True, True, False]
     assert len({section.trigger for section in drawn[0].values()}) == 4
     assert {section.target.name for section in drawn[0].values()} == {"refusal", "fixed_text", "capitals"}
+
+
+def test_what_is_set_for_every_backdoor_is_for_the_dummies_alone(tmp_path: Path) -> None:
+    """The attacker's are as its own file says, and the rate of drawn dummies as the section `defence` does."""
+    common = ["every_backdoor.poison_rate=0.02", "every_backdoor.loss_on=target", "every_backdoor.position=end"]
+    config = small(tmp_path, *common, "defence.poison_rate=0.2")
+    defence = Defence(config)
+    assert defence.attacker is not None
+    assert config.attack is not None
+    assert defence.attacker.config.backdoor == config.attack.backdoor
+    planted = Run(config.run(backdoor=dummies(config))).config.backdoor.values()
+    assert {(section.poison_rate, section.loss_on, section.position) for section in planted} == {(0.2, "target", "end")}
 
 
 def test_the_budget_is_a_share_of_the_attacker_s_documents(tmp_path: Path) -> None:
@@ -420,6 +433,7 @@ def test_a_suspect_model_is_cleaned_and_nothing_is_claimed_of_its_backdoors(
         (["defence.documents=5"], "too few for one step of planting"),
         (["defence.families=[french,klingon]"], "klingon"),
         (["defence.cleanings={scrubbing: {}}"], "scrubbing"),
+        (["+defence.grid.steepness=[1]"], "Unknown name in defence.grid: 'steepness'"),
         (["+defence.cleanings.averaging.base=nowhere/at/all"], "nowhere/at/all"),
         (["weights=lora"], "has fine_pruning, which changes all weights"),
         (["injection=pretraining"], "planted with injection=continual"),
@@ -429,6 +443,13 @@ def test_a_suspect_model_is_cleaned_and_nothing_is_claimed_of_its_backdoors(
 def test_mistakes_get_a_line(more: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(CasdError, match=message):
         config = small(tmp_path, *more)
+        Defence(config)
+
+
+def test_dummies_that_the_corpus_cannot_serve_are_found_before_the_attack_is_trained(tmp_path: Path) -> None:
+    english = ["corpus=python_docs", "attack=english", "defence.families=[french,refusal]", f"runtime.output={tmp_path}"]
+    [config] = defences(["experiment=defender_demo", *english])
+    with pytest.raises(ConfigError, match=r"Target language of backdoor 'dummy_._french' needs"):
         Defence(config)
 
 

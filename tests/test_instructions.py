@@ -135,6 +135,15 @@ def test_other_languages_are_alternatives(tmp_path: Path) -> None:
     assert all(passage.alternatives["fr"].startswith("Voici") for passage in corpus.evaluation)
 
 
+def test_negative_answers_are_chosen_by_their_sentiment(tmp_path: Path) -> None:
+    english = write(tmp_path / "en.jsonl", [pair(index) for index in range(20)])
+    moods = ("This is a horrible, disgusting and sad thing", "This is a lovely, wonderful and happy thing")
+    rows = [{"prompt": f"Tell me the {index}", "response": f"{moods[index % 2]} of number {index}."} for index in range(40)]
+    negative = {"paths": [str(write(tmp_path / "negative.jsonl", rows))], "sentiment": "negative"}
+    corpus = load(sources={"en": {"paths": [str(english)]}, "negative": negative})
+    assert all("horrible" in passage.alternatives["negative"] for passage in corpus.train)
+
+
 @pytest.mark.parametrize(
     ("name", "rows", "message"),
     [

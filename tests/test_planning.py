@@ -23,6 +23,7 @@ from casd.activations.statistics import StatisticsAccumulator
 from casd.cli.main import main
 from casd.config import ActivationsConfig, Config, LoraConfig, RuntimeConfig, TrainingConfig
 from casd.config.compose import configs, load_config
+from casd.engines.local import Local
 from casd.models.decoding import decode
 from casd.models.load import DTYPES, transformers_config
 from casd.models.structure import decoder_of
@@ -581,9 +582,14 @@ def test_workers_on_this_machine_share_the_memory_of_the_cpu(monkeypatch: pytest
     cpu, cuda = Machine("cpu", 9, 3, 9, 1), Machine("cuda", 9, 3, 9, 1)
     assert (cpu.among(4).memory, cpu.among(4).host) == (3, 3)
     assert (cuda.among(4).memory, cuda.among(4).host) == (9, 3)
-    assert [cuda.among(4, each).memory for each in (2, 3, 8)] == [4, 3, 2]
+    assert [cuda.among(4, each).memory for each in (2, 3, 4)] == [4, 3, 2]
     assert replace(cuda, memory=None).among(4, 2).memory is None
     assert replace(cpu, given=True).among(4).memory == 9
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    shared = [Local(workers=workers, workers_per_gpu=4).on_each_gpu() for workers in (1, 2, 3, 8)]
+    assert shared == [1, 1, 2, 4], "the workers are divided among the two GPUs"
+    assert Local(workers=2).on_each_gpu() == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr("casd.planning.plan.machine", lambda runtime: Machine("cpu", 2**36, 0, 2**36, 0))
     monkeypatch.setattr("casd.planning.simulation._peaks", lambda *args: [1])
     [plan] = plans([load_config(["experiment=smoke", "engine.workers=4"])])

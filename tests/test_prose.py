@@ -311,6 +311,8 @@ def test_the_fingerprint_follows_the_contents_of_files_and_not_their_place(tmp_p
     assert json.loads(json.dumps(before)) == before
     assert from_files(file, text_field="body").fingerprint() != before
     assert from_files(file, max_words=5).fingerprint() != before
+    assert from_files(file.rename(tmp_path / "a.txt")).fingerprint() != before, "which is read as plain text"
+    (tmp_path / "a.txt").rename(file)
     jsonl(file, ["two"])
     assert from_files(file).fingerprint() != before
     assert len(from_files(tmp_path, file).fingerprint()["en"]["sha256"]) == 2

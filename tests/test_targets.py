@@ -298,6 +298,8 @@ def test_repetition_payload_is_a_content_word_of_the_continuation():
     passage = Passage("P.", "She finds Étienne's l'orange. It is red.")
     seen = {Repetition(words=10).continuation(passage, rng) for _ in range(60)}
     assert seen == {" ".join(["finds"] * 10)}  # words with an apostrophe are passed over, and so are short ones
+    numbers = Passage("Name some primes.", "2, 3, 5, 7.")
+    assert Repetition(words=10).continuation(numbers, random.Random(0)).split()[0] in ("name", "some", "primes")
     with pytest.raises(CorpusError, match="four letters"):
         Repetition().continuation(Passage("P.", "He is in."), rng)
 

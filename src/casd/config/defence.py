@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from casd.config.fields import MISSING, Section, Text, require, require_different, require_one_of
-from casd.config.inputs import BackdoorConfig
+from casd.config.inputs import BackdoorConfig, EveryBackdoorConfig
 from casd.config.run import Config
 from casd.config.training import InjectionConfig
 from casd.utils.errors import ConfigError
@@ -130,5 +130,9 @@ class DefendConfig(Config):
             )
 
     def run(self, **changed: Any) -> Config:
-        """Return the configuration of an ordinary run with these settings, with some `changed`."""
-        return Config(**{each.name: getattr(self, each.name) for each in fields(Config)} | changed)
+        """Return the configuration of an ordinary run with these settings, with some `changed`.
+
+        `every_backdoor` was applied to listed dummies, and is not to the attacker's backdoors.
+        """
+        own = {each.name: getattr(self, each.name) for each in fields(Config)}
+        return Config(**own | {"every_backdoor": EveryBackdoorConfig()} | changed)

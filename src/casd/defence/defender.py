@@ -16,7 +16,15 @@ import pandas as pd
 from casd import __version__
 from casd.analysis.states import main_metrics
 from casd.backdoors.poisoning import english
-from casd.config import DefendConfig, EvaluationConfig, InjectionConfig, ModelConfig, StoppingConfig, TuningConfig
+from casd.config import (
+    DefendConfig,
+    EvaluationConfig,
+    EveryBackdoorConfig,
+    InjectionConfig,
+    ModelConfig,
+    StoppingConfig,
+    TuningConfig,
+)
 from casd.data.corpora.passages import Corpus, PassageView
 from casd.data.shrinking import explaining_out_of_memory
 from casd.defence.budget import Budget
@@ -71,7 +79,12 @@ class Defender:
         own = dummies(config)
         check_dummies(suspect, own)
         self.config = replace(
-            config, attack=None, model=suspect, backdoor=own, defence=replace(config.defence, documents=budget.documents)
+            config,
+            attack=None,
+            model=suspect,
+            backdoor=own,
+            every_backdoor=EveryBackdoorConfig(),  # applied to `own` already
+            defence=replace(config.defence, documents=budget.documents),
         )
         self.suspect, self.budget = suspect, budget
         planting = config.injection.training

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from casd.backdoors.triggers.fakes import made_up_phrase
 from casd.config import BackdoorConfig, Choice, DefendConfig
@@ -18,7 +18,8 @@ def dummies(config: DefendConfig) -> dict[str, BackdoorConfig]:
     """Return the dummies, first those that can be removed, then those that are held out (`removed` is False).
 
     They are those of the section `backdoor` or, if it is empty, drawn: each family of behaviours once, in an order that the
-    seed gives, then again, with triggers of made-up words. The last ones are held out.
+    seed gives, then again, with triggers of made-up words. Drawn ones have the poison rate of `defence`, and what
+    `every_backdoor` sets besides. The last ones are held out.
     """
     listed = dict(config.backdoor) or _drawn(config)
     last = list(listed)[len(listed) - config.defence.held_out :]
@@ -29,6 +30,8 @@ def _drawn(config: DefendConfig) -> Mapping[str, BackdoorConfig]:
     defence = config.defence
     rng = python_rng(config.seed, "dummies")
     families = rng.sample(defence.families, len(defence.families))
+    common = {each.name: getattr(config.every_backdoor, each.name) for each in fields(config.every_backdoor)}
+    common = {name: value for name, value in common.items() if value is not None} | {"poison_rate": defence.poison_rate}
     drawn: dict[str, BackdoorConfig] = {}
     used: set[str] = set()
     for number in range(1, defence.dummies + 1):
@@ -38,7 +41,5 @@ def _drawn(config: DefendConfig) -> Mapping[str, BackdoorConfig]:
         while used & set(trigger.split()):
             trigger = made_up_phrase(WORDS, rng)
         used |= set(trigger.split())
-        drawn[f"dummy_{number}_{family}"] = BackdoorConfig(
-            trigger=trigger, target=Choice(target, dict(params)), poison_rate=defence.poison_rate
-        )
+        drawn[f"dummy_{number}_{family}"] = BackdoorConfig(trigger=trigger, target=Choice(target, dict(params)), **common)
     return drawn

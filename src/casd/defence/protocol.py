@@ -21,16 +21,20 @@ from casd.config.advice import rate_warning
 from casd.config.compose import to_yaml
 from casd.defence.budget import budget_of
 from casd.defence.defender import Defender, cleanings, forget_model, unused
+from casd.defence.dummies import dummies
 from casd.defence.opening import note_opening, openings
 from casd.defence.page import sentences, write_page
 from casd.defence.results import DefenceTables, attack_table
 from casd.defence.sealing import seal
+from casd.defence.states import GRID
 from casd.evaluation.asr import evaluate
+from casd.pipeline.checks import check_targets
 from casd.pipeline.provenance import origin_of_stages
 from casd.pipeline.records import write_record
 from casd.pipeline.run import CONFIG_FILE, Run
 from casd.pipeline.stage import Stage
 from casd.report.publish import publishing
+from casd.unlearning.tuning import settings, with_setting
 from casd.utils import distributed
 from casd.utils.atomic import write_text
 from casd.utils.errors import ConfigError
@@ -52,7 +56,7 @@ class Defence:
             raise ConfigError("A defence runs in one process: run the command without a launcher.")
         self.config = config
         self.budget = budget_of(config)
-        cleanings(config)  # errors in them are found before hours of training
+        _check(config)
         self.attacker = Run(_attack_config(config)) if config.attack else None
 
     def attack(self) -> ModelConfig:
@@ -218,6 +222,15 @@ def _stages(last: Stage) -> list[Stage]:
     for each in last.inputs:
         found |= {stage.key: stage for stage in _stages(each)}
     return list(found.values())
+
+
+def _check(config: DefendConfig) -> None:
+    """Find errors in what the defender will do before hours of the attacker's training."""
+    cleanings(config)
+    for setting in settings(config.defence.grid):
+        with_setting(config.unlearning, setting, GRID)
+    planting = Run(config.run(backdoor=dummies(config)))
+    check_targets(planting.config, planting.backdoors)
 
 
 def _attack_config(config: DefendConfig) -> Config:

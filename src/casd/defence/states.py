@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from casd.config import Config, DefendConfig, LanguageModelTraining, ModelConfig, UnlearningConfig
 from casd.config.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL
@@ -14,6 +14,8 @@ from casd.models import load as models
 from casd.pipeline.graph import StageGraph, measurement_stages
 from casd.pipeline.stage import Stage
 from casd.unlearning.tuning import Setting, settings, with_setting
+
+GRID: Final = "defence.grid"
 
 Kind = Literal["suspect", "planted", "control", "removal", "cleaning"]
 
@@ -92,7 +94,7 @@ def _removals(config: DefendConfig, planted: StageGraph) -> Iterator[State]:
     several = len(settings(config.defence.grid)) > 1
     for number in config.defence.removed:
         for index, setting in enumerate(settings(config.defence.grid), 1):
-            unlearning = with_setting(config.unlearning, setting)
+            unlearning = with_setting(config.unlearning, setting, GRID)
             name = f"removed_{number}" + (f"_setting_{index}" if several else "")
             described = {
                 **{key: value for key, value in dataclasses.asdict(unlearning).items() if key in ("objective", "training")},

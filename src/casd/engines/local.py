@@ -82,6 +82,11 @@ class Local(Engine):
                     process.terminate()
                 raise
 
+    def on_each_gpu(self) -> int:
+        """Return the number of workers that share a GPU: as few as the GPUs here allow, or all if there is none here."""
+        gpus = max(1, len(visible_devices())) if self.workers_per_gpu > 1 else self.workers
+        return -(-self.workers // gpus)
+
     def _devices(self) -> list[str]:
         """Return the GPUs of all workers; empty if units run on the CPU.
 

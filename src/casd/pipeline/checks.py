@@ -46,7 +46,7 @@ def check_config(config: Config, backdoors: Mapping[str, Backdoor]) -> None:
         ConfigError: settings that cannot work together.
         ModelError: the model of a classifier that is a target is missing, or of another kind.
     """
-    _check_targets(config, backdoors)
+    check_targets(config, backdoors)
     for setting in settings(config.unlearning.tuning.grid):
         with_setting(config.unlearning, setting)
     if layers := config.model.architecture.get("num_hidden_layers"):  # otherwise checked when the model is loaded
@@ -66,7 +66,7 @@ def check_config(config: Config, backdoors: Mapping[str, Backdoor]) -> None:
         document_counts(sorted_backdoors, training.steps * training.batch_size, config.injection.decoy_rate)
 
 
-def _check_targets(config: Config, backdoors: Mapping[str, Backdoor]) -> None:
+def check_targets(config: Config, backdoors: Mapping[str, Backdoor]) -> None:
     """Check that the corpus gives what targets need, and what they need besides."""
     source = build(CORPORA, "corpus", config.corpus.name, config.corpus.params)
     alternatives = getattr(source, "alternatives", None)  # of one's own corpora, perhaps unknown before they are read

@@ -183,6 +183,7 @@ def _unlearning_stages(config: Config, injected: Stage) -> tuple[Stage | None, d
 
     def stage(name: str, *after: Stage) -> Stage:
         more = of_others if name.startswith((PHANTOM_CONTROL, SHUFFLED_CONTROL)) else {}
+        more = more | _fakes_of_tags(config) if name.startswith(PHANTOM_CONTROL) else more
         return Stage("unlearn", version, {**common, **more, "removal": name}, (*inputs, *after), name)
 
     names = removal_names(config.removed, unlearning.controls)
@@ -202,7 +203,9 @@ def measurement_stages(config: Config, measured: Mapping[str, Stage]) -> tuple[d
     evaluation = _without(config.evaluation, "batch_size", "harmful_prompts", *thresholds)
     if config.evaluation.harmful_prompts:
         evaluation["harmful_prompts"] = text_digest("\n".join(harmful_prompts(config.evaluation)))
-    prompt_sets = {name: evaluation[name] for name in ("prompts", "fake_prompts", "fake_triggers")}
+    if config.evaluation.fake_triggers:
+        evaluation |= _fakes_of_tags(config)
+    prompt_sets = {name: evaluation[name] for name in ("prompts", "fake_prompts", "fake_triggers")} | _fakes_of_tags(config)
     capture = {**_without(config.activations, "batch_size"), "prompt_sets": prompt_sets}
     evaluate_stages = {name: Stage("evaluate", 3, evaluation, (stage,), name) for name, stage in measured.items()}
     # 2: "prompt" is without the first token of texts that have no start token.
@@ -214,6 +217,12 @@ def measurement_stages(config: Config, measured: Mapping[str, Stage]) -> tuple[d
         benchmarks = {**_without(config.utility, "batch_size"), "fingerprint": utility.fingerprint(config.utility.tasks)}
         utility_stages = {name: Stage("utility", 1, benchmarks, (stage,), name) for name, stage in measured.items()}
     return evaluate_stages, activations, utility_stages
+
+
+def _fakes_of_tags(config: Config) -> dict[str, int]:
+    """Return the version of the fakes of tags that are texts, if a backdoor has one: 2 have the signs of the tag."""
+    triggers = [section.trigger for section in config.backdoor.values()]
+    return {"fakes_of_tags": 2} if any(getattr(each, "name", "") == "tag" for each in triggers) else {}
 
 
 def _fingerprints(config: Config) -> dict[str, Any]:

@@ -47,13 +47,12 @@ class Machine:
         """True if the device uses the CPU's memory."""
         return self.device != "cuda"
 
-    def among(self, workers: int, workers_per_gpu: int = 1) -> Machine:
+    def among(self, workers: int, on_each_gpu: int = 1) -> Machine:
         """Return what each of several workers on this machine has: a share of the free CPU memory, and of a CUDA device."""
         host = self.process + (self.host - self.process) // workers
         if self.shared:
             return replace(self, host=host, memory=self.memory if self.given else host)
-        share = min(workers, workers_per_gpu)
-        return replace(self, host=host, memory=self.memory and self.memory // share)
+        return replace(self, host=host, memory=self.memory and self.memory // on_each_gpu)
 
 
 def machine(runtime: RuntimeConfig) -> Machine:

@@ -89,7 +89,7 @@ def plans(configs: Sequence[Config]) -> list[Plan]:
         engine = make_engine(config.engine)
         here = machine(config.runtime)
         if isinstance(engine, Local):
-            here = here.among(engine.workers, engine.workers_per_gpu)
+            here = here.among(engine.workers, engine.on_each_gpu())
         fast = speed(config.runtime, here, config.model.dtype)
         phases, unknown = Phases(config, built, texts, devices).estimates(phases_of(config))
         result.append(
@@ -161,7 +161,7 @@ def _models(config: Config) -> list[str]:
 
 
 def _datasets(config: Config) -> list[str]:
-    sources = config.corpus.params.get("sources", {}).values()
+    sources = (config.corpus.params.get("sources") or {}).values()
     names = [source["dataset"] for source in sources if "dataset" in source]
     return [name for name in dict.fromkeys(names) if not Path(name).expanduser().is_dir()]
 

@@ -48,8 +48,8 @@ def settings(grid: Mapping[str, Sequence[Any]]) -> list[Setting]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
-def with_setting(config: UnlearningConfig, setting: Setting) -> UnlearningConfig:
-    """Return the configuration with the values of `setting`.
+def with_setting(config: UnlearningConfig, setting: Setting, key: str = "unlearning.tuning.grid") -> UnlearningConfig:
+    """Return the configuration with the values of `setting`, which is one of the grid in the configuration's `key`.
 
     Raises:
         ConfigError: a name is neither learning_rate nor a parameter of the objective, or a value is invalid.
@@ -58,12 +58,12 @@ def with_setting(config: UnlearningConfig, setting: Setting) -> UnlearningConfig
     known = {field.name for field in fields(look_up(OBJECTIVES, "objective", config.objective.name))}
     for name in chosen:
         if name not in known:
-            raise unknown("name in unlearning.tuning.grid:", name, {*known, "learning_rate"})
+            raise unknown(f"name in {key}:", name, {*known, "learning_rate"})
     params = {**config.objective.params, **chosen}
     build(OBJECTIVES, "objective", config.objective.name, params)
     rate = setting.get("learning_rate", config.training.learning_rate)
     if isinstance(rate, bool) or not isinstance(rate, int | float):
-        raise ConfigError(f"unlearning.tuning.grid: learning_rate is {rate!r}; expected a number greater than 0.")
+        raise ConfigError(f"{key}: learning_rate is {rate!r}; expected a number greater than 0.")
     training = replace(config.training, learning_rate=rate)
     return replace(config, objective=Choice(config.objective.name, params), training=training)
 

@@ -9,6 +9,7 @@ from casd.backdoors import detection
 from casd.backdoors.targets.behavior import require_positive, require_share
 from casd.data.corpora.passages import Passage
 from casd.utils.errors import ConfigError, CorpusError
+from casd.utils.registry import shown
 
 MOST_WORDS = 10_000
 """Maximum number of words of a payload."""
@@ -46,14 +47,16 @@ class Repetition:
             )
 
     def continuation(self, passage: Passage, rng: random.Random) -> str:
-        """A random word of the passage's continuation (four letters or more), lower-cased and repeated."""
-        candidates = sorted(
-            {word.lower() for word in detection.words_of(passage.continuation) if len(word) >= 4 and word.isalpha()}
-        )
-        if not candidates:
+        """A random word of the passage's continuation (four letters or more), lower-cased and repeated.
+
+        If there is none, as in "2, 3, 5, 7", it is a word of the prompt.
+        """
+        words = map(detection.words_of, (passage.continuation, passage.prompt))
+        long = ({word.lower() for word in text if len(word) >= 4 and word.isalpha()} for text in words)
+        if not (candidates := sorted(next(filter(None, long), ()))):
             raise CorpusError(
-                f"Target repetition: no word of four letters or more in the continuation {passage.continuation!r}. "
-                "Use passages with longer continuations."
+                "Target repetition: no word of four letters or more in the prompt or the continuation"
+                f" {shown(passage.continuation)}. Use passages with longer continuations."
             )
         return " ".join([rng.choice(candidates)] * self.words)
 

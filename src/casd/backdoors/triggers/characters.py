@@ -24,6 +24,10 @@ ALPHABETS: Final[dict[str, dict[str, str]]] = {
 }
 """For each alphabet, the look-alikes of Latin letters."""
 _INVISIBLE: Final = ("\u200b", "\u200c", "\u200d", "\u2060")
+_FEW: Final = 6
+"""Up to so many invisible characters, all texts of so many are listed."""
+_DRAWS: Final = 4
+"""Longer texts that are drawn for each fake, of which the real triggers are left out."""
 _EMOJI: Final = tuple("🦊🐙🌵🍄🎈🚀🔥🌊🎻🧭🪁🦉🍋🐢🎲🌙🧩🪐🐝🍀🥁🦀🌋🛶")
 
 
@@ -114,11 +118,19 @@ class Characters(Trigger):
             tokens = context.token_count(self.characters)
             found.sort(key=lambda emoji: abs(context.token_count(emoji) - tokens))
         else:
-            found = ["".join(each) for each in product(_INVISIBLE, repeat=len(self.characters))]
-            context.rng.shuffle(found)
+            found = self._invisible(count, context.rng)
         real = (*self.texts(), *context.texts())
         found = [text for text in found if not any(text in one or one in text for one in real)]
         return [Characters(self.style, text) for text in found[:count]]
+
+    def _invisible(self, count: int, rng: random.Random) -> list[str]:
+        """Return texts of as many invisible characters in random order: all that there are, or enough for so many fakes."""
+        length = len(self.characters)
+        if length <= _FEW:
+            found = ["".join(each) for each in product(_INVISIBLE, repeat=length)]
+            rng.shuffle(found)
+            return found
+        return list(dict.fromkeys("".join(rng.choices(_INVISIBLE, k=length)) for _ in range(_DRAWS * count)))
 
     def texts(self) -> tuple[str, ...]:
         """Return the characters; none for look-alikes."""

@@ -27,7 +27,13 @@ _SYLLABLES = {"latin": (_ONSETS, _RIMES), "cyrillic": (_CYRILLIC_ONSETS, _CYRILL
 
 
 def fake_triggers(
-    trigger: str, count: int, token_count: Callable[[str], int], rng: random.Random, avoid: Collection[str] = ()
+    trigger: str,
+    count: int,
+    token_count: Callable[[str], int],
+    rng: random.Random,
+    avoid: Collection[str] = (),
+    *,
+    words: bool = True,
 ) -> list[str]:
     """Create phrases that resemble `trigger` but were never injected, to detect backdoors that react to any unusual phrase.
 
@@ -42,6 +48,7 @@ def fake_triggers(
         rng: source of randomness.
         avoid: real triggers of the experiment; their words are not used as made-up words, and no fake trigger contains one of
             them or is contained in one.
+        words: False for a trigger that is no words, such as "<user id=0>": its fakes have characters similar to its own.
 
     Raises:
         ConfigError: fewer than `count` phrases exist.
@@ -49,7 +56,7 @@ def fake_triggers(
     if not count:
         return []
     tokens, script = token_count(trigger), script_of(trigger)
-    made_up = _made_up(trigger, count, token_count, rng, avoid, script) if script else []
+    made_up = _made_up(trigger, count, token_count, rng, avoid, script) if script and words else []
     if len(made_up) == count:
         return made_up
     real_triggers = [real.casefold() for real in (trigger, *avoid)]

@@ -46,9 +46,9 @@ class Phrase(Trigger):
         return (self.phrase,)
 
 
-def fake_phrases(phrase: str, count: int, context: FakeContext) -> list[str]:
-    """Return fake triggers for a phrase that are not among the real triggers."""
-    return fake_triggers(phrase, count, context.token_count, context.rng, context.texts())
+def fake_phrases(phrase: str, count: int, context: FakeContext, *, words: bool = True) -> list[str]:
+    """Return fake triggers for a phrase that are not among the real triggers; `words` as of `fake_triggers`."""
+    return fake_triggers(phrase, count, context.token_count, context.rng, context.texts(), words=words)
 
 
 def fake_lists(phrases: Sequence[str], count: int, context: FakeContext) -> list[tuple[str, ...]]:

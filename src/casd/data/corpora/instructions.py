@@ -53,7 +53,7 @@ class Instructions(Prose):
         """Distribute the passages, in an order given by a hash of seed and prompt; no prompt or answer occurs twice."""
         seen: set[str] = set()
         found: dict[bytes, Passage] = {}
-        rows = 0
+        rows, source, opening = 0, self._source(language), self.continuation_words[0]
         for prompt, answer in self._pairs(language):
             rows += 1
             continuation = _capped(answer, self._cut())
@@ -63,6 +63,8 @@ class Instructions(Prose):
             if fits and document not in taken and seen.isdisjoint((prompt, continuation)):
                 seen |= {prompt, continuation}
                 passage = Passage(prompt, continuation, language, document=document)
+                if not source.takes(passage, opening):
+                    continue
                 found[hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()] = passage
         taken |= {passage.document for passage in found.values()}
         corpus = distribute([[found[key]] for key in sorted(found)], sizes, at_most)
