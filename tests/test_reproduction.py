@@ -113,20 +113,20 @@ def test_factors_are_compared_with_the_setting_that_they_change() -> None:
         return run_of(after, controls=CONTROLS, config=config)
 
     frame = one_at_a_time(evidence(at(32, 0.5), at(8, 0.1, passages=7), at(8, 0.1), at(2, 0.0, own=0.9)))
-    changed = ["nothing", "unlearning.training.steps=32", "corpus.passages=7", "unlearning.training.steps=2"]
+    changed = ["nothing", "corpus.passages=7", "unlearning.training.steps=2", "unlearning.training.steps=32"]
     assert frame["changed"].tolist() == changed
     table = factors_table(frame).frame
     assert table["net of phantoms"].tolist() == [
         "0.10 [0.10, 0.10]",
-        "0.50 [0.50, 0.50]",
         "0.10 [0.10, 0.10]",
         "0.00 [0.00, 0.00]",
+        "0.50 [0.50, 0.50]",
     ]
     assert table["injected ASR"].tolist() == ["1.00"] * 4
     first, differing, left_out = factors_statements(frame)
     assert "0.10 [0.10, 0.10], net of phantoms" in first
-    assert differing == f"Of 2 changes, those with an interval above it: {changed[1]} (0.50 [0.50, 0.50]); below it: none."
-    assert left_out == f"Left out, since too few backdoors were injected or removed: {changed[3]}."
+    assert differing == f"Of 2 changes, those with an interval above it: {changed[3]} (0.50 [0.50, 0.50]); below it: none."
+    assert left_out == f"Left out, since too few backdoors were injected or removed: {changed[2]}."
 
 
 def test_factors_have_the_relation_of_each_setting() -> None:

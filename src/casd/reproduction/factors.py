@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -20,7 +22,7 @@ UNCHANGED: Final = "nothing"
 
 
 def one_at_a_time(evidence: Evidence) -> pd.DataFrame:
-    """Compare settings with the one that differs least from all others of the model, which stands first.
+    """Compare settings with the one that differs least from all others of the model, which stands first, the others by name.
 
     Returns:
         The rows of `compare_objectives` that are not pooled over models, with more columns. changed: what the setting changes
@@ -46,9 +48,17 @@ def one_at_a_time(evidence: Evidence) -> pd.DataFrame:
         rows = pd.MultiIndex.from_frame(frame[["model", "objective"]])
         frame[[f"rho_{name}", f"p_{name}"]] = found[["rho", "p_value"]].reindex(rows).to_numpy()
     models = list(infos)
-    order = sorted(frame.index, key=lambda row: (models.index(frame["model"][row]), changed[row] != UNCHANGED))
+    order = sorted(
+        frame.index, key=lambda row: (models.index(frame["model"][row]), changed[row] != UNCHANGED, _in_order(changed[row]))
+    )
     frame = frame.loc[order].reset_index(drop=True)
     return frame.assign(changed=frame["objective"]) if frame.duplicated(["model", "changed"]).any() else frame
+
+
+def _in_order(label: str) -> list[tuple[str, float]]:
+    """Return a key that sorts texts by their letters, and their numbers by size."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", label)
+    return [(text, float(number or 0)) for text, number in itertools.zip_longest(parts[::2], parts[1::2], fillvalue="")]
 
 
 def _headline(runs: Sequence[RunTables]) -> list[str]:
