@@ -149,7 +149,7 @@ def stage_graph(config: Config) -> StageGraph:
         clean_model=clean_model,
         persistence=persistence,
         score=scored,
-        report=Stage("report", 12, {"name": config.name, "model": config.model.name}, (scored,), label),
+        report=Stage("report", 13, {"name": config.name, "model": config.model.name}, (scored,), label),
     )
 
 
