@@ -6,6 +6,7 @@ Run: python -m pytest tests/test_trigger_kinds.py
 from __future__ import annotations
 
 import copy
+import json
 import random
 import re
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ from casd.data.corpora.passages import Corpus, Passage
 from casd.data.documents import Prompt
 from casd.data.encoding import Encoder
 from casd.defence.sealing import _digests, check_dummies
+from casd.pipeline.graph import stage_graph
 from casd.pipeline.run import Run
 from casd.report.answer import run_answer
 from casd.report.html import run_html
@@ -206,6 +208,14 @@ def test_fakes_of_a_tag_keep_its_signs(text: str, encoder: Encoder) -> None:
     for fake in trigger.fakes(5, FakeContext(encoder.token_count, random.Random(0), [trigger])):
         assert set(re.sub(r"[\w ]", "", fake.label)) <= set(re.sub(r"[\w ]", "", text)) != set()
         assert re.search(r"[^\w ]", fake.label)
+
+
+def test_measurements_of_tags_with_other_fakes_are_not_reused() -> None:
+    """Those of before fakes had the signs of the tag; what has no tag keeps its stages."""
+    for backdoors, expected in (("[refusal,refusal_tag]", True), ("[refusal,german]", False)):
+        graph = stage_graph(load_config([f"backdoor={backdoors}"]))
+        measured = [*graph.evaluate.values(), *graph.activations.values(), graph.unlearn["control:phantom"]]
+        assert {"fakes_of_tags" in json.dumps(stage.config) for stage in measured} == {expected}
 
 
 def test_fakes_of_a_tag_of_words_are_made_up_words(encoder: Encoder) -> None:

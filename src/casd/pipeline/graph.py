@@ -220,9 +220,9 @@ def measurement_stages(config: Config, measured: Mapping[str, Stage]) -> tuple[d
 
 
 def _fakes_of_tags(config: Config) -> dict[str, int]:
-    """Return the version of the fakes of tags that are texts, if a backdoor has one: 2 have the signs of the tag."""
+    """Return the version of the fakes of tags, if a backdoor has one: since 2 they have the signs of the tag."""
     triggers = [section.trigger for section in config.backdoor.values()]
-    return {"fakes_of_tags": 2} if any(getattr(each, "name", "") == "tag" for each in triggers) else {}
+    return {"fakes_of_tags": 2} if any(isinstance(each, dict) and each.get("name") == "tag" for each in triggers) else {}
 
 
 def _fingerprints(config: Config) -> dict[str, Any]:
