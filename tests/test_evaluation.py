@@ -196,7 +196,7 @@ def test_a_target_that_takes_its_own_payload_for_a_failure_is_refused(corpus: Co
 def test_fake_triggers_of_another_length_are_told(
     corpus: Corpus, encoder: Encoder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("casd.backdoors.triggers.phrase.fake_triggers", lambda *_: ["a", "vextal orrin"])
+    monkeypatch.setattr("casd.backdoors.triggers.phrase.fake_triggers", lambda *_, **__: ["a", "vextal orrin"])
     make_prompt_sets(corpus, {"a": Backdoor("a", "zandor khemil", FixedText("No."), "random", 0.1)}, encoder, SMALL, seed=1)
     one, other, real = map(encoder.token_count, ("a", "vextal orrin", "zandor khemil"))
     said = " ".join(capsys.readouterr().err.split())

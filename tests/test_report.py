@@ -210,7 +210,7 @@ def test_excluded_removals_are_named_with_their_reason() -> None:
     start = "removals {} excluded from every mean and correlation,"
     assert f"1 of 8 {start.format('is')} backdoor not established: german." in texts
     assert f"2 of 8 {start.format('are')} target ASR not reached: fixed_text, refusal." in texts
-    assert any(text.startswith("5 of 8 removals left") for text in texts)
+    assert any(text.startswith("5 of 5 included removals left") for text in texts)
 
 
 def test_the_mean_of_pairs_by_layer_is_of_included_removals_and_the_floor_of_their_repeats() -> None:

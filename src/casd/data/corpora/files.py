@@ -62,17 +62,13 @@ class Files(Selection):
         rows.check()
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the SHA-256 of each file in the order of reading, their formats, and the fields that select text.
-
-        Paths do not matter, but a file's suffix says how it is read.
+        """Return the SHA-256 of each file in the order of reading, and the fields that select text; paths do not matter.
 
         Raises:
             CorpusError: a file is missing.
         """
-        formats = [file.suffix.lower() for file in self._files()]
         return {
             "sha256": [file_sha256(file) for file in self._files()],
-            **({"formats": formats} if set(formats) != {".txt"} else {}),
             "text_field": self.text_field,
             "max_documents": self.max_documents,
             "max_words": self.max_words,
@@ -163,7 +159,7 @@ def read_documents(file: Path, text_field: str, rows: Rows) -> Iterator[str]:
         documents = _table_documents(_jsonl_records(file), text_field, rows)
     else:
         rows.check_columns([], f"{file}, a text file")
-        documents = _paragraphs(line for _, line in _utf8_lines(file))
+        documents = _paragraphs(_plain_lines(file))
     usable = False
     for document in documents:
         usable = usable or document is None  # left out by `rows`
@@ -184,6 +180,21 @@ def _utf8_lines(file: Path) -> Iterator[tuple[int, str]]:
                 raise CorpusError(
                     f"{file}, line {number}: not valid UTF-8 at byte {error.start} of the line. Convert the file to UTF-8."
                 ) from error
+
+
+def _plain_lines(file: Path) -> Iterator[str]:
+    """Yield the lines of a text file; refuse rows of JSON, which would be taken for text."""
+    begun = False
+    for _, line in _utf8_lines(file):
+        if not begun and line.startswith("{"):
+            try:
+                json.loads(line)
+            except (ValueError, RecursionError):
+                pass  # text that begins with a brace
+            else:
+                raise CorpusError(f"{file} has the suffix of plain text, but rows of JSON: call it {file.stem}.jsonl.")
+        begun = begun or bool(line.strip())
+        yield line
 
 
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
