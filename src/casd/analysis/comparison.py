@@ -59,6 +59,11 @@ def grouped(runs: Sequence[RunTables]) -> dict[tuple[str, str], list[RunTables]]
     return groups | {(POOLED, objective): list(chain.from_iterable(members)) for objective, members in several.items()}
 
 
+def headline_variants(runs: Sequence[RunTables]) -> list[str]:
+    """Return the names of the headline variants of all runs, each once."""
+    return list(dict.fromkeys(variant for tables in runs for variant in tables.headline))
+
+
 def included_matrices(tables: RunTables, *columns: str) -> tuple[list[str], list[np.ndarray]]:
     """Return the n backdoors whose removals are included, and an (n, n) matrix (source, target) per column of `transfer`."""
     cells = included_cells(tables)
@@ -228,7 +233,7 @@ def noise_floor(runs: Sequence[RunTables]) -> pd.DataFrame:
     result = []
     for (model, objective), members in by_condition(runs).items():
         reasons = [_repeat_exclusions(tables) for tables in members]
-        for variant in dict.fromkeys(variant for tables in members for variant in tables.headline):
+        for variant in headline_variants(members):
             repeats = [_repeats(tables, variant, excluded) for tables, excluded in zip(members, reasons, strict=True)]
             if not any(repeats):
                 continue

@@ -125,13 +125,17 @@ def _display_path(folder: Path, info: dict[str, Any]) -> Path:
     return folder.with_name(str(info.get("run") or name))
 
 
+def by_size(label: str) -> list[str | float]:
+    """Return the sort key of a text in which numbers are compared as numbers."""
+    parts = re.split(_NUMBER, label)  # text and numbers alternate
+    return [float(part) if index % 2 else part for index, part in enumerate(parts)]
+
+
 def _sort_key(run: FinishedRun) -> tuple[str, list[str | float], float, str, str]:
     """Return the sort key of a run; seeds, and numbers in a setting, are compared as numbers."""
     seed = run.info["seed"]
     number = float(seed) if isinstance(seed, int | float) else float("inf")
-    parts = re.split(_NUMBER, condition_label(run.info))  # text and numbers alternate
-    setting = [float(part) if index % 2 else part for index, part in enumerate(parts)]
-    return str(run.info["model"]), setting, number, str(seed), str(run.info["run"])
+    return str(run.info["model"]), by_size(condition_label(run.info)), number, str(seed), str(run.info["run"])
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:

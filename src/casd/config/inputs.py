@@ -136,3 +136,8 @@ class EveryBackdoorConfig(Section):
     """See `BackdoorConfig.poison_rate`."""
     loss_on: Text | None = None
     """See `BackdoorConfig.loss_on`."""
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The settings that are not null, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from casd.config.fields import (
@@ -127,9 +127,7 @@ class Config(Section):
             require_name("a backdoor's name", name)
         require(self, "0 or more", lambda value: value >= 0, "seed")
         make_engine(self.engine)
-        common = {each.name: getattr(self.every_backdoor, each.name) for each in fields(self.every_backdoor)}
-        common = {name: value for name, value in common.items() if value is not None}
-        if common:
+        if common := self.every_backdoor.chosen:
             self.backdoor = {name: replace(section, **common) for name, section in self.backdoor.items()}
         if self.backdoor and not self.removed:
             raise ConfigError("Every backdoor has removed: false; at least one has to be removed.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from casd.backdoors.triggers.fakes import made_up_phrase
 from casd.config import BackdoorConfig, Choice, DefendConfig
@@ -30,8 +30,7 @@ def _drawn(config: DefendConfig) -> Mapping[str, BackdoorConfig]:
     defence = config.defence
     rng = python_rng(config.seed, "dummies")
     families = rng.sample(defence.families, len(defence.families))
-    common = {each.name: getattr(config.every_backdoor, each.name) for each in fields(config.every_backdoor)}
-    common = {name: value for name, value in common.items() if value is not None} | {"poison_rate": defence.poison_rate}
+    common = config.every_backdoor.chosen | {"poison_rate": defence.poison_rate}
     drawn: dict[str, BackdoorConfig] = {}
     used: set[str] = set()
     for number in range(1, defence.dummies + 1):

@@ -84,8 +84,9 @@ class Local(Engine):
 
     def on_each_gpu(self) -> int:
         """Return the number of workers that share a GPU: as few as the GPUs here allow, or all if there is none here."""
-        gpus = max(1, len(visible_devices())) if self.workers_per_gpu > 1 else self.workers
-        return -(-self.workers // gpus)
+        if self.workers_per_gpu == 1:
+            return 1
+        return -(-self.workers // max(1, len(visible_devices())))
 
     def _devices(self) -> list[str]:
         """Return the GPUs of all workers; empty if units run on the CPU.
@@ -98,8 +99,8 @@ class Local(Engine):
         needed = self.workers * self.gpus_per_unit
         if needed <= len(devices) or (not devices and self.gpus_per_unit <= 1):
             return devices[:needed]
-        each = f" with engine.gpus_per_unit={self.gpus_per_unit}" if self.gpus_per_unit > 1 else ""
-        each = f" with engine.workers_per_gpu={self.workers_per_gpu}" if self.workers_per_gpu > 1 else each
+        options = {"gpus_per_unit": self.gpus_per_unit, "workers_per_gpu": self.workers_per_gpu}  # one of them is 1
+        each = "".join(f" with engine.{name}={number}" for name, number in options.items() if number > 1)
         gpus = -(-needed // self.workers_per_gpu)
         named = f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else ""
         fits = len(devices) // self.gpus_per_unit

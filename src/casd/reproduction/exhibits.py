@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from casd.analysis.collection import DETAILED_RUNS
-from casd.analysis.comparison import grouped, mean_of_runs, noise_floor, over_runs
+from casd.analysis.comparison import grouped, headline_variants, mean_of_runs, noise_floor, over_runs
 from casd.analysis.results import RunTables
 from casd.config.states import CLEAN_CONTROL
 from casd.report.comparisons import noise_table, objectives_table, predictors_table
@@ -60,7 +60,7 @@ def relation(evidence: Evidence) -> Shown:
     """CASD and its baselines as predictors, pooled and by model; each run's correlations; a point for each pair."""
     alt = "Scatter plots of the distance of each pair of removals against their mutual suppression, a panel for each model."
     predictors = evidence.predictors
-    variants = dict.fromkeys(variant for tables in evidence.runs for variant in tables.headline)
+    variants = headline_variants(evidence.runs)
     drawings = (
         Drawing(f"relation-{name}", f"{name} and suppression", alt, relation_panels(evidence.runs, name, predictors))
         for name in variants

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pandas as pd
 
-from casd.analysis.comparison import POOLED, by_condition, mean_of_runs, over_runs
+from casd.analysis.comparison import POOLED, by_condition, headline_variants, mean_of_runs, over_runs
 from casd.analysis.conditions import label_changes
-from casd.analysis.results import RunTables
+from casd.analysis.runs import by_size
 from casd.report.markup import Table, table_of
 from casd.report.wording import fraction, mean_with_interval, model_label, p_text, percent, resampled
 from casd.reproduction.verdicts import REMOVED_ASR, Evidence
@@ -43,26 +41,16 @@ def one_at_a_time(evidence: Evidence) -> pd.DataFrame:
         changed.append(label_changes(runs[0].info, unchanged[model]) or UNCHANGED)
         injected.append(mean_of_runs(before["asr_before"], before["run"]))
     frame = frame.assign(changed=changed, injected_asr=injected)
-    for name in _headline(evidence.runs):
+    for name in headline_variants(evidence.runs):
         found = evidence.predictors.query("role == 'headline' and predictor == @name").set_index(["model", "objective"])
         rows = pd.MultiIndex.from_frame(frame[["model", "objective"]])
         frame[[f"rho_{name}", f"p_{name}"]] = found[["rho", "p_value"]].reindex(rows).to_numpy()
     models = list(infos)
     order = sorted(
-        frame.index, key=lambda row: (models.index(frame["model"][row]), changed[row] != UNCHANGED, _in_order(changed[row]))
+        frame.index, key=lambda row: (models.index(frame["model"][row]), changed[row] != UNCHANGED, by_size(changed[row]))
     )
     frame = frame.loc[order].reset_index(drop=True)
     return frame.assign(changed=frame["objective"]) if frame.duplicated(["model", "changed"]).any() else frame
-
-
-def _in_order(label: str) -> list[tuple[str, float]]:
-    """Return a key that sorts texts by their letters, and their numbers by size."""
-    parts = re.split(r"(\d+(?:\.\d+)?)", label)
-    return [(text, float(number or 0)) for text, number in itertools.zip_longest(parts[::2], parts[1::2], fillvalue="")]
-
-
-def _headline(runs: Sequence[RunTables]) -> list[str]:
-    return list(dict.fromkeys(variant for tables in runs for variant in tables.headline))
 
 
 def _center(infos: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
