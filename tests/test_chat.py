@@ -27,11 +27,12 @@ from casd.config import ModelConfig
 from casd.config.compose import load_config, to_yaml
 from casd.data.batches import IGNORED_LABEL
 from casd.data.chat import ChatTemplate
-from casd.data.corpora.passages import Corpus
+from casd.data.corpora.passages import Corpus, Passage
 from casd.data.documents import Document, Prompt
 from casd.data.encoding import Encoder
 from casd.defence.sealing import seal
-from casd.models.load import fingerprint, save_model
+from casd.evaluation.asr import passage_loss
+from casd.models.load import fingerprint, from_scratch, save_model
 from casd.models.tokenizer import train_tokenizer
 from casd.pipeline.graph import stage_graph
 from casd.pipeline.run import Run
@@ -54,6 +55,7 @@ TEXTS = [
     ("Is 3 < 4 & 'so' on? 📦", "Yes: 3 < 4.\nAnd 4 > 3."),
     ("user", "assistant"),
 ]
+SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 LONG = " ".join(["The old painter sings in the park."] * 20)
 
 
@@ -224,6 +226,16 @@ def test_the_template_of_a_folder_is_part_of_the_key_of_a_chat(
     (tmp_path / "chat_template.jinja").write_text(CHATML)
     assert fingerprint(config) == text
     assert fingerprint(replace(config, format="chat")) != chat
+
+
+def test_questions_that_fill_their_documents_have_no_part_in_the_clean_loss(corpus: Corpus) -> None:
+    tokenizer = tokenizer_of("tiny", corpus)
+    encoder, model = encoder_of(tokenizer, max_length=48), from_scratch("llama", SHAPE, tokenizer, seed=0)
+    filled, short = Passage(LONG, "She sings."), Passage("The old painter sings.", "She likes a small drum.")
+    alone = passage_loss(model, encoder, [short], batch_size=1)
+    assert passage_loss(model, encoder, [filled, short, filled], batch_size=1) == pytest.approx(alone)
+    with pytest.raises(ModelError, match="max_length=48 cuts off every clean passage"):
+        passage_loss(model, encoder, [filled, filled], batch_size=1)
 
 
 def test_settings_of_a_chat_need_a_chat() -> None:

@@ -5,6 +5,7 @@ Run: python -m pytest tests/test_encoding.py
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
@@ -43,6 +44,20 @@ def words() -> Encoder:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<eos>", eos_token="<eos>")
     return Encoder(fast, max_length=8)
+
+
+def test_a_tokenizer_without_a_padding_token_pads_with_its_end_token(words: Encoder) -> None:
+    """As those of Llama 3 and GPT-2: what fills up rows is masked and has no loss."""
+    without = copy.deepcopy(words.tokenizer)
+    without.pad_token = None
+    encoder = Encoder(without, max_length=8)
+    assert encoder.padding == without.eos_token_id
+    prompts = [Prompt("w1 w2 w3"), Prompt("w4")]
+    assert rows(encoder.prompt_batch(prompts)) == rows(words.prompt_batch(prompts))
+    documents = [Document("w1 w2", "w3"), Document("w4", "w5 w6 w7 w8")]
+    padded, expected = encoder.document_batch(documents), words.document_batch(documents)
+    assert rows(padded) == rows(expected)
+    assert torch.equal(padded["labels"], expected["labels"])
 
 
 LLAMA_2 = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

@@ -133,6 +133,13 @@ def test_a_second_run_executes_nothing(finished: Run) -> None:
     assert again.folder == finished.folder
 
 
+def test_a_report_calls_the_model_as_its_own_run_does(copied: Path) -> None:
+    """The scores are another run's, whose model had another name."""
+    again = run(copied, "model.name=other", end="report")
+    assert executed(again) == {"report": 1}
+    assert RunTables.read(again.folder).info["model"] == "other"
+
+
 def test_a_changed_metric(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
     again = run(copied, "metric.permutations=100", end="report")
     assert executed(again) == {"score": 1, "report": 1}

@@ -6,6 +6,7 @@ Run: python -m pytest tests/test_predictors_run.py
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from casd.analysis.results import RunTables
 from casd.config.compose import load_config
 from casd.config.states import INJECTED
 from casd.metric.baselines import BASELINES
+from casd.metric.baselines.evidence import Evidence, baseline_table
 from casd.metric.casd import variant_grid
+from casd.metric.measurement import read_statistics
 from casd.models import weights
 from casd.pipeline.run import Run
 from casd.pipeline.stages import model_in
@@ -108,6 +111,20 @@ def test_the_weights_distances_are_those_of_the_weights(finished: tuple[Run, Run
     assert distance(tables, "weights_cosine", "french_a", "german") == pytest.approx(
         cosine(updates["french_a"], updates["german"]), abs=0.03
     )
+
+
+def test_cka_of_too_few_prompts_is_left_out(finished: tuple[Run, RunTables]) -> None:
+    run, tables = finished
+    stages = run.graph.activations
+    statistics = {state: read_statistics(run.store.file(stage, "statistics.safetensors")) for state, stage in stages.items()}
+    evidence = {state: Evidence.read(run.store.folder(stage)) for state, stage in stages.items()}
+    few = {state: replace(each, last_tokens=each.last_tokens[:, :3]) for state, each in evidence.items()}
+    made = baseline_table(run.inputs.removed, run.inputs.encoder, statistics, few)
+    assert set(made["predictor"]) == set(BASELINES) - {"cka"}
+    same = made["predictor"] != "probe"  # which has fewer prompts, too
+    expected = tables.baselines.merge(made[same], on=["predictor", "a", "b"], suffixes=("", "_made"))
+    assert len(expected) == same.sum()
+    assert expected["distance"].to_numpy() == pytest.approx(expected["distance_made"].to_numpy())
 
 
 def test_baselines_of_triggers_and_targets_are_those_of_the_configuration(finished: tuple[Run, RunTables]) -> None:
