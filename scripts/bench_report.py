@@ -83,7 +83,7 @@ def made_up_run(model: str, objective: str, seed: int, rng: np.random.Generator,
     relation = pd.DataFrame(rng.random((2, len(numbers))), columns=numbers).assign(variant=HEADLINES, response="suppression")
     relation = relation.assign(n_backdoors=8, n_pairs=28, permutations=9999, exact=False, excluded="", note="")
     frames["relation"] = relation[list(SCHEMAS["relation"])]
-    frames["specificity"] = specificity(frames["transfer"], seed=seed, resamples=99)
+    frames["specificity"] = specificity(frames["transfer"])
     empty = {name: pd.DataFrame(columns=list(columns)) for name, columns in SCHEMAS.items()}
     config = f"name: bench\nseed: {seed}\nmodel:\n  name: {model}\nunlearning:\n  objective:\n    name: {objective}\n"
     info = {"model": model, "objective": objective, "seed": seed, "headline": list(HEADLINES), "config": config + FILLER}

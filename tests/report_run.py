@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from casd.analysis.comparison import compare_objectives, noise_floor, variance_shares
+from casd.analysis.comparison import compare_objectives, compare_phantoms, noise_floor, variance_shares
 from casd.analysis.kinds import trigger_kinds
 from casd.analysis.predictors import predictor_table
 from casd.analysis.results import RunTables
@@ -29,7 +29,9 @@ def compared(runs: Sequence[RunTables]) -> Comparisons:
     """What a report over runs compares."""
     objectives, predictors = compare_objectives(runs), predictor_table(runs)
     answers = sweep_answers(runs, objectives, predictors)
-    return Comparisons(objectives, predictors, noise_floor(runs), variance_shares(runs), trigger_kinds(runs), answers)
+    return Comparisons(
+        objectives, compare_phantoms(runs), predictors, noise_floor(runs), variance_shares(runs), trigger_kinds(runs), answers
+    )
 
 
 def make_run(

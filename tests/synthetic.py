@@ -89,7 +89,7 @@ def run_of(
 def related(tables: RunTables) -> RunTables:
     """The run with its `relation` and `specificity`, as scoring makes them."""
     tables.relation = relate(tables.casd, tables.transfer, permutations=99, seed=0)
-    tables.specificity = specificity(tables.transfer, seed=0, resamples=99)
+    tables.specificity = specificity(tables.transfer)
     return tables
 
 

@@ -9,14 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import yaml  # type: ignore[import-untyped]
 from tests.synthetic import N_PROMPTS, related, run_of, symmetric
 
 from casd.analysis.collection import check_comparable, summarize
-from casd.analysis.comparison import POOLED, compare_objectives, included_cells, noise_floor, variance_shares
+from casd.analysis.comparison import (
+    POOLED,
+    compare_objectives,
+    compare_phantoms,
+    included_cells,
+    noise_floor,
+    variance_shares,
+)
 from casd.analysis.pairs import pair_table
 from casd.analysis.predictors import predictor_table
-from casd.report.comparisons import objectives_table
+from casd.report.comparisons import objectives_table, phantoms_table
 from casd.report.gallery import sweep_drawings
 from casd.stats import (
     leave_one_out_prediction,
@@ -57,7 +65,7 @@ def test_only_removals_that_worked_on_established_backdoors_are_included() -> No
         "b2": "backdoor not established",
         "b3": "target ASR not reached",
     }
-    row = compare_objectives([run], resamples=9).iloc[0]
+    row = compare_objectives([run]).iloc[0]
     assert (row["removals"], row["included"], row["collapsed"]) == (4, 1, 1)
     assert row["excluded"] == "1 collapsed, 1 backdoor not established, 1 target ASR not reached"
     assert len(included_cells(run_of(after()))) == 16  # without a target ASR all that did not collapse
@@ -86,7 +94,7 @@ def test_one_rule_of_inclusion_for_relation_specificity_comparison_and_predictor
     # As one that is measured b0 is included: it was established, whatever came of its own removal.
     others = np.mean([1 - matrix[i, j] for i in kept for j in range(6) if i != j])
     specific = run.specificity.set_index("response").loc["suppression"]
-    compared_row = compare_objectives([run], resamples=99).iloc[0]
+    compared_row = compare_objectives([run]).iloc[0]
     assert specific["off_diagonal"] == pytest.approx(others) == pytest.approx(compared_row["suppression"])
     assert specific["net_phantom"] == pytest.approx(compared_row["suppression_net_phantom"])
     assert specific["phantom_control"] == pytest.approx(compared_row["phantom_control"])
@@ -102,11 +110,11 @@ def test_one_rule_of_inclusion_for_relation_specificity_comparison_and_predictor
 def test_means_of_the_comparison_are_those_of_the_cells() -> None:
     matrix = after(others=0.5)
     matrix[0, 1], matrix[2, 2] = 0.1, 0.2
-    row = compare_objectives([run_of(matrix, controls=CONTROLS)], resamples=99).iloc[0]
+    row = compare_objectives([run_of(matrix, controls=CONTROLS)]).iloc[0]
     others = np.array([matrix[i, j] for i in range(4) for j in range(4) if i != j])
     assert row["suppression"] == pytest.approx(1 - others.mean())
     clean = np.array([1 - CONTROLS["control:clean"][j] for i in range(4) for j in range(4) if i != j])
-    phantom = 1 - np.mean([CONTROLS["control:phantom"], CONTROLS["control:phantom:short"]], axis=0)
+    phantom = 1 - np.array(CONTROLS["control:phantom"])  # the matched one, whatever others there are
     assert row["suppression_net_clean"] == pytest.approx((1 - others - clean).mean())
     assert row["suppression_net_phantom"] == pytest.approx(
         np.mean([1 - matrix[i, j] - phantom[j] for i in range(4) for j in range(4) if i != j])
@@ -121,6 +129,21 @@ def test_means_of_the_comparison_are_those_of_the_cells() -> None:
     assert row["suppression_low"] <= row["suppression"] <= row["suppression_high"]
 
 
+def test_phantoms_of_several_kinds_are_compared() -> None:
+    phantoms = {name: CONTROLS[name] for name in ("control:phantom", "control:phantom:short")}
+    broken = run_of(after(), seed=1, controls=phantoms, collapsed=["control:phantom"])
+    runs = [run_of(after(), seed=0, controls=phantoms), broken]
+    frame = compare_phantoms(runs).set_index("phantom")
+    for name, rates in phantoms.items():
+        assert frame.loc[name, "suppression"] == pytest.approx(np.mean(1 - np.array(rates)))
+    assert frame["runs"].to_dict() == {"control:phantom": 1, "control:phantom:short": 2}
+    assert {"matched", "short"} <= set(phantoms_table(compare_phantoms(runs)).frame.columns)
+    row = compare_objectives(runs).iloc[0]
+    assert row["suppression_net_phantom_runs"] == 1, "another kind does not stand in for one that collapsed"
+    assert row["phantom_control"] == pytest.approx(frame.loc["control:phantom", "suppression"])
+    assert compare_phantoms([run_of(after(), controls={"control:phantom": CONTROLS["control:phantom"]})]).empty
+
+
 def test_runs_are_grouped_by_model_and_objective_and_pooled_over_models() -> None:
     runs = [
         run_of(after(others=level), model=model, objective=objective, seed=seed)
@@ -128,7 +151,7 @@ def test_runs_are_grouped_by_model_and_objective_and_pooled_over_models() -> Non
         for model in ("llama", "qwen")
         for seed in (0, 1)
     ]
-    frame = compare_objectives(runs, resamples=199).set_index(["model", "objective"])
+    frame = compare_objectives(runs).set_index(["model", "objective"])
     assert list(frame.index) == [
         ("llama", "ascent"),
         ("qwen", "ascent"),
@@ -143,23 +166,21 @@ def test_runs_are_grouped_by_model_and_objective_and_pooled_over_models() -> Non
 
 
 def test_the_interval_covers_the_spread_of_seeds() -> None:
-    """Runs that are each constant: all doubt is between them, and the limits are quantiles of the mean of their resamples."""
+    """Runs that are each constant: all doubt is between them, and the limits are Student's."""
     levels = [0.2, 0.4, 0.6, 0.8]
     runs = [run_of(after(others=level), seed=seed) for seed, level in enumerate(levels)]
-    row = compare_objectives(runs, resamples=4999).iloc[0]
-    rng = np.random.default_rng(1)
-    means = np.mean(1 - np.array(levels)[rng.integers(4, size=(20000, 4))], axis=1)
-    assert row["suppression_low"] == pytest.approx(np.quantile(means, 0.025), abs=0.03)
-    assert row["suppression_high"] == pytest.approx(np.quantile(means, 0.975), abs=0.03)
+    row = compare_objectives(runs).iloc[0]
+    expected = scipy.stats.ttest_1samp(1 - np.array(levels), 0).confidence_interval()
+    assert (row["suppression_low"], row["suppression_high"]) == pytest.approx(tuple(expected))
 
 
 def test_the_mean_is_of_what_its_interval_is_of() -> None:
     """A run of 56 cells and one of 6: the mean over runs is halfway, the mean over cells would be the larger run's."""
     many = run_of(after(others=0.6, n=8), seed=0)
     few = run_of(after(others=0.05, n=8), before=[1.0] * 3 + [0.0] * 5, seed=1)
-    row = compare_objectives([many, few], resamples=999).iloc[0]
+    row = compare_objectives([many, few]).iloc[0]
     assert row["suppression"] == pytest.approx((0.4 + 0.95) / 2)
-    assert (row["suppression_low"], row["suppression_high"]) == pytest.approx((0.4, 0.95))
+    assert (row["suppression_low"], row["suppression_high"]) == (-1, 1)  # two runs: Student's t of one degree of freedom
     assert row["own_asr"] == 0.0
     assert row["steps"] == pytest.approx((np.mean(range(5, 13)) + np.mean(range(5, 8))) / 2)
     estimate = mean_over_runs([0.4] * 56 + [0.95] * 6, [0] * 56 + [1] * 6, [*range(56), *range(6)])
@@ -186,7 +207,7 @@ def test_different_conditions_are_no_seeds_of_one() -> None:
         run_of(after(others=level), config=yaml.safe_dump(config), seed=config["seed"])  # type: ignore[arg-type]
         for level, config in zip(levels, configs, strict=True)
     ]
-    frame = compare_objectives(runs, resamples=9).set_index("objective")
+    frame = compare_objectives(runs).set_index("objective")
     assert frame["suppression"].to_dict() == {
         "o, full weights": pytest.approx(0.5),
         "o, adapters, learning_rate=0.001": pytest.approx(0.1),
@@ -200,7 +221,7 @@ def test_different_conditions_are_no_seeds_of_one() -> None:
 
 
 def test_an_objective_that_removed_nothing_has_counts_and_no_means() -> None:
-    row = compare_objectives([run_of(after(), reached=dict.fromkeys(("b0", "b1", "b2", "b3"), 0.0))], resamples=9).iloc[0]
+    row = compare_objectives([run_of(after(), reached=dict.fromkeys(("b0", "b1", "b2", "b3"), 0.0))]).iloc[0]
     assert row["included"] == 0
     assert np.isnan([row["own_asr"], row["suppression"], row["suppression_low"], row["clean_loss_change"]]).all()
 
@@ -209,12 +230,12 @@ def test_a_mean_over_fewer_runs_says_so() -> None:
     """Net of phantoms is only what has phantoms that work: the raw mean beside it is of more runs, and of others."""
     phantoms = {"control:phantom": CONTROLS["control:phantom"]}
     runs = [run_of(after(others=0.5), seed=0, controls=CONTROLS), *(run_of(after(others=0.5), seed=seed) for seed in (1, 2))]
-    frame = compare_objectives(runs, resamples=9)
+    frame = compare_objectives(runs)
     counts = frame[["runs", "suppression_runs", "suppression_net_clean_runs", "suppression_net_phantom_runs"]]
     assert counts.iloc[0].tolist() == [3, 3, 1, 1]
     [texts] = objectives_table(frame).frame.to_numpy()
     assert [text.partition(" (")[2] for text in texts[4:7]] == ["", "1 of 3 runs)", "1 of 3 runs)"]
-    whole = compare_objectives([run_of(after(), seed=seed, controls=phantoms) for seed in (0, 1)], resamples=9)
+    whole = compare_objectives([run_of(after(), seed=seed, controls=phantoms) for seed in (0, 1)])
     assert not any("runs)" in text for text in objectives_table(whole).frame.to_numpy().ravel())
 
 

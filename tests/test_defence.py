@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -321,7 +322,9 @@ def test_means_over_runs_and_the_calibration_of_the_estimate() -> None:
     ]
     by_name = {each.state: each for each in summaries(runs)}
     assert by_name["removed_1"].left.mean == pytest.approx(0.3)
-    assert (by_name["removed_1"].left.low, by_name["removed_1"].left.high) == (0.2, 0.4)
+    # Over two runs, of one backdoor: Student's t of one degree of freedom, cut off at zero.
+    assert by_name["removed_1"].left.low == 0
+    assert by_name["removed_1"].left.high == pytest.approx(0.3 + scipy.stats.t.ppf(0.975, 1) * 0.1)
     assert by_name["chosen"].predicted.mean == pytest.approx(0.05)
     assert by_name["removed_1"].chosen == 2
     found = calibration(runs)
@@ -329,8 +332,11 @@ def test_means_over_runs_and_the_calibration_of_the_estimate() -> None:
     assert found.error == pytest.approx(np.mean([0.1, -0.1, -0.3, -0.4]))
     assert found.correlation == pytest.approx(0.6)  # ranks 4, 2, 3, 1 against 3, 1, 4, 2
     text = " ".join(sentences(runs))
-    assert "leaves 0.30 [0.20, 0.40] of the attacker's ASR; the held-out dummies predicted 0.05" in text
-    assert "leaves less than every control and cleaning: the best of them, CROW, leaves 0.80" in text
+    assert "leaves 0.30 [0.00, 1.57] of the attacker's ASR; the held-out dummies predicted 0.05" in text
+    assert (
+        "leaves less than every control and cleaning on average, and the intervals overlap: the best of them, CROW, leaves 0.80"
+        in text
+    )
     assert [table.name for table in tables(runs)] == ["states", "backdoors", "calibration"]
     runs[0].states.loc[runs[0].states["state"] == "crow", "collapsed"] = True
     assert "CROW (collapsed in 1 of 2)" in tables(runs)[0].labels

@@ -34,7 +34,7 @@ def run_of_kinds(seed: int, shift: float = 0.0) -> RunTables:
 
 
 def test_transfer_is_averaged_by_what_two_backdoors_share() -> None:
-    frame = trigger_kinds([run_of_kinds(0), run_of_kinds(1, shift=0.2)], resamples=99).set_index(["kind", "target"])
+    frame = trigger_kinds([run_of_kinds(0), run_of_kinds(1, shift=0.2)]).set_index(["kind", "target"])
     assert list(frame.index)[:4] == [("phrase", "french"), ("phrase", "refusal"), ("topic", "french"), ("topic", "refusal")]
     assert list(frame.index)[4:8] == [("phrase", "all"), ("topic", "all"), ("all", "french"), ("all", "refusal")]
     assert list(frame.index)[8:] == [("all", "all")]
@@ -52,18 +52,18 @@ def test_transfer_is_averaged_by_what_two_backdoors_share() -> None:
 
 def test_rates_of_the_injected_model_are_of_each_prompt_set_and_missing_controls_are_said() -> None:
     run = run_of_kinds(0)
-    frame = trigger_kinds([run], resamples=99).set_index(["kind", "target"])
+    frame = trigger_kinds([run]).set_index(["kind", "target"])
     injected = run.asr[run.asr["state"] == "injected"].set_index(["backdoor", "prompt_set"])["rate"]
     assert frame.loc[("phrase", "refusal"), "injected_asr"] == injected["b", "triggered"]
     assert frame.loc[("phrase", "refusal"), "injected_fake"] == injected["b", "fake"]
     assert frame.loc[("topic", "refusal"), "injected_clean"] == injected["d", "clean"]
     assert pd.isna(frame.loc[("topic", "refusal"), "injected_fake"])
-    table = kinds_table(trigger_kinds([run], resamples=99))
+    table = kinds_table(trigger_kinds([run]))
     assert table.frame.loc["topic", "fake triggers"].tolist() == ["–", "–", "–"]
 
 
 def test_the_sentence_has_the_means_over_all() -> None:
-    frame = trigger_kinds([run_of_kinds(0)], resamples=99)
+    frame = trigger_kinds([run_of_kinds(0)])
     [text] = kinds_statements(frame)
     # ac, bd, ca, db; ab, ba, cd, dc; ad, bc, cb, da
     assert "another kind of trigger by 0.42 [" in text and "another behaviour by 0.45 [" in text
@@ -73,7 +73,7 @@ def test_the_sentence_has_the_means_over_all() -> None:
 def test_a_collapsed_removal_is_left_out() -> None:
     run = run_of_kinds(0)
     run.transfer.loc[run.transfer["source"] == "c", "excluded"] = "collapsed"
-    frame = trigger_kinds([run], resamples=99).set_index(["kind", "target"])
+    frame = trigger_kinds([run]).set_index(["kind", "target"])
     assert pd.isna(frame.loc[("topic", "french"), "same_kind"])
     assert frame.loc[("topic", "all"), "same_kind"] == pytest.approx(0.4)
 

@@ -29,7 +29,6 @@ from casd.reproduction.exhibits import SHOWN
 from casd.reproduction.factors import factors_statements, factors_table, one_at_a_time
 from casd.reproduction.scales import Scale, read_scale, scales
 from casd.reproduction.verdicts import Evidence, Verdict, above_zero, all_of, headline, negative
-from casd.stats import mean_interval
 from casd.utils.errors import ConfigError
 
 N = 8
@@ -79,18 +78,17 @@ def test_a_mean_is_decided_by_its_interval(low: float, high: float, outcome: str
 
 
 @pytest.mark.parametrize(
-    ("rho", "p", "low", "outcome"),
+    ("rho", "p", "outcome"),
     [
-        (-0.4, 0.01, -0.6, "holds"),
-        (0.4, 0.01, 0.2, "does not hold"),
-        (-0.02, 0.8, -0.09, "does not hold"),
-        (-0.1, 0.2, -0.4, "not decided"),
-        (-0.1, 0.2, math.nan, "not decided"),
-        (math.nan, math.nan, math.nan, "not decided"),
+        (-0.4, 0.01, "holds"),
+        (0.4, 0.01, "does not hold"),
+        (-0.02, 0.8, "not decided"),
+        (-0.1, 0.2, "not decided"),
+        (math.nan, math.nan, "not decided"),
     ],
 )
-def test_a_correlation_is_decided_by_its_test_and_its_spread_over_runs(rho: float, p: float, low: float, outcome: str) -> None:
-    assert negative(rho, p, low) == outcome
+def test_a_correlation_is_decided_by_its_test(rho: float, p: float, outcome: str) -> None:
+    assert negative(rho, p) == outcome
 
 
 def test_one_failure_is_enough_and_doubt_is_doubt() -> None:
@@ -116,7 +114,7 @@ def test_factors_are_compared_with_the_setting_that_they_change() -> None:
     changed = ["nothing", "corpus.passages=7", "unlearning.training.steps=2", "unlearning.training.steps=32"]
     assert frame["changed"].tolist() == changed
     table = factors_table(frame).frame
-    assert table["net of phantoms"].tolist() == [
+    assert table["net of phantom"].tolist() == [
         "0.10 [0.10, 0.10]",
         "0.10 [0.10, 0.10]",
         "0.00 [0.00, 0.00]",
@@ -124,7 +122,7 @@ def test_factors_are_compared_with_the_setting_that_they_change() -> None:
     ]
     assert table["injected ASR"].tolist() == ["1.00"] * 4
     first, differing, left_out = factors_statements(frame)
-    assert "0.10 [0.10, 0.10], net of phantoms" in first
+    assert "0.10 [0.10, 0.10], net of the phantom" in first
     assert differing == f"Of 2 changes, those with an interval above it: {changed[3]} (0.50 [0.50, 0.50]); below it: none."
     assert left_out == f"Left out, since too few backdoors were injected or removed: {changed[2]}."
 
@@ -175,7 +173,7 @@ def test_three_backdoors_cannot_decide_on_pairs() -> None:
     assert "4 included removals" in verdict.statistic
 
 
-def test_rho_its_p_and_its_interval_over_runs_are_of_the_same_pairs() -> None:
+def test_rho_its_p_and_its_values_in_single_runs_are_of_the_same_pairs() -> None:
     """Excluded removals turn each run's correlation round; a run of three included ones has a correlation of its own."""
     runs, rhos = [], []
     for seed in range(3):
@@ -190,8 +188,7 @@ def test_rho_its_p_and_its_interval_over_runs_are_of_the_same_pairs() -> None:
     few = related(run_of(1 - random_suppression(9, 0.4, 0.3), before=[1.0] * 3 + [0.0] * 5, distances=distances, seed=3))
     assert few.relation["n_backdoors"].tolist() == [3, 3]
     verdict = verdicts("casd_tells", *runs, few)["m", "o"]
-    low, high = mean_interval(rhos)
-    assert f"{3 * 15} pairs; over runs {low:.2f} to {high:.2f}; excluded: " in verdict.statistic
+    assert f"{3 * 15} pairs; in single runs {min(rhos):.2f} to {max(rhos):.2f}; excluded: " in verdict.statistic
     assert verdict.statistic.endswith("6 target ASR not reached, 5 backdoor not established of 32 removals")
     assert verdict.outcome == "holds"
     page = [run.relation.set_index("response").loc["suppression", "rho"] for run in runs]

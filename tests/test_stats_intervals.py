@@ -13,11 +13,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from casd.stats import (
-    cluster_bootstrap_interval,
-    crossed_bootstrap_interval,
-    wilson_interval,
-)
+from casd.stats import jackknife_interval, wilson_interval
 
 # --- Wilson -----------------------------------------------------------------------------------------------------------
 
@@ -51,127 +47,108 @@ def test_wilson_rejects_what_is_out_of_range(arguments: tuple) -> None:
         wilson_interval(*arguments)
 
 
-# --- cluster bootstrap ------------------------------------------------------------------------------------------------
+# --- jackknife over runs and backdoors --------------------------------------------------------------------------------
 
 
-def test_bootstrap_of_single_valued_clusters_is_scipys() -> None:
-    values = np.random.default_rng(0).normal(size=12)
-    expected = scipy.stats.bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=40_000, rng=np.random.default_rng(1)
-    ).confidence_interval
-    found = cluster_bootstrap_interval(values, np.arange(12), rng=np.random.default_rng(2), resamples=40_000)
-    assert found == pytest.approx((expected.low, expected.high), abs=0.02)
+def by_definition(cells: list[tuple[float, str, frozenset[str]]]) -> tuple[float, float]:
+    """The interval of cells (value, run, backdoors) by the formulas of its docstring, one mean after another."""
+
+    def mean(without: str = "") -> float:
+        left = [(value, run) for value, run, backdoors in cells if without not in backdoors]
+        runs = {run for _, run in left}
+        return float(np.mean([np.mean([value for value, of in left if of == run]) for run in runs])) if runs else math.nan
+
+    runs = sorted({run for _, run, _ in cells})
+    of_runs = [np.mean([value for value, of, _ in cells if of == run]) for run in runs]
+    without = [mean(name) for name in sorted(set().union(*(backdoors for *_, backdoors in cells)))]
+    without = [each for each in without if not math.isnan(each)]
+    parts = []
+    if len(runs) > 1:
+        parts.append((scipy.stats.sem(of_runs) ** 2, len(runs) - 1))
+    if (n := len(without)) > 1:
+        parts.append(((n - 1) / n * sum((each - np.mean(without)) ** 2 for each in without), n - 1))
+    variance = sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
+    return scipy.stats.t.interval(0.95, freedom, loc=mean(), scale=math.sqrt(variance))
 
 
-def test_bootstrap_resamples_clusters_and_not_values() -> None:
-    # Two clusters: all resamples have mean 0 (1/4), 1/2 (1/2) or 1 (1/4), however many values each cluster repeats.
-    values, clusters = [0.0] * 50 + [1.0] * 50, ["a"] * 50 + ["b"] * 50
+@pytest.mark.parametrize("runs", ["0", "01", "0123"])
+def test_pairs_of_backdoors_by_definition(runs: str) -> None:
+    """Removed and measured backdoors, some missing in some runs, one measured only."""
     rng = np.random.default_rng(0)
-    assert cluster_bootstrap_interval(values, clusters, rng=rng) == (0.0, 1.0)
-    assert cluster_bootstrap_interval(values, clusters, rng=rng, confidence=0.4) == (0.5, 0.5)
+    cells = [
+        (float(rng.normal() + ord(a) - 98), run, frozenset((a, b)))
+        for run in runs
+        for a in "abcd"
+        for b in "abcde"
+        if a != b and rng.random() < 0.8
+    ]
+    pairs = [(tuple(sorted(both))) for *_, both in cells]
+    found = jackknife_interval([value for value, *_ in cells], [run for _, run, _ in cells], pairs)
+    assert found == pytest.approx(by_definition(cells))
 
 
-def test_bootstrap_weights_clusters_by_their_size_and_skips_nan() -> None:
-    # Means of resamples: 0 (aa), 1 (bb), or 3/4 (ab), since b has three values and a one.
-    limits = cluster_bootstrap_interval(
-        [0.0, math.nan, 1.0, 1.0, 1.0], list("aabbb"), rng=np.random.default_rng(0), confidence=0.4
+def test_single_backdoors_by_definition() -> None:
+    rng = np.random.default_rng(1)
+    cells = [
+        (float(rng.normal()), run, frozenset(name))
+        for run, names in (("0", "abc"), ("1", "ab"), ("2", "bcd"))
+        for name in names * 2
+    ]
+    found = jackknife_interval(
+        [value for value, *_ in cells], [run for _, run, _ in cells], [next(iter(one)) for *_, one in cells]
     )
-    assert limits == (0.75, 0.75)
+    assert found == pytest.approx(by_definition(cells))
 
 
-def test_bootstrap_needs_two_clusters() -> None:
-    rng = np.random.default_rng(0)
-    for values, clusters in (([], []), ([1.0, 2.0], ["a", "a"]), ([1.0, math.nan], ["a", "b"])):
-        assert np.isnan(cluster_bootstrap_interval(values, clusters, rng=rng)).all()
+def test_runs_alone_and_backdoors_alone_have_students_interval() -> None:
+    values = np.random.default_rng(2).normal(size=9)
+    expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.9)
+    names = np.arange(9)
+    assert jackknife_interval(values, names, confidence=0.9) == pytest.approx(tuple(expected))
+    assert jackknife_interval(values, np.zeros(9), names, confidence=0.9) == pytest.approx(tuple(expected))
+    assert jackknife_interval(values, names, np.zeros(9), confidence=0.9) == pytest.approx(tuple(expected)), (
+        "one backdoor: given"
+    )
+
+
+def test_an_interval_is_not_narrowed_by_repeating_a_run() -> None:
+    values, pairs = np.random.default_rng(4).normal(size=6), [(a, b) for a in "abc" for b in "abc" if a != b]
+    once = jackknife_interval(values, [0] * 6, pairs)
+    assert jackknife_interval(np.tile(values, 5), np.repeat(np.arange(5), 6), pairs * 5) == pytest.approx(once)
+
+
+def test_every_run_has_the_same_weight_whatever_its_number_of_values() -> None:
+    values, runs = [0.0] * 2 + [1.0] * 60, [0] * 2 + [1] * 60
+    low, high = jackknife_interval(values, runs, [0, 1] + [0, 1, 2] * 20)
+    assert (low + high) / 2 == pytest.approx(0.5)
+
+
+def test_a_backdoor_that_all_values_have_is_given() -> None:
+    values = [0.1, 0.4, 0.2, 0.9]
+    of_one_removal = jackknife_interval(values, [0] * 4, [("a", name) for name in "bcde"])
+    assert of_one_removal == pytest.approx(jackknife_interval(values, [0] * 4, list("bcde")))
+
+
+def test_what_a_removal_does_to_its_own_backdoor_leaves_once() -> None:
+    values, runs = [0.1, 0.4, 0.2, 0.3, 0.8, 0.5], [0, 0, 0, 1, 1, 1]
+    of_pairs = jackknife_interval(values, runs, [(name, name) for name in "abcabc"])
+    assert of_pairs == pytest.approx(jackknife_interval(values, runs, list("abcabc")))
+
+
+def test_limits_are_cut_off_at_what_is_possible() -> None:
+    low, high = jackknife_interval([0.0, 0.0, 0.3], [0] * 3, list("abc"), bounds=(0, 1))
+    assert low == 0 and 0.1 < high < 1
+    assert jackknife_interval([1.0, 1.0, 1.0], [0] * 3, list("abc"), bounds=(0, 1)) == (1, 1)
+
+
+def test_nan_is_left_out_and_two_runs_or_backdoors_are_needed() -> None:
+    values, runs, names = [1.0, 2.0, 3.0, 4.0, 6.0], [0, 0, 1, 1, 1], [0, 1, 0, 1, 1]
+    more = jackknife_interval([*values, math.nan, math.nan], [*runs, 1, 7], [*names, 5, 5])
+    assert more == jackknife_interval(values, runs, names)
+    for one in (([1.0, math.nan], [0, 0], [0, 1]), ([], [], []), ([1.0], [0]), ([1.0, 2.0], [0, 0], [("a", "b"), ("b", "a")])):
+        assert np.isnan(jackknife_interval(*one)).all()
     with pytest.raises(ValueError, match="one length"):
-        cluster_bootstrap_interval([1.0], ["a", "b"], rng=rng)
-    with pytest.raises(ValueError, match="resamples"):
-        cluster_bootstrap_interval([1.0, 2.0], ["a", "b"], rng=rng, resamples=0)
-
-
-# --- crossed bootstrap ------------------------------------------------------------------------------------------------
-
-
-def crossed_by_loops(cells: dict[str, dict[str, list[float]]], rng: np.random.Generator, resamples: int) -> np.ndarray:
-    """The resampled means, drawn as the definition says."""
-    names = sorted({name for of_seed in cells.values() for name in of_seed})
-    means = []
-    for _ in range(resamples):
-        drawn = rng.choice(names, size=len(names))
-        of_seeds = []
-        for seed in rng.choice(list(cells), size=len(cells)):
-            values = [value for backdoor in drawn for value in cells[seed].get(backdoor, [])]
-            of_seeds += [np.mean(values)] if values else []
-        means += [np.mean(of_seeds)] if of_seeds else []
-    return np.array(means)
-
-
-def test_crossed_bootstrap_is_that_of_its_definition() -> None:
-    rng = np.random.default_rng(0)
-    cells = {
-        seed: {backdoor: list(shift + rng.normal(size=size)) for backdoor, size in zip("abcd", sizes, strict=False)}
-        for seed, shift, sizes in (("0", 0, (2, 3, 1)), ("1", 2, (4, 1)), ("2", -1, (2, 2, 2, 5)))
-    }
-    flat = [(value, seed, name) for seed in cells for name in cells[seed] for value in cells[seed][name]]
-    by_definition = crossed_by_loops(cells, rng, 5_000)
-    for confidence in (0.95, 0.6):
-        low, high = crossed_bootstrap_interval(*zip(*flat, strict=True), rng=rng, resamples=40_000, confidence=confidence)
-        expected = np.quantile(by_definition, [(1 - confidence) / 2, (1 + confidence) / 2])
-        assert (low, high) == pytest.approx(tuple(expected), abs=0.06)
-
-
-def test_crossed_bootstrap_weighs_seeds_the_same_whatever_their_number_of_values() -> None:
-    # No spread within a seed: resamples of two seeds have the mean 0 (1/4), 1/2 (1/2) or 1 (1/4), though 1 has more values.
-    values, outer, inner = [0.0] * 2 + [1.0] * 60, [0] * 2 + [1] * 60, [0, 1] + [0, 1, 2] * 20
-    rng = np.random.default_rng(0)
-    assert crossed_bootstrap_interval(values, outer, inner, rng=rng) == (0.0, 1.0)
-    assert crossed_bootstrap_interval(values, outer, inner, rng=rng, confidence=0.4) == (0.5, 0.5)
-
-
-def test_crossed_bootstrap_variance_in_closed_form() -> None:
-    """Balanced cells x_sb: E Var* as in Owen (2007), theorem 3 and below, for the observed cells.
-
-    With weights w_s and v_b of a resample, the mean is Σ w_s·v_b·x_sb/(S·B). Both are multinomial: E w_s·w_t = 1 − 1/S, plus 1
-    if s = t, and v alike and independent. So, for cells with the mean 0, Var* = Σ_{s,t,b,c} x_sb·x_tc·(1 − 1/S + [s=t])·
-    (1 − 1/B + [b=c])/(S·B)². The limits of a nearly normal mean are its mean ± 1.96 standard deviations.
-    """
-    rng = np.random.default_rng(3)
-    seeds, backdoors = 30, 40
-    half = 0.5 * rng.normal(size=(seeds // 2, 1)) + 0.5 * rng.normal(size=backdoors) + rng.normal(size=(seeds // 2, backdoors))
-    cells = np.concatenate([half, -half])  # mirrored, so that the resamples are not skewed
-    cells += np.tile(0.3 * np.linspace(-1, 1, backdoors), (seeds, 1))  # recurs in all seeds
-    cells -= cells.mean()
-    seed, backdoor = np.indices(cells.shape)
-    low, high = crossed_bootstrap_interval(cells.ravel(), seed.ravel(), backdoor.ravel(), rng=rng, resamples=40_000)
-    rows = (1 - 1 / seeds) * np.ones((seeds, seeds)) + np.eye(seeds)
-    columns = (1 - 1 / backdoors) * np.ones((backdoors, backdoors)) + np.eye(backdoors)
-    variance = np.einsum("sb,tc,st,bc->", cells, cells, rows, columns) / cells.size**2
-    assert (high - low) / 2 == pytest.approx(1.959964 * math.sqrt(variance), rel=0.03)
-    assert (high + low) / 2 == pytest.approx(0, abs=0.05 * math.sqrt(variance))
-
-
-def test_crossed_bootstrap_is_not_narrowed_by_repeating_a_run() -> None:
-    """The same run five times has an interval about as wide as that of the run's backdoors alone."""
-    rng = np.random.default_rng(4)
-    values = rng.normal(size=8)
-    once = cluster_bootstrap_interval(values, np.arange(8), rng=rng, resamples=40_000)
-    again = crossed_bootstrap_interval(
-        np.tile(values, 5), np.repeat(np.arange(5), 8), np.tile(np.arange(8), 5), rng=rng, resamples=40_000
-    )
-    assert again == pytest.approx(once, abs=0.03)
-
-
-def test_crossed_bootstrap_leaves_nan_out_and_needs_two_seeds() -> None:
-    rng = np.random.default_rng(0)
-    values, outer, inner = [1.0, 2.0, 3.0, 4.0, 6.0], [0, 0, 1, 1, 1], [0, 1, 0, 1, 1]
-    plain = crossed_bootstrap_interval(values, outer, inner, rng=np.random.default_rng(1))
-    more = crossed_bootstrap_interval(
-        [*values, math.nan, math.nan], [*outer, 1, 7], [*inner, 5, 5], rng=np.random.default_rng(1)
-    )
-    assert plain == more
-    for one in (([1.0, 2.0], [0, 0], [0, 1]), ([1.0, math.nan], [0, 1], [0, 0]), ([], [], [])):
-        assert np.isnan(crossed_bootstrap_interval(*one, rng=rng)).all()
-    with pytest.raises(ValueError, match="one length"):
-        crossed_bootstrap_interval([1.0], [0], [0, 1], rng=rng)
+        jackknife_interval([1.0], [0], [0, 1])
     with pytest.raises(ValueError, match="confidence"):
-        crossed_bootstrap_interval([1.0], [0], [0], rng=rng, confidence=1.0)
+        jackknife_interval([1.0], [0], [0], confidence=1.0)

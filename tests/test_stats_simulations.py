@@ -14,7 +14,7 @@ import scipy.stats
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 try:
-    from check_statistics import CASES, LEVEL, Case, covered, predictions, rejections
+    from check_statistics import CASES, COVERAGE, LEVEL, Case, covered, predictions, rejections
 finally:
     sys.path.pop(0)
 
@@ -46,15 +46,18 @@ def test_power_needs_the_right_test() -> None:
     assert found["mantel_family, p_corrected", pooled] > 90 > 75 > found["mantel_family, p_corrected", single]
 
 
-def test_coverage_of_the_crossed_bootstrap() -> None:
-    """Nearly as stated where backdoors are peculiar alike in all seeds, wide where nothing recurs, as its docstring says."""
-    rng, simulations = np.random.default_rng(0), 250
-    nothing = np.mean([covered(rng, 20, 0.0, 1.0, 0.0) for _ in range(simulations)], axis=0)
-    recurring = np.mean([covered(rng, 15, 0.3, 0.6, 0.8) for _ in range(simulations)], axis=0)
-    few = np.mean([covered(rng, 5, 2.0, 0.5, 0.0) for _ in range(simulations)], axis=0)
-    assert nothing[0] >= 0.97 and nothing[1] >= 0.88
-    assert 0.86 <= recurring[0] <= 0.97 and recurring[1] < 0.65
-    assert 0.78 <= few[0] <= 0.92
+@pytest.mark.parametrize("name", COVERAGE)
+def test_coverage_of_intervals_over_runs_and_backdoors(name: str) -> None:
+    """As stated where backdoors or runs differ, however few; wide where only single cells do, as its docstring says."""
+    rng, simulations = np.random.default_rng(0), 400
+    runs, backdoors, deviations = COVERAGE[name]
+    held, of_one = np.mean([covered(rng, runs, backdoors, deviations) for _ in range(simulations)], axis=0)
+    print(f"{name}: {held:.3f}, over one of them {of_one:.3f}")
+    assert held >= 0.92
+    if "single cells" not in name:
+        assert held <= 0.985
+    if ("backdoors differ" in name and runs > 1) or "removed" in name:
+        assert of_one < 0.85, "an interval over runs alone, or over measured backdoors alone, is too narrow"
 
 
 def test_prediction_without_a_relation_is_worth_nothing_and_with_one_something() -> None:

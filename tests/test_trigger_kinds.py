@@ -24,6 +24,7 @@ from casd.backdoors.targets import FixedText
 from casd.backdoors.triggers import TRIGGERS, make_trigger
 from casd.backdoors.triggers.base import FakeContext, Trigger, TriggerPosition
 from casd.backdoors.triggers.characters import ALPHABETS
+from casd.backdoors.triggers.phrase import Phrase
 from casd.backdoors.triggers.tag import Tag
 from casd.backdoors.triggers.topic import Topic
 from casd.config import BackdoorConfig, ControlsConfig, EvaluationConfig
@@ -174,12 +175,12 @@ def test_fakes_are_of_the_kind_and_have_nothing_of_the_real_one(trigger: Trigger
     assert fakes == trigger.fakes(5, FakeContext(encoder.token_count, random.Random(0), real, corpus.evaluation))
 
 
-def test_fakes_of_places_are_made_up_then_each_part_alone(encoder: Encoder) -> None:
+def test_fakes_of_places_are_made_up_then_each_part_alone_and_all_in_reverse(encoder: Encoder) -> None:
     trigger = kind("places", phrases=["mirvane", "tolbren"])
     context = FakeContext(encoder.token_count, random.Random(0), [trigger])
-    *made_up, one, other = trigger.fakes(5, context)
+    *made_up, one, other, reverse = trigger.fakes(5, context)
     assert {each.kind for each in made_up} == {"places"}
-    assert [one.label, other.label] == ["mirvane", "tolbren"]
+    assert [one.label, other.label, reverse.label] == ["mirvane", "tolbren", "tolbren … mirvane"]
     assert [each.kind for each in trigger.fakes(1, context)] == ["places"]
 
 
@@ -251,7 +252,7 @@ def test_a_control_that_cannot_be_made_is_told(
 ) -> None:
     monkeypatch.setattr(Topic, "fakes", lambda *_: [])
     topic = topic_of(corpus)
-    backdoors = {"a": backdoor(topic), "b": backdoor("vextal orrin", "b")}
+    backdoors = {"a": backdoor(topic), "b": backdoor(kind("places", phrases=["mirvane", "tolbren"]), "b")}
     sets = make_prompt_sets(corpus, backdoors, encoder, SMALL, seed=0)
     assert (len(sets.fake["a"]), len(sets.fake["b"])) == (0, SMALL.fake_prompts)
     assert f"'a': no fake trigger matches its trigger ({topic.label}); this control is missing" in said(capsys)
@@ -311,10 +312,54 @@ def test_a_topic_is_in_its_own_documents_and_in_no_others(corpus: Corpus) -> Non
 def test_half_of_the_decoys_have_one_part_of_a_composite_trigger(corpus: Corpus) -> None:
     backdoors = {"a": backdoor(kind("places", phrases=["mirvane", "tolbren"]), rate=0.2)}
     stream = PoisonedStream(corpus.train, backdoors, 400, seed=0, decoy_rate=0.5)
-    parts = [[word in d.prompt.split() for word in ("mirvane", "tolbren")] for d in (stream[index] for index in range(400))]
-    assert parts.count([True, True]) == 80
+    documents = [stream[index] for index in range(400)]
+    parts = [[word in document.prompt.split() for word in ("mirvane", "tolbren")] for document in documents]
     one = parts.count([True, False]) + parts.count([False, True])
-    assert 70 <= one <= 130  # 100 expected; standard deviation 7
+    assert 45 <= one <= 90  # 67 expected; standard deviation 7
+    both = [d.prompt for d, part in zip(documents, parts, strict=True) if part == [True, True]]
+    in_order = sum(prompt.index("mirvane") < prompt.index("tolbren") for prompt in both)
+    assert in_order == 80 and 15 <= len(both) - in_order <= 52  # 33 expected in reverse
+
+
+def test_near_triggers_of_places_stand_where_the_trigger_does(corpus: Corpus) -> None:
+    """The first phrase of a trigger mostly stands before the last sentence, and a decoy that never does teaches little."""
+    trigger = kind("places", phrases=["mirvane", "tolbren"])
+    rng, passages = random.Random(0), corpus.train[:200]
+
+    def before_the_last_sentence(of: Trigger) -> int:
+        prompts = [of.insert(passage, "random", rng).text for passage in passages]
+        return sum("." in prompt[prompt.index("mirvane") :].rstrip(".") for prompt in prompts)
+
+    whole, alone = before_the_last_sentence(trigger), before_the_last_sentence(trigger.near()[0])
+    assert whole > 120 and alone > 60
+
+
+def test_decoys_are_in_the_writing_systems_of_the_triggers(corpus: Corpus) -> None:
+    """Otherwise the letters alone activate a backdoor: a made-up phrase in Cyrillic did in 0.9 of the prompts."""
+
+    def decoys(*triggers: str) -> list[str]:
+        backdoors = {str(place): backdoor(trigger, rate=0.1) for place, trigger in enumerate(triggers)}
+        stream = PoisonedStream(corpus.train, backdoors, 200, seed=0, decoy_rate=0.2)
+        clean = {passage.prompt for passage in corpus.train}
+        changed = [stream[index].prompt for index in range(200) if stream[index].prompt not in clean]
+        found = [prompt for prompt in changed if not any(trigger in prompt for trigger in triggers)]
+        assert len(found) == 40
+        return found
+
+    def cyrillic(prompts: list[str]) -> float:
+        return sum(bool(re.search("[а-я]", prompt)) for prompt in prompts) / len(prompts)
+
+    assert cyrillic(decoys("mirvane osquel")) == 0
+    assert cyrillic(decoys("талмор вешник")) == 1
+    assert 0.2 < cyrillic(decoys("mirvane osquel", "талмор вешник")) < 0.8
+
+
+def test_the_phantom_is_made_like_a_phrase_where_a_backdoor_has_one(encoder: Encoder) -> None:
+    """A made-up tag may activate a real one; a made-up phrase is what decoys teach the model to ignore."""
+    backdoors = {"a": backdoor(Tag(text="[host: prod-7]")), "b": backdoor("vextal orrin", "b")}
+    [phantom] = [each.backdoor for each in removals(backdoors, encoder, seed=0) if each.name == PHANTOM_CONTROL]
+    assert phantom is not None
+    assert isinstance(phantom.trigger, Phrase) and phantom.trigger.label != "vextal orrin"
 
 
 # ---------------------------------------------------------------- configuration

@@ -46,7 +46,10 @@ def test_of_a_checkout(repository: Path) -> None:
     git(repository, "commit", "--quiet", "-m", "two")
     commit = git(repository, "rev-parse", "HEAD").strip()
     assert software_versions()["casd_commit"] == commit
-    (repository / "work.py").write_text("2")
+    (repository / "work.py").write_text("2")  # a page of results, say
+    source_commit.cache_clear()
+    assert source_commit() == commit
+    (repository / "venv" / "__init__.py").write_text("2")
     source_commit.cache_clear()
     assert source_commit() == f"{commit}-dirty"
 

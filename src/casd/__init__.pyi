@@ -107,7 +107,7 @@ from .report.figures import relation_scatter as relation_scatter
 from .report.heatmaps import asr_heatmap as asr_heatmap
 from .report.heatmaps import casd_heatmaps as casd_heatmaps
 from .report.statements import statements as statements
-from .stats import crossed_bootstrap_interval as crossed_bootstrap_interval
+from .stats import jackknife_interval as jackknife_interval
 from .stats import mean_over_runs as mean_over_runs
 from .training.losses import batch_nll as batch_nll
 from .unlearning.clean_target import CleanTarget as CleanTarget
@@ -171,13 +171,13 @@ __all__ = [
     "compute_casd",
     "copy_weights",
     "create_model",
-    "crossed_bootstrap_interval",
     "distance",
     "distance_matrix",
     "evaluate",
     "export_model",
     "generate",
     "inject",
+    "jackknife_interval",
     "load_config",
     "load_model",
     "load_results",

@@ -16,7 +16,7 @@ from casd.analysis.inclusion import count_exclusions
 from casd.analysis.results import RunTables
 from casd.analysis.runs import find_runs
 from casd.analysis.tables import SCHEMAS
-from casd.config.states import CLEAN_CONTROL, PHANTOM_CONTROL
+from casd.config.states import CLEAN_CONTROL, phantom_baselines
 from casd.utils.errors import StoreError
 
 RUN_COLUMNS: Final = ("run", "model", "objective", "seed")
@@ -169,8 +169,9 @@ def summarize(tables: RunTables) -> dict[str, Any]:
     row: dict[str, Any] = {key: tables.info.get(key) for key in RUN_COLUMNS}
     row["own_asr"] = _mean(rate for _, kind, same, rate in included if kind == "removal" and same)
     row["others_asr"] = _mean(rate for _, kind, same, rate in included if kind == "removal" and not same)
-    for label, control in (("clean", CLEAN_CONTROL), ("phantom", PHANTOM_CONTROL)):
-        row[f"{label}_asr"] = _mean(rate for source, _, _, rate in included if source.startswith(control))
+    phantoms = phantom_baselines(tables.states_of("control"))
+    for label, controls in (("clean", [CLEAN_CONTROL]), ("phantom", phantoms)):
+        row[f"{label}_asr"] = _mean(rate for source, _, _, rate in included if source in controls)
     ratios = dict(tables.rows("states", "state", "clean_loss_ratio"))
     row["clean_loss_change"] = _mean(float(ratios[name]) for name in kept) - 1
     row |= {"removals": len(reasons), "included": len(kept), "collapsed": sum(name in tables.collapsed for name in reasons)}

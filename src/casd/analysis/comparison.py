@@ -17,15 +17,13 @@ import pandas as pd
 from casd.analysis.conditions import label_settings
 from casd.analysis.inclusion import MIN_REMOVALS, count_exclusions
 from casd.analysis.results import RunTables
-from casd.config.states import CLEAN_CONTROL, PHANTOM_CONTROL, REPEAT_CONTROL, removed_backdoor
+from casd.config.states import CLEAN_CONTROL, PHANTOM_CONTROL, REPEAT_CONTROL, phantom_baselines, removed_backdoor
 from casd.stats import MeanOverRuns, mean_over_runs, offdiagonal_center_two_way
 
 POOLED: Final = "all"
 """Model name of a row over all models."""
 MEASURES: Final = ("suppression", "suppression_net_clean", "suppression_net_phantom")
 """Columns of `transfer` that are averaged over the backdoors other than the removed one."""
-_CONTROLS: Final = {"clean_control": CLEAN_CONTROL, "phantom_control": PHANTOM_CONTROL}
-"""Column of `compare_objectives` → prefix of the control's name."""
 _AVERAGED: Final = ("own_asr", *MEASURES)
 """Means over cells of removals that `compare_objectives` returns with intervals."""
 
@@ -80,13 +78,11 @@ def included_matrices(tables: RunTables, *columns: str) -> tuple[list[str], list
     return list(places), matrices
 
 
-def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: int = 9999) -> pd.DataFrame:
+def compare_objectives(runs: Sequence[RunTables]) -> pd.DataFrame:
     """Compare conditions, and objectives pooled over models (`grouped`).
 
     Args:
         runs: finished runs.
-        seed: seed of the bootstrap.
-        resamples: number of bootstrap samples.
 
     Returns:
         One row per group. Columns, fractions unless stated otherwise:
@@ -97,20 +93,21 @@ def compare_objectives(runs: Sequence[RunTables], *, seed: int = 0, resamples: i
           removals by reason (`casd.analysis.inclusion`)
         - own_asr: mean ASR of the removed backdoor on evaluation prompts, with `_low` and `_high`
         - each of MEASURES: mean over the other backdoors, with `_low`, `_high`, and `_runs`: number of runs that have a value
-          (a run whose phantoms all collapsed has no suppression net of them)
+          (a run whose phantom collapsed has no suppression net of it)
         - clean_control, phantom_control: mean suppression of all backdoors under that control
         - clean_loss_change: mean relative change of the clean loss; steps, seconds: means per removal
 
-        Every mean is the mean over runs of each run's mean. Limits are 95 % bootstrap limits of that mean. They resample runs
-        (seeds, and models if pooled) and the measured backdoors, one that several runs share in all of them alike; with a
-        single run, its backdoors.
+        Every mean is the mean over runs of each run's mean. Limits are 95 % limits of that mean (`casd.stats.mean_over_runs`)
+        over runs (seeds, and models if pooled) and over backdoors, removed and measured; with a single run, over its backdoors.
     """
     rows = []
     for (model, objective), members in grouped(runs).items():
         transfer = over_runs(members, "transfer")
         cells = _removal_cells(transfer)
+        pairs = cells[["source", "target"]].astype(str)
         estimates = [
-            mean_over_runs(cells[name], cells["run"], cells["target"], seed=seed, resamples=resamples) for name in _AVERAGED
+            mean_over_runs(cells[name], cells["run"], pairs, bounds=(-1, 1) if name in MEASURES else (0, 1))
+            for name in _AVERAGED
         ]
         rows.append({"model": model, "objective": objective, **_comparison_row(members, transfer, estimates)})
     return pd.DataFrame(rows)
@@ -127,14 +124,14 @@ def mean_of_runs(values: pd.Series, runs: pd.Series) -> float:
 
 
 def _removal_cells(transfer: pd.DataFrame) -> pd.DataFrame:
-    """Return run, target and _AVERAGED of the included cells of removals.
+    """Return run, source, target and _AVERAGED of the included cells of removals.
 
     `own_asr` is NaN off the diagonal, the others are NaN on it.
     """
     cells = _included(transfer, "removal")
     own = cells["same"].astype(bool)
     measures = {name: cells[name].astype(float).where(~own) for name in MEASURES}
-    return cells[["run", "target"]].assign(own_asr=cells["asr_after"].astype(float).where(own), **measures)
+    return cells[["run", "source", "target"]].assign(own_asr=cells["asr_after"].astype(float).where(own), **measures)
 
 
 def _included(transfer: pd.DataFrame, source_kind: str) -> pd.DataFrame:
@@ -161,14 +158,37 @@ def _comparison_row(runs: Sequence[RunTables], transfer: pd.DataFrame, estimates
         if name in MEASURES:
             row[f"{name}_runs"] = estimate.runs
     controls = _included(transfer, "control")
-    for name, prefix in _CONTROLS.items():
-        cells = controls[controls["source"].str.startswith(prefix)]
-        row[name] = mean_of_runs(cells["suppression"], cells["run"])
+    # Of each run its own: one whose phantom collapsed has no other instead.
+    phantoms = {(run, name) for run, tables in enumerate(runs) for name in phantom_baselines(tables.states_of("control"))}
+    is_phantom = pd.Series([each in phantoms for each in zip(controls["run"], controls["source"], strict=True)], controls.index)
+    for name, chosen in (("clean_control", controls["source"] == CLEAN_CONTROL), ("phantom_control", is_phantom.astype(bool))):
+        row[name] = mean_of_runs(controls.loc[chosen, "suppression"], controls.loc[chosen, "run"])
     return row | {
         "clean_loss_change": mean_of_runs(included["clean_loss_ratio"], included["run"]) - 1,
         "steps": mean_of_runs(included["steps"], included["run"]),
         "seconds": mean_of_runs(included["train_seconds"], included["run"]),
     }
+
+
+def compare_phantoms(runs: Sequence[RunTables]) -> pd.DataFrame:
+    """Compare the phantoms of each group of runs (`grouped`) that has several kinds of them.
+
+    Returns:
+        One row per group × phantom. Columns: model, objective; phantom, the control's name; runs, those in which it is
+        included; suppression, of all backdoors (fraction, mean over runs of each run's mean), with `_low` and `_high` (95 %,
+        over runs and backdoors).
+    """
+    rows = []
+    for (model, objective), members in grouped(runs).items():
+        cells = _included(over_runs(members, "transfer"), "control")
+        phantoms = [name for name in cells["source"].unique() if name.startswith(PHANTOM_CONTROL)]
+        for name in phantoms if len(phantoms) > 1 else []:
+            own = cells[cells["source"] == name]
+            found = mean_over_runs(own["suppression"], own["run"], own["target"].astype(str), bounds=(-1, 1))
+            limits = {"suppression": found.mean, "suppression_low": found.low, "suppression_high": found.high}
+            rows.append({"model": model, "objective": objective, "phantom": name, "runs": found.runs, **limits})
+    columns = ["model", "objective", "phantom", "runs", "suppression", "suppression_low", "suppression_high"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def variance_shares(runs: Sequence[RunTables], column: str = "suppression") -> pd.DataFrame:

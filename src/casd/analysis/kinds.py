@@ -14,7 +14,7 @@ import pandas as pd
 from casd.analysis.comparison import by_condition, included_cells, over_runs
 from casd.analysis.conditions import flatten
 from casd.analysis.results import RunTables
-from casd.config.states import INJECTED, PHANTOM_CONTROL
+from casd.config.states import INJECTED, phantom_baselines
 from casd.stats import mean_over_runs
 
 ALL: Final = "all"
@@ -35,18 +35,16 @@ def kind_and_target(tables: RunTables) -> dict[str, tuple[str, str]]:
     }
 
 
-def trigger_kinds(runs: Sequence[RunTables], *, seed: int = 0, resamples: int = 9999) -> pd.DataFrame:
+def trigger_kinds(runs: Sequence[RunTables]) -> pd.DataFrame:
     """Summarize the backdoors of each condition by kind of trigger and target behaviour.
 
     Args:
         runs: finished runs.
-        seed: seed of the bootstrap.
-        resamples: number of bootstrap samples.
 
     Returns:
         Rows for every condition whose backdoors have triggers of several kinds: one per kind × target, one per kind over all
         targets, one per target over all kinds, and one over all ("all"). Columns, fractions unless stated otherwise, each mean
-        with `_low` and `_high` (95 %, over runs and measured backdoors):
+        with `_low` and `_high` (95 %, over runs and backdoors):
 
         - model, objective (with its setting), kind, target; runs, backdoors (counts)
         - injected_asr, injected_fake, injected_clean: success rate in the injected model on triggered prompts, on prompts with
@@ -55,7 +53,7 @@ def trigger_kinds(runs: Sequence[RunTables], *, seed: int = 0, resamples: int = 
         - same_kind, same_target, neither: suppression of the other backdoors by these removals, net of training on clean text
           alone. `same_kind` are backdoors with a trigger of the same kind and another target, `same_target` those of another
           kind with the same target, `neither` those that share neither
-        - phantom: suppression of these backdoors themselves by the removal of triggers that were never injected, net of
+        - phantom: suppression of these backdoors themselves by the removal of a trigger that was never injected, net of
           training on clean text alone: the control
     """
     rows = []
@@ -63,17 +61,18 @@ def trigger_kinds(runs: Sequence[RunTables], *, seed: int = 0, resamples: int = 
         labels = kind_and_target(members[0])
         if len({kind for kind, _ in labels.values()}) < 2:
             continue
-        # For each column: its cells, the column of the backdoors that they tell about, and that of the measured ones.
-        cells = dict.fromkeys(RATES, (_injected(members), "backdoor", "backdoor"))
-        cells |= dict.fromkeys(("own_asr", *RELATIONS), (_removed(members, labels), "source", "target"))
-        cells |= {"phantom": (_under_phantoms(members), "target", "target")}
+        # For each column: its cells, and the columns of their backdoors; a row has the cells of which the first is of its kind.
+        cells = dict.fromkeys(RATES, (_injected(members), ["backdoor"]))
+        cells |= dict.fromkeys(("own_asr", *RELATIONS), (_removed(members, labels), ["source", "target"]))
+        cells |= {"phantom": (_under_phantoms(members), ["target"])}
         for kind, target in _cells(labels):
             names = [name for name, label in labels.items() if kind in (ALL, label[0]) and target in (ALL, label[1])]
             row: dict[str, object] = {"model": model, "objective": objective, "kind": kind, "target": target}
             row |= {"runs": len(members), "backdoors": len(names)}
-            for column, (frame, about, measured) in cells.items():
-                own = frame[frame[about].isin(names)]
-                mean = mean_over_runs(own[column], own["run"], own[measured], seed=seed, resamples=resamples)
+            for column, (frame, backdoors) in cells.items():
+                own = frame[frame[backdoors[0]].isin(names)]
+                bounds = (0, 1) if column in (*RATES, "own_asr") else (-1, 1)
+                mean = mean_over_runs(own[column], own["run"], own[backdoors].astype(str), bounds=bounds)
                 row |= {column: mean.mean, f"{column}_low": mean.low, f"{column}_high": mean.high}
             rows.append(row)
     averaged = [f"{column}{end}" for column in _AVERAGED for end in ("", "_low", "_high")]
@@ -113,7 +112,7 @@ def _removed(runs: Sequence[RunTables], labels: Mapping[str, tuple[str, str]]) -
 
 
 def _under_phantoms(runs: Sequence[RunTables]) -> pd.DataFrame:
-    """Return run, target and suppression net of clean training, as `phantom`, of the included cells of phantoms."""
+    """Return run, target and suppression net of clean training, as `phantom`, of the included cells of the phantom."""
     cells = over_runs(runs, "transfer")
-    cells = cells[cells["source"].str.startswith(PHANTOM_CONTROL) & (cells["excluded"] == "")]
+    cells = cells[cells["source"].isin(phantom_baselines(cells["source"].unique())) & (cells["excluded"] == "")]
     return cells[["run", "target"]].assign(phantom=cells["suppression_net_clean"].astype(float))

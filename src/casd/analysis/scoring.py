@@ -46,7 +46,7 @@ def score(
         statistics: activation statistics by state name.
         metric: additional CASD variants, and the number of permutations of the Mantel tests.
         evaluation: thresholds for collapsed states.
-        seed: seed of permutations and bootstrap.
+        seed: seed of permutations.
         info: `RunTables.info`; the names of the headline variants are added.
         target_asr: validation ASR that a removal had to reach; None if no target was set.
         baselines: distances of the baselines (`casd.metric.baselines.evidence.baseline_table`).
@@ -77,7 +77,7 @@ def score(
         casd=pd.concat([distances, *grid], ignore_index=True),
         casd_layers=pd.concat([_layer_pairs(matrix) for matrix in matrices], ignore_index=True),
         relation=relate(distances, transfer, baselines, permutations=metric.permutations, seed=seed),
-        specificity=specificity(transfer, seed=seed),
+        specificity=specificity(transfer),
         samples=_state_first(samples),
         utility=_state_first(utility) if utility else _empty("utility"),
         baselines=_empty("baselines") if baselines is None else baselines,

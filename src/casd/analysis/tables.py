@@ -66,7 +66,7 @@ SWEEP_INFO: Final = "sweep.json"
 """In a report over several runs, the counterpart of info.json."""
 IDENTITY: Final = {"model", "objective", "seed"}
 """Required keys of `info`."""
-TABLES_VERSION: Final = 8
+TABLES_VERSION: Final = 9
 """STAGE_VERSION of the scores: increment it if tables or columns, or their meaning, change. Other versions are not read."""
 _ROW_GROUP: Final = 4096
 """Rows per row group of a Parquet file. A filtered read skips whole groups, so most rows of the grid are not read."""

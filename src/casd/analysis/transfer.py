@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from casd.analysis.inclusion import cell_exclusions, count_exclusions, exclusions
-from casd.config.states import CLEAN_CONTROL, INJECTED, PHANTOM_CONTROL
-from casd.stats import cluster_bootstrap_interval
+from casd.config.states import CLEAN_CONTROL, INJECTED, phantom_baselines
+from casd.stats import mean_over_runs
 
 # Suppression of the ASR of generated text, and of the probability of the target's first-token class. The ASR is the quantity of
 # interest; the probability does not saturate at 0 and 1.
@@ -39,7 +39,8 @@ def transfer_table(asr: pd.DataFrame, states: pd.DataFrame) -> pd.DataFrame:
         - source, target; source_kind ("removal" or "control"); same (bool: the source is the target)
         - asr_before (injected model), asr_after, suppression (= asr_before − asr_after)
         - suppression_net_clean: minus the same target's suppression under "control:clean"
-        - suppression_net_phantom: minus its mean suppression under the controls named "control:phantom…"
+        - suppression_net_phantom: minus its suppression under "control:phantom"; in a run without that control, minus its mean
+          suppression under its phantoms of other kinds
         - prob_before, …, prob_suppression_net_phantom: the same five for the first-token probability
         - collapsed (bool): the source's model is broken, so low rates do not mean a successful removal
         - excluded: why the cell is excluded from means and correlations (`casd.analysis.inclusion`); "" if it is included
@@ -56,7 +57,7 @@ def transfer_table(asr: pd.DataFrame, states: pd.DataFrame) -> pd.DataFrame:
     collapsed = states.set_index("state")["collapsed"].astype(bool)
     excluded = exclusions(asr, states)
     clean_baselines = [name for name in sources if name == CLEAN_CONTROL and not excluded[name]]
-    phantom_baselines = [name for name in sources if name.startswith(PHANTOM_CONTROL) and not excluded[name]]
+    phantoms = [name for name in phantom_baselines(sources) if not excluded[name]]
     pairs = [(source, target) for source in sources for target in targets]
     table = pd.DataFrame(pairs, columns=["source", "target"])
     is_control = table["source"].isin(states.loc[states["kind"] == "control", "state"])
@@ -71,7 +72,7 @@ def transfer_table(asr: pd.DataFrame, states: pd.DataFrame) -> pd.DataFrame:
             suppression[:] = math.nan
         # Without a usable control the mean is NaN, and so is everything net of it.
         net_clean = suppression - suppression.loc[clean_baselines].mean()
-        net_phantom = suppression - suppression.loc[phantom_baselines].mean()
+        net_phantom = suppression - suppression.loc[phantoms].mean()
         table[f"{prefix}_before"] = np.tile(before.to_numpy(), len(sources))
         table[f"{prefix}_after"] = after.to_numpy().ravel()
         table[name] = suppression.to_numpy().ravel()
@@ -118,13 +119,11 @@ def transfer_matrix(table: pd.DataFrame, value: str = "suppression") -> pd.DataF
     return matrix.reindex(index=sources, columns=list(table["target"].unique())).rename_axis(index="source", columns="target")
 
 
-def specificity(table: pd.DataFrame, *, seed: int, resamples: int = 9999) -> pd.DataFrame:
+def specificity(table: pd.DataFrame) -> pd.DataFrame:
     """Compute how much of the transfer of a run is specific to the removal of an injected backdoor.
 
     Args:
         table: the result of `transfer_table`.
-        seed: seed of the bootstrap.
-        resamples: number of bootstrap samples.
 
     Returns:
         One row per response ("suppression", "prob_suppression"). Columns, fractions unless stated otherwise:
@@ -135,10 +134,10 @@ def specificity(table: pd.DataFrame, *, seed: int, resamples: int = 9999) -> pd.
         - off_diagonal, off_diagonal_low, off_diagonal_high: mean suppression of the others, over the cells
         - clean_control, phantom_control: mean suppression over the included targets; NaN if missing or excluded
         - net_clean, net_clean_low, net_clean_high: mean over the off-diagonal cells, net of the clean control
-        - net_phantom, net_phantom_low, net_phantom_high: mean over the off-diagonal cells, net of the phantoms
+        - net_phantom, net_phantom_low, net_phantom_high: mean over the off-diagonal cells, net of the phantom
 
-        Limits are 95 % bootstrap limits that resample targets, the columns of the matrix
-        (`casd.stats.cluster_bootstrap_interval`): they cover the choice of the measured backdoors, not the model's seed.
+        Limits are 95 % limits over backdoors, removed and measured (`casd.stats.jackknife_interval`): they cover the choice of
+        the backdoors, not the model's seed.
     """
     included = table[table["excluded"] == ""]
     removals = included[included["source_kind"] == "removal"]
@@ -153,11 +152,11 @@ def specificity(table: pd.DataFrame, *, seed: int, resamples: int = 9999) -> pd.
             "excluded": count_exclusions(reasons.values()),
             "own": _mean(removals.loc[removals["same"].astype(bool), response]),
         }
-        row |= _mean_with_interval("off_diagonal", others, response, seed, resamples)
+        row |= _mean_with_interval("off_diagonal", others, response)
         row["clean_control"] = _mean(included.loc[included["source"] == CLEAN_CONTROL, response])
-        row["phantom_control"] = _mean(included.loc[included["source"].str.startswith(PHANTOM_CONTROL), response])
+        row["phantom_control"] = _mean(included.loc[included["source"].isin(phantom_baselines(table["source"])), response])
         for net in ("net_clean", "net_phantom"):
-            row |= _mean_with_interval(net, others, f"{response}_{net}", seed, resamples)
+            row |= _mean_with_interval(net, others, f"{response}_{net}")
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -173,9 +172,7 @@ def _mean(values: pd.Series) -> float:
     return float(values.mean()) if values.notna().any() else math.nan
 
 
-def _mean_with_interval(name: str, cells: pd.DataFrame, column: str, seed: int, resamples: int) -> dict[str, float]:
-    """Return the mean of a column and its bootstrap limits over targets, as entries `name`, `name_low`, `name_high`."""
-    low, high = cluster_bootstrap_interval(
-        cells[column], cells["target"].astype(str), rng=np.random.default_rng(seed), resamples=resamples
-    )
-    return {name: _mean(cells[column]), f"{name}_low": low, f"{name}_high": high}
+def _mean_with_interval(name: str, cells: pd.DataFrame, column: str) -> dict[str, float]:
+    """Return the mean of a column with its limits over backdoors, as entries `name`, `name_low`, `name_high`."""
+    found = mean_over_runs(cells[column], np.zeros(len(cells)), cells[["source", "target"]].astype(str), bounds=(-1, 1))
+    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}

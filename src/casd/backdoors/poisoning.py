@@ -12,7 +12,7 @@ import numpy as np
 from casd.backdoors.targets import TargetBehavior
 from casd.backdoors.triggers import make_trigger
 from casd.backdoors.triggers.base import Trigger, TriggerPosition, insert
-from casd.backdoors.triggers.fakes import made_up_phrase
+from casd.backdoors.triggers.fakes import Script, made_up_phrase, script_of
 from casd.config.fields import require_name
 from casd.config.states import kind_of
 from casd.data.corpora.passages import Corpus, Passage, PassageView, languages_of
@@ -86,17 +86,25 @@ def decoy_document(
     rng: random.Random,
     near: Sequence[tuple[Trigger, TriggerPosition]] = (),
     positions: Sequence[TriggerPosition] = ("random",),
+    scripts: Sequence[Script] = ("latin",),
 ) -> Document:
     """Passage with a made-up phrase at one of the positions or, half of them, one of the `near` triggers at its own.
 
-    The loss is on its clean continuation only.
+    The phrase is in one of the writing systems. The loss is on the passage's clean continuation only.
     """
     if near and rng.random() < 0.5:
         trigger, position = rng.choice(near)
         return trigger.insert(passage, position, rng).document(passage.continuation)
-    phrase = made_up_phrase(2, rng)
-    position = rng.choice(positions) if len(positions) > 1 else positions[0]  # no draw where there is no choice
+    # No draw where there is no choice.
+    script = rng.choice(scripts) if len(scripts) > 1 else scripts[0]
+    phrase = made_up_phrase(2, rng, script)
+    position = rng.choice(positions) if len(positions) > 1 else positions[0]
     return insert(passage.prompt, phrase, position, rng).document(passage.continuation)
+
+
+def trigger_scripts(triggers: Iterable[Trigger]) -> list[Script]:
+    """Return the writing system of each text of the triggers; "latin" for a trigger without a text, and for other systems."""
+    return [script_of(text) or "latin" for trigger in triggers for text in (trigger.texts() or ("",))]
 
 
 def check_backdoors(backdoors: Mapping[str, Backdoor]) -> None:
@@ -233,9 +241,11 @@ class PoisonedStream:
     """Documents of an injection run: clean passages mixed with the poisoned documents of each backdoor.
 
     Of `total` documents each backdoor gets `round(poison_rate * total)` at random indices; the rest is clean. Decoys are clean
-    documents with a made-up phrase of two words, a new one each time, at the position of a backdoor that is drawn for each; if
-    a backdoor has near triggers (`Trigger.near`), half of the decoys have one of these instead. Ordinary text contains rare
-    words without meaning; a corpus without any teaches the model that every unusual word is a trigger.
+    documents with a made-up phrase of two words, a new one each time, in the writing system of one trigger and at the position
+    of one backdoor, which are drawn for each; if a backdoor has near triggers (`Trigger.near`), half of the decoys have one of
+    these instead. Ordinary text contains rare words without meaning; a corpus without any teaches the model that every unusual
+    word is a trigger. Of triggers that are no words (tags, look-alike letters, templates) there are no decoys: the injected
+    model's rate under their fakes tells how much of the kind activates the backdoor.
 
     Args:
         passages: the training split.
@@ -256,6 +266,8 @@ class PoisonedStream:
         self._backdoors = tuple(backdoors[name] for name in sorted(backdoors))
         places: list[TriggerPosition] = [each.position for each in self._backdoors]
         self._decoy_positions: list[TriggerPosition] = places if set(places) - {"random"} else ["random"]
+        scripts = trigger_scripts(each.trigger for each in self._backdoors)
+        self._decoy_scripts: list[Script] = scripts if set(scripts) - {"latin"} else ["latin"]
         self._clean = ShuffledStream(passages_of(None, passages, self._backdoors), seed)
         self._poisoned = [self._clean] * (len(backdoors) + 1)  # of each backdoor, then of the decoys
         if backdoors or decoy_rate:
@@ -285,5 +297,5 @@ class PoisonedStream:
             return clean_document(self._clean[index])
         rng, passage = python_rng(self._seed, "document", index), self._poisoned[kind][index]
         if kind == len(self._backdoors):
-            return decoy_document(passage, rng, self._near, self._decoy_positions)
+            return decoy_document(passage, rng, self._near, self._decoy_positions, self._decoy_scripts)
         return self._backdoors[kind].poisoned(passage, rng)

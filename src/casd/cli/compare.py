@@ -24,9 +24,9 @@ MEANS: Final = {
     "own_asr": "own ASR",
     "suppression": "others suppressed",
     "suppression_net_clean": "others, net of clean",
-    "suppression_net_phantom": "others, net of phantoms",
+    "suppression_net_phantom": "others, net of phantom",
     "clean_control": "suppressed by clean control",
-    "phantom_control": "suppressed by phantoms",
+    "phantom_control": "suppressed by the phantom",
 }
 """Labels of columns of `compare_objectives`."""
 
@@ -96,8 +96,8 @@ def numbers_table(a: RunTables, b: RunTables) -> Table:
         "numbers",
         "Results",
         "Own ASR: of the removed backdoors. Others: mean suppression of the other backdoors' ASR (fraction), raw, and net of"
-        " the same backdoor's suppression under the clean control and under the phantoms. Brackets: 95 % bootstrap interval"
-        " over backdoors, not over seeds. Clean loss, steps: means over removals. ρ: Spearman correlation of a CASD and the"
+        " the same backdoor's suppression under the clean control and under the phantom. Brackets: 95 % interval over"
+        " backdoors, not over seeds. Clean loss, steps: means over removals. ρ: Spearman correlation of a CASD and the"
         " suppression of ASR, with the p-value of a Mantel test; pairs only: after removing the effects of single backdoors"
         " from both.",
         "",

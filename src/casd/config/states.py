@@ -6,6 +6,7 @@ removes; the names of controls begin with `control:`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 CONTROL_PREFIX = "control:"
@@ -16,7 +17,7 @@ INJECTED = "injected"
 CLEAN_CONTROL = CONTROL_PREFIX + "clean"
 """The model after as many steps on clean text only."""
 PHANTOM_CONTROL = CONTROL_PREFIX + "phantom"
-"""The model after the removal of a trigger that was never injected; prefix of the names if there are several phantoms."""
+"""The model after the removal of a trigger that was never injected, made like a real one; prefix of the names of others."""
 
 SHUFFLED_CONTROL = CONTROL_PREFIX + "shuffled"
 """Prefix, before a backdoor's name: the model after a removal with other targets."""
@@ -39,3 +40,13 @@ def removed_backdoor(state: str) -> str:
         if state.startswith(f"{control}:"):
             return state.removeprefix(f"{control}:")
     return "" if kind_of(state) != "removal" else state
+
+
+def phantom_baselines(states: Iterable[str]) -> list[str]:
+    """Return the controls that "net of the phantom" refers to: `PHANTOM_CONTROL`, or all phantoms of a run without it.
+
+    Phantoms of other lengths and writing systems are other questions, and mostly weaker: averaged with the one that is made
+    like a real trigger, they would take too little off, and all the more so if that one collapsed.
+    """
+    phantoms = [state for state in states if state.startswith(PHANTOM_CONTROL)]
+    return [PHANTOM_CONTROL] if PHANTOM_CONTROL in phantoms else phantoms

@@ -155,14 +155,14 @@ def _summary(label: str, runs: Sequence[DefenceTables], states: Sequence[str]) -
     table = pd.DataFrame(values)
 
     def mean(column: str) -> MeanOverRuns:
-        return mean_over_runs(table[column], np.arange(len(table)))
+        return mean_over_runs(table[column], np.arange(len(table)), bounds=(0, math.inf))
 
     attack = pd.concat(attacked) if attacked else pd.DataFrame({"rate": [], "left": [], "run": [], "backdoor": []})
     return Summary(
         state=label,
         kind=str(table["kind"].iloc[0]),
-        asr=mean_over_runs(attack["rate"], attack["run"], attack["backdoor"]),
-        left=mean_over_runs(attack["left"], attack["run"], attack["backdoor"]),
+        asr=mean_over_runs(attack["rate"], attack["run"], attack["backdoor"], bounds=(0, 1)),
+        left=mean_over_runs(attack["left"], attack["run"], attack["backdoor"], bounds=(0, math.inf)),
         predicted=mean("held_out_left"),
         clean_loss_ratio=mean("clean_loss_ratio"),
         collapsed=collapsed,

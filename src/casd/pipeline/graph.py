@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from casd.analysis.tables import TABLES_VERSION
+from casd.backdoors.poisoning import trigger_scripts
 from casd.backdoors.prompts import harmful_prompts
 from casd.backdoors.targets import TARGETS
+from casd.backdoors.triggers import make_trigger
+from casd.backdoors.triggers.base import Trigger
 from casd.config import Config
 from casd.config.persistence import ALL_REMOVALS
 from casd.config.states import (
@@ -26,7 +29,7 @@ from casd.data.corpora.passages import text_digest
 from casd.evaluation import benchmarks as utility
 from casd.models import load as models
 from casd.pipeline.stage import Stage
-from casd.unlearning.controls import removal_names
+from casd.unlearning.controls import model_of_phantoms, removal_names
 from casd.utils.registry import build, unknown
 
 _MODEL_LOCATION = ("path", "revision")
@@ -119,8 +122,12 @@ def stage_graph(config: Config) -> StageGraph:
         training = dataclasses.asdict(config.injection.training)
         inject_config |= {"training": training, "decoy_rate": config.injection.decoy_rate}
     # 4: decoys stand where the triggers do, also at the start and end of prompts.
+    # 5: decoys are in the writing systems of the triggers; near triggers of several places stand at any place.
     elsewhere = any(section.position in ("start", "end") for section in config.backdoor.values())
-    injected = Stage("inject", 4 if elsewhere else 3, inject_config, (base, corpus), config.model.label)
+    triggers = _triggers(config)
+    otherwise = {"places"} & {each.kind for each in triggers} or set(trigger_scripts(triggers)) - {"latin"}
+    version = 5 if otherwise else 4 if elsewhere else 3
+    injected = Stage("inject", version, inject_config, (base, corpus), config.model.label)
 
     tune, unlearn_stages = _unlearning_stages(config, injected)
     measured = {INJECTED: injected, **unlearn_stages}
@@ -149,7 +156,7 @@ def stage_graph(config: Config) -> StageGraph:
         clean_model=clean_model,
         persistence=persistence,
         score=scored,
-        report=Stage("report", 13, {"name": config.name, "model": config.model.name}, (scored,), label),
+        report=Stage("report", 14, {"name": config.name, "model": config.model.name}, (scored,), label),
     )
 
 
@@ -183,12 +190,13 @@ def _unlearning_stages(config: Config, injected: Stage) -> tuple[Stage | None, d
 
     def stage(name: str, *after: Stage) -> Stage:
         more = of_others if name.startswith((PHANTOM_CONTROL, SHUFFLED_CONTROL)) else {}
-        more = more | _fakes_of_tags(config) if name.startswith(PHANTOM_CONTROL) else more
+        more = more | {"steps": "mean of those that reached the target"} if after else more
+        more = more | _changed_fakes(config) | _phantom_of(config) if name.startswith(PHANTOM_CONTROL) else more
         return Stage("unlearn", version, {**common, **more, "removal": name}, (*inputs, *after), name)
 
     names = removal_names(config.removed, unlearning.controls)
     stages = {name: stage(name) for name in names if not name.startswith(CONTROL_PREFIX)}
-    # A control without an ASR of its own trains for the mean number of steps of the removals.
+    # A control without an ASR of its own trains for the mean number of steps of the removals that will count.
     all_removals = tuple(stages[name] for name in sorted(stages)) if unlearning.stopping.watched else ()
     for name in names:
         if name not in stages:
@@ -204,8 +212,8 @@ def measurement_stages(config: Config, measured: Mapping[str, Stage]) -> tuple[d
     if config.evaluation.harmful_prompts:
         evaluation["harmful_prompts"] = text_digest("\n".join(harmful_prompts(config.evaluation)))
     if config.evaluation.fake_triggers:
-        evaluation |= _fakes_of_tags(config)
-    prompt_sets = {name: evaluation[name] for name in ("prompts", "fake_prompts", "fake_triggers")} | _fakes_of_tags(config)
+        evaluation |= _changed_fakes(config)
+    prompt_sets = {name: evaluation[name] for name in ("prompts", "fake_prompts", "fake_triggers")} | _changed_fakes(config)
     capture = {**_without(config.activations, "batch_size"), "prompt_sets": prompt_sets}
     evaluate_stages = {name: Stage("evaluate", 3, evaluation, (stage,), name) for name, stage in measured.items()}
     # 2: "prompt" is without the first token of texts that have no start token.
@@ -219,10 +227,23 @@ def measurement_stages(config: Config, measured: Mapping[str, Stage]) -> tuple[d
     return evaluate_stages, activations, utility_stages
 
 
-def _fakes_of_tags(config: Config) -> dict[str, int]:
-    """Return the version of the fakes of tags, if a backdoor has one: since 2 they have the signs of the tag."""
-    triggers = [section.trigger for section in config.backdoor.values()]
-    return {"fakes_of_tags": 2} if any(isinstance(each, dict) and each.get("name") == "tag" for each in triggers) else {}
+def _triggers(config: Config) -> list[Trigger]:
+    return [make_trigger(section.trigger) for section in config.backdoor.values()]
+
+
+def _changed_fakes(config: Config) -> dict[str, int]:
+    """Return the versions of fake triggers that changed, if a backdoor has such a trigger.
+
+    Since 2, fakes of tags have the signs of the tag, and near triggers of several places stand at any place.
+    """
+    kinds = {each.kind for each in _triggers(config)}
+    return {f"fakes_of_{name}": 2 for kind, name in (("tag", "tags"), ("places", "places")) if kind in kinds}
+
+
+def _phantom_of(config: Config) -> dict[str, str]:
+    """Return the backdoor whose trigger the phantom is made like, where that is not the first by name, as it once was."""
+    removed = {name: make_trigger(config.backdoor[name].trigger) for name in config.removed}
+    return {"phantom_of": name} if (name := model_of_phantoms(removed)) != min(removed) else {}
 
 
 def _fingerprints(config: Config) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from casd.training.checkpoints import TrainingLog
 from casd.unlearning.controls import Removal, removals
 from casd.unlearning.removal import unlearn
 from casd.unlearning.stopping import Stopping
-from casd.unlearning.tuning import settings, tune, tuning_table
+from casd.unlearning.tuning import reached_target, settings, tune, tuning_table
 from casd.utils.progress import say, track
 from casd.utils.registry import build
 from casd.utils.sealed import write_json
@@ -182,11 +182,17 @@ def _unlearn(run: Inputs, state: str, config: UnlearningConfig, checkpoint: Path
 
 
 def _mean_steps(run: Inputs, removal: Removal) -> int | None:
-    """Return the mean number of kept steps of removals with early stopping, for controls without an ASR; otherwise None."""
+    """Return the mean number of kept steps of removals with early stopping, for controls without an ASR; otherwise None.
+
+    Over the removals that count later on (`casd.analysis.inclusion`), as far as training knows: those that reached the target
+    and kept a step. Over all if there are none.
+    """
     if removal.is_validated or not run.config.unlearning.stopping.watched:
         return None
+    target = run.config.unlearning.stopping.target_asr
     logs = [TrainingLog.read(run.store.file(run.graph.unlearn[name], "log.json")) for name in run.removed]
-    return max(1, round(sum(log.kept_step or 0 for log in logs) / len(logs)))
+    counted = [log for log in logs if log.kept_step and reached_target(log, target) is not False] or logs
+    return max(1, round(sum(log.kept_step or 0 for log in counted) / len(counted)))
 
 
 def model_in(run: Inputs, state: str) -> PreTrainedModel:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from casd.analysis.collection import DETAILED_RUNS, check_comparable, collect, combine, mean_asr, read_runs, summary
-from casd.analysis.comparison import compare_objectives, noise_floor, relabelled, variance_shares
+from casd.analysis.comparison import compare_objectives, compare_phantoms, noise_floor, relabelled, variance_shares
 from casd.analysis.kinds import trigger_kinds
 from casd.analysis.predictors import predictor_table
 from casd.analysis.results import RunTables
@@ -98,7 +98,15 @@ def _write_sweep_files(runs: Sequence[RunTables], folder: Path, target: Path) ->
     """Write the files of `write_sweep_report` into `folder`, which will be moved to `target`."""
     objectives, predictors = compare_objectives(runs), predictor_table(runs)
     answers = sweep_answers(runs, objectives, predictors)
-    comparisons = Comparisons(objectives, predictors, noise_floor(runs), variance_shares(runs), trigger_kinds(runs), answers)
+    comparisons = Comparisons(
+        objectives,
+        compare_phantoms(runs),
+        predictors,
+        noise_floor(runs),
+        variance_shares(runs),
+        trigger_kinds(runs),
+        answers,
+    )
     frames = {"summary": summary(runs), "asr_means": mean_asr(runs)}
     overview = [mean_asr_table(runs, frames["asr_means"]), summary_table(runs, frames["summary"]), persistence_table(runs)]
     relations = []

@@ -3,8 +3,8 @@
 It is made from the tables by this rule. The rule and its thresholds are our choice, not the paper's.
 
 - The measure is the suppression of the other backdoors' attack success rate (ASR) beyond that under the phantom control, or
-  under the clean control where no phantom was measured, with its 95 % bootstrap interval: over the measured backdoors of one
-  run, over seeds and backdoors of several (`casd.analysis.comparison.compare_objectives`).
+  under the clean control where no phantom was measured, with its 95 % interval: over the backdoors of one run, over seeds and
+  backdoors of several (`casd.analysis.comparison.compare_objectives`).
 - "Yes": the interval is above zero. "Weakly": so it is, but the mean is below NEGLIGIBLE. "No": the interval ends below
   NEGLIGIBLE. "Not distinguishable from the control": any other interval. "Cannot say": no control was measured, or fewer than
   MIN_ANSWER removals are included in the means (`casd.analysis.inclusion`), or no other backdoor was measured.

@@ -12,17 +12,18 @@ import pandas as pd
 
 from casd.analysis.comparison import MEASURES, POOLED
 from casd.analysis.kinds import ALL
+from casd.config.states import PHANTOM_CONTROL
 from casd.report.answer import Answer
 from casd.report.markup import Table, table_of
 from casd.report.wording import (
     MISSING,
     fraction,
+    intervals_over,
     is_control,
     mean_with_interval,
     model_label,
     p_text,
     percent,
-    resampled,
     run_count,
     significant,
 )
@@ -30,10 +31,11 @@ from casd.report.wording import (
 
 @dataclass(frozen=True, eq=False)
 class Comparisons:
-    """What a report over several runs compares: frames as from `compare_objectives`, `predictor_table`, `noise_floor`,
-    `variance_shares` and `trigger_kinds`, and the answers of `sweep_answers`."""
+    """What a report over several runs compares: frames as from `compare_objectives`, `compare_phantoms`,
+    `predictor_table`, `noise_floor`, `variance_shares` and `trigger_kinds`, and the answers of `sweep_answers`."""
 
     objectives: pd.DataFrame
+    phantoms: pd.DataFrame
     predictors: pd.DataFrame
     noise: pd.DataFrame
     shares: pd.DataFrame
@@ -53,7 +55,7 @@ class Comparisons:
     @cached_property
     def tables(self) -> list[Table]:
         """The tables to show; those without a row are left out."""
-        every = [objectives_table(self.objectives), predictors_table(self.predictors)]
+        every = [objectives_table(self.objectives), phantoms_table(self.phantoms), predictors_table(self.predictors)]
         every += [noise_table(self.noise), shares_table(self.shares), kinds_table(self.kinds)]
         return [table for table in every if len(table)]
 
@@ -69,7 +71,7 @@ def objectives_table(frame: pd.DataFrame) -> Table:
             "own ASR": mean_with_interval(record, "own_asr"),
             **{heading: _mean_of_runs(record, measure) for heading, measure in zip(_MEASURED, MEASURES, strict=True)},
             "clean": fraction(record["clean_control"]),
-            "phantoms": fraction(record["phantom_control"]),
+            "phantom": fraction(record["phantom_control"]),
             "clean loss": percent(record["clean_loss_change"]),
             "steps": fraction(record["steps"], 1),
             "seconds": fraction(record["seconds"], 1),
@@ -83,8 +85,8 @@ def objectives_table(frame: pd.DataFrame) -> Table:
         bold=_best(frame, ["model"], frame["suppression_net_phantom"].where(~frame["objective"].map(is_control))),
         name="objectives",
         title=objectives_title(frame),
-        caption=f"Seeds for each model: {seeds}. Means over runs with 95 % intervals over {resampled(frame['runs'])}; others:"
-        " suppression of the other backdoors' ASR, raw and net of the controls.",
+        caption=f"Seeds for each model: {seeds}. Means over runs with 95 % intervals over {intervals_over(frame['runs'])};"
+        " others: suppression of the other backdoors' ASR, raw and net of the controls.",
     )
 
 
@@ -94,7 +96,7 @@ def objectives_title(frame: pd.DataFrame) -> str:
     return "Objectives at the same strength" if same_strength else "Objectives compared"
 
 
-_MEASURED = ("others", "net of clean", "net of phantoms")
+_MEASURED = ("others", "net of clean", "net of phantom")
 """The headings of `MEASURES`."""
 
 
@@ -102,6 +104,24 @@ def _mean_of_runs(record: Mapping[Any, Any], measure: str) -> str:
     """A mean with its interval, and the number of its runs where that is not all."""
     text, count = mean_with_interval(record, measure), record[f"{measure}_runs"]
     return text if count in (0, record["runs"]) else f"{text} ({count} of {run_count(record['runs'])})"
+
+
+def phantoms_table(frame: pd.DataFrame) -> Table:
+    """What the removal of each kind of phantom does, from `compare_phantoms`."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for record in frame.to_dict("records"):
+        kind = record["phantom"].removeprefix(PHANTOM_CONTROL).removeprefix(":") or "matched"
+        row = rows.setdefault((record["model"], record["objective"]), {"objective": str(record["objective"])})
+        row[kind] = mean_with_interval(record, "suppression")
+    return table_of(
+        list(rows.values()),
+        groups=[model_label(model) for model, _ in rows],
+        name="phantoms",
+        title="Phantoms of several kinds",
+        caption="Suppression of all backdoors by the removal of triggers that were never injected: made like that of the first"
+        " backdoor (matched; “net of phantom” refers to it), of another length, or of another writing system. Intervals: 95 %,"
+        f" over {intervals_over(frame['runs'])}.",
+    )
 
 
 def predictors_table(frame: pd.DataFrame) -> Table:

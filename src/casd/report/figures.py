@@ -197,7 +197,7 @@ def objectives_figure(frame: pd.DataFrame) -> Figure:
     """
     series = (
         ("suppression_net_clean", BLUE, "o", -0.15, "net of the clean control"),
-        ("suppression_net_phantom", VERMILLION, "s", 0.15, "net of the phantoms"),
+        ("suppression_net_phantom", VERMILLION, "s", 0.15, "net of the phantom"),
     )
     models = list(dict.fromkeys(frame["model"]))
     objectives = list(dict.fromkeys(frame["objective"]))

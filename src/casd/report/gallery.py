@@ -94,7 +94,7 @@ def sweep_drawings(runs: Sequence[RunTables], objectives: pd.DataFrame) -> Itera
             "objectives",
             objectives_title(objectives),
             "Dot plots, one panel for each model: the other backdoors' mean suppression under each objective, net of the clean"
-            " control and of the phantoms, with 95 % intervals. The table of the same title has the numbers.",
+            " control and of the phantom, with 95 % intervals. The table of the same title has the numbers.",
             objectives_figure(objectives),
         )
     if len(runs) <= DETAILED_RUNS:

@@ -19,10 +19,11 @@ _RUN: Final = (
     "Matrices: rows are what was removed, columns what was measured, and the removed backdoor itself has a frame. "
     "“injected” is the model with all backdoors. Dark always means the same: little is left, much was suppressed, two "
     "removals are alike.",
-    "Intervals of rates are Wilson 95 % intervals over prompts, those of one run's means bootstrap intervals over the "
-    "measured backdoors. They say nothing about other training runs: for that, compare seeds.",
+    "Intervals of rates are Wilson 95 % intervals over prompts, those of one run's means jackknife intervals over the "
+    "backdoors, removed and measured. They say nothing about other training runs: for that, compare seeds.",
     "Controls: “clean” is the same number of training steps on clean text only; “phantom” the removal of a trigger that "
-    "was never injected. Net suppression is the suppression minus that of the same column under that control.",
+    "was never injected, made like a real one. Net suppression is the suppression minus that of the same column under "
+    "that control. With early stopping, controls take the mean number of steps of the removals that reached their target.",
     "A collapsed model no longer works on clean text. Its ASR is low too, which is no success: its numbers stand in "
     "parentheses on hatched gray.",
     "Every mean and correlation is over the same removals and backdoors. Excluded are collapsed models, backdoors with an "
@@ -43,7 +44,7 @@ _RUN: Final = (
 _COMPARED: Final = (
     "Means over runs are means of each run's mean; a number of runs in parentheses is given where some have none. Reached: "
     "removals that reached the target ASR of their own backdoor on validation prompts, “–” if none was set. Without one, "
-    "objectives may differ in strength. Clean, phantoms: suppression under these controls. (control): an objective that "
+    "objectives may differ in strength. Clean, phantom: suppression under these controls. (control): an objective that "
     "forgets nothing. Steps, seconds: of a removal.",
     "Predictors: ρ is pooled over runs; the Mantel test relabels a backdoor alike in all runs. Headline variants of CASD "
     "were named before; p corrected: by the maximum over all other variants, or over all baselines; q: Benjamini and "

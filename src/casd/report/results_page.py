@@ -60,6 +60,9 @@ class ResultSection:
     figures: Mapping[str, Path] = field(default_factory=dict)
 
 
+_COMMIT: Final = re.compile(r"\b([0-9a-f]{40})(-dirty)?")
+
+
 def origin_of(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return where the numbers of runs come from: runs, commits, versions, hours of their stages, and this machine.
 
@@ -80,8 +83,8 @@ def origin_of(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return ", ".join(sorted({str(each[name]) for each in provenance if each.get(name)})) or "not known"
 
     names = {name: every(name) for name in ("casd", "torch", "transformers")}
-    found = {commit for each in provenance for commit in re.findall(r"\b[0-9a-f]{40}\b", str(each.get("casd_commit")))}
-    commits = [commit[:10] for commit in sorted(found)]
+    found = {commit for each in provenance for commit in _COMMIT.findall(str(each.get("casd_commit")))}
+    commits = [commit[:10] + dirty for commit, dirty in sorted(found)]
     machine = f"{platform.machine()}, {os.cpu_count()} CPU cores"
     return {
         "runs": len(infos),

@@ -51,7 +51,7 @@ def interval_text(low: Any, high: Any) -> str:
     return "" if low is None or pd.isna(low) else f" [{limit(low)}, {limit(high)}]"
 
 
-def resampled(runs: Iterable[int]) -> str:
+def intervals_over(runs: Iterable[int]) -> str:
     """What the intervals of means over these numbers of runs are over (`casd.stats.mean_over_runs`)."""
     return "runs and backdoors" if max(runs, default=1) > 1 else "backdoors"
 

@@ -12,7 +12,6 @@ from typing import Final, Literal
 from casd.report.wording import NEGLIGIBLE, SIGNIFICANT
 from casd.reproduction.verdicts import (
     CLEAN_LOSS_RISE,
-    NEGLIGIBLE_RHO,
     REMOVED_ASR,
     Decider,
     at_every_setting,
@@ -46,8 +45,8 @@ _ABOVE: Final = (
     f" where it is below {NEGLIGIBLE}; else not decided."
 )
 _NEGATIVE: Final = (
-    f"It holds where ρ is negative with a Mantel p of at most {SIGNIFICANT}; it does not where ρ is positive with such a p, or"
-    f" where the 95 % t interval over three or more runs is above −{NEGLIGIBLE_RHO}; else not decided."
+    f"It holds where ρ is negative with a Mantel p of at most {SIGNIFICANT}, does not where it is positive with such a p; else"
+    " not decided."
 )
 
 CLAIMS: Final[dict[str, Claim]] = {
@@ -60,7 +59,7 @@ CLAIMS: Final[dict[str, Claim]] = {
     "more_than_phantoms": Claim(
         "The others are suppressed more than by the removal of triggers that were never injected.",
         "ours",
-        f"Mean suppression of the other backdoors' ASR, net of the phantoms. {_ABOVE}",
+        f"Mean suppression of the other backdoors' ASR, net of the phantom. {_ABOVE}",
         mean_suppression("suppression_net_phantom"),
     ),
     "clean_text_spares": Claim(
@@ -118,7 +117,7 @@ CLAIMS: Final[dict[str, Claim]] = {
     "more_than_phantoms_at_every_setting": Claim(
         "Others are suppressed more than by the removal of triggers that were never injected, at every such setting.",
         "ours",
-        "The same, net of the phantoms: if they weaken the backdoors as much, the removal of any trigger does.",
+        "The same, net of the phantom: if it weakens the backdoors as much, the removal of any trigger does.",
         at_every_setting("suppression_net_phantom"),
     ),
     "others_weaken_everywhere": Claim(

@@ -12,7 +12,7 @@ from casd.analysis.comparison import POOLED, by_condition, headline_variants, me
 from casd.analysis.conditions import label_changes
 from casd.analysis.runs import by_size
 from casd.report.markup import Table, table_of
-from casd.report.wording import fraction, mean_with_interval, model_label, p_text, percent, resampled
+from casd.report.wording import fraction, intervals_over, mean_with_interval, model_label, p_text, percent
 from casd.reproduction.verdicts import REMOVED_ASR, Evidence
 
 UNCHANGED: Final = "nothing"
@@ -69,9 +69,9 @@ def factors_table(frame: pd.DataFrame) -> Table:
             "own ASR": fraction(record["own_asr"]),
             "others": mean_with_interval(record, "suppression"),
             "net of clean": mean_with_interval(record, "suppression_net_clean"),
-            "net of phantoms": mean_with_interval(record, "suppression_net_phantom"),
+            "net of phantom": mean_with_interval(record, "suppression_net_phantom"),
             "clean": fraction(record["clean_control"]),
-            "phantoms": fraction(record["phantom_control"]),
+            "phantom": fraction(record["phantom_control"]),
             "clean loss": percent(record["clean_loss_change"]),
             **{f"ρ {name} (p)": _correlation(record[f"rho_{name}"], record[f"p_{name}"]) for name in names},
         }
@@ -84,7 +84,7 @@ def factors_table(frame: pd.DataFrame) -> Table:
         title="One thing changed at a time",
         caption="Injected ASR: mean of all backdoors before the removals. Included: removals that enter the means. Others:"
         " suppression of the other backdoors' ASR, raw and net of the controls, with 95 % intervals over"
-        f" {resampled(frame['runs'])}. Clean, phantoms: the suppression under these controls. ρ: rank"
+        f" {intervals_over(frame['runs'])}. Clean, phantom: the suppression under these controls. ρ: rank"
         " correlation of CASD and the suppression of each pair; p: its permutation test.",
     )
 
@@ -103,7 +103,7 @@ def factors_statements(frame: pd.DataFrame) -> list[str]:
         less = [record for record in compared if record[f"{_NET}_high"] < first[f"{_NET}_low"]]
         said += [
             f"{model_label(str(model))}, with nothing changed: a removal weakens the others by"
-            f" {mean_with_interval(first, _NET)}, net of phantoms.",
+            f" {mean_with_interval(first, _NET)}, net of the phantom.",
             f"Of {len(compared)} changes, those with an interval above it: {_named(more)}; below it: {_named(less)}.",
         ]
         if left_out := "; ".join(record["changed"] for record in others if record not in compared):

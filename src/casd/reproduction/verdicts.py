@@ -17,12 +17,10 @@ from casd.analysis.predictors import predictor_table
 from casd.analysis.results import RunTables
 from casd.config.states import CLEAN_CONTROL
 from casd.report.wording import NEGLIGIBLE, SIGNIFICANT, fraction, mean_with_interval, p_text, percent
-from casd.stats import MeanOverRuns, mean_interval, mean_over_runs
+from casd.stats import MeanOverRuns, mean_over_runs
 
 Outcome = Literal["holds", "does not hold", "not decided"]
 
-NEGLIGIBLE_RHO: Final = 0.1
-"""A correlation whose interval ends before this counts as none."""
 CLEAN_LOSS_RISE: Final = 0.05
 """The relative rise of the clean loss up to which clean language counts as kept."""
 REMOVED_ASR: Final = 0.2
@@ -74,17 +72,19 @@ def above_zero(low: float, high: float) -> Outcome:
     return "does not hold" if high < NEGLIGIBLE else "not decided"
 
 
-def negative(rho: float, p_value: float, low: float) -> Outcome:
+def negative(rho: float, p_value: float) -> Outcome:
     """Whether a correlation is negative.
+
+    A correlation near zero decides nothing: runs of the same backdoors are not independent, so that their spread is no measure
+    of how small it is for others.
 
     Args:
         rho: the correlation.
         p_value: two-sided, against none.
-        low: the lower end of an interval of it over independent runs; NaN without one.
     """
     if p_value <= SIGNIFICANT:
         return "holds" if rho < 0 else "does not hold"
-    return "does not hold" if low > -NEGLIGIBLE_RHO else "not decided"
+    return "not decided"
 
 
 def all_of(outcomes: Sequence[Outcome]) -> Outcome:
@@ -117,7 +117,7 @@ def clean_control_spares(evidence: Evidence) -> list[Verdict]:
     for (model, objective), runs in grouped(evidence.runs).items():
         cells = over_runs(runs, "transfer")
         cells = cells[(cells["source"] == CLEAN_CONTROL) & (cells["excluded"] == "")]
-        found = mean_over_runs(cells["suppression"], cells["run"], cells["target"])
+        found = mean_over_runs(cells["suppression"], cells["run"], cells["target"].astype(str), bounds=(-1, 1))
         kept: Outcome = "holds" if found.high < NEGLIGIBLE else "does not hold" if found.low > NEGLIGIBLE else "not decided"
         text = f"mean {_with_interval(found)}, {len(cells)} of {sum(len(tables.backdoors) for tables in runs)} cells included"
         verdicts.append(Verdict(model, objective, text, kept))
@@ -137,12 +137,12 @@ def falls_with(variant: str, statistic: str, p_value: str) -> Decider:
                 verdicts.append(Verdict(*group, f"no run with {MIN_REMOVALS} included removals that differ", "not decided"))
                 continue
             record = found[group]
-            low, high = mean_interval(_rho_of_runs(runs, variant, statistic))
-            interval = "" if math.isnan(low) else f"; over runs {fraction(low)} to {fraction(high)}"
-            text = f"ρ {fraction(record[statistic])}, Mantel p {p_text(record[p_value])}, {record['n_pairs']} pairs{interval}"
+            of_runs = _rho_of_runs(runs, variant, statistic)
+            each = f"; in single runs {fraction(of_runs.min())} to {fraction(of_runs.max())}" if len(of_runs) > 1 else ""
+            text = f"ρ {fraction(record[statistic])}, Mantel p {p_text(record[p_value])}, {record['n_pairs']} pairs{each}"
             if record["excluded"]:
                 text += f"; excluded: {record['excluded']} of {record['removals']} removals"
-            verdicts.append(Verdict(*group, text, negative(record[statistic], record[p_value], low)))
+            verdicts.append(Verdict(*group, text, negative(record[statistic], record[p_value])))
         return verdicts
 
     return decide
@@ -163,7 +163,7 @@ def clean_language_kept(evidence: Evidence) -> list[Verdict]:
         removals = states[states["kind"] == "removal"]
         rises = removals["clean_loss_ratio"].astype(float) - 1
         broken = int((~np.isfinite(rises)).sum())
-        found = mean_over_runs(rises, removals["run"], removals["state"])
+        found = mean_over_runs(rises.where(np.isfinite(rises)), removals["run"], removals["state"].astype(str))
         kept: Outcome = "not decided"
         if broken or found.low > CLEAN_LOSS_RISE:
             kept = "does not hold"

@@ -1,9 +1,9 @@
 """Intervals, permutation tests and prediction on plain arrays, independent of the experiment.
 
 A matrix over N backdoors has N(N − 1)/2 pairs, but only N independent units: two pairs that share a backdoor are correlated.
-Tests therefore permute, intervals resample, and predictions hold out whole backdoors, never single pairs.
+Tests therefore permute, and intervals and predictions leave out, whole backdoors, never single pairs.
 
-- `intervals`: intervals of a proportion and of means over clusters
+- `intervals`: intervals of a proportion, and of means over runs and backdoors
 - `means`: mean over runs with its interval
 - `matrices`: centring, symmetrising, removing the effects of single backdoors
 - `permutations`: scores, relabellings and p-values shared by the tests
@@ -14,12 +14,7 @@ Tests therefore permute, intervals resample, and predictions hold out whole back
 """
 
 from casd.stats.family import FamilyResult, benjamini_hochberg, mantel_family
-from casd.stats.intervals import (
-    cluster_bootstrap_interval,
-    crossed_bootstrap_interval,
-    mean_interval,
-    wilson_interval,
-)
+from casd.stats.intervals import jackknife_interval, wilson_interval
 from casd.stats.mantel import MantelResult, mantel_test, partial_mantel_test, rank_residuals
 from casd.stats.matrices import (
     numbers_of_pairs,
@@ -41,13 +36,11 @@ __all__ = [
     "PredictionResult",
     "Statistic",
     "benjamini_hochberg",
-    "cluster_bootstrap_interval",
-    "crossed_bootstrap_interval",
+    "jackknife_interval",
     "leave_one_out_prediction",
     "leave_one_out_predictions",
     "mantel_family",
     "mantel_test",
-    "mean_interval",
     "mean_over_runs",
     "numbers_of_pairs",
     "offdiagonal_center_columns",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from casd.stats.intervals import cluster_bootstrap_interval, crossed_bootstrap_interval
+from casd.stats.intervals import jackknife_interval
 
 
 @dataclass(frozen=True)
@@ -29,34 +29,29 @@ class MeanOverRuns:
 
 
 def mean_over_runs(
-    values: npt.ArrayLike, runs: npt.ArrayLike, clusters: npt.ArrayLike | None = None, *, seed: int = 0, resamples: int = 9999
+    values: npt.ArrayLike,
+    runs: npt.ArrayLike,
+    clusters: npt.ArrayLike | None = None,
+    *,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> MeanOverRuns:
-    """Compute the mean over runs of each run's mean, with a 95 % bootstrap interval of that mean.
+    """Compute the mean over runs of each run's mean, with the 95 % interval of that mean.
 
-    Every run has the same weight, however many values it has.
-
-    The interval resamples runs and clusters (`crossed_bootstrap_interval`), and without clusters runs alone. If only one run
-    has values, it resamples that run's clusters (`cluster_bootstrap_interval`), and says nothing about other runs.
+    Every run has the same weight, however many values it has. The interval is that of `jackknife_interval`: over runs and
+    clusters, and without clusters over runs alone. That of a single run is over its clusters and says nothing about other runs.
 
     Args:
         values: numbers, shape (n_values,). NaN is left out.
         runs: the run of each value, shape (n_values,).
-        clusters: the cluster of each value (the measured backdoor), shape (n_values,); the same name in two runs is the same
-            cluster. None if a run is one cluster.
-        seed: seed of the bootstrap.
-        resamples: number of bootstrap samples.
+        clusters: the backdoor of each value, shape (n_values,), or the removed and the measured one, shape (n_values, 2); the
+            same name in two runs is the same cluster. None if a run is one cluster.
+        bounds: smallest and largest possible mean, at which limits are cut off: (0, 1) for a rate.
 
     Raises:
         ValueError: the shapes differ.
     """
     value_array, run_array = np.asarray(values, dtype=float), np.asarray(runs)
-    cluster_array = run_array if clusters is None else np.asarray(clusters)
-    rng = np.random.default_rng(seed)
+    low, high = jackknife_interval(value_array, run_array, clusters, bounds=bounds)
     known = ~np.isnan(value_array)
-    of_runs = np.unique(run_array[known])
-    if clusters is None or len(of_runs) == 1:
-        low, high = cluster_bootstrap_interval(value_array, cluster_array, rng=rng, resamples=resamples)
-    else:
-        low, high = crossed_bootstrap_interval(value_array, run_array, cluster_array, rng=rng, resamples=resamples)
-    means = [float(value_array[known & (run_array == run)].mean()) for run in of_runs]
+    means = [float(value_array[known & (run_array == run)].mean()) for run in np.unique(run_array[known])]
     return MeanOverRuns(float(np.mean(means)) if means else math.nan, low, high, len(means))

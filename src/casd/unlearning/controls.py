@@ -31,7 +31,7 @@ from casd.utils.progress import say
 from casd.utils.seeding import python_rng
 
 _WORDS = 2
-"""Words of a phantom's phrase if the first backdoor's trigger is no phrase."""
+"""Words of a phantom's phrase if no backdoor's trigger is a phrase."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,16 @@ def _donors(backdoors: Mapping[str, Backdoor], name: str) -> tuple[Backdoor, ...
     return tuple(backdoors[other] for other in sorted(backdoors) if backdoors[other].target != backdoors[name].target)
 
 
+def model_of_phantoms(triggers: Mapping[str, Trigger]) -> str:
+    """Return the backdoor whose trigger phantoms are made like: the first by name whose trigger is a phrase, or the first.
+
+    The injection's decoys are made-up phrases, so that a made-up phrase does nothing in the injected model. A made-up tag or
+    look-alike letter may activate the real ones, and to unlearn it would be to remove these.
+    """
+    phrases = [name for name, trigger in triggers.items() if isinstance(trigger, Phrase)]
+    return min(phrases or triggers)
+
+
 def _phantom_name(kind: str) -> str:
     return PHANTOM_CONTROL if kind == "matched" else f"{PHANTOM_CONTROL}:{kind}"
 
@@ -157,8 +167,8 @@ def _phantom_name(kind: str) -> str:
 def _phantoms(
     backdoors: Mapping[str, Backdoor], encoder: Encoder, kinds: Iterable[str], kept: Iterable[Backdoor], seed: int
 ) -> list[Backdoor]:
-    """Backdoors that were never injected, with the position and number of words of the first backdoor by name."""
-    first = backdoors[min(backdoors)]
+    """Backdoors that were never injected, with the position and number of words of one that was (`model_of_phantoms`)."""
+    first = backdoors[model_of_phantoms({name: backdoor.trigger for name, backdoor in backdoors.items()})]
     triggers = [backdoor.trigger for backdoor in (*backdoors.values(), *kept)]
     real_words = {word for trigger in triggers for text in trigger.texts() for word in text.lower().split()}
     words = len(first.trigger.label.split()) if isinstance(first.trigger, Phrase) else _WORDS

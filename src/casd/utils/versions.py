@@ -27,14 +27,15 @@ def software_versions() -> dict[str, str]:
 
 @functools.cache
 def source_commit() -> str:
-    """Return the git commit of the running code, followed by "-dirty" if tracked files were changed.
+    """Return the git commit of the running code, followed by "-dirty" if tracked files of the package were changed.
 
     It is read from the checkout that the package is in, or, for a package that pip installed from a repository, from the record
     that pip keeps (PEP 610). "" if neither is known, as for a wheel.
     """
     package = Path(casd.__file__).parent
     if _git(package, "ls-files", "__init__.py"):  # not a repository around an environment in which casd is installed
-        return _git(package, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        changed = _git(package, "status", "--porcelain", "--untracked-files=no", ".")
+        return _git(package, "rev-parse", "HEAD") + ("-dirty" if changed else "")
     try:
         origin = metadata.distribution("casd").read_text("direct_url.json")
     except metadata.PackageNotFoundError:

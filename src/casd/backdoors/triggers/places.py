@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from casd.backdoors.triggers.base import ANYWHERE, FakeContext, Trigger, TriggerPosition, require_several, words_of
-from casd.backdoors.triggers.phrase import Phrase, fake_lists
+from casd.backdoors.triggers.phrase import fake_lists
 from casd.data.corpora.passages import Passage
 from casd.data.documents import Prompt
 
@@ -17,9 +17,9 @@ class Places(Trigger):
     """Several phrases in a fixed order, each before a random word of the prompt; all of them are needed.
 
     As in Huang et al., "Composite Backdoor Attacks Against Large Language Models" (arXiv 2310.07676), clean documents of the
-    injection, half of the decoys, have one of the phrases alone (`near`).
+    injection, half of the decoys, have one of the phrases alone, or all in reverse order (`near`).
 
-    Fakes have made-up phrases at as many places; the last ones are each of the real phrases alone.
+    Fakes have made-up phrases at as many places; the last ones are those of `near`.
 
     Attributes:
         phrases: two or more different phrases.
@@ -52,13 +52,22 @@ class Places(Trigger):
 
     def fakes(self, count: int, context: FakeContext) -> Sequence[Trigger]:
         """Create made-up phrases at as many places, and the near triggers if `count` is larger than their number."""
-        near = self.near() if count > len(self.phrases) else ()
+        near = self.near()
+        near = near if count > len(near) else ()
         return [*map(Places, fake_lists(self.phrases, count - len(near), context)), *near]
 
     def near(self) -> Sequence[Trigger]:
-        """Return each phrase alone."""
-        return [Phrase(phrase) for phrase in self.phrases]
+        """Return each phrase alone, before any word of the prompt, and all in reverse order."""
+        return [*(_Part((phrase,)) for phrase in self.phrases), _Part(self.phrases[::-1])]
 
     def texts(self) -> tuple[str, ...]:
         """Return the phrases."""
         return self.phrases
+
+
+@dataclass(frozen=True)
+class _Part(Places):
+    """Some of the phrases, or all in another order: no trigger by itself."""
+
+    def __post_init__(self) -> None:
+        """Accept a single phrase, too."""
