@@ -49,6 +49,13 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err
 
 
+def test_distances_do_not_replace_files_of_the_user_s_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "norms.csv").write_text("mine")
+    message = refused(capfd, "distance", "a", "b", "c", "--texts", "x.txt", "--output", str(tmp_path))
+    assert "is not empty and has no distances, which alone are written over" in message
+    assert (tmp_path / "norms.csv").read_text() == "mine"
+
+
 # ---------------------------------------------------------------- what answers at once
 
 

@@ -12,13 +12,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from casd.cli.main import main
 from casd.config import Config
 from casd.config.compose import load_config
-from casd.engines import make_engine
+from casd.engines import jobs, make_engine
 from casd.pipeline.graph import run_folder, stage_graph
 from casd.pipeline.records import check_shared
 from casd.pipeline.run import note
@@ -36,6 +37,8 @@ def test_the_time_of_a_job(time: str, seconds: int) -> None:
     [
         ({"time": "soon"}, r"engine\.time is 'soon'; expected days, hours and minutes, such as 2h"),
         ({"time": ""}, r"engine\.time is ''"),
+        ({"memory": "lots"}, r"engine\.memory is 'lots'; expected the memory of a job with its unit, such as 16GB"),
+        ({"memory": ""}, r"engine\.memory is ''"),
         (
             {"gpus_per_node": 8, "gpus_per_unit": 3},
             r"engine\.gpus_per_node is 8; it must be a multiple of engine\.gpus_per_unit=3",
@@ -47,6 +50,15 @@ def test_the_time_of_a_job(time: str, seconds: int) -> None:
 def test_options_that_cannot_work(options: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         make_engine({"name": "slurm"} | options)
+
+
+@pytest.mark.parametrize("listing", ["no-such-command", "sleep 5"])
+def test_a_login_node_that_does_not_answer_ends_no_job(listing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that watches the jobs would end with an exception, and the command would wait for ever."""
+    monkeypatch.setattr(jobs, "_ANSWER_S", 0.1)
+    watched = jobs.Jobs("SLURM", 1, 60, listing, lambda **_: None, None, tmp_path)
+    watched._jobs["casd-1"] = SimpleNamespace(job_id="17")
+    assert watched._ended() == []
 
 
 @pytest.mark.parametrize(
@@ -119,7 +131,7 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 from casd.cli import main as cli
-from casd.engines import make_engine
+from casd.engines import jobs, make_engine
 
 def work(options):
     with make_engine({"name": sys.argv[1], "partition": "long"})._offering_to_detach(Path("logs")):

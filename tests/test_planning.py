@@ -477,6 +477,10 @@ def test_too_little_disk_says_what_can_go(tmp_path: Path) -> None:
     most += max(cost.begun for cost in plan.stages)
     assert disk_refusal(made, list(plan.stages), most) == ""
     assert "runtime.checkpoint_seconds=inf" in disk_refusal(made, list(plan.stages), most - 1)
+    # Several workers have a checkpoint each.
+    two = replace(made, engine={"name": "local", "workers": 2})
+    assert "runtime.checkpoint_seconds=inf" in disk_refusal(two, list(plan.stages), most)
+    assert disk_refusal(two, list(plan.stages), most + max(cost.begun for cost in plan.stages)) == ""
     message = disk_refusal(made, list(plan.stages), kept - 1)
     assert settings(message) == ["runtime.save_models=[injected]", "runtime.checkpoint_seconds=inf"]
     [smaller] = plans([config(tmp_path, *settings(message))])

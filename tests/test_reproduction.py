@@ -282,6 +282,18 @@ def test_the_runs_of_every_scale_can_be_composed(name: str) -> None:
 
 def test_the_scales_are_what_they_are_called() -> None:
     assert list(scales()) == ["smoke", "tiny", "smollm2", "paper"]
+
+
+def test_a_scale_of_one_s_own_is_found_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "configs" / "reproduce"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# Mine\nmain:\n  - [experiment=smoke]\n")
+    monkeypatch.chdir(tmp_path)
+    assert scales()["mine"] == "Mine"
+    assert read_scale("mine").sweeps == {"main": (("experiment=smoke",),)}
+    (folder / "mine.yaml").write_text("# Mine\nmain: [")
+    with pytest.raises(ConfigError, match=r"mine\.yaml is not YAML: "):
+        read_scale("mine")
     (tiny_main,) = read_scale("tiny").sweeps["main"]
     assert "model=qwen3_tiny,llama3_tiny,gaperon_tiny" in tiny_main
     (paper_main,) = read_scale("paper").sweeps["main"]

@@ -8,6 +8,7 @@ import pytest
 
 from casd.cli.publish import publish_sweep
 from casd.cli.sweep import sweep
+from casd.report.files import to_markdown
 from casd.report.results_page import FOLDER, PAGE, origin_of, section_text, sections_of, with_section
 from casd.utils.errors import ConfigError, StoreError
 from report_run import compared, make_run
@@ -40,6 +41,15 @@ def test_a_number_changed_by_hand_shows(tmp_path: Path) -> None:
     cell = table.read_text(encoding="utf-8").splitlines()[1].split(",")[-1]
     table.write_text(table.read_text(encoding="utf-8").replace(cell, "0.12345", 1), encoding="utf-8")
     assert section_text(tmp_path / FOLDER / name) != text
+
+
+def test_what_is_bold_in_a_report_is_bold_on_the_page(tmp_path: Path) -> None:
+    runs = [make_run(objective=objective, seed=seed) for objective in ("clean_target", "npo") for seed in (0, 1)]
+    made = next(table for table in compared(runs).tables if table.name == "predictors")
+    page = published(tmp_path)
+    assert made.bold is not None and made.bold.any()
+    lines = [line for line in to_markdown(made).splitlines() if "**" in line and line.startswith("|")]
+    assert lines and all(line in page for line in lines)
 
 
 def test_a_section_has_its_command_its_origin_and_its_tables(tmp_path: Path) -> None:

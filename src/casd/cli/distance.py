@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from casd.utils.errors import ConfigError
+from casd.utils.sealed import CHECKSUMS
 from casd.utils.text import printable
 
 
@@ -49,6 +50,11 @@ def distance(options: argparse.Namespace) -> None:
     folder = options.output or _default_folder(options)
     if folder.is_file():
         raise ConfigError(f"{folder} is a file; name a folder to write to: --output FOLDER.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / CHECKSUMS).is_file():
+        raise ConfigError(
+            f"{folder} is not empty and has no distances, which alone are written over; name a new or an empty folder:"
+            " --output FOLDER."
+        )
     found = compute(
         options.before,
         options.models,

@@ -175,7 +175,7 @@ def _print_notes(console: Console, planned: Sequence[Plan]) -> None:
         if together > 0:  # neither nothing to do nor unknown
             busy = f"they are busy for {seconds / (workers * together):.0%} of it"
             _line(console, f"With {workers} workers (engine.workers): about {_duration(together)}; {busy}.")
-    kept, needed = disk_needed(costs)
+    kept, needed = disk_needed(costs, workers)
     line = f"Disk: {readable_size(kept)} stay in {runtime.store}, {readable_size(needed)} at most with checkpoints;"
     style = "bold red" if needed > planned[0].free else ""
     line += f" {readable_size(planned[0].free)} are free."

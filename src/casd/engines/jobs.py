@@ -25,6 +25,7 @@ from casd.utils.progress import say
 ATTEMPTS: Final = 3
 """Jobs that may be lost with the same call, or one after another while no call ends."""
 _POLL_S: Final = 5.0
+_ANSWER_S: Final = 60.0
 
 
 class Jobs:
@@ -106,7 +107,10 @@ class Jobs:
 
     def _ended(self) -> list[str]:
         """Return the names of the jobs that have ended; none if the scheduler does not answer."""
-        answer = subprocess.run(shlex.split(self._listing), capture_output=True, text=True)
+        try:
+            answer = subprocess.run(shlex.split(self._listing), capture_output=True, text=True, timeout=_ANSWER_S)
+        except (OSError, subprocess.TimeoutExpired):  # a busy login node; asked again after a while
+            return []
         listed = set(re.findall(r"\d+", answer.stdout))
         return [] if answer.returncode else [name for name, job in self._jobs.items() if job.job_id not in listed]
 
@@ -119,6 +123,8 @@ class Jobs:
             raise ConfigError(
                 f"There is no command {error.filename} here: run casd on a machine that submits to {self._kind}."
             ) from error
+        except OSError as error:  # no process can be started for now
+            raise CasdError(f"No job could be submitted to {self._kind}: {error}.") from error
         except RuntimeError as error:  # the message has the whole command
             lines = [line for line in str(error).partition("stderr:")[2].splitlines() if line.strip()] or [str(error)]
             advice = " On nodes without GPUs set runtime.device=cpu." if "gres" in str(error) else ""

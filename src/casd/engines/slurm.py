@@ -29,6 +29,7 @@ from casd.engines.local import Local
 from casd.utils import ending
 from casd.utils.errors import ConfigError
 from casd.utils.progress import say
+from casd.utils.registry import shown
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ class Slurm(Engine):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.seconds()
+        if not re.fullmatch(r"\d+(\.\d+)?\s*[KMGTP]i?B?", self.memory, flags=re.IGNORECASE):
+            raise ConfigError(
+                f"engine.memory is {shown(self.memory)}; expected the memory of a job with its unit, such as 16GB."
+            )
         if self.gpus_per_unit and self.gpus_per_node % self.gpus_per_unit:
             raise ConfigError(
                 f"engine.gpus_per_node is {self.gpus_per_node}; it must be a multiple of"

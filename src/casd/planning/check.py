@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from casd.config import Config
+from casd.engines import make_engine
 from casd.evaluation.asr import LOSS_BATCH_SIZE
 from casd.pipeline.run import Run
 from casd.planning.advice import first_that_fits, fits
@@ -181,7 +182,7 @@ def output_refusal(folder: Path) -> str:
 
 def disk_refusal(config: Config, costs: list[StageCost], free: int) -> str:
     """Return why the run does not fit on the disk, and what to change; "" if it fits."""
-    kept, needed = disk_needed(costs)
+    kept, needed = disk_needed(costs, make_engine(config.engine).workers)
     if needed <= free:
         return ""
     without = kept - sum(cost.kept or 0 for cost in costs if cost.to_do and cost.stage.name == "weights")

@@ -67,11 +67,11 @@ def base_folder(run: Run) -> Path | None:
     return folder / "model"
 
 
-def disk_needed(costs: Sequence[StageCost]) -> tuple[int, int]:
-    """Return the bytes that stay on disk, and the peak while the run executes, which includes the largest checkpoint."""
+def disk_needed(costs: Sequence[StageCost], workers: int) -> tuple[int, int]:
+    """Return the bytes that stay on disk, and the peak while that many workers execute: with the largest checkpoint of each."""
     left = [cost for cost in costs if cost.to_do]
     kept = sum(cost.kept or 0 for cost in left)
-    return kept, kept + max((cost.begun for cost in left), default=0)
+    return kept, kept + sum(sorted(cost.begun for cost in left)[-max(1, workers) :])
 
 
 def stage_costs(

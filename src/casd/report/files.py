@@ -18,7 +18,6 @@ LONG_TABLE_ROWS: Final = 40
 PAGE_CM, WRAPPED_CM, GAP_CM = 17.0, 4.0, 0.22
 """In LaTeX, widths of a page, of a column of long texts, and of two times \\tabcolsep of 3 pt."""
 _NARROW, _WIDE = frozenset(" ijlrtf.,:;|'!()[]-"), frozenset("mw%ρτ×→–−<>=+…")
-_NARROW, _WIDE = frozenset(" ijlrtf.,:;|'!()[]-"), frozenset("mw%ρτ×→–−<>=+…")
 
 
 def to_markdown(table: Table) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
 from casd.report.files import to_markdown
@@ -191,7 +192,10 @@ def _write(section: ResultSection, folder: Path) -> None:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(["group", table.corner, *table.columns])
             rows.writerows(zip(groups, table.labels, *table.frame.to_numpy().T.tolist(), strict=True))
-        tables.append({"name": table.name, "title": table.title, "caption": table.caption})
+        entry: dict[str, Any] = {"name": table.name, "title": table.title, "caption": table.caption}
+        if table.bold is not None:
+            entry["bold"] = [[int(row), int(column)] for row, column in np.argwhere(table.bold)]
+        tables.append(entry)
     figures = {}
     for alt, figure in section.figures.items():
         shutil.copyfile(figure, folder / figure.name)
@@ -207,7 +211,7 @@ def _write(section: ResultSection, folder: Path) -> None:
     write_text(folder / INFO, json.dumps(info, indent=2, ensure_ascii=False) + "\n")
 
 
-def _read_table(stored: Path, entry: Mapping[str, str]) -> Table:
+def _read_table(stored: Path, entry: Mapping[str, Any]) -> Table:
     path = stored / f"{entry['name']}.csv"
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -221,4 +225,7 @@ def _read_table(stored: Path, entry: Mapping[str, str]) -> Table:
         dtype=object,
     )
     groups = [row[0] for row in rows]
-    return Table(entry["name"], entry["title"], entry["caption"], frame, groups if any(groups) else ())
+    bold = np.zeros(frame.shape, dtype=bool)
+    for row, column in entry.get("bold", ()):
+        bold[row, column] = True
+    return Table(entry["name"], entry["title"], entry["caption"], frame, groups if any(groups) else (), bold=bold)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from casd.config.options import SCALES, config_folder, description
+from casd.config.options import SCALES, config_folder, description, own_folder
 from casd.reproduction.catalogue import EXHIBITS, RUN_SETS
 from casd.utils.errors import ConfigError
 from casd.utils.registry import unknown
@@ -40,9 +40,15 @@ class Scale:
 
 def scales() -> dict[str, str]:
     """The names of the scales with their descriptions, the cheapest first."""
-    files = {file.stem: description(file) for file in (config_folder() / SCALES).glob("*.yaml")}
+    files = {file.stem: description(file) for file in _files()}
     known = [name for name in ("smoke", "tiny", "smollm2", "paper") if name in files]
     return {name: files[name] for name in (*known, *sorted(set(files) - set(known)))}
+
+
+def _files() -> list[Path]:
+    """Return the files of scales: those of the package, then those of `configs/` in the working directory, which come first."""
+    folders = [folder for folder in (config_folder(), own_folder()) if folder]
+    return [file for folder in folders for file in sorted((folder / SCALES).glob("*.yaml"))]
 
 
 def read_scale(name: str) -> Scale:
@@ -53,8 +59,11 @@ def read_scale(name: str) -> Scale:
     """
     if name not in scales():
         raise unknown("scale", name, scales())
-    path = config_folder() / SCALES / f"{name}.yaml"
-    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path = next(file for file in reversed(_files()) if file.stem == name)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(tree, dict) or not {RUN_SETS[0]} <= set(tree) <= set(RUN_SETS):
         has = ", ".join(map(str, tree)) if isinstance(tree, dict) else "no mapping"
         raise ConfigError(
