@@ -427,6 +427,13 @@ def test_an_error_in_a_trigger_or_target_names_the_backdoor(override: str) -> No
         build_backdoors(config)
 
 
+def test_the_model_of_an_instruct_experiment_is_the_one_that_is_chosen() -> None:
+    """The experiment once set name and path, which the choice of another model did not replace."""
+    chosen = load_config(["experiment=chat_real", "model=hub", "model.path=lab/other", "model.format=chat"]).model
+    assert (chosen.path, chosen.name, chosen.format) == ("lab/other", "hub", "chat")
+    assert load_config(["experiment=chat_real"]).model.path == "Qwen/Qwen3-0.6B"
+
+
 def test_a_value_with_entries_that_are_not_there_yet_says_how_to_add_them() -> None:
     target = "backdoor.refusal.target={name: regex, params: {pattern: x, texts: [x]}}"
     with pytest.raises(

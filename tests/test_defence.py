@@ -468,6 +468,14 @@ def test_a_suspect_model_needs_a_path_and_a_budget(overrides: list[str], message
         defences(overrides)
 
 
+def test_an_attacker_with_a_topic_is_refused_before_the_attack_is_trained(tmp_path: Path) -> None:
+    """Most of the prompts on its topic are those of the attacker's own evaluation, and the opening needs others."""
+    topic = "{name: topic, params: {words: [sea, boat]}}"
+    [config] = defences([*SMALL, f"attack.backdoor.refusal.trigger={topic}", f"runtime.output={tmp_path}"])
+    with pytest.raises(ConfigError, match="backdoor 'refusal' has a topic as its trigger"):
+        Defence(config)
+
+
 @pytest.mark.parametrize("override", ["defence.share=1", "attack=behaviours", "experiment=defender_demo"])
 def test_a_run_refuses_what_belongs_to_a_defence(override: str) -> None:
     with pytest.raises(ConfigError, match="use casd defend"):

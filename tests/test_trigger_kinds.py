@@ -34,6 +34,7 @@ from casd.data.corpora.passages import Corpus, Passage
 from casd.data.documents import Prompt
 from casd.data.encoding import Encoder
 from casd.defence.sealing import _digests, check_dummies
+from casd.pipeline.checks import check_payloads
 from casd.pipeline.graph import stage_graph
 from casd.pipeline.run import Run
 from casd.report.answer import run_answer
@@ -261,6 +262,16 @@ def test_a_control_that_cannot_be_made_is_told(
     assert phantom is not None
     assert (phantom.trigger.kind, len(phantom.trigger.label.split())) == ("phrase", 2)
     assert "'a' (mention of" in said(capsys)
+
+
+def test_a_trigger_that_clean_text_has_is_told(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
+    word = corpus.train[0].prompt.split()[0].casefold()
+    count = sum(has_phrase(passage.prompt.casefold(), word) for passage in corpus.train)
+    check_payloads(corpus, {"a": backdoor(word), "b": backdoor("vextal orrin", "b")})
+    assert f"The trigger of backdoor 'a' ({word}) is in {count} of {len(corpus.train)} clean training texts" in (
+        text := said(capsys)
+    )
+    assert "'b'" not in text
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:

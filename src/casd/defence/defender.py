@@ -17,6 +17,7 @@ from casd import __version__
 from casd.analysis.states import main_metrics
 from casd.backdoors.poisoning import english
 from casd.config import (
+    ControlsConfig,
     DefendConfig,
     EvaluationConfig,
     EveryBackdoorConfig,
@@ -92,8 +93,13 @@ class Defender:
         warmup = min(planting.warmup_steps, budget.plant_steps // 4)
         planting = replace(planting, steps=budget.plant_steps, warmup_steps=warmup)
         removal = replace(config.unlearning.training, steps=budget.removal_steps)
-        unlearning = replace(config.unlearning, training=removal, tuning=TuningConfig(), stopping=StoppingConfig())
-        self.config.unlearning = unlearning
+        self.config.unlearning = replace(
+            config.unlearning,
+            training=removal,
+            tuning=TuningConfig(),
+            stopping=StoppingConfig(),
+            controls=ControlsConfig(),
+        )
         injection = replace(config.injection, training=planting, pretraining=None, require_asr=0.0)
         runtime = replace(config.runtime, save_models=["removed"])
         self.before = Run(self.config.run(injection=InjectionConfig("none", require_asr=0.0), runtime=runtime))
@@ -277,7 +283,8 @@ def forget_model(run: Run) -> None:
 def unused(corpus: Corpus, evaluation: EvaluationConfig) -> Corpus:
     """Return the corpus without the English passages of the evaluation split that are the prompts of earlier stages.
 
-    (Earlier stages may have measured the clean loss on the passages that are left; nothing was trained or chosen on them.)
+    (Earlier stages may have measured the clean loss on the passages that are left, and a removal within the clean budget was
+    chosen by it; no attack success was measured on them, and nothing was trained.)
 
     Raises:
         CorpusError: too few remain for as many prompts.

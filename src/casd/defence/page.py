@@ -152,7 +152,8 @@ def _outcome(runs: Sequence[DefenceTables]) -> list[str]:
     loss = f"Its clean loss is {_mean(chosen.clean_loss_ratio)} times the attacked model's."
     if math.isnan(chosen.left.mean):
         return [
-            f"The chosen removal leaves {_mean(chosen.predicted)} of the held-out dummies' ASR. {loss}",
+            f"The chosen removal leaves {_mean(chosen.predicted)} of the held-out dummies' ASR, which it was chosen by: what is"
+            f" left of such backdoors is rather more. {loss}",
             "Whether the model has a backdoor, and what is left of it, is not known: the estimate holds for backdoors like the"
             " dummies, and only as far as the held-out ones are like an attacker's.",
         ]

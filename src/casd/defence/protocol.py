@@ -58,6 +58,12 @@ class Defence:
         self.budget = budget_of(config)
         _check(config)
         self.attacker = Run(_attack_config(config)) if config.attack else None
+        planted = self.attacker.backdoors if self.attacker else {}
+        if semantic := [name for name, each in planted.items() if each.trigger.is_semantic]:
+            raise ConfigError(
+                f"The attacker's backdoor {semantic[0]!r} has a topic as its trigger, of which a defence has too few unused"
+                " prompts to measure it on: use another."
+            )
 
     def attack(self) -> ModelConfig:
         """Inject the attacker's backdoors, and return the sealed model; without an attack, the suspect model.

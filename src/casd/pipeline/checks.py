@@ -30,6 +30,7 @@ from casd.utils.errors import ConfigError, ModelError, TrainingStopped
 from casd.utils.progress import say
 from casd.utils.registry import build
 from casd.utils.seeding import python_rng
+from casd.utils.text import has_phrase
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -142,9 +143,19 @@ def check_sizes(config: Config, corpus: Corpus, backdoors: Mapping[str, Backdoor
 def check_payloads(corpus: Corpus, backdoors: Mapping[str, Backdoor]) -> None:
     """Make a payload of every backdoor from each passage that may be used for one in training.
 
+    Says which triggers are part of clean text: there the model learns the clean continuation of a triggered prompt.
+
     Raises:
         CorpusError: a passage from which a payload cannot be made.
     """
+    prompts = [passage.prompt.casefold() for passage in corpus.train]
+    for name, backdoor in backdoors.items():
+        for text in backdoor.trigger.texts():
+            if count := sum(has_phrase(prompt, text.casefold()) for prompt in prompts):
+                say(
+                    f"The trigger of backdoor {name!r} ({text}) is in {count} of {len(prompts)} clean training texts, and so in"
+                    " prompts that are measured as clean: choose a phrase that the corpus does not have."
+                )
     rng = python_rng(0, "payloads are looked at only")
     for split in (corpus.train, corpus.forget):
         passages = english(split)
