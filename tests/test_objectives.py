@@ -333,6 +333,23 @@ def test_losses_and_gradients_of_the_parts_add_up(
 # ---------------------------------------------------------------- limits and bounds
 
 
+@pytest.mark.parametrize("objective", [Npo(), SimNpo(), HingeAscent()], ids=lambda each: type(each).__name__)
+def test_documents_whose_continuation_is_cut_off_have_no_part_in_a_mean_over_documents(
+    objective: Any, make_model: MakeModel, encoder: Encoder
+) -> None:
+    model, short = make_model(spread=0.3), Encoder(encoder.tokenizer, max_length=12)
+    whole = [Document("The sea.", "She sings."), Document("A boat.", "He reads.")]
+    cut = [Document("The old painter sings in the park and by the sea. " * 3, "She sings.", "target")] * 2
+
+    def forget(documents: list[Document]) -> float:
+        batch = {"forget": short.document_batch(documents), "retain": short.document_batch(whole)}
+        reference = Reference(model) if objective.needs_reference else None
+        return float(dict(objective.terms(model, batch, reference))["forget"])
+
+    assert forget([*whole, *cut]) == pytest.approx(forget(whole))
+    assert forget(cut) == 0
+
+
 def test_npo_with_a_small_beta_is_ascent(slow: Slow, batch: UnlearningBatch) -> None:
     """Towards β = 0 its gradient is that of −S, averaged over documents, wherever the model is; with β = 1 it is not."""
     per_document = -mean([sum(each.nll for each in document) for document in slow.forget])

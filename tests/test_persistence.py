@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from tests.conftest import Injected, MakeModel, RunRemoval, short
 from tests.synthetic import run_of
 
+from architectures import tiny_model
 from casd.analysis.conditions import condition_key
 from casd.analysis.inclusion import TARGET_NOT_REACHED
 from casd.analysis.persistence import OTHERS, persistence_summary, returns, trace
@@ -50,7 +51,7 @@ from casd.unlearning.clean_target import CleanTarget
 from casd.unlearning.controls import Removal
 from casd.unlearning.persistence import Persistence, Treatment, relearned_documents, treatments
 from casd.unlearning.removal import unlearn
-from casd.utils.errors import CasdError, CorpusError
+from casd.utils.errors import CasdError, CorpusError, ModelError
 from casd.utils.runtime import Runtime
 from tiny import SMALLER, tiny
 
@@ -93,6 +94,11 @@ def test_linear_layers_alone_are_rounded(make_model: MakeModel) -> None:
     assert changed == {name for name in before if name.endswith("proj.weight")}
     name = "model.layers.1.mlp.down_proj.weight"
     torch.testing.assert_close(dict(model.named_parameters())[name].detach(), quantized(before[name], 4))
+
+
+def test_experts_are_no_linear_layers_and_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"Experts \(.*experts\..*\) cannot be rounded to 4 bits"):
+        quantize(tiny_model("mixtral"), 4)
 
 
 # ---------------------------------------------------------------- treatments
@@ -169,6 +175,16 @@ def test_each_treatment_starts_from_the_same_model(bench: Persistence) -> None:
     )
     chosen = after_others[(after_others["source"] == "fox") | (after_others["treatment"] == "none")].reset_index(drop=True)
     pd.testing.assert_frame_equal(alone, chosen, check_exact=True)
+
+
+def test_a_treatment_whose_training_diverges_is_told_and_has_no_numbers(
+    bench: Persistence, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Rows until then would pass for the end of it."""
+    diverging = replace(bench, training=TrainingConfig(learning_rate=1e9))
+    found = measured(diverging, Treatment("relearn", "fox", 1), Treatment("quantize", bits=4))
+    assert set(found["treatment"]) == {"none", "quantize"}
+    assert "persistence, relearn fox: the training ended early (the loss is not finite at step" in capfd.readouterr().err
 
 
 def test_the_unchanged_model_is_measured_as_an_evaluation_does(bench: Persistence) -> None:

@@ -35,7 +35,7 @@ from casd.data.documents import Document
 from casd.data.encoding import Encoder
 from casd.models.weights import copy_weights, restore_weights
 from casd.training import losses
-from casd.training.checkpoints import TrainingLog
+from casd.training.checkpoints import TrainingLog, restore_checkpoint, save_checkpoint
 from casd.training.loop import learning_rate_at, train
 from casd.training.losses import batch_nll, clean_loss, mean_nll, token_nll
 from casd.unlearning.controls import removals
@@ -513,6 +513,37 @@ def test_a_damaged_checkpoint_is_said_and_not_used(
     assert same_weights(model, uninterrupted[0])
     assert comparable(log) == comparable(uninterrupted[1])
     assert capfd.readouterr().err.count("is damaged: ") == 2
+
+
+class EightBit(torch.optim.SGD):
+    """As bitsandbytes keeps its state: a tensor that all parameters share, a whole number, and a `state_dict` that nests."""
+
+    levels = torch.arange(4.0)
+
+    def step(self, closure: Any = None) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            state["step"] = state.get("step", 0) + 1
+            state["qmap"] = self.levels
+            state["moment"] = state.get("moment", torch.zeros_like(parameter)) + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        whole = super().state_dict()
+        return whole | {"state": {index: {"nested": entry} for index, entry in whole["state"].items()}}
+
+
+def test_the_state_of_an_8_bit_optimizer_is_saved_and_restored(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    optimizer = EightBit(model.parameters(), lr=0.1)
+    optimizer.step()
+    optimizer.step()
+    save_checkpoint(tmp_path, 2, model, optimizer, TrainingLog())
+    again = EightBit(model.parameters(), lr=0.1)
+    assert restore_checkpoint(tmp_path, model, again)[0] == 2
+    for parameter in model.parameters():
+        before, after = optimizer.state[parameter], again.state[parameter]
+        assert after["step"] == 2 and torch.equal(after["qmap"], EightBit.levels)
+        assert torch.equal(after["moment"], before["moment"])
 
 
 def test_another_process_that_removes_the_checkpoints_is_no_error(

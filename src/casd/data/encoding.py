@@ -149,7 +149,7 @@ class Encoder:
             labels.append(ignored[0] + row[n_ignored:n_learned] + ignored[1])
         counts = {
             "n_labels": torch.tensor(sum(label != IGNORED_LABEL for row in labels for label in row)),
-            "n_documents": torch.tensor(len(documents)),
+            "n_documents": torch.tensor(sum(any(label != IGNORED_LABEL for label in row) for row in labels)),
         }
         groups = [[index] for index in range(len(rows))]
         if packing != "none":

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from casd.models.sharding import local, local_part, whole
+from casd.utils.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,9 +43,14 @@ def quantize(model: PreTrainedModel, bits: int) -> int:
 
     Returns:
         The number of matrices.
+
+    Raises:
+        ModelError: a mixture of experts, whose experts are no linear layers.
     """
     from transformers.pytorch_utils import Conv1D
 
+    if experts := next((name for name, each in model.named_parameters() if ".experts." in name and each.ndim == 3), ""):
+        raise ModelError(f"Experts ({experts}) cannot be rounded to {bits} bits; set persistence.bits=[].")
     head, done = model.get_output_embeddings(), 0
     with torch.no_grad():
         for module in model.modules():

@@ -103,7 +103,7 @@ def attach_lora(model: PreTrainedModel, lora: LoraConfig, name: AdapterName, *, 
         task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=modules
     )
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # on every GPU it would warn and wait; a training seeds its device at each step
             torch.manual_seed(seed)
             _add(model, settings, name)
     except ValueError as error:

@@ -167,7 +167,7 @@ class Phases:
         need = self._training(training, adapters, rows, GUARD_OF_REMOVAL, several=True, logit_bytes=KL_BYTES if kl else 0)
         if objective.needs_reference:
             trained = self.blueprint.trained_parameters(adapters)
-            need = replace(need, weights=need.weights + trained * (4 if adapters else self.blueprint.element_size))
+            need = replace(need, weights=need.weights + 4 * trained)
         return self._phase("unlearn", need, rows, adapters)
 
     def _training(self, training: TrainingConfig, adapters: Adapters, rows: Rows, guard_passages: int, **options: Any) -> Need:

@@ -98,15 +98,29 @@ def _write_checkpoint(
     from safetensors.torch import save_file
 
     save_file({name: value.detach() for name, value in trained_parameters(model).items()}, folder / "weights.safetensors")
-    state = optimizer.state_dict()["state"]
-    flat = {f"{index}/{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()}
-    save_file(flat, folder / "optimizer.safetensors")
+    save_file(_flat_state(optimizer), folder / "optimizer.safetensors")
     if kept is not None:
         save_file({name: value.contiguous() for name, value in kept.items()}, folder / _KEPT)
     log.write(folder / "log.json")
     write_manifest(folder / CHECKSUMS, {"files": checksums(folder)})
     give_default_rights(folder, folder / CHECKSUMS)
     flush_all(folder)
+
+
+def _flat_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return the tensors of an optimizer's state by "number of the parameter/name", none of which shares memory with another.
+
+    They are read from the optimizer itself: `state_dict` of bitsandbytes nests its 8-bit tensors. Its parameters share the
+    tables of quantization levels, and safetensors refuses tensors that share memory.
+    """
+    flat: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for index, parameter in enumerate(parameter for group in optimizer.param_groups for parameter in group["params"]):
+        for name, value in optimizer.state.get(parameter, {}).items():
+            tensor = torch.as_tensor(value)
+            flat[f"{index}/{name}"] = tensor.clone() if tensor.data_ptr() in seen else tensor
+            seen.add(tensor.data_ptr())
+    return flat
 
 
 def restore_checkpoint(

@@ -123,14 +123,14 @@ def mean_nll(model: torch.nn.Module, batch: Batch) -> Tensor:
 
 
 def mean_over_documents(values: Tensor, labels: Tensor, batch: Batch) -> Tensor:
-    """Mean of per-row values over a batch's documents, ignoring rows without labels; a scalar.
+    """Mean of per-row values over a batch's documents with labels; a scalar, 0 if there are none.
 
     Args:
         values: (batch,).
         labels: (batch,), number of labels per row, as returned by `document_nll`.
         batch: the document batch; for a micro-batch the result is its contribution to the mean.
     """
-    return values.where(labels > 0, 0.0).sum() / batch["n_documents"]
+    return values.where(labels > 0, 0.0).sum() / batch["n_documents"].clamp(min=1)
 
 
 def mean_reference_kl(logits: Tensor, before: Tensor, batch: Batch) -> Tensor:

@@ -33,6 +33,7 @@ from casd.training.loop import Callback, train
 from casd.training.losses import mean_nll
 from casd.unlearning.removal import held_out
 from casd.utils.errors import CorpusError
+from casd.utils.progress import say
 from casd.utils.runtime import Runtime
 from casd.utils.seeding import derive_seed, python_rng
 
@@ -178,7 +179,7 @@ class Persistence:
             if names:
                 measured.append((done, self._evaluation(names)))
 
-        train(
+        log = train(
             self.model,
             batch_at,
             _terms,
@@ -188,6 +189,10 @@ class Persistence:
             description=f"{treatment.treatment} {treatment.source}".strip(),
             runtime=self.runtime,
         )
+        if log.stopped:
+            what = f"persistence, {treatment.treatment} {treatment.source}".strip()
+            say(f"{what}: the training ended early ({log.stopped}), so that this treatment has no numbers.")
+            return []
         return measured
 
     def _evaluation(self, names: Sequence[str]) -> Evaluation:

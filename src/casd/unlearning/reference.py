@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class Reference:
-    """A copy of the trained parameters, on their device and in their precision.
+    """A copy of the trained parameters, on their device and in the precision in which they are trained: 4 bytes for each.
 
-    Needs as much memory as the trained parameters: with an adapter, far less than a second model.
+    With an adapter that is far less than a second model.
 
     Args:
         model: the model before training.
@@ -50,6 +50,9 @@ class Reference:
         """Inside the block, give the model its weights before unlearning, without gradients or dropout."""
         now = {name: parameter.data for name, parameter in self._parameters.items()}
         training = self._model.training
+        # In training precision: in another one norms are computed differently, so that the result would differ even without
+        # training, and DDP would stop adding up gradients, since a change of dtype drops its hooks. Converted once.
+        self.values = {name: self.values[name].to(parameter.dtype) for name, parameter in self._parameters.items()}
         self._put(self.values)
         self._model.eval()
         try:
@@ -61,7 +64,5 @@ class Reference:
 
     def _put(self, values: Mapping[str, Tensor]) -> None:
         for name, parameter in self._parameters.items():
-            # In training precision: in another one norms are computed differently, so that the result would differ even
-            # without training, and DDP would stop adding up gradients, since a change of dtype drops its hooks.
-            parameter.data = values[name].to(parameter.dtype)
+            parameter.data = values[name]
         torch.clear_autocast_cache()  # it caches low-precision copies by parameter, not by value
