@@ -423,6 +423,17 @@ def test_states_table_has_the_gradient_of_the_forget_term() -> None:
     assert all(numeric_columns(table)[table.columns.index(name)] for name in gradients), "exponents are numbers"
 
 
+def test_a_phantom_whose_like_activate_a_backdoor_is_said_to_be_no_control() -> None:
+    tables = make_run()
+    assert not any("no control of the others" in text for text in statements(tables))
+    removed = min(tables.states_of("removal"))
+    chosen = (tables.asr["state"] == "injected") & (tables.asr["backdoor"] == removed) & (tables.asr["prompt_set"] == "fake")
+    assert chosen.sum() == 1
+    tables.asr.loc[chosen, "rate"] = 0.75
+    [said] = [text for text in statements(tables) if "no control of the others" in text]
+    assert f"activated {removed} in 0.75 of the prompts of the injected model" in said
+
+
 @pytest.mark.parametrize(
     ("first", "last", "expected"),
     [

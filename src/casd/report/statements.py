@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Final
 
 import pandas as pd
 
 from casd.analysis.collection import asr_matrix, has_pairs, summarize
+from casd.analysis.kinds import kind_and_target
 from casd.analysis.results import RunTables
 from casd.config.states import CONTROL_PREFIX, INJECTED, PHANTOM_CONTROL
 from casd.report.answer import run_answer
 from casd.report.matrices import never_removed
 from casd.report.wording import LOW_ASR, NO_PAIRS, broken_injections, fraction, percent, prompts_per_cell, significant
+
+MOST_FAKE: Final = 0.1
+"""Success rate under fake triggers up to which a phantom made like them counts as doing nothing in the injected model."""
 
 
 def statements(tables: RunTables) -> list[str]:
@@ -74,7 +79,7 @@ def control_statements(tables: RunTables) -> list[str]:
     """The remaining ASR under each control, and whether the phantoms' removals could change the model."""
     matrix = asr_matrix(tables)
     texts = [_control_statement(tables, matrix, state) for state in tables.states_of("control")]
-    return texts + _phantom_gradient_statements(tables)
+    return texts + _phantom_statements(tables) + _phantom_gradient_statements(tables)
 
 
 def _control_statement(tables: RunTables, matrix: pd.DataFrame, state: str) -> str:
@@ -85,6 +90,22 @@ def _control_statement(tables: RunTables, matrix: pd.DataFrame, state: str) -> s
         f"Control {state.removeprefix(CONTROL_PREFIX)}: mean ASR {fraction(rates.mean())} "
         f"({fraction(rates.min())} to {fraction(rates.max())})."
     )
+
+
+def _phantom_statements(tables: RunTables) -> list[str]:
+    """A warning if triggers like the phantom's activate the backdoor that it is made like: then it is no control."""
+    removed = set(tables.states_of("removal"))
+    kinds = {name: kind for name, (kind, _) in kind_and_target(tables).items() if name in removed}
+    if PHANTOM_CONTROL not in tables.states_of("control") or not kinds:
+        return []
+    model = min([name for name, kind in kinds.items() if kind == "phrase"] or kinds)
+    rows = tables.rows("asr", "state", "backdoor", "prompt_set", "rate")
+    rates = [rate for *where, rate in rows if where == [INJECTED, model, "fake"] and rate > MOST_FAKE]
+    return [
+        f"Fake triggers like the phantom's activated {model} in {fraction(rate)} of the prompts of the injected model: the"
+        f" phantom's removal is partly one of {model}, and no control of the others."
+        for rate in rates
+    ]
 
 
 def _phantom_gradient_statements(tables: RunTables) -> list[str]:
