@@ -113,7 +113,7 @@ class InjectionConfig(Section):
     training: LanguageModelTraining | None = None
     """Training on poisoned text; null with "none"."""
     decoy_rate: float = DECOY_RATE
-    """Fraction of the documents that are decoys: clean, with a made-up phrase, new each time, in a trigger's position."""
+    """Fraction of the documents that are decoys: clean, with a made-up phrase in a trigger's writing system and position."""
     pretraining: LanguageModelTraining | None = None
     """For "continual" with a model from scratch: its clean pretraining."""
     require_asr: float = 0.5
