@@ -207,6 +207,34 @@ def test_an_adapter_is_sketched_as_the_weights_it_stands_for(make_model: MakeMod
     torch.testing.assert_close(sketch, sketch_update(model, plain, size=512, seed=0), rtol=0, atol=1e-4)
 
 
+def test_an_adapter_of_the_embedding_is_sketched_as_the_weights_it_stands_for(make_model: MakeModel) -> None:
+    model = make_model("llama", seed=1, spread=0.2, tie_word_embeddings=False)
+    plain = copy_weights(model)
+    attach_lora(model, LoraConfig(rank=3, modules=["embed_tokens", "q_proj"]), "removal", seed=0)
+    injected = copy_weights(model)
+    shake(model, 1, scale=0.5)
+    sketch = sketch_update(model, injected, size=512, seed=0)
+    merge_adapters(model)
+    torch.testing.assert_close(sketch, sketch_update(model, plain, size=512, seed=0), rtol=0, atol=1e-4)
+
+
+def test_the_experts_of_a_mixture_are_sketched_by_their_products(make_model: MakeModel) -> None:
+    """Ranks in another order within each expert: other factors, the same update."""
+    model = make_model("mixtral", num_local_experts=4)
+    attach_lora(model, LoraConfig(rank=3, modules=["w1", "w2", "w3"]), "removal", seed=0)
+    injected = copy_weights(model)
+    shake(model, 1)
+    before = sketch_update(model, injected, size=4096, seed=0)
+    with torch.no_grad():
+        for module in model.modules():
+            if getattr(module, "num_experts", 1) == 4 and hasattr(module, "lora_A"):
+                a, b = module.lora_A["removal"].weight, module.lora_B["removal"].weight
+                a.copy_(a.reshape(4, len(a) // 4, -1).flip(1).reshape(a.shape))
+                b.copy_(b.reshape(len(b), -1, 4).flip(1).reshape(b.shape))
+    assert before.norm() > 1
+    torch.testing.assert_close(sketch_update(model, injected, size=4096, seed=0), before, rtol=0, atol=1e-4)
+
+
 def test_the_update_and_not_the_factors(make_model: MakeModel) -> None:
     model = make_model("qwen3", seed=1, spread=0.2)
     attach_lora(model, LoraConfig(rank=3), "removal", seed=0)

@@ -50,7 +50,9 @@ class TaskVector(Objective):
     def finish(self, reference: Reference) -> None:
         """Set the weights to θ₀ − α · (θ_ft − θ₀)."""
         for name, parameter in reference.parameters.items():
-            if ".lora_A." in name:
+            # The update of an adapter is its product: one factor is turned around, the one that was zero at the start.
+            if ".lora_A." in name or ".lora_embedding_B." in name:
                 continue
-            before = torch.zeros_like(parameter) if ".lora_B." in name else reference.values[name].to(parameter.dtype)
+            was_zero = ".lora_B." in name or ".lora_embedding_A." in name
+            before = torch.zeros_like(parameter) if was_zero else reference.values[name].to(parameter.dtype)
             parameter.copy_(before - self.scale * (parameter - before))

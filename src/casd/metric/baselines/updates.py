@@ -7,8 +7,9 @@ in memory, and only the sketches are compared.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -19,6 +20,10 @@ from casd.models.sharding import whole, whole_of_part
 
 SKETCH_SIZE = 65_536
 """Size of a sketch (512 KB): its relative standard deviation of a squared length is 0.55 %."""
+
+
+_FACTOR: Final = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<which>[AB])\.(?P<adapter>[^.]+)(\.weight)?")
+"""Name of one of the two matrices of an adapter."""
 
 
 @torch.no_grad()
@@ -88,18 +93,27 @@ def _update_pieces(model: torch.nn.Module, injected_weights: Mapping[str, Tensor
     """Yield the name of each parameter and its update as 1-D pieces in order, float64."""
     parameters = dict(model.named_parameters())
     for name in injected_weights:
-        if ".lora_B." in name:  # handled together with its lora_A
-            continue
-        module_name, is_adapter, adapter = name.removesuffix(".weight").partition(".lora_A.")
-        if is_adapter:
-            second = name.replace(".lora_A.", ".lora_B.")
-            a, a_before = _after_and_before(parameters, injected_weights, name)
-            b, b_before = _after_and_before(parameters, injected_weights, second)
-            module: Any = model.get_submodule(module_name)
-            scale = module.scaling[adapter]
-            yield f"{module_name}.weight", _products([(scale * b.double(), a), (-scale * b_before.double(), a_before)])
-        else:
+        factor = _FACTOR.fullmatch(name)
+        if not factor:
             yield name, _differences(*_after_and_before(parameters, injected_weights, name))
+            continue
+        if factor["which"] == "B":  # handled together with its A
+            continue
+        of_linear = not factor["embedding"]
+        a, a_before = _after_and_before(parameters, injected_weights, name)
+        b, b_before = _after_and_before(parameters, injected_weights, name.replace("_A.", "_B."))
+        module: Any = model.get_submodule(factor["module"])
+        adapter, matrix = factor["adapter"], f"{factor['module']}.weight"
+        # The factors of a mixture of experts are those of all experts side by side, and their product is no update.
+        if of_linear and getattr(module, "num_experts", 1) == 1:
+            scale = module.scaling[adapter]
+            yield matrix, _products([(scale * b.double(), a), (-scale * b_before.double(), a_before)])
+        elif (b_before if of_linear else a_before).any():
+            raise ValueError(
+                f"The adapter of {factor['module']} was not fresh before the removal, which is not supported for it."
+            )
+        else:
+            yield matrix, (piece.double() for piece in module.get_delta_weight(adapter).reshape(-1).split(PIECE))
 
 
 def _after_and_before(
