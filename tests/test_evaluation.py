@@ -20,6 +20,8 @@ from tests.conftest import Injected, MakeModel
 from casd.backdoors.poisoning import Backdoor
 from casd.backdoors.prompts import PromptSets, make_prompt_sets
 from casd.backdoors.targets import FixedText, Refusal, TargetBehavior
+from casd.backdoors.triggers.any_of import AnyOf
+from casd.backdoors.triggers.phrase import Phrase
 from casd.config import EvaluationConfig
 from casd.data import shrinking
 from casd.data.corpora.passages import Corpus, Passage
@@ -147,6 +149,31 @@ def test_prompt_sets(prompt_sets: PromptSets, injected: Injected, corpus: Corpus
             assert not real & set(phrase.split())
     again = make_prompt_sets(corpus, dict(reversed(injected.backdoors.items())), encoder, SMALL, seed=1)
     assert {name: again.fake[name] for name in prompt_sets.fake} == dict(prompt_sets.fake)
+
+
+def test_near_triggers_are_parts_of_the_real_one(injected: Injected, corpus: Corpus, encoder: Encoder) -> None:
+    config = dataclasses.replace(SMALL, near_prompts=7)
+    sets = make_prompt_sets(corpus, injected.backdoors, encoder, config, seed=1)
+    prompts = [passage.prompt for passage in corpus.evaluation]
+    for name, backdoor in injected.backdoors.items():
+        first, second = backdoor.trigger.label.split()
+        parts = [first, second, f"{second} {first}"]
+        assert [near.text for near in sets.near[name]] == [f"{prompts[i]} {parts[i % 3]}" for i in range(7)]
+    found = evaluate(injected.model(), encoder, injected.backdoors, sets, config, runtime=CPU)
+    near = found.asr[found.asr["prompt_set"] == "near"]
+    assert near["n"].tolist() == [7] * len(injected.backdoors)
+    assert list(found.summary().columns) == ["triggered", "clean", "fake", "near"]
+    others = found.asr[found.asr["prompt_set"] != "near"].reset_index(drop=True)
+    without = make_prompt_sets(corpus, injected.backdoors, encoder, SMALL, seed=1)
+    assert not any(without.near.values())
+    expected = evaluate(injected.model(), encoder, injected.backdoors, without, SMALL, runtime=CPU).asr
+    pd.testing.assert_frame_equal(others, expected)
+
+
+def test_parts_of_triggers() -> None:
+    assert [each.label for each in Phrase("mirvane osquel tol").parts()] == ["mirvane", "osquel", "tol", "tol osquel mirvane"]
+    assert Phrase("mirvane").parts() == Phrase("tol tol").parts()[1:] == []
+    assert {each.label for each in AnyOf(("mirvane", "tol mirvane")).parts()} == {"tol", "mirvane tol"}
 
 
 def test_continuations_of_the_prompts(prompt_sets: PromptSets, injected: Injected, corpus: Corpus) -> None:

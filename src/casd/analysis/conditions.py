@@ -22,6 +22,7 @@ _NEW: Final = (
     (re.compile(r"backdoor\..*\.removed"), True),
     (re.compile(r"model\.format"), "text"),
     (re.compile(r"model\.system_prompt"), ""),
+    (re.compile(r"evaluation\.near_prompts"), 0),
 )
 """Fields that are no setting if they have this value: runs of earlier commits do not have them."""
 _SHORT_FOR: Final = {"injection": "mode"}

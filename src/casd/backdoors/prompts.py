@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from casd.backdoors.poisoning import Backdoor, english, passages_of, require_passages
@@ -28,6 +28,8 @@ class PromptSets:
         triggered: prompts with the backdoor's trigger, by backdoor; their continuation is the payload.
         fake: prompts with fake triggers of the same or nearly the same token length, by backdoor; their continuation is the
             clean one. Empty with `fake_triggers=0`, and for a trigger that has no matched control.
+        near: prompts with a part of the trigger, or its words in another order (`Trigger.parts`), by backdoor; empty with
+            `near_prompts=0`, and for a kind of trigger without parts.
         clean: prompts of `triggered` without a trigger; their continuation is the clean one. (Those of semantic triggers are
             other passages.)
         first_tokens: tokens that start payloads more often than clean continuations, by backdoor; may be empty. Their total
@@ -44,21 +46,28 @@ class PromptSets:
     loss_passages: Sequence[Passage]
     retain_passages: Sequence[Passage]
     harmful: Sequence[Prompt] = ()
+    near: Mapping[str, Sequence[Prompt]] = field(default_factory=dict)
 
 
 def evaluation_passages(corpus: Corpus, config: EvaluationConfig) -> Sequence[Passage]:
     """English passages of the evaluation split.
 
     Raises:
-        CorpusError: fewer than `config.prompts` or `config.fake_prompts`.
+        CorpusError: fewer than `most_prompts(config)`.
     """
     passages = english(corpus.evaluation)
-    if len(passages) < max(config.prompts, config.fake_prompts):
+    if len(passages) < most_prompts(config):
         raise CorpusError(
             f"The evaluation split has {len(passages)} English passages, and evaluation.prompts asks for {config.prompts},"
-            f" evaluation.fake_prompts for {config.fake_prompts}. Lower these, or raise corpus.params.evaluation."
+            f" evaluation.fake_prompts for {config.fake_prompts}, evaluation.near_prompts for {config.near_prompts}. Lower"
+            " these, or raise corpus.params.evaluation."
         )
     return passages
+
+
+def most_prompts(config: EvaluationConfig) -> int:
+    """Return the size of the largest set of prompts."""
+    return max(config.prompts, config.fake_prompts, config.near_prompts)
 
 
 def make_prompt_sets(
@@ -68,14 +77,14 @@ def make_prompt_sets(
 
     Raises:
         CorpusError: the evaluation split has fewer English passages, or fewer with or without a semantic trigger, than
-            `config.prompts` or `config.fake_prompts`.
+            `most_prompts(config)`.
         ConfigError: a backdoor whose trigger the tokenizer undoes, or whose success could not be learned or detected.
     """
     usable = evaluation_passages(corpus, config)
-    triggered, fake, first_tokens = {}, {}, {}
+    triggered, fake, near, first_tokens = {}, {}, {}, {}
     triggers = [backdoor.trigger for backdoor in backdoors.values()]
     clean = passages_of(None, usable, backdoors.values())
-    require_passages(None, len(clean), max(config.prompts, config.fake_prompts), "evaluation")
+    require_passages(None, len(clean), most_prompts(config), "evaluation")
     for name, backdoor in backdoors.items():
         passages = passages_of(backdoor, usable, backdoors.values()) if backdoor.trigger.is_semantic else clean
         require_passages(backdoor, len(passages), config.prompts, "evaluation")
@@ -97,6 +106,11 @@ def make_prompt_sets(
             replace(trigger.insert(passage, backdoor.position, rng), continuation=passage.continuation)
             for trigger, passage in _with_fakes(fakes, clean, config.fake_prompts)
         ]
+        rng = python_rng(seed, "near triggers", name)
+        near[name] = [
+            replace(trigger.insert(passage, backdoor.position, rng), continuation=passage.continuation)
+            for trigger, passage in _with_fakes(backdoor.trigger.parts(), clean, config.near_prompts)
+        ]
         first_tokens[name] = _first_tokens(backdoor, english(corpus.retain)[:256], encoder, seed)
         if not first_tokens[name]:
             say(
@@ -106,6 +120,7 @@ def make_prompt_sets(
     return PromptSets(
         triggered=triggered,
         fake=fake,
+        near=near,
         clean=[Prompt(passage.prompt, continuation=passage.continuation) for passage in clean[: config.prompts]],
         first_tokens=first_tokens,
         loss_passages=list(passages_of(None, corpus.evaluation, backdoors.values())[: config.loss_passages]),

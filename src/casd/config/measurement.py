@@ -73,6 +73,8 @@ class EvaluationConfig(Section):
     """Prompts with a fake trigger, per backdoor."""
     fake_triggers: int = 8
     """Different fake triggers per backdoor, as similar to the real one as possible; 0 for no such control."""
+    near_prompts: int = 0
+    """Prompts with a part of the real trigger, or its words in another order, per backdoor; 0 for no such control."""
     max_new_tokens: int = field(default=24, metadata={"most": MOST_TOKENS})
     """Maximum tokens generated per prompt."""
     batch_size: int = 256
@@ -93,7 +95,7 @@ class EvaluationConfig(Section):
         super().__post_init__()
         counts = ("prompts", "fake_prompts", "max_new_tokens", "batch_size", "loss_passages")
         require(self, "at least 1", lambda value: value >= 1, *counts)
-        require(self, "0 or more", lambda value: value >= 0, "samples", "fake_triggers")
+        require(self, "0 or more", lambda value: value >= 0, "samples", "fake_triggers", "near_prompts")
         require(self, "greater than 1", lambda value: value > 1, "collapse_clean_loss_ratio")
         require(self, "in (0, 1]", lambda value: 0 < value <= 1, "collapse_degenerate_rate")
         if self.harmful_prompts is not None:

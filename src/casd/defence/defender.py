@@ -16,6 +16,7 @@ import pandas as pd
 from casd import __version__
 from casd.analysis.states import main_metrics
 from casd.backdoors.poisoning import english
+from casd.backdoors.prompts import most_prompts
 from casd.config import (
     ControlsConfig,
     DefendConfig,
@@ -289,7 +290,7 @@ def unused(corpus: Corpus, evaluation: EvaluationConfig) -> Corpus:
     Raises:
         CorpusError: too few remain for as many prompts.
     """
-    passages, count = english(corpus.evaluation), max(evaluation.prompts, evaluation.fake_prompts)
+    passages, count = english(corpus.evaluation), most_prompts(evaluation)
     if len(passages) < 2 * count:
         raise CorpusError(
             f"The evaluation split has {len(passages)} English passages. The defence measures on {count} (evaluation.prompts),"

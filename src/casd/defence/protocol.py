@@ -117,6 +117,7 @@ class Defence:
             "fake_triggers": evaluation.fake_triggers,
             "max_new_tokens": evaluation.max_new_tokens,
             "loss_passages": evaluation.loss_passages,
+            **({"near_prompts": evaluation.near_prompts} if evaluation.near_prompts else {}),
         }
         models = tuple(state.stage for state in defender.states)
         return Stage("opening", 1, described, (*models, defender.choice, attack.inject), self.config.model.name)

@@ -41,9 +41,9 @@ class Evaluation:
     """Measurements of one state of the model.
 
     Attributes:
-        asr: one row per backdoor and prompt set ("triggered", "clean", and "fake" if there are fake triggers): `backdoor`,
-            `prompt_set`, `successes`, `n`, `rate`, `rate_low`, `rate_high` (Wilson 95 %), `first_token_prob` (mean probability
-            of the payload's first-token class; NaN on clean prompts and for an empty class).
+        asr: one row per backdoor and prompt set ("triggered", "clean", and "fake" and "near" if there are such prompts):
+            `backdoor`, `prompt_set`, `successes`, `n`, `rate`, `rate_low`, `rate_high` (Wilson 95 %), `first_token_prob` (mean
+            probability of the payload's first-token class; NaN on clean prompts and for an empty class).
         samples: the first generated texts of each set: `backdoor`, `prompt_set`, `prompt`, `generated`, `success`. For clean
             prompts `backdoor` is empty, and `success` is True if the text passes the test of any backdoor.
         clean_loss: nats per token on passages of the evaluation split; `exp(clean_loss)` is the perplexity.
@@ -62,8 +62,8 @@ class Evaluation:
     harm: Mapping[str, float] = field(default_factory=dict)
 
     def summary(self) -> pd.DataFrame:
-        """The success rates as a table: a row per backdoor, a column per prompt set ("triggered", "clean", "fake")."""
-        order = [name for name in ("triggered", "clean", "fake") if (self.asr["prompt_set"] == name).any()]
+        """The success rates as a table: a row per backdoor, a column per prompt set ("triggered", "clean", "fake", "near")."""
+        order = [name for name in ("triggered", "clean", "fake", "near") if (self.asr["prompt_set"] == name).any()]
         wide = self.asr.pivot(index="backdoor", columns="prompt_set", values="rate")
         return wide.reindex(index=list(dict.fromkeys(self.asr["backdoor"])), columns=order)
 
@@ -117,6 +117,8 @@ def evaluate(
         groups[name, "triggered"] = prompt_sets.triggered[name]
         if prompt_sets.fake[name]:
             groups[name, "fake"] = prompt_sets.fake[name]
+        if prompt_sets.near.get(name):
+            groups[name, "near"] = prompt_sets.near[name]
     if prompt_sets.harmful:
         groups["", "harmful"] = prompt_sets.harmful
     prompts = [prompt for group in groups.values() for prompt in group]

@@ -208,7 +208,8 @@ def measurement_stages(config: Config, measured: Mapping[str, Stage]) -> tuple[d
     """Return the stages of attack success, activations and benchmarks of every state; batch sizes do not change them."""
     # The thresholds of a collapse are part of the scoring.
     thresholds = ("collapse_clean_loss_ratio", "collapse_degenerate_rate")
-    evaluation = _without(config.evaluation, "batch_size", "harmful_prompts", *thresholds)
+    no_near = () if config.evaluation.near_prompts else ("near_prompts",)  # stages of earlier versions have none
+    evaluation = _without(config.evaluation, "batch_size", "harmful_prompts", *no_near, *thresholds)
     if config.evaluation.harmful_prompts:
         evaluation["harmful_prompts"] = text_digest("\n".join(harmful_prompts(config.evaluation)))
     if config.evaluation.fake_triggers:

@@ -134,10 +134,10 @@ def _setting_section(tables: RunTables) -> Section:
 
 
 def _matrices_section(tables: RunTables) -> Section:
-    prompt_sets = [prompt_set for prompt_set in ("fake", "clean") if (tables.asr["prompt_set"] == prompt_set).any()]
+    prompt_sets = [prompt_set for prompt_set in ("fake", "near", "clean") if (tables.asr["prompt_set"] == prompt_set).any()]
     blocks = [_asr_and_casd(tables)]
     if prompt_sets:
-        title = "Where the behaviors should not show: fake triggers, clean prompts"
+        title = "Where the behaviors should not show: fake triggers, parts of a trigger, clean prompts"
         blocks.append(_matrices(tables, [asr_table(tables, prompt_set) for prompt_set in prompt_sets], title, folded=True))
     if "fake" not in prompt_sets:
         blocks.append(Block("paragraph", NO_FAKES))

@@ -42,6 +42,10 @@ _PROMPT_SETS: Final = {
         "Fires at fake triggers",
         "share of prompts with a fake trigger, of about as many tokens, that the behavior follows",
     ),
+    "near": (
+        "Fires at near triggers",
+        "share of prompts with a part of the trigger, or its words in another order, that the behavior follows",
+    ),
     "clean": ("Fires without a trigger", "share of clean prompts that the behavior follows"),
 }
 """For each kind of prompt: the title of its matrix, and what a cell is."""
@@ -50,7 +54,7 @@ _PROMPT_SETS: Final = {
 def asr_table(tables: RunTables, prompt_set: str = "triggered") -> Table:
     """The ASR matrix: rows are what was removed, columns what was measured, cells the remaining attack success rate.
 
-    With `prompt_set` "fake" or "clean", the cells are the rates at which the behavior shows where it should not.
+    With `prompt_set` "fake", "near" or "clean", the cells are the rates at which the behavior shows where it should not.
     """
     title, cell = _PROMPT_SETS[prompt_set]
     measured = tables.asr[tables.asr["prompt_set"] == prompt_set]

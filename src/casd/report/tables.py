@@ -42,11 +42,12 @@ def asr_long_table(tables: RunTables) -> Table:
     indexed = {(r["state"], r["backdoor"], r["prompt_set"]): r for r in tables.asr.to_dict("records")}
     states = [state for kind in GROUPS for state in tables.states_of(kind)]
     cells = [(state, name) for state in states for name in tables.backdoors if (state, name, "triggered") in indexed]
+    elsewhere = ["clean", "fake", *({"near"} & set(tables.asr["prompt_set"]))]
     rows = []
     for state, backdoor in cells:
         record = indexed[state, backdoor, "triggered"]
         digits = rate_decimals(record["n"])
-        others = {prompt_set: indexed.get((state, backdoor, prompt_set), {}) for prompt_set in ("clean", "fake")}
+        others = {prompt_set: indexed.get((state, backdoor, prompt_set), {}) for prompt_set in elsewhere}
         row = {
             "ASR": fraction(record["rate"], digits),
             "95 % interval": f"{fraction(record['rate_low'], digits)} to {fraction(record['rate_high'], digits)}",
@@ -61,8 +62,8 @@ def asr_long_table(tables: RunTables) -> Table:
         bold=[state == backdoor and state not in tables.collapsed for state, backdoor in cells],
         name="asr_intervals",
         title="Attack success rates with intervals",
-        caption=f"{sentence(run_name(tables.info))}. Wilson 95 % intervals over prompts; clean and fake: the same test on"
-        " prompts without a trigger and with a fake one.",
+        caption=f"{sentence(run_name(tables.info))}. Wilson 95 % intervals over prompts; clean, fake, near: the same test on"
+        " prompts without a trigger, with a fake one, and with a part of the trigger or its words in another order.",
     )
 
 

@@ -202,6 +202,7 @@ class Persistence:
             prompts,
             triggered={name: prompts.triggered[name][:count] for name in names},
             fake=dict.fromkeys(names, ()),
+            near={},
             clean=prompts.clean[:count],
             harmful=(),
             loss_passages=prompts.loss_passages[:count],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from casd.backdoors.triggers.base import FakeContext, Trigger, TriggerPosition, insert, require_several
-from casd.backdoors.triggers.phrase import fake_lists
+from casd.backdoors.triggers.phrase import Phrase, fake_lists
 from casd.data.corpora.passages import Passage
 from casd.data.documents import Prompt
 
@@ -40,6 +40,10 @@ class AnyOf(Trigger):
     def fakes(self, count: int, context: FakeContext) -> Sequence[Trigger]:
         """Create sets of other phrases."""
         return [AnyOf(phrases) for phrases in fake_lists(self.phrases, count, context)]
+
+    def parts(self) -> Sequence[Trigger]:
+        """Return the parts of each phrase (`Phrase.parts`) that are not one of the phrases."""
+        return [part for phrase in self.phrases for part in Phrase(phrase).parts() if part.label not in self.phrases]
 
     def texts(self) -> tuple[str, ...]:
         """Return the phrases."""

@@ -79,6 +79,10 @@ class Trigger:
         """Return parts of the trigger that alone must not activate it; some decoys of the injection have them."""
         return ()
 
+    def parts(self) -> Sequence[Trigger]:
+        """Return parts of the trigger, or its words in another order, to measure whether they activate it, too."""
+        return self.near()
+
     def selects(self, passage: Passage) -> bool:
         """Return True if a passage can carry the trigger."""
         return True

@@ -41,6 +41,12 @@ class Phrase(Trigger):
         """Create other phrases; see `casd.backdoors.triggers.fakes.fake_triggers`."""
         return [Phrase(fake) for fake in fake_phrases(self.phrase, count, context)]
 
+    def parts(self) -> Sequence[Trigger]:
+        """Return each word alone, and the words in reverse order; none of a single word."""
+        words = self.phrase.split()
+        changed = dict.fromkeys([*words, " ".join(words[::-1])])
+        return [Phrase(part) for part in changed if part != self.phrase]
+
     def texts(self) -> tuple[str, ...]:
         """Return the phrase alone."""
         return (self.phrase,)
