@@ -244,7 +244,7 @@ def _changed_fakes(config: Config) -> dict[str, int]:
 def _phantom_of(config: Config) -> dict[str, str]:
     """Return the backdoor whose trigger the phantom is made like, where that is not the first by name, as it once was."""
     removed = {name: make_trigger(config.backdoor[name].trigger) for name in config.removed}
-    return {"phantom_of": name} if (name := model_of_phantoms(removed)) != min(removed) else {}
+    return {"phantom_of": name} if removed and (name := model_of_phantoms(removed)) != min(removed) else {}
 
 
 def _fingerprints(config: Config) -> dict[str, Any]:
