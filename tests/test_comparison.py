@@ -141,6 +141,13 @@ def test_phantoms_of_several_kinds_are_compared() -> None:
     row = compare_objectives(runs).iloc[0]
     assert row["suppression_net_phantom_runs"] == 1, "another kind does not stand in for one that collapsed"
     assert row["phantom_control"] == pytest.approx(frame.loc["control:phantom", "suppression"])
+    # Another objective, whose phantoms of one kind all collapsed.
+    other = run_of(
+        after(), objective="p", controls=phantoms | {"control:phantom:long": [1.0] * 4}, collapsed=["control:phantom"]
+    )
+    table = phantoms_table(compare_phantoms([*runs, other])).frame
+    assert table.loc["p", "matched"] == "–" and table.loc["o", "long"] == "–"
+    assert {"matched", "short", "long"} <= set(table.columns)
     assert compare_phantoms([run_of(after(), controls={"control:phantom": CONTROLS["control:phantom"]})]).empty
 
 

@@ -108,11 +108,13 @@ def _mean_of_runs(record: Mapping[Any, Any], measure: str) -> str:
 
 def phantoms_table(frame: pd.DataFrame) -> Table:
     """What the removal of each kind of phantom does, from `compare_phantoms`."""
+    kinds = {name: str(name).removeprefix(PHANTOM_CONTROL).removeprefix(":") or "matched" for name in frame["phantom"]}
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for record in frame.to_dict("records"):
-        kind = record["phantom"].removeprefix(PHANTOM_CONTROL).removeprefix(":") or "matched"
-        row = rows.setdefault((record["model"], record["objective"]), {"objective": str(record["objective"])})
-        row[kind] = mean_with_interval(record, "suppression")
+        # A kind that collapsed in all runs of a group has no record.
+        row = {"objective": str(record["objective"])} | dict.fromkeys(kinds.values(), MISSING)
+        group = rows.setdefault((record["model"], record["objective"]), row)
+        group[kinds[record["phantom"]]] = mean_with_interval(record, "suppression")
     return table_of(
         list(rows.values()),
         groups=[model_label(model) for model, _ in rows],
