@@ -158,11 +158,9 @@ def _comparison_row(runs: Sequence[RunTables], transfer: pd.DataFrame, estimates
         if name in MEASURES:
             row[f"{name}_runs"] = estimate.runs
     controls = _included(transfer, "control")
-    # Of each run its own: one whose phantom collapsed has no other instead.
-    phantoms = {(run, name) for run, tables in enumerate(runs) for name in phantom_baselines(tables.states_of("control"))}
-    is_phantom = pd.Series([each in phantoms for each in zip(controls["run"], controls["source"], strict=True)], controls.index)
-    for name, chosen in (("clean_control", controls["source"] == CLEAN_CONTROL), ("phantom_control", is_phantom.astype(bool))):
-        row[name] = mean_of_runs(controls.loc[chosen, "suppression"], controls.loc[chosen, "run"])
+    for name, sources in (("clean_control", [CLEAN_CONTROL]), ("phantom_control", phantom_baselines(states["state"]))):
+        cells = controls[controls["source"].isin(sources)]
+        row[name] = mean_of_runs(cells["suppression"], cells["run"])
     return row | {
         "clean_loss_change": mean_of_runs(included["clean_loss_ratio"], included["run"]) - 1,
         "steps": mean_of_runs(included["steps"], included["run"]),

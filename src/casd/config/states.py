@@ -6,7 +6,7 @@ removes; the names of controls begin with `control:`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 CONTROL_PREFIX = "control:"
@@ -50,3 +50,15 @@ def phantom_baselines(states: Iterable[str]) -> list[str]:
     """
     phantoms = [state for state in states if state.startswith(PHANTOM_CONTROL)]
     return [PHANTOM_CONTROL] if PHANTOM_CONTROL in phantoms else phantoms
+
+
+def backdoor_of_phantoms(kinds: Mapping[str, str]) -> str:
+    """Return the backdoor whose trigger phantoms are made like: the first by name whose trigger is a phrase, or the first.
+
+    The injection's decoys are made-up phrases, so that a made-up phrase does nothing in the injected model. A made-up tag or
+    look-alike letter may activate the real ones, and to unlearn it would be to remove these.
+
+    Args:
+        kinds: the kind of trigger ("phrase", "tag", …) of each removed backdoor.
+    """
+    return min([name for name, kind in kinds.items() if kind == "phrase"] or kinds)

@@ -22,6 +22,7 @@ from casd.config.states import (
     PHANTOM_CONTROL,
     REPEAT_CONTROL,
     SHUFFLED_CONTROL,
+    backdoor_of_phantoms,
     removed_backdoor,
 )
 from casd.data.corpora import CORPORA
@@ -29,7 +30,7 @@ from casd.data.corpora.passages import text_digest
 from casd.evaluation import benchmarks as utility
 from casd.models import load as models
 from casd.pipeline.stage import Stage
-from casd.unlearning.controls import model_of_phantoms, removal_names
+from casd.unlearning.controls import removal_names
 from casd.utils.registry import build, unknown
 
 _MODEL_LOCATION = ("path", "revision")
@@ -124,7 +125,7 @@ def stage_graph(config: Config) -> StageGraph:
     # 4: decoys stand where the triggers do, also at the start and end of prompts.
     # 5: decoys are in the writing systems of the triggers; near triggers of several places stand at any place.
     elsewhere = any(section.position in ("start", "end") for section in config.backdoor.values())
-    triggers = _triggers(config)
+    triggers = _triggers(config).values()
     otherwise = {"places"} & {each.kind for each in triggers} or set(trigger_scripts(triggers)) - {"latin"}
     version = 5 if otherwise else 4 if elsewhere else 3
     injected = Stage("inject", version, inject_config, (base, corpus), config.model.label)
@@ -228,8 +229,8 @@ def measurement_stages(config: Config, measured: Mapping[str, Stage]) -> tuple[d
     return evaluate_stages, activations, utility_stages
 
 
-def _triggers(config: Config) -> list[Trigger]:
-    return [make_trigger(section.trigger) for section in config.backdoor.values()]
+def _triggers(config: Config) -> dict[str, Trigger]:
+    return {name: make_trigger(section.trigger) for name, section in config.backdoor.items()}
 
 
 def _changed_fakes(config: Config) -> dict[str, int]:
@@ -237,14 +238,14 @@ def _changed_fakes(config: Config) -> dict[str, int]:
 
     Since 2, fakes of tags have the signs of the tag, and near triggers of several places stand at any place.
     """
-    kinds = {each.kind for each in _triggers(config)}
+    kinds = {each.kind for each in _triggers(config).values()}
     return {f"fakes_of_{name}": 2 for kind, name in (("tag", "tags"), ("places", "places")) if kind in kinds}
 
 
 def _phantom_of(config: Config) -> dict[str, str]:
     """Return the backdoor whose trigger the phantom is made like, where that is not the first by name, as it once was."""
-    removed = {name: make_trigger(config.backdoor[name].trigger) for name in config.removed}
-    return {"phantom_of": name} if removed and (name := model_of_phantoms(removed)) != min(removed) else {}
+    kinds = {name: trigger.kind for name, trigger in _triggers(config).items() if name in config.removed}
+    return {"phantom_of": name} if kinds and (name := backdoor_of_phantoms(kinds)) != min(kinds) else {}
 
 
 def _fingerprints(config: Config) -> dict[str, Any]:

@@ -244,7 +244,6 @@ class Phases:
 
 def evaluation_prompts(config: Config) -> int:
     """Return the number of prompts that an evaluation generates for: clean, triggered, with other triggers, and harmful."""
-    fake = config.evaluation.fake_prompts if config.evaluation.fake_triggers else 0
-    fake += config.evaluation.near_prompts
+    others = (config.evaluation.fake_prompts if config.evaluation.fake_triggers else 0) + config.evaluation.near_prompts
     harmful = len(harmful_prompts(config.evaluation)) if config.evaluation.harmful_prompts else 0
-    return config.evaluation.prompts * (1 + len(config.backdoor)) + fake * len(config.backdoor) + harmful
+    return config.evaluation.prompts * (1 + len(config.backdoor)) + others * len(config.backdoor) + harmful

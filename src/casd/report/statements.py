@@ -11,7 +11,7 @@ import pandas as pd
 from casd.analysis.collection import asr_matrix, has_pairs, summarize
 from casd.analysis.kinds import kind_and_target
 from casd.analysis.results import RunTables
-from casd.config.states import CONTROL_PREFIX, INJECTED, PHANTOM_CONTROL
+from casd.config.states import CONTROL_PREFIX, INJECTED, PHANTOM_CONTROL, backdoor_of_phantoms
 from casd.report.answer import run_answer
 from casd.report.matrices import never_removed
 from casd.report.wording import LOW_ASR, NO_PAIRS, broken_injections, fraction, percent, prompts_per_cell, significant
@@ -98,7 +98,7 @@ def _phantom_statements(tables: RunTables) -> list[str]:
     kinds = {name: kind for name, (kind, _) in kind_and_target(tables).items() if name in removed}
     if PHANTOM_CONTROL not in tables.states_of("control") or not kinds:
         return []
-    model = min([name for name, kind in kinds.items() if kind == "phrase"] or kinds)
+    model = backdoor_of_phantoms(kinds)
     rows = tables.rows("asr", "state", "backdoor", "prompt_set", "rate")
     rates = [rate for *where, rate in rows if where == [INJECTED, model, "fake"] and rate > MOST_FAKE]
     return [

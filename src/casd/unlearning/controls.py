@@ -23,7 +23,7 @@ from casd.backdoors.triggers.base import FakeContext, Trigger
 from casd.backdoors.triggers.fakes import made_up_phrase
 from casd.backdoors.triggers.phrase import Phrase
 from casd.config import ControlsConfig
-from casd.config.states import CLEAN_CONTROL, PHANTOM_CONTROL, REPEAT_CONTROL, SHUFFLED_CONTROL
+from casd.config.states import CLEAN_CONTROL, PHANTOM_CONTROL, REPEAT_CONTROL, SHUFFLED_CONTROL, backdoor_of_phantoms
 from casd.data.corpora.passages import Passage
 from casd.data.encoding import Encoder
 from casd.utils.errors import ConfigError
@@ -150,16 +150,6 @@ def _donors(backdoors: Mapping[str, Backdoor], name: str) -> tuple[Backdoor, ...
     return tuple(backdoors[other] for other in sorted(backdoors) if backdoors[other].target != backdoors[name].target)
 
 
-def model_of_phantoms(triggers: Mapping[str, Trigger]) -> str:
-    """Return the backdoor whose trigger phantoms are made like: the first by name whose trigger is a phrase, or the first.
-
-    The injection's decoys are made-up phrases, so that a made-up phrase does nothing in the injected model. A made-up tag or
-    look-alike letter may activate the real ones, and to unlearn it would be to remove these.
-    """
-    phrases = [name for name, trigger in triggers.items() if isinstance(trigger, Phrase)]
-    return min(phrases or triggers)
-
-
 def _phantom_name(kind: str) -> str:
     return PHANTOM_CONTROL if kind == "matched" else f"{PHANTOM_CONTROL}:{kind}"
 
@@ -167,8 +157,8 @@ def _phantom_name(kind: str) -> str:
 def _phantoms(
     backdoors: Mapping[str, Backdoor], encoder: Encoder, kinds: Iterable[str], kept: Iterable[Backdoor], seed: int
 ) -> list[Backdoor]:
-    """Backdoors that were never injected, with the position and number of words of one that was (`model_of_phantoms`)."""
-    first = backdoors[model_of_phantoms({name: backdoor.trigger for name, backdoor in backdoors.items()})]
+    """Backdoors that were never injected, with the position and number of words of one that was (`backdoor_of_phantoms`)."""
+    first = backdoors[backdoor_of_phantoms({name: backdoor.trigger.kind for name, backdoor in backdoors.items()})]
     triggers = [backdoor.trigger for backdoor in (*backdoors.values(), *kept)]
     real_words = {word for trigger in triggers for text in trigger.texts() for word in text.lower().split()}
     words = len(first.trigger.label.split()) if isinstance(first.trigger, Phrase) else _WORDS
