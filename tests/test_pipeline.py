@@ -68,6 +68,15 @@ def finished(tiny_output: Path) -> Run:
     return run(tiny_output, end="report")
 
 
+def test_it_is_told_that_there_are_fewer_prompts_to_capture_than_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Run(load_config(tiny(tmp_path)))
+    assert "activations" not in capsys.readouterr().err
+    Run(load_config(tiny(tmp_path, "activations.prompts=13")))
+    assert "activations.prompts is 13, but there are only the 12 prompts of evaluation.prompts" in capsys.readouterr().err
+
+
 @pytest.fixture
 def copied(finished: Run, tmp_path: Path) -> Path:
     """A folder with a copy of the finished run's store."""

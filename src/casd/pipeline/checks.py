@@ -41,7 +41,7 @@ FEWEST = 16
 
 
 def check_config(config: Config, backdoors: Mapping[str, Backdoor]) -> None:
-    """Check combinations of settings from several sections.
+    """Check combinations of settings from several sections. Says if activations are captured on fewer prompts than are set.
 
     Raises:
         ConfigError: settings that cannot work together.
@@ -54,6 +54,12 @@ def check_config(config: Config, backdoors: Mapping[str, Backdoor]) -> None:
         check_layers(config, layers)
     check_controls({name: backdoors[name] for name in config.removed}, config.unlearning.controls)
     check_captured(config.metric, config.activations)
+    captured, evaluated = config.activations.prompts, config.evaluation.prompts
+    if captured > evaluated:
+        say(
+            f"activations.prompts is {captured}, but there are only the {evaluated} prompts of evaluation.prompts: activations"
+            f" are averaged over {evaluated}."
+        )
     for variant in casd_variants(config.metric):
         if variant.text == "fake" and not config.evaluation.fake_triggers:
             raise ConfigError(
