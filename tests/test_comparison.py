@@ -227,6 +227,29 @@ def test_different_conditions_are_no_seeds_of_one() -> None:
         check_comparable(again)
 
 
+def test_objectives_are_compared_within_model_seed_and_backdoors() -> None:
+    """Each pair is suppressed by 0.2 less than under clean_target, while pairs, seeds and models differ by more than that."""
+    rng = np.random.default_rng(0)
+    runs = []
+    for model in ("m", "n"):
+        for seed in range(2):
+            suppression = rng.uniform(0.3, 0.8, (4, 4)) + 0.1 * seed
+            for objective, less in (("clean_target", 0.0), ("npo", 0.2)):
+                remaining = 1 - suppression + less
+                np.fill_diagonal(remaining, 0)
+                phantom = {"control:phantom": [0.9] * 4}
+                runs.append(run_of(remaining, controls=phantom, model=model, objective=objective, seed=seed))
+    frame = compare_objectives(runs).set_index(["model", "objective"])
+    names = ["minus_reference", "minus_reference_low", "minus_reference_high"]
+    for model in ("m", "n", POOLED):
+        own = frame.loc[model, "npo"]
+        assert own["suppression_net_phantom_high"] - own["suppression_net_phantom_low"] > 0.1
+        assert own[names].tolist() == pytest.approx([-0.2] * 3)
+        assert frame.loc[(model, "clean_target"), names].isna().all()
+    shown = objectives_table(frame.reset_index()).frame["minus clean_target"].tolist()
+    assert shown == ["–", "-0.20 [-0.20, -0.20]"] * 3
+
+
 def test_an_objective_that_removed_nothing_has_counts_and_no_means() -> None:
     row = compare_objectives([run_of(after(), reached=dict.fromkeys(("b0", "b1", "b2", "b3"), 0.0))]).iloc[0]
     assert row["included"] == 0

@@ -323,7 +323,13 @@ def test_the_best_of_a_group_is_bold_and_a_control_is_no_objective() -> None:
             | {"own_asr": 0.0}
             | dict.fromkeys(("runs", *(f"{measure}_runs" for measure in MEASURES)), 1)
             | dict.fromkeys(("suppression", "suppression_net_clean", "clean_control", "phantom_control"), 0.1)
-            | {"suppression_net_phantom": net, "clean_loss_change": 0.0, "steps": 4.0, "seconds": 1.0}
+            | {
+                "suppression_net_phantom": net,
+                "minus_reference": math.nan,
+                "clean_loss_change": 0.0,
+                "steps": 4.0,
+                "seconds": 1.0,
+            }
             for model, objective, net in (
                 *(("m", "npo", 0.1), ("m", "rmu", 0.3), ("m", "retain_only", 0.9)),
                 *(("n", "npo", math.nan), ("n", "retain_only, steps=8", 0.2), ("all", "npo", 0.3), ("all", "rmu", 0.2)),

@@ -123,8 +123,29 @@ def test_factors_are_compared_with_the_setting_that_they_change() -> None:
     assert table["injected ASR"].tolist() == ["1.00"] * 4
     first, differing, left_out = factors_statements(frame)
     assert "0.10 [0.10, 0.10], net of the phantom" in first
-    assert differing == f"Of 2 changes, those with an interval above it: {changed[3]} (0.50 [0.50, 0.50]); below it: none."
+    assert differing.startswith(
+        f"Of 2 changes, those after which it weakens them more: {changed[3]} (0.40 [0.40, 0.40]); less: none;"
+    )
+    assert table["more than first"].tolist() == ["–", "0.00 [0.00, 0.00]", "-0.10 [-0.10, -0.10]", "0.40 [0.40, 0.40]"]
     assert left_out == f"Left out, since too few backdoors were injected or removed: {changed[2]}."
+
+
+def test_a_factor_is_compared_within_seed_and_backdoors() -> None:
+    """32 steps suppress every pair by 0.2 more, while pairs and seeds differ by more than that."""
+    rng = np.random.default_rng(0)
+
+    def at(steps: int, seed: int, suppression: np.ndarray) -> RunTables:
+        after = 1 - suppression
+        np.fill_diagonal(after, 0)
+        return run_of(after, controls=CONTROLS, config=f"unlearning:\n  training:\n    steps: {steps}\n", seed=seed)
+
+    drawn = [rng.uniform(0.1, 0.7, (N, N)) + 0.1 * seed for seed in range(2)]
+    runs = [at(steps, seed, drawn[seed] + 0.2 * (steps == 32)) for steps in (8, 32) for seed in range(2)]
+    found = evidence(*runs)
+    record = one_at_a_time(found).set_index("changed").loc["unlearning.training.steps=32"]
+    low, high = (record[f"suppression_net_phantom_{side}"] for side in ("low", "high"))
+    assert high - low > 0.1
+    assert [record["difference"], record["difference_low"], record["difference_high"]] == pytest.approx([0.2] * 3)
 
 
 def test_factors_have_the_relation_of_each_setting() -> None:

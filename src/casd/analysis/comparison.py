@@ -22,6 +22,8 @@ from casd.stats import MeanOverRuns, mean_over_runs, offdiagonal_center_two_way
 
 POOLED: Final = "all"
 """Model name of a row over all models."""
+REFERENCE: Final = "clean_target"
+"""The objective, the paper's, with which others are compared."""
 MEASURES: Final = ("suppression", "suppression_net_clean", "suppression_net_phantom")
 """Columns of `transfer` that are averaged over the backdoors other than the removed one."""
 _AVERAGED: Final = ("own_asr", *MEASURES)
@@ -94,6 +96,8 @@ def compare_objectives(runs: Sequence[RunTables]) -> pd.DataFrame:
         - own_asr: mean ASR of the removed backdoor on evaluation prompts, with `_low` and `_high`
         - each of MEASURES: mean over the other backdoors, with `_low`, `_high`, and `_runs`: number of runs that have a value
           (a run whose phantom collapsed has no suppression net of it)
+        - minus_reference: suppression_net_phantom minus that under REFERENCE, with `_low` and `_high` (`paired_difference`);
+          NaN for REFERENCE itself, and where no run of the model has it
         - clean_control, phantom_control: mean suppression of all backdoors under that control
         - clean_loss_change: mean relative change of the clean loss; steps, seconds: means per removal
 
@@ -101,7 +105,8 @@ def compare_objectives(runs: Sequence[RunTables]) -> pd.DataFrame:
         over runs (seeds, and models if pooled) and over backdoors, removed and measured; with a single run, over its backdoors.
     """
     rows = []
-    for (model, objective), members in grouped(runs).items():
+    groups = grouped(runs)
+    for (model, objective), members in groups.items():
         transfer = over_runs(members, "transfer")
         cells = _removal_cells(transfer)
         pairs = cells[["source", "target"]].astype(str)
@@ -109,8 +114,39 @@ def compare_objectives(runs: Sequence[RunTables]) -> pd.DataFrame:
             mean_over_runs(cells[name], cells["run"], pairs, bounds=(-1, 1) if name in MEASURES else (0, 1))
             for name in _AVERAGED
         ]
-        rows.append({"model": model, "objective": objective, **_comparison_row(members, transfer, estimates)})
+        reference = [] if objective == REFERENCE else groups.get((model, REFERENCE), [])
+        difference = paired_difference(members, reference, "suppression_net_phantom")
+        row = _comparison_row(members, transfer, estimates)
+        rows.append({"model": model, "objective": objective, **row, **difference.columns("minus_reference")})
     return pd.DataFrame(rows)
+
+
+def paired_difference(runs: Sequence[RunTables], others: Sequence[RunTables], column: str) -> MeanOverRuns:
+    """Compare two conditions within model, seed, removed and measured backdoor: `column` in `runs` minus that in `others`.
+
+    What a seed and a backdoor have in common in both conditions drops out of the difference, so its interval says more than
+    whether the two conditions' own intervals overlap.
+
+    Args:
+        runs: the runs of a condition.
+        others: the runs of the condition that is compared with.
+        column: one of MEASURES.
+
+    Returns:
+        The mean over the models and seeds that both have, with its 95 % limits over these and backdoors; NaN without a common
+        cell.
+    """
+    if not runs or not others:
+        return MeanOverRuns(math.nan, math.nan, math.nan, 0)
+    left, right = (
+        _removal_cells(
+            pd.concat(tables.transfer.assign(run=f"{tables.info['model']} {tables.info['seed']}") for tables in members)
+        )
+        for members in (runs, others)
+    )
+    both = left.merge(right, on=["run", "source", "target"], suffixes=("", "_other"))
+    difference = both[column] - both[f"{column}_other"]
+    return mean_over_runs(difference, both["run"], both[["source", "target"]].astype(str), bounds=(-2, 2))
 
 
 def over_runs(runs: Sequence[RunTables], table: str) -> pd.DataFrame:
@@ -154,7 +190,7 @@ def _comparison_row(runs: Sequence[RunTables], transfer: pd.DataFrame, estimates
         "excluded": count_exclusions(removals["excluded"]),
     }
     for name, estimate in zip(_AVERAGED, estimates, strict=True):
-        row |= {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        row |= estimate.columns(name)
         if name in MEASURES:
             row[f"{name}_runs"] = estimate.runs
     controls = _included(transfer, "control")
@@ -183,8 +219,8 @@ def compare_phantoms(runs: Sequence[RunTables]) -> pd.DataFrame:
         for name in phantoms if len(phantoms) > 1 else []:
             own = cells[cells["source"] == name]
             found = mean_over_runs(own["suppression"], own["run"], own["target"].astype(str), bounds=(-1, 1))
-            limits = {"suppression": found.mean, "suppression_low": found.low, "suppression_high": found.high}
-            rows.append({"model": model, "objective": objective, "phantom": name, "runs": found.runs, **limits})
+            row = {"model": model, "objective": objective, "phantom": name, "runs": found.runs}
+            rows.append(row | found.columns("suppression"))
     columns = ["model", "objective", "phantom", "runs", "suppression", "suppression_low", "suppression_high"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -73,7 +73,7 @@ def trigger_kinds(runs: Sequence[RunTables]) -> pd.DataFrame:
                 own = frame[frame[backdoors[0]].isin(names)]
                 bounds = (0, 1) if column in (*RATES, "own_asr") else (-1, 1)
                 mean = mean_over_runs(own[column], own["run"], own[backdoors].astype(str), bounds=bounds)
-                row |= {column: mean.mean, f"{column}_low": mean.low, f"{column}_high": mean.high}
+                row |= mean.columns(column)
             rows.append(row)
     averaged = [f"{column}{end}" for column in _AVERAGED for end in ("", "_low", "_high")]
     return pd.DataFrame(rows, columns=["model", "objective", "kind", "target", "runs", "backdoors", *averaged])

@@ -175,4 +175,4 @@ def _mean(values: pd.Series) -> float:
 def _mean_with_interval(name: str, cells: pd.DataFrame, column: str) -> dict[str, float]:
     """Return the mean of a column with its limits over backdoors, as entries `name`, `name_low`, `name_high`."""
     found = mean_over_runs(cells[column], np.zeros(len(cells)), cells[["source", "target"]].astype(str), bounds=(-1, 1))
-    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+    return found.columns(name)

@@ -47,6 +47,7 @@ def tables(runs: Sequence[DefenceTables]) -> list[Table]:
 
 def _states(runs: Sequence[DefenceTables]) -> Table:
     opened = any(len(run.attack) for run in runs)
+    compared = opened and any(run.chosen for run in runs)
     rows = {}
     for each in summaries(runs):
         if each.state == CHOSEN and len(runs) == 1:  # a row says so
@@ -54,6 +55,8 @@ def _states(runs: Sequence[DefenceTables]) -> Table:
         row = {"clean loss": _mean(each.clean_loss_ratio, "x"), "held-out left": _mean(each.predicted)}
         if opened:
             row |= {"attacker's ASR": _mean(each.asr), "attacker's left": _mean(each.left)}
+        if compared:
+            row |= {"more than chosen": MISSING if each.state == CHOSEN else _mean(each.excess)}
         row |= {task: _mean(value) for task, value in each.benchmarks.items()}
         collapsed = f" (collapsed in {each.collapsed} of {each.runs})" if each.collapsed else ""
         rows[label(each.state) + collapsed] = row | {"chosen": f"{each.chosen}/{each.runs}" if each.kind == "removal" else ""}
@@ -63,6 +66,11 @@ def _states(runs: Sequence[DefenceTables]) -> Table:
         f"{run_count(len(runs))}. Clean loss: relative to the attacked model's. Left: ASR as a fraction of its value before the"
         f" removal, of backdoors with an ASR of at least {ESTABLISHED_ASR} then. Brackets: 95 % interval over {over}."
     )
+    if compared:
+        caption += (
+            " More than chosen: how much more of the attacker's ASR is left than after the removal that the same defence chose,"
+            " backdoor by backdoor."
+        )
     return Table("states", "Every state of the model", caption, frame)
 
 
@@ -160,7 +168,7 @@ def _outcome(runs: Sequence[DefenceTables]) -> list[str]:
     said = [
         f"The chosen removal leaves {_mean(chosen.left)} of the attacker's ASR; the held-out dummies predicted"
         f" {_mean(chosen.predicted)}. {loss}",
-        *_compared(chosen, by_name.values()),
+        *_compared(by_name.values()),
     ]
     own = [run.states.loc[run.states["state"] == run.chosen, "held_out_asr"].iloc[0] for run in runs]
     left = fraction(sum(own) / len(own))
@@ -170,20 +178,18 @@ def _outcome(runs: Sequence[DefenceTables]) -> list[str]:
     return said
 
 
-def _compared(chosen: Summary, states: Iterable[Summary]) -> Iterator[str]:
+def _compared(states: Iterable[Summary]) -> Iterator[str]:
     """Compare what the chosen removals leave with the best of the controls and cleanings that broke no model."""
-    rivals = [each for each in states if each.kind in ("cleaning", "control", "planted") and not math.isnan(each.left.mean)]
-    whole = [each for each in rivals if not each.collapsed]
-    if whole:
+    others = [each for each in states if each.kind in ("cleaning", "control", "planted") and not math.isnan(each.left.mean)]
+    if whole := [each for each in others if not each.collapsed]:
         best = min(whole, key=lambda each: each.left.mean)
-        verdict = "leaves less than every control and cleaning"
-        if not chosen.left.mean < best.left.mean:
-            verdict = "does not leave less than the best of the controls and cleanings"
-        elif not chosen.left.high < best.left.low:
-            undefined = math.isnan(chosen.left.high) or math.isnan(best.left.low)
-            verdict += " on average" if undefined else " on average, and the intervals overlap"
-        yield f"It {verdict}: the best of them, {label(best.state)}, leaves {_mean(best.left)}."
-    if broken := [label(each.state) for each in rivals if each.collapsed]:
+        verdict = "leaves less" if best.excess.mean > 0 else "does not leave less"
+        unclear = ", which is not distinguishable from zero" if best.excess.low <= 0 < best.excess.mean else ""
+        yield (
+            f"It {verdict} than the best of the controls and cleanings, {label(best.state)}, which leaves {_mean(best.left)}:"
+            f" the difference within defences and backdoors is {_mean(best.excess)}{unclear}."
+        )
+    if broken := [label(each.state) for each in others if each.collapsed]:
         yield f"Not compared, since they broke a model: {', '.join(broken)}."
 
 

@@ -107,6 +107,8 @@ class Summary:
         kind: its kind.
         asr: attacker's ASR (mean over runs and backdoors; NaN without an attacker).
         left: what is left of the attacker's ASR, as a fraction of the suspect's.
+        excess: how much more is left than in the chosen state of the same defence, backdoor by backdoor. The comparison of two
+            states: what makes a run or a backdoor hard to clean is in both, and drops out of the difference.
         predicted: what is left of the held-out dummies' ASR.
         clean_loss_ratio: clean loss relative to the suspect's.
         collapsed: number of defences in which it collapsed.
@@ -119,6 +121,7 @@ class Summary:
     kind: str
     asr: MeanOverRuns
     left: MeanOverRuns
+    excess: MeanOverRuns
     predicted: MeanOverRuns
     clean_loss_ratio: MeanOverRuns
     collapsed: int
@@ -150,19 +153,22 @@ def _summary(label: str, runs: Sequence[DefenceTables], states: Sequence[str]) -
         collapsed += bool(row["collapsed"])
         chosen += state == run.chosen
         if len(run.attack):
-            of_state = run.attack[(run.attack["state"] == state) & (run.attack["prompt_set"] == "triggered")]
-            attacked.append(of_state.assign(run=number))
+            triggered = run.attack[run.attack["prompt_set"] == "triggered"]
+            of_state = triggered[triggered["state"] == state]
+            of_chosen = triggered[triggered["state"] == run.chosen].set_index("backdoor")["left"]
+            attacked.append(of_state.assign(run=number, excess=of_state["left"] - of_state["backdoor"].map(of_chosen)))
     table = pd.DataFrame(values)
 
     def mean(column: str) -> MeanOverRuns:
         return mean_over_runs(table[column], np.arange(len(table)), bounds=(0, math.inf))
 
-    attack = pd.concat(attacked) if attacked else pd.DataFrame({"rate": [], "left": [], "run": [], "backdoor": []})
+    attack = pd.concat(attacked) if attacked else pd.DataFrame(columns=["rate", "left", "excess", "run", "backdoor"])
     return Summary(
         state=label,
         kind=str(table["kind"].iloc[0]),
         asr=mean_over_runs(attack["rate"], attack["run"], attack["backdoor"], bounds=(0, 1)),
         left=mean_over_runs(attack["left"], attack["run"], attack["backdoor"], bounds=(0, math.inf)),
+        excess=mean_over_runs(attack["excess"], attack["run"], attack["backdoor"]),
         predicted=mean("held_out_left"),
         clean_loss_ratio=mean("clean_loss_ratio"),
         collapsed=collapsed,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from casd.analysis.comparison import MEASURES, POOLED
+from casd.analysis.comparison import MEASURES, POOLED, REFERENCE
 from casd.analysis.kinds import ALL
 from casd.config.states import PHANTOM_CONTROL
 from casd.report.answer import Answer
@@ -62,6 +62,7 @@ class Comparisons:
 
 def objectives_table(frame: pd.DataFrame) -> Table:
     """Every objective, from `compare_objectives`."""
+    compared = frame["minus_reference"].notna().any()
     rows = [
         {
             "objective": f"{record['objective']} (control)" if is_control(record["objective"]) else record["objective"],
@@ -70,6 +71,7 @@ def objectives_table(frame: pd.DataFrame) -> Table:
             "excluded": record["excluded"],
             "own ASR": mean_with_interval(record, "own_asr"),
             **{heading: _mean_of_runs(record, measure) for heading, measure in zip(_MEASURED, MEASURES, strict=True)},
+            **({f"minus {REFERENCE}": mean_with_interval(record, "minus_reference")} if compared else {}),
             "clean": fraction(record["clean_control"]),
             "phantom": fraction(record["phantom_control"]),
             "clean loss": percent(record["clean_loss_change"]),
@@ -86,7 +88,13 @@ def objectives_table(frame: pd.DataFrame) -> Table:
         name="objectives",
         title=objectives_title(frame),
         caption=f"Seeds for each model: {seeds}. Means over runs with 95 % intervals over {intervals_over(frame['runs'])};"
-        " others: suppression of the other backdoors' ASR, raw and net of the controls.",
+        " others: suppression of the other backdoors' ASR, raw and net of the controls."
+        + (
+            f" Minus {REFERENCE}: that net of the phantom minus the same under {REFERENCE}, within model, seed, removed and"
+            " measured backdoor."
+            if compared
+            else ""
+        ),
     )
 
 

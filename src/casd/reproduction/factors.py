@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import pandas as pd
 
-from casd.analysis.comparison import POOLED, by_condition, headline_variants, mean_of_runs, over_runs
+from casd.analysis.comparison import POOLED, by_condition, headline_variants, mean_of_runs, over_runs, paired_difference
 from casd.analysis.conditions import label_changes
+from casd.analysis.results import RunTables
 from casd.analysis.runs import by_size
 from casd.report.markup import Table, table_of
 from casd.report.wording import fraction, intervals_over, mean_with_interval, model_label, p_text, percent
@@ -17,35 +18,40 @@ from casd.reproduction.verdicts import REMOVED_ASR, Evidence
 
 UNCHANGED: Final = "nothing"
 """Label of the setting that the others are compared with."""
+_NET: Final = "suppression_net_phantom"
 
 
 def one_at_a_time(evidence: Evidence) -> pd.DataFrame:
     """Compare settings with the one that differs least from all others of the model, which stands first, the others by name.
 
     Returns:
-        The rows of `compare_objectives` that are not pooled over models, with more columns. changed: what the setting changes
-        of the first (`label_changes`), or the whole setting if two would be named alike. injected_asr: mean ASR of all
-        backdoors before the removals. rho_NAME, p_NAME: of each headline variant of CASD as a predictor (`predictor_table`);
-        NaN with too few backdoors.
+        The rows of `compare_objectives` that are not pooled over models, with more columns:
+
+        - changed: what the setting changes of the first (`label_changes`), or the whole setting if two would be named alike
+        - injected_asr: mean ASR of all backdoors before the removals
+        - difference: how much more the others are suppressed, net of the phantom, than at the first, with `_low` and `_high`
+          (`paired_difference`)
+        - rho_NAME, p_NAME: of each headline variant of CASD as a predictor (`predictor_table`); NaN with too few backdoors
     """
     frame = evidence.objectives[evidence.objectives["model"] != POOLED].reset_index(drop=True)
     groups = by_condition(evidence.runs)
-    infos: dict[str, list[Mapping[str, Any]]] = {}
+    of_models: dict[str, list[list[RunTables]]] = {}
     for (model, _), runs in groups.items():
-        infos.setdefault(model, []).append(runs[0].info)
-    unchanged = {model: _center(of_model) for model, of_model in infos.items()}
-    changed, injected = [], []
+        of_models.setdefault(model, []).append(runs)
+    unchanged = {model: _center(conditions) for model, conditions in of_models.items()}
+    changed, columns = [], []
     for model, objective in zip(frame["model"], frame["objective"], strict=True):
-        runs = groups[model, objective]
+        runs, first = groups[model, objective], unchanged[model]
         before = over_runs(runs, "transfer").drop_duplicates(["run", "target"])
-        changed.append(label_changes(runs[0].info, unchanged[model]) or UNCHANGED)
-        injected.append(mean_of_runs(before["asr_before"], before["run"]))
-    frame = frame.assign(changed=changed, injected_asr=injected)
+        changed.append(label_changes(runs[0].info, first[0].info) or UNCHANGED)
+        injected = mean_of_runs(before["asr_before"], before["run"])
+        columns.append({"injected_asr": injected, **paired_difference(runs, first, _NET).columns("difference")})
+    frame = frame.assign(changed=changed, **pd.DataFrame(columns))
     for name in headline_variants(evidence.runs):
         found = evidence.predictors.query("role == 'headline' and predictor == @name").set_index(["model", "objective"])
         rows = pd.MultiIndex.from_frame(frame[["model", "objective"]])
         frame[[f"rho_{name}", f"p_{name}"]] = found[["rho", "p_value"]].reindex(rows).to_numpy()
-    models = list(infos)
+    models = list(of_models)
     order = sorted(
         frame.index, key=lambda row: (models.index(frame["model"][row]), changed[row] != UNCHANGED, by_size(changed[row]))
     )
@@ -53,9 +59,13 @@ def one_at_a_time(evidence: Evidence) -> pd.DataFrame:
     return frame.assign(changed=frame["objective"]) if frame.duplicated(["model", "changed"]).any() else frame
 
 
-def _center(infos: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return the run that differs in the fewest settings from the others."""
-    return min(infos, key=lambda info: sum(len(label_changes(other, info).split(", ")) for other in infos if other is not info))
+def _center(conditions: Sequence[Sequence[RunTables]]) -> Sequence[RunTables]:
+    """Return the runs of the condition that differs in the fewest settings from the others."""
+
+    def distance(runs: Sequence[RunTables]) -> int:
+        return sum(len(label_changes(other[0].info, runs[0].info).split(", ")) for other in conditions if other is not runs)
+
+    return min(conditions, key=distance)
 
 
 def factors_table(frame: pd.DataFrame) -> Table:
@@ -70,6 +80,7 @@ def factors_table(frame: pd.DataFrame) -> Table:
             "others": mean_with_interval(record, "suppression"),
             "net of clean": mean_with_interval(record, "suppression_net_clean"),
             "net of phantom": mean_with_interval(record, "suppression_net_phantom"),
+            "more than first": "–" if record["changed"] == UNCHANGED else mean_with_interval(record, "difference"),
             "clean": fraction(record["clean_control"]),
             "phantom": fraction(record["phantom_control"]),
             "clean loss": percent(record["clean_loss_change"]),
@@ -84,8 +95,10 @@ def factors_table(frame: pd.DataFrame) -> Table:
         title="One thing changed at a time",
         caption="Injected ASR: mean of all backdoors before the removals. Included: removals that enter the means. Others:"
         " suppression of the other backdoors' ASR, raw and net of the controls, with 95 % intervals over"
-        f" {intervals_over(frame['runs'])}. Clean, phantom: the suppression under these controls. ρ: rank"
-        " correlation of CASD and the suppression of each pair; p: its permutation test.",
+        f" {intervals_over(frame['runs'])}. More than first: that net of the phantom minus the same of the first row, within"
+        " seed, removed and measured backdoor (of those that both have), not corrected for the number of rows. Clean, phantom:"
+        " the suppression under these controls. ρ: rank correlation of CASD and the suppression of each pair; p: its"
+        " permutation test.",
     )
 
 
@@ -99,20 +112,18 @@ def factors_statements(frame: pd.DataFrame) -> list[str]:
     for model, rows in frame.groupby("model", sort=False):
         first, *others = rows.to_dict("records")
         compared = [record for record in others if record["own_asr"] <= REMOVED_ASR and not math.isnan(record[_NET])]
-        more = [record for record in compared if record[f"{_NET}_low"] > first[f"{_NET}_high"]]
-        less = [record for record in compared if record[f"{_NET}_high"] < first[f"{_NET}_low"]]
+        more = [record for record in compared if record["difference_low"] > 0]
+        less = [record for record in compared if record["difference_high"] < 0]
         said += [
             f"{model_label(str(model))}, with nothing changed: a removal weakens the others by"
             f" {mean_with_interval(first, _NET)}, net of the phantom.",
-            f"Of {len(compared)} changes, those with an interval above it: {_named(more)}; below it: {_named(less)}.",
+            f"Of {len(compared)} changes, those after which it weakens them more: {_named(more)}; less: {_named(less)}; the"
+            " difference of the rest is not distinguishable from zero.",
         ]
         if left_out := "; ".join(record["changed"] for record in others if record not in compared):
             said.append(f"Left out, since too few backdoors were injected or removed: {left_out}.")
     return said
 
 
-_NET: Final = "suppression_net_phantom"
-
-
 def _named(settings: list[dict[Any, Any]]) -> str:
-    return "; ".join(f"{each['changed']} ({mean_with_interval(each, _NET)})" for each in settings) or "none"
+    return "; ".join(f"{each['changed']} ({mean_with_interval(each, 'difference')})" for each in settings) or "none"

@@ -218,7 +218,7 @@ def in_every_model(decide_one: Decider) -> Decider:
 
 
 def _with_interval(found: MeanOverRuns) -> str:
-    return mean_with_interval({"mean": found.mean, "mean_low": found.low, "mean_high": found.high}, "mean")
+    return mean_with_interval(found.columns("mean"), "mean")
 
 
 def _counted(record: dict[Any, Any]) -> str:

@@ -27,6 +27,10 @@ class MeanOverRuns:
     high: float
     runs: int
 
+    def columns(self, name: str) -> dict[str, float]:
+        """Return mean, low and high as the columns `name`, `name_low` and `name_high` of a table."""
+        return {name: self.mean, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 def mean_over_runs(
     values: npt.ArrayLike,
