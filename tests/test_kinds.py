@@ -47,6 +47,8 @@ def test_transfer_is_averaged_by_what_two_backdoors_share() -> None:
     assert frame["phantom"].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.15, 0.35, 0.2, 0.3, 0.25])
     assert (frame["own_asr"] == 0.01).all()
     assert row["same_kind_low"] <= row["same_kind"] <= row["same_kind_high"]
+    assert row["kind_effect"] == pytest.approx(0.1 - 0.8)  # on b, which c shares neither with
+    assert row["target_effect"] == pytest.approx(0.2 - 0.5)  # on c, which b shares neither with
     assert list(frame["backdoors"]) == [1, 1, 1, 1, 2, 2, 2, 2, 4]
 
 
@@ -68,6 +70,24 @@ def test_the_sentence_has_the_means_over_all() -> None:
     # ac, bd, ca, db; ab, ba, cd, dc; ad, bc, cb, da
     assert "another kind of trigger by 0.42 [" in text and "another behaviour by 0.45 [" in text
     assert "neither by 0.40 [" in text and "a phantom lowered them by 0.15 [" in text
+    assert "by removals of its behaviour by 0.02 [" in text and "of its kind of trigger by 0.05 [" in text
+
+
+def test_an_effect_is_within_runs_and_backdoors() -> None:
+    """Runs and measured backdoors differ by more than the two effects, 0.1 for the kind and 0.3 for the target."""
+    runs = []
+    for seed, level in enumerate((0.1, 0.5)):
+        run = run_of_kinds(seed)
+        removed = run.transfer["source"].isin(KINDS)
+        for row in run.transfer.index[removed]:
+            source, target = run.transfer.loc[row, ["source", "target"]]
+            same_kind, same_target = (KINDS[source][part] == KINDS[target][part] for part in (0, 1))
+            run.transfer.loc[row, "suppression_net_clean"] = level + 0.1 * same_kind + 0.3 * same_target + 0.4 * (target == "a")
+        runs.append(run)
+    overall = trigger_kinds(runs).iloc[-1]
+    assert overall["neither_high"] - overall["neither_low"] > 0.4
+    for effect, value in (("kind_effect", 0.1), ("target_effect", 0.3)):
+        assert [overall[effect], overall[f"{effect}_low"], overall[f"{effect}_high"]] == pytest.approx([value] * 3)
 
 
 def test_a_collapsed_removal_is_left_out() -> None:

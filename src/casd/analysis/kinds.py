@@ -23,7 +23,9 @@ RATES: Final = {"injected_asr": "triggered", "injected_fake": "fake", "injected_
 """Column of `trigger_kinds` → prompt set whose rate in the injected model is averaged."""
 RELATIONS: Final = ("same_kind", "same_target", "neither")
 """How the removed and the measured backdoor are related; each is a column of `trigger_kinds`, net of clean training."""
-_AVERAGED: Final = (*RATES, "own_asr", *RELATIONS, "phantom")
+EFFECTS: Final = {"kind_effect": "same_kind", "target_effect": "same_target"}
+"""Column of `trigger_kinds` → the relation that it compares with "neither"."""
+_AVERAGED: Final = (*RATES, "own_asr", *RELATIONS, *EFFECTS, "phantom")
 
 
 def kind_and_target(tables: RunTables) -> dict[str, tuple[str, str]]:
@@ -53,6 +55,8 @@ def trigger_kinds(runs: Sequence[RunTables]) -> pd.DataFrame:
         - same_kind, same_target, neither: suppression of the other backdoors by these removals, net of training on clean text
           alone. `same_kind` are backdoors with a trigger of the same kind and another target, `same_target` those of another
           kind with the same target, `neither` those that share neither
+        - kind_effect, target_effect: the suppression of a backdoor by removals of `same_kind` and of `same_target`, minus its
+          mean suppression in the same run by the removals that share neither with it
         - phantom: suppression of these backdoors themselves by the removal of a trigger that was never injected, net of
           training on clean text alone: the control
     """
@@ -63,7 +67,7 @@ def trigger_kinds(runs: Sequence[RunTables]) -> pd.DataFrame:
             continue
         # For each column: its cells, and the columns of their backdoors; a row has the cells of which the first is of its kind.
         cells = dict.fromkeys(RATES, (_injected(members), ["backdoor"]))
-        cells |= dict.fromkeys(("own_asr", *RELATIONS), (_removed(members, labels), ["source", "target"]))
+        cells |= dict.fromkeys(("own_asr", *RELATIONS, *EFFECTS), (_removed(members, labels), ["source", "target"]))
         cells |= {"phantom": (_under_phantoms(members), ["target"])}
         for kind, target in _cells(labels):
             names = [name for name, label in labels.items() if kind in (ALL, label[0]) and target in (ALL, label[1])]
@@ -71,7 +75,7 @@ def trigger_kinds(runs: Sequence[RunTables]) -> pd.DataFrame:
             row |= {"runs": len(members), "backdoors": len(names)}
             for column, (frame, backdoors) in cells.items():
                 own = frame[frame[backdoors[0]].isin(names)]
-                bounds = (0, 1) if column in (*RATES, "own_asr") else (-1, 1)
+                bounds = (0, 1) if column in (*RATES, "own_asr") else (-2, 2) if column in EFFECTS else (-1, 1)
                 mean = mean_over_runs(own[column], own["run"], own[backdoors].astype(str), bounds=bounds)
                 row |= mean.columns(column)
             rows.append(row)
@@ -97,18 +101,20 @@ def _injected(runs: Sequence[RunTables]) -> pd.DataFrame:
 
 
 def _removed(runs: Sequence[RunTables], labels: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
-    """Return run, source, target, own_asr and the columns of RELATIONS of the included cells of removals."""
+    """Return run, source, target, own_asr and the columns of RELATIONS and EFFECTS of the included cells of removals."""
     cells = pd.concat([included_cells(tables).assign(run=number) for number, tables in enumerate(runs)], ignore_index=True)
     pairs = [(labels[source], labels[target]) for source, target in zip(cells["source"], cells["target"], strict=True)]
     same_kind = pd.Series([a[0] == b[0] for a, b in pairs], cells.index, dtype=bool)
     same_target = pd.Series([a[1] == b[1] for a, b in pairs], cells.index, dtype=bool)
     own, net = cells["same"].astype(bool), cells["suppression_net_clean"].astype(float)
-    return cells[["run", "source", "target"]].assign(
+    removed = cells[["run", "source", "target"]].assign(
         own_asr=cells["asr_after"].astype(float).where(own),
         same_kind=net.where(same_kind & ~same_target & ~own),
         same_target=net.where(same_target & ~same_kind & ~own),
         neither=net.where(~same_target & ~same_kind & ~own),
     )
+    unrelated = removed.groupby(["run", "target"])["neither"].transform("mean")
+    return removed.assign(**{column: removed[relation] - unrelated for column, relation in EFFECTS.items()})
 
 
 def _under_phantoms(runs: Sequence[RunTables]) -> pd.DataFrame:

@@ -251,7 +251,10 @@ def kinds_statements(frame: pd.DataFrame) -> list[str]:
         f"{record['objective']}, {record['model']}: a removal lowered the backdoors with the same behaviour and another kind of"
         f" trigger by {mean_with_interval(record, 'same_target')}, those with the same kind and another behaviour by"
         f" {mean_with_interval(record, 'same_kind')}, those with neither by {mean_with_interval(record, 'neither')}, net of"
-        f" training on clean text; a phantom lowered them by {mean_with_interval(record, 'phantom')}."
+        f" training on clean text; a phantom lowered them by {mean_with_interval(record, 'phantom')}. One and"
+        " the same backdoor is lowered by removals of its behaviour by"
+        f" {mean_with_interval(record, 'target_effect')} more than by those with neither, by removals of its kind of trigger by"
+        f" {mean_with_interval(record, 'kind_effect')} more."
         for record in frame.to_dict("records")
         if record["kind"] == record["target"] == ALL
     ]
