@@ -6,9 +6,9 @@ Eight backdoors unless said otherwise, 199 permutations, level 5 %. Each row dra
 of backdoors is absent (null) or present (alternative), and gives the share rejected with its 95 % Wilson interval.
 "Expected" says what that share should be: `level` 5 %, `liberal` above 5 %, up to about 10 % (a limit of the test), `inflated`
 more than 5 % (the test finds something that is not a relation between pairs; the row shows why another test is there),
-`power` as much as possible. Two small tables follow:
-the coverage of the intervals of means, and held-out prediction with and without a relation. The tests run the same
-cases (`tests/test_stats_simulations.py`).
+`power` as much as possible. Three small tables follow: the
+coverage of the intervals of means, that of correlations, and held-out prediction with and without a relation. The tests run
+the same cases (`tests/test_stats_simulations.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from casd.stats import (
+    CorrelationIntervals,
+    correlation_intervals,
     jackknife_interval,
     leave_one_out_prediction,
     mantel_family,
@@ -422,6 +424,46 @@ def covered(rng: Generator, runs: int, backdoors: int, deviations: Effects) -> t
     return crossed[0] <= 0 <= crossed[1], plain[0] <= 0 <= plain[1]
 
 
+CORRELATIONS: dict[str, tuple[int, int, float, float]] = {
+    # runs, backdoors, strength of the relation, standard deviation of effects of single backdoors in x and in y
+    "one run, effects of backdoors": (1, 8, -0.6, 1.0),
+    "one run, four backdoors": (1, 4, -0.5, 1.0),
+    "five runs, effects of backdoors": (5, 8, -0.5, 1.0),
+    "five runs, single pairs differ": (5, 8, -0.5, 0.0),
+    "five runs, strong effects": (5, 8, -0.5, 3.0),
+    "fifteen runs, no relation": (15, 8, 0.0, 1.0),
+    "three runs, twenty backdoors": (3, 20, -0.5, 1.0),
+}
+"""Cases of `intervals_of_correlations`."""
+
+
+def intervals_of_correlations(
+    rng: Generator, runs: int, backdoors: int, r: float, deviation: float
+) -> tuple[CorrelationIntervals, list[float]]:
+    """Intervals of two predictors over runs of the same backdoors, and naive limits of the first over runs.
+
+    Half of the variance of all that varies recurs in every run. The second predictor is the first with more noise.
+    """
+    share = np.sqrt(0.5)
+    of_x, of_y = (noise(rng, backdoors) + deviation * effects(rng, backdoors) / 2 for _ in range(2))
+    strata = []
+    for _ in range(runs):
+        x, y = (share * (recurs + noise(rng, backdoors)) for recurs in (of_x, of_y))
+        strata.append((np.stack([x, x + noise(rng, backdoors)]), r * x + np.sqrt(1 - r**2) * y))
+    names = [range(backdoors)] * runs
+    found = [spearmanr(upper_pairs(xs[0], "x"), upper_pairs(y, "y")).statistic for xs, y in strata]
+    return correlation_intervals(strata, names), list(jackknife_interval(found, range(runs)))
+
+
+def coverage_of_correlations(rng: Generator, case: tuple[int, int, float, float], simulations: int) -> tuple[float, ...]:
+    """Share of the intervals of ρ, of the difference of two, and of those over runs alone that hold the mean over all."""
+    found = [intervals_of_correlations(rng, *case) for _ in range(simulations)]
+    rho, difference = (np.mean([getattr(each, name)[at] for each, _ in found]) for name, at in (("rho", 0), ("difference", 1)))
+    crossed = np.mean([each.low[0] <= rho <= each.high[0] for each, _ in found])
+    differing = np.mean([each.difference_low[1] <= difference <= each.difference_high[1] for each, _ in found])
+    return float(crossed), float(differing), float(np.mean([low <= rho <= high for _, (low, high) in found]))
+
+
 def predictions(rng: Generator, r: float, simulations: int) -> Iterator[tuple[float, float]]:
     """R² and rank error of held-out predictions over three runs whose pairs have the correlation r."""
     for _ in range(simulations):
@@ -447,6 +489,11 @@ def main() -> None:
     for name, (runs, backdoors, deviations) in COVERAGE.items():
         held = np.mean([covered(rng, runs, backdoors, deviations) for _ in range(simulations)], axis=0)
         print(f"{name:<40}{held[0]:>29.3f}{held[1]:>13.3f}", flush=True)
+    print(f"\n{'intervals of ρ, 95 %':<40}{'coverage: runs and backdoors':>29}{'of differences':>16}{'runs alone':>12}")
+    for name, case in CORRELATIONS.items():
+        print(
+            f"{name:<40}{'{:>29.3f}{:>16.3f}{:>12.3f}'.format(*coverage_of_correlations(rng, case, simulations))}", flush=True
+        )
     print(f"\n{'held-out prediction, 3 runs':<29}{'mean R²':>9}{'rank error':>12}")
     for r in (0.0, -0.3, -0.6, -0.9):
         r_squared, rank_error = np.mean(list(predictions(rng, r, simulations)), axis=0)

@@ -14,7 +14,17 @@ import scipy.stats
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 try:
-    from check_statistics import CASES, COVERAGE, LEVEL, Case, covered, predictions, rejections
+    from check_statistics import (
+        CASES,
+        CORRELATIONS,
+        COVERAGE,
+        LEVEL,
+        Case,
+        coverage_of_correlations,
+        covered,
+        predictions,
+        rejections,
+    )
 finally:
     sys.path.pop(0)
 
@@ -58,6 +68,16 @@ def test_coverage_of_intervals_over_runs_and_backdoors(name: str) -> None:
         assert held <= 0.985
     if ("backdoors differ" in name and runs > 1) or "removed" in name:
         assert of_one < 0.85, "an interval over runs alone, or over measured backdoors alone, is too narrow"
+
+
+@pytest.mark.parametrize("name", CORRELATIONS)
+def test_coverage_of_intervals_of_correlations(name: str) -> None:
+    """At least as stated, also for differences of two predictors; an interval over runs alone is too narrow."""
+    crossed, differing, of_runs = coverage_of_correlations(np.random.default_rng(0), CORRELATIONS[name], 200)
+    print(f"{name}: {crossed:.3f}, differences {differing:.3f}, over runs alone {of_runs:.3f}")
+    assert min(crossed, differing) >= (0.88 if "four" in name else 0.93)
+    if "effects" in name and "runs" in name:
+        assert of_runs < 0.85
 
 
 def test_prediction_without_a_relation_is_worth_nothing_and_with_one_something() -> None:

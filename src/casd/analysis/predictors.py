@@ -19,7 +19,7 @@ from casd.analysis.inclusion import count_exclusions
 from casd.analysis.pairs import Pairs, PairTable, pair_table, rounded
 from casd.analysis.results import RunTables
 from casd.metric.baselines import BASELINES
-from casd.stats import FamilyResult, Statistic, leave_one_out_predictions, mantel_family
+from casd.stats import FamilyResult, Statistic, correlation_intervals, leave_one_out_predictions, mantel_family
 
 _TESTS: Final = {
     "plain": ("rho", "p_value", "p_corrected"),
@@ -29,7 +29,8 @@ _TESTS: Final = {
 _PREDICTED: Final = ("r_squared", "rank_error")
 COLUMNS: Final = (
     *("model", "objective", "predictor", "role", "runs", "left_out", "removals", "excluded", "n_pairs"),
-    *(*_TESTS["plain"], "q_value", *_TESTS["pairs"], *_TESTS["partial"]),
+    *("rho", "rho_low", "rho_high", "minus_casd", "minus_casd_low", "minus_casd_high"),
+    *("p_value", "p_corrected", "q_value", *_TESTS["pairs"], *_TESTS["partial"]),
     *_PREDICTED,
 )
 """Columns of `predictor_table`."""
@@ -61,6 +62,10 @@ def predictor_table(
         - runs, n_pairs: counts of included runs and pairs; left_out: runs with fewer than four included removals, or without
           any variance; removals: count over all runs; excluded: number of excluded ones by reason (`casd.analysis.inclusion`)
         - rho: Spearman's ρ, pooled over runs; negative if low distances go with strong transfer
+        - rho_low, rho_high: 95 % limits over runs and backdoors (`casd.stats.correlation_intervals`); NaN for the best variant,
+          which was chosen by its ρ
+        - minus_casd: rho minus that of the first headline variant, `casd` unless it was changed, with `_low` and `_high`;
+          negative if the predictor goes with transfer more closely than CASD does
         - p_value: two-sided Mantel test that relabels backdoors within runs, one of several runs alike in all of them
           (`casd.stats.mantel_family`)
         - p_corrected: for the best variant, corrected for the number of variants; for a baseline, for the number of baselines;
@@ -149,6 +154,7 @@ def _rows(group: _Group, names: Sequence[str], families: Mapping[str, FamilyResu
     predictions = leave_one_out_predictions(
         [(rounded(pairs.of(predictors)), rounded(pairs.suppression)) for pairs in group.strata]
     )
+    limits = _limits(group, predictors)
     rows: list[dict[str, object]] = []
     for index, prediction in zip(shown, predictions, strict=True):
         name = names[index]
@@ -163,5 +169,26 @@ def _rows(group: _Group, names: Sequence[str], families: Mapping[str, FamilyResu
                 family = families[test]
                 corrected = math.nan if role == "headline" else family.p_corrected[index]
                 row |= dict(zip(columns, (family.rho[index], family.p_value[index], corrected), strict=True))
-            rows.append(row)
+            rows.append(row | ({} if role.startswith("best") else limits[name]))
     return rows
+
+
+def _limits(group: _Group, predictors: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return the limits of ρ, and its difference from the first headline variant's, of each predictor."""
+    names = [group.headline[0], *predictors]
+    strata = [pairs.plain(names) for pairs in group.strata]
+    found = correlation_intervals(strata, [pairs.names for pairs in group.strata])
+    columns = {
+        "rho_low": found.low,
+        "rho_high": found.high,
+        "minus_casd": found.difference,
+        "minus_casd_low": found.difference_low,
+        "minus_casd_high": found.difference_high,
+    }
+    return {
+        name: {
+            column: math.nan if name == names[0] and column.startswith("minus") else float(values[place])
+            for column, values in columns.items()
+        }
+        for place, name in enumerate(names)
+    }

@@ -139,7 +139,8 @@ def falls_with(variant: str, statistic: str, p_value: str) -> Decider:
             record = found[group]
             of_runs = _rho_of_runs(runs, variant, statistic)
             each = f"; in single runs {fraction(of_runs.min())} to {fraction(of_runs.max())}" if len(of_runs) > 1 else ""
-            text = f"ρ {fraction(record[statistic])}, Mantel p {p_text(record[p_value])}, {record['n_pairs']} pairs{each}"
+            rho = mean_with_interval(record, statistic)
+            text = f"ρ {rho}, Mantel p {p_text(record[p_value])}, {record['n_pairs']} pairs{each}"
             if record["excluded"]:
                 text += f"; excluded: {record['excluded']} of {record['removals']} removals"
             verdicts.append(Verdict(*group, text, negative(record[statistic], record[p_value])))

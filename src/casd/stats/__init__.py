@@ -4,6 +4,7 @@ A matrix over N backdoors has N(N − 1)/2 pairs, but only N independent units: 
 Tests therefore permute, and intervals and predictions leave out, whole backdoors, never single pairs.
 
 - `intervals`: intervals of a proportion, and of means over runs and backdoors
+- `correlations`: intervals of correlations over pairs, and of their differences
 - `means`: mean over runs with its interval
 - `matrices`: centring, symmetrising, removing the effects of single backdoors
 - `permutations`: scores, relabellings and p-values shared by the tests
@@ -13,6 +14,7 @@ Tests therefore permute, and intervals and predictions leave out, whole backdoor
 - `prediction`: leave-one-backdoor-out prediction
 """
 
+from casd.stats.correlations import CorrelationIntervals, correlation_intervals
 from casd.stats.family import FamilyResult, benjamini_hochberg, mantel_family
 from casd.stats.intervals import jackknife_interval, wilson_interval
 from casd.stats.mantel import MantelResult, mantel_test, partial_mantel_test, rank_residuals
@@ -30,12 +32,14 @@ from casd.stats.prediction import PredictionResult, leave_one_out_prediction, le
 
 __all__ = [
     "Alternative",
+    "CorrelationIntervals",
     "FamilyResult",
     "MantelResult",
     "MeanOverRuns",
     "PredictionResult",
     "Statistic",
     "benjamini_hochberg",
+    "correlation_intervals",
     "jackknife_interval",
     "leave_one_out_prediction",
     "leave_one_out_predictions",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -115,15 +116,29 @@ def jackknife_interval(
             variances.append(((n - 1) * float(without.var()), n - 1))
     if not variances:
         return math.nan, math.nan
+    return limits_of(float(of_runs.mean()), variances, bounds=bounds, confidence=confidence)
+
+
+def limits_of(
+    estimate: float, variances: Sequence[tuple[float, int]], *, bounds: tuple[float, float], confidence: float = 0.95
+) -> tuple[float, float]:
+    """Compute the limits estimate ± t·√V of a sum V of variances, with Satterthwaite's degrees of freedom.
+
+    Args:
+        estimate: what the interval is of.
+        variances: at least one variance of the estimate, each with its degrees of freedom.
+        bounds: at which limits are cut off.
+        confidence: coverage, in (0, 1).
+    """
     from scipy.special import stdtrit  # imported here as in `wilson_interval`
 
-    mean, variance = float(of_runs.mean()), sum(each for each, _ in variances)
+    variance = sum(each for each, _ in variances)
     half_width = 0.0
     if variance > 0:
         freedom = variance**2 / sum(each**2 / degrees for each, degrees in variances)
         half_width = float(stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(variance)
     low, high = bounds
-    return min(max(mean - half_width, low), high), max(min(mean + half_width, high), low)
+    return min(max(estimate - half_width, low), high), max(min(estimate + half_width, high), low)
 
 
 def _means_without_clusters(
