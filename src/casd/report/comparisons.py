@@ -89,12 +89,7 @@ def objectives_table(frame: pd.DataFrame) -> Table:
         title=objectives_title(frame),
         caption=f"Seeds for each model: {seeds}. Means over runs with 95 % intervals over {intervals_over(frame['runs'])};"
         " others: suppression of the other backdoors' ASR, raw and net of the controls."
-        + (
-            f" Minus {REFERENCE}: that net of the phantom minus the same under {REFERENCE}, within model, seed, removed and"
-            " measured backdoor."
-            if compared
-            else ""
-        ),
+        + (f" Minus {REFERENCE}: the difference of that net of the phantom, within seed and backdoors." if compared else ""),
     )
 
 
@@ -167,9 +162,9 @@ def predictors_table(frame: pd.DataFrame) -> Table:
         bold=_best(frame, ["model", "objective"], frame["rho"].abs().where(frame["role"] != "ceiling")),
         name="predictors",
         title="Predictors of transfer",
-        caption="Spearman's ρ of each predictor and the suppression of ASR, and how well it predicts a backdoor that was left"
-        f" out. Brackets: 95 % interval over {intervals_over(frame['runs'])}; p: a test on these backdoors alone. Minus casd:"
-        " ρ minus that of CASD; negative: it goes with transfer more closely. Bold: the largest |ρ| of a group.",
+        caption="Spearman's ρ of each predictor and the suppression of ASR [95 % interval over"
+        f" {intervals_over(frame['runs'])}], the same minus CASD's (negative: closer to transfer), p for these backdoors alone,"
+        " and prediction of a backdoor that was left out. Bold: the largest |ρ| of a group.",
     )
 
 
