@@ -20,11 +20,12 @@ from casd.analysis.comparison import (
     compare_phantoms,
     included_cells,
     noise_floor,
+    paired_difference,
     variance_shares,
 )
 from casd.analysis.pairs import pair_table
 from casd.analysis.predictors import predictor_table
-from casd.report.comparisons import objectives_table, phantoms_table
+from casd.report.comparisons import objectives_table, phantoms_table, predictors_table
 from casd.report.gallery import sweep_drawings
 from casd.stats import (
     leave_one_out_prediction,
@@ -250,6 +251,24 @@ def test_objectives_are_compared_within_model_seed_and_backdoors() -> None:
     assert shown == ["–", "-0.20 [-0.20, -0.20]"] * 3
 
 
+def test_a_difference_is_of_what_both_conditions_have() -> None:
+    """Seed 1 of npo is missing, one of its removals collapsed, and so did the phantom of seed 2."""
+    phantom = {"control:phantom": [0.9] * 4}
+    reference = [run_of(after(others=0.3), controls=phantom, objective="clean_target", seed=seed) for seed in range(3)]
+    removed_less = [
+        run_of(after(others=0.5), controls=phantom, objective="npo", seed=0, collapsed=["b1"]),
+        run_of(after(others=0.9), controls=phantom, objective="npo", seed=2, collapsed=["control:phantom"]),
+    ]
+    found = paired_difference(removed_less, reference, "suppression_net_phantom")
+    assert (found.mean, found.runs) == (pytest.approx(-0.2), 1)
+    raw = paired_difference(removed_less, reference, "suppression")
+    assert (raw.mean, raw.runs) == (pytest.approx((-0.2 - 0.6) / 2), 2)
+    assert np.isnan(paired_difference(removed_less, [], "suppression").mean)
+    assert np.isnan(paired_difference(removed_less, reference[1:2], "suppression").mean)
+    row = compare_objectives([*reference, *removed_less]).set_index("objective").loc["npo"]
+    assert (row["minus_reference"], row["minus_reference_runs"]) == (pytest.approx(-0.2), 1)
+
+
 def test_an_objective_that_removed_nothing_has_counts_and_no_means() -> None:
     row = compare_objectives([run_of(after(), reached=dict.fromkeys(("b0", "b1", "b2", "b3"), 0.0))]).iloc[0]
     assert row["included"] == 0
@@ -394,6 +413,12 @@ def test_a_planted_relation_is_found_and_a_baseline_without_one_is_not() -> None
     assert table.loc["casd", "r_squared"] > 0.6
     assert table.loc["casd", "rank_error"] < 0.5
     assert np.isnan(table.loc["casd", "p_corrected"])
+    assert table.loc["casd", "rho_low"] < table.loc["casd", "rho"] < table.loc["casd", "rho_high"] < 0
+    assert np.isnan(table.loc["casd", "minus_casd"])
+    assert table.loc["cka", "minus_casd"] == pytest.approx(table.loc["cka", "rho"] - table.loc["casd", "rho"])
+    assert 0 < table.loc["cka", "minus_casd_low"] < table.loc["cka", "minus_casd"] < table.loc["cka", "minus_casd_high"]
+    shown = predictors_table(table.reset_index()).frame
+    assert shown.loc["casd", "minus casd"] == "–" and shown.loc["cka", "minus casd"].count("[") == 1
     assert table.loc["cka", "p_corrected"] > 0.05
     assert table.loc["cka", "r_squared"] < 0.2
     assert table.loc["directed_shift", "role"] == "ceiling"
@@ -443,6 +468,7 @@ def test_the_best_of_many_variants_is_corrected_for_having_looked() -> None:
     assert best["p_corrected"] > 0.2
     assert best["q_value"] > 0.2
     assert set(table["role"]) == {"headline", "best of 41"}
+    assert np.isnan(best[["rho_low", "minus_casd"]].astype(float)).all(), "it was chosen for its ρ"
 
 
 def test_runs_that_cannot_say_anything_are_left_out_and_counted() -> None:

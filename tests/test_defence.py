@@ -337,8 +337,8 @@ def test_means_over_runs_and_the_calibration_of_the_estimate() -> None:
     assert by_name["crow"].excess.mean == pytest.approx(0.5)
     assert by_name["crow"].excess.high == pytest.approx(0.5 + scipy.stats.t.ppf(0.975, 1) * 0.2)
     assert by_name["chosen"].excess.mean == 0
-    assert "leaves less than the best of the controls and cleanings, CROW, which leaves 0.80" in text
-    assert "the difference within defences and backdoors is 0.50 [-2.04, 3.04], which is not distinguishable from zero." in text
+    assert "The best of the controls and cleanings, CROW, leaves 0.80" in text
+    assert "is 0.50 [-2.04, 3.04] in favour of the chosen removal, not distinguishable from zero." in text
     assert [table.name for table in tables(runs)] == ["states", "backdoors", "calibration"]
     runs[0].states.loc[runs[0].states["state"] == "crow", "collapsed"] = True
     assert "CROW (collapsed in 1 of 2)" in tables(runs)[0].labels
@@ -353,7 +353,23 @@ def test_defences_with_other_settings_are_not_averaged() -> None:
 
 def test_a_removal_that_is_no_better_than_a_control_is_said_to_be_none() -> None:
     run = hand_made(0, {"suspect": 1.0, "crow": 0.1, "removed_1": 0.2}, {"removed_1": 0.0})
-    assert any("does not leave less than the best of the controls and cleanings" in sentence for sentence in sentences([run]))
+    assert any("is -0.10 against the chosen removal, of one backdoor alone." in sentence for sentence in sentences([run]))
+
+
+def test_states_are_compared_backdoor_by_backdoor() -> None:
+    """Two backdoors, one of which every state leaves more of; CROW leaves 0.3 more of both."""
+    run = hand_made(0, {"suspect": 1.0, "crow": 0.4, "removed_1": 0.1}, {"removed_1": 0.0})
+    harder = run.attack.assign(backdoor="b", left=run.attack["left"] + 0.5)
+    missing = run.attack.assign(backdoor="c", left=math.nan)
+    run = DefenceTables(run.info, run.states, pd.concat([run.attack, harder, missing], ignore_index=True))
+    by_name = {each.state: each for each in summaries([run])}
+    crow = by_name["crow"]
+    assert crow.left.high - crow.left.low > 0.5
+    assert [crow.excess.mean, crow.excess.low, crow.excess.high] == pytest.approx([0.3] * 3)
+    assert "is 0.30 in favour of the chosen removal." in " ".join(sentences([run]))
+    run.info["decision"]["state"] = ""
+    assert math.isnan(summaries([run])[1].excess.mean)
+    assert "minus chosen" not in tables([run])[0].frame
 
 
 def test_the_chosen_removal_is_compared_within_the_defences_that_chose_one() -> None:
@@ -362,8 +378,8 @@ def test_the_chosen_removal_is_compared_within_the_defences_that_chose_one() -> 
     runs[2] = hand_made(2, {**left, "crow": 0.0}, {"removed_1": 0.0})
     runs[2].info["decision"]["state"] = ""
     text = " ".join(sentences(runs))
-    assert "leaves less than the best of the controls and cleanings, CROW, which leaves 0.60: the difference" in text
-    assert "is 0.40." in text
+    assert "The best of the controls and cleanings, CROW, leaves 0.60." in text
+    assert "is 0.40 in favour of the chosen removal." in text
     [backdoors] = [table for table in tables(runs) if table.name == "backdoors"]
     assert backdoors.frame["backdoors"].item() == "2"
 
@@ -372,7 +388,7 @@ def test_a_cleaning_that_broke_the_model_is_no_rival() -> None:
     run = hand_made(0, {"suspect": 1.0, "crow": 0.0, "control:clean": 0.9, "removed_1": 0.2}, {"removed_1": 0.0})
     run.states.loc[run.states["state"] == "crow", "collapsed"] = True
     text = " ".join(sentences([run]))
-    assert "leaves less than the best of the controls and cleanings, planted, then clean text, which leaves 0.90" in text
+    assert "The best of the controls and cleanings, planted, then clean text, leaves 0.90" in text
     assert "Not compared, since they broke a model: CROW." in text
 
 

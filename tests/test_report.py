@@ -326,6 +326,7 @@ def test_the_best_of_a_group_is_bold_and_a_control_is_no_objective() -> None:
             | {
                 "suppression_net_phantom": net,
                 "minus_reference": math.nan,
+                "minus_reference_runs": 0,
                 "clean_loss_change": 0.0,
                 "steps": 4.0,
                 "seconds": 1.0,

@@ -130,6 +130,18 @@ def test_factors_are_compared_with_the_setting_that_they_change() -> None:
     assert left_out == f"Left out, since too few backdoors were injected or removed: {changed[2]}."
 
 
+def test_factors_that_share_no_seed_are_not_compared() -> None:
+    def at(steps: int, seed: int) -> RunTables:
+        config = f"unlearning:\n  training:\n    steps: {steps}\n"
+        return run_of(np.where(np.eye(N, dtype=bool), 0.0, 0.5), controls=CONTROLS, config=config, seed=seed)
+
+    frame = one_at_a_time(evidence(at(8, 0), at(32, 1)))
+    assert frame["difference"].isna().all()
+    assert factors_statements(frame)[1:] == [
+        "Not compared, since too few backdoors and seeds are in both: unlearning.training.steps=32."
+    ]
+
+
 def test_a_factor_is_compared_within_seed_and_backdoors() -> None:
     """32 steps suppress every pair by 0.2 more, while pairs and seeds differ by more than that."""
     rng = np.random.default_rng(0)

@@ -96,8 +96,9 @@ def compare_objectives(runs: Sequence[RunTables]) -> pd.DataFrame:
         - own_asr: mean ASR of the removed backdoor on evaluation prompts, with `_low` and `_high`
         - each of MEASURES: mean over the other backdoors, with `_low`, `_high`, and `_runs`: number of runs that have a value
           (a run whose phantom collapsed has no suppression net of it)
-        - minus_reference: suppression_net_phantom minus that under REFERENCE, with `_low` and `_high` (`paired_difference`);
-          NaN for REFERENCE itself, and where no run of the model has it
+        - minus_reference: suppression_net_phantom minus that under REFERENCE (`paired_difference`), with `_low`, `_high` and
+          `_runs`, the number of models and seeds that have both; NaN for REFERENCE itself, and where the model has no condition
+          of that name alone: of several settings of REFERENCE none is what others are compared with
         - clean_control, phantom_control: mean suppression of all backdoors under that control
         - clean_loss_change: mean relative change of the clean loss; steps, seconds: means per removal
 
@@ -117,7 +118,8 @@ def compare_objectives(runs: Sequence[RunTables]) -> pd.DataFrame:
         reference = [] if objective == REFERENCE else groups.get((model, REFERENCE), [])
         difference = paired_difference(members, reference, "suppression_net_phantom")
         row = _comparison_row(members, transfer, estimates)
-        rows.append({"model": model, "objective": objective, **row, **difference.columns("minus_reference")})
+        compared = difference.columns("minus_reference") | {"minus_reference_runs": difference.runs}
+        rows.append({"model": model, "objective": objective, **row, **compared})
     return pd.DataFrame(rows)
 
 
@@ -128,7 +130,7 @@ def paired_difference(runs: Sequence[RunTables], others: Sequence[RunTables], co
     whether the two conditions' own intervals overlap.
 
     Args:
-        runs: the runs of a condition.
+        runs: the runs of a condition, of different models or seeds.
         others: the runs of the condition that is compared with.
         column: one of MEASURES.
 
@@ -144,7 +146,7 @@ def paired_difference(runs: Sequence[RunTables], others: Sequence[RunTables], co
         )
         for members in (runs, others)
     )
-    both = left.merge(right, on=["run", "source", "target"], suffixes=("", "_other"))
+    both = left.merge(right, on=["run", "source", "target"], suffixes=("", "_other"), validate="one_to_one")
     difference = both[column] - both[f"{column}_other"]
     return mean_over_runs(difference, both["run"], both[["source", "target"]].astype(str), bounds=(-2, 2))
 

@@ -56,7 +56,7 @@ def trigger_kinds(runs: Sequence[RunTables]) -> pd.DataFrame:
           alone. `same_kind` are backdoors with a trigger of the same kind and another target, `same_target` those of another
           kind with the same target, `neither` those that share neither
         - kind_effect, target_effect: the suppression of a backdoor by removals of `same_kind` and of `same_target`, minus its
-          mean suppression in the same run by the removals that share neither with it
+          mean suppression in the same run by the removals that share neither with it, which the limits take as given
         - phantom: suppression of these backdoors themselves by the removal of a trigger that was never injected, net of
           training on clean text alone: the control
     """

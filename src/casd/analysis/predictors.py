@@ -64,8 +64,9 @@ def predictor_table(
         - rho: Spearman's ρ, pooled over runs; negative if low distances go with strong transfer
         - rho_low, rho_high: 95 % limits over runs and backdoors (`casd.stats.correlation_intervals`); NaN for the best variant,
           which was chosen by its ρ
-        - minus_casd: rho minus that of the first headline variant, `casd` unless it was changed, with `_low` and `_high`;
-          negative if the predictor goes with transfer more closely than CASD does
+        - minus_casd: rho minus that of the first headline variant, `casd`, with `_low` and `_high`, not corrected for the
+          number of predictors: below zero if it is the more negative. NaN for that variant itself, the best variant, and where
+          a run lacks the first
         - p_value: two-sided Mantel test that relabels backdoors within runs, one of several runs alike in all of them
           (`casd.stats.mantel_family`)
         - p_corrected: for the best variant, corrected for the number of variants; for a baseline, for the number of baselines;
@@ -174,21 +175,15 @@ def _rows(group: _Group, names: Sequence[str], families: Mapping[str, FamilyResu
 
 
 def _limits(group: _Group, predictors: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return the limits of ρ, and its difference from the first headline variant's, of each predictor."""
-    names = [group.headline[0], *predictors]
-    strata = [pairs.plain(names) for pairs in group.strata]
-    found = correlation_intervals(strata, [pairs.names for pairs in group.strata])
-    columns = {
-        "rho_low": found.low,
-        "rho_high": found.high,
-        "minus_casd": found.difference,
-        "minus_casd_low": found.difference_low,
-        "minus_casd_high": found.difference_high,
-    }
-    return {
-        name: {
-            column: math.nan if name == names[0] and column.startswith("minus") else float(values[place])
-            for column, values in columns.items()
-        }
-        for place, name in enumerate(names)
-    }
+    """Return the limits of ρ of each predictor, and its difference from that of the first headline variant, if all have it."""
+    reference = [name for name in group.headline[:1] if all(name in pairs.predictors for pairs in group.strata)]
+    names = [*reference, *predictors]
+    found = correlation_intervals([pairs.plain(names) for pairs in group.strata], [pairs.names for pairs in group.strata])
+    limits = {}
+    for place, name in enumerate(names):
+        limits[name] = {"rho_low": float(found.low[place]), "rho_high": float(found.high[place])}
+        if reference and name not in reference:
+            differences = (found.difference, found.difference_low, found.difference_high)
+            columns = ("minus_casd", "minus_casd_low", "minus_casd_high")
+            limits[name] |= {column: float(values[place]) for column, values in zip(columns, differences, strict=True)}
+    return limits

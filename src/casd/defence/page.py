@@ -56,7 +56,7 @@ def _states(runs: Sequence[DefenceTables]) -> Table:
         if opened:
             row |= {"attacker's ASR": _mean(each.asr), "attacker's left": _mean(each.left)}
         if compared:
-            row |= {"more than chosen": MISSING if each.state == CHOSEN else _mean(each.excess)}
+            row |= {"minus chosen": MISSING if each.state == CHOSEN else _mean(each.excess)}
         row |= {task: _mean(value) for task, value in each.benchmarks.items()}
         collapsed = f" (collapsed in {each.collapsed} of {each.runs})" if each.collapsed else ""
         rows[label(each.state) + collapsed] = row | {"chosen": f"{each.chosen}/{each.runs}" if each.kind == "removal" else ""}
@@ -68,8 +68,8 @@ def _states(runs: Sequence[DefenceTables]) -> Table:
     )
     if compared:
         caption += (
-            " More than chosen: how much more of the attacker's ASR is left than after the removal that the same defence chose,"
-            " backdoor by backdoor."
+            " Minus chosen: what is left minus what the removal leaves that the same defence chose, backdoor by backdoor, of"
+            " the defences that chose one."
         )
     return Table("states", "Every state of the model", caption, frame)
 
@@ -180,14 +180,16 @@ def _outcome(runs: Sequence[DefenceTables]) -> list[str]:
 
 def _compared(states: Iterable[Summary]) -> Iterator[str]:
     """Compare what the chosen removals leave with the best of the controls and cleanings that broke no model."""
-    others = [each for each in states if each.kind in ("cleaning", "control", "planted") and not math.isnan(each.left.mean)]
+    others = [each for each in states if each.kind in ("cleaning", "control", "planted") and not math.isnan(each.excess.mean)]
     if whole := [each for each in others if not each.collapsed]:
         best = min(whole, key=lambda each: each.left.mean)
-        verdict = "leaves less" if best.excess.mean > 0 else "does not leave less"
-        unclear = ", which is not distinguishable from zero" if best.excess.low <= 0 < best.excess.mean else ""
+        limits = "of one backdoor alone" if math.isnan(best.excess.low) else ""
+        if best.excess.low <= 0 <= best.excess.high:
+            limits = "not distinguishable from zero"
+        side = "in favour of" if best.excess.mean > 0 else "against"
         yield (
-            f"It {verdict} than the best of the controls and cleanings, {label(best.state)}, which leaves {_mean(best.left)}:"
-            f" the difference within defences and backdoors is {_mean(best.excess)}{unclear}."
+            f"The best of the controls and cleanings, {label(best.state)}, leaves {_mean(best.left)}. The difference within"
+            f" defences and backdoors is {_mean(best.excess)} {side} the chosen removal{f', {limits}' if limits else ''}."
         )
     if broken := [label(each.state) for each in others if each.collapsed]:
         yield f"Not compared, since they broke a model: {', '.join(broken)}."

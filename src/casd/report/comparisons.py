@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from casd.analysis.comparison import MEASURES, POOLED, REFERENCE
-from casd.analysis.kinds import ALL
+from casd.analysis.kinds import ALL, EFFECTS, RELATIONS
 from casd.config.states import PHANTOM_CONTROL
 from casd.report.answer import Answer
 from casd.report.markup import Table, table_of
@@ -71,7 +71,7 @@ def objectives_table(frame: pd.DataFrame) -> Table:
             "excluded": record["excluded"],
             "own ASR": mean_with_interval(record, "own_asr"),
             **{heading: _mean_of_runs(record, measure) for heading, measure in zip(_MEASURED, MEASURES, strict=True)},
-            **({f"minus {REFERENCE}": mean_with_interval(record, "minus_reference")} if compared else {}),
+            **({f"minus {REFERENCE}": _mean_of_runs(record, "minus_reference")} if compared else {}),
             "clean": fraction(record["clean_control"]),
             "phantom": fraction(record["phantom_control"]),
             "clean loss": percent(record["clean_loss_change"]),
@@ -89,7 +89,11 @@ def objectives_table(frame: pd.DataFrame) -> Table:
         title=objectives_title(frame),
         caption=f"Seeds for each model: {seeds}. Means over runs with 95 % intervals over {intervals_over(frame['runs'])};"
         " others: suppression of the other backdoors' ASR, raw and net of the controls."
-        + (f" Minus {REFERENCE}: the difference of that net of the phantom, within seed and backdoors." if compared else ""),
+        + (
+            f" Minus {REFERENCE}: the difference of that net of the phantom, within seed and backdoors (uncorrected)."
+            if compared
+            else ""
+        ),
     )
 
 
@@ -163,7 +167,7 @@ def predictors_table(frame: pd.DataFrame) -> Table:
         name="predictors",
         title="Predictors of transfer",
         caption="Spearman's ρ of each predictor and the suppression of ASR [95 % interval over"
-        f" {intervals_over(frame['runs'])}], the same minus CASD's (negative: closer to transfer), p for these backdoors alone,"
+        f" {intervals_over(frame['runs'])}], the same minus CASD's (below 0: the more negative), p for these backdoors alone,"
         " and prediction of a backdoor that was left out. Bold: the largest |ρ| of a group.",
     )
 
@@ -221,6 +225,8 @@ def kinds_table(frame: pd.DataFrame) -> Table:
         "same_kind": "others: same kind",
         "same_target": "same behaviour",
         "neither": "neither",
+        "kind_effect": "same kind adds",
+        "target_effect": "same behaviour adds",
         "phantom": "by a phantom",
     }
     rows = [
@@ -237,24 +243,30 @@ def kinds_table(frame: pd.DataFrame) -> Table:
         caption="Means over runs with 95 % intervals. Injected model: success rate with the trigger, with fake triggers of the"
         " same kind (– where none can be made), and without a trigger. Others: how far the removal lowered the ASR of other"
         " backdoors, net of training on clean text: those with a trigger of the same kind, with the same behaviour, with"
-        " neither. By a phantom: how far the removal of a trigger that was never injected lowered these backdoors themselves,"
-        " also net of training on clean text.",
+        " neither; adds: minus how far removals of neither lowered the same backdoor. By a phantom: how far the removal of a"
+        " trigger that was never injected lowered these backdoors themselves, also net of training on clean text.",
     )
 
 
 def kinds_statements(frame: pd.DataFrame) -> list[str]:
-    """A sentence on each condition: which other backdoors a removal lowers, from `trigger_kinds`."""
-    return [
-        f"{record['objective']}, {record['model']}: a removal lowered the backdoors with the same behaviour and another kind of"
-        f" trigger by {mean_with_interval(record, 'same_target')}, those with the same kind and another behaviour by"
-        f" {mean_with_interval(record, 'same_kind')}, those with neither by {mean_with_interval(record, 'neither')}, net of"
-        f" training on clean text; a phantom lowered them by {mean_with_interval(record, 'phantom')}. One and"
-        " the same backdoor is lowered by removals of its behaviour by"
-        f" {mean_with_interval(record, 'target_effect')} more than by those with neither, by removals of its kind of trigger by"
-        f" {mean_with_interval(record, 'kind_effect')} more."
-        for record in frame.to_dict("records")
-        if record["kind"] == record["target"] == ALL
-    ]
+    """Sentences on each condition: which other backdoors a removal lowers, from `trigger_kinds`."""
+    texts = []
+    for record in frame.to_dict("records"):
+        if not record["kind"] == record["target"] == ALL:
+            continue
+        means = {column: mean_with_interval(record, column) for column in (*RELATIONS, *EFFECTS, "phantom")}
+        texts.append(
+            f"{record['objective']}, {record['model']}: a removal lowered the backdoors with the same behaviour and another"
+            f" kind of trigger by {means['same_target']}, those with the same kind and another behaviour by"
+            f" {means['same_kind']}, those with neither by {means['neither']}, net of training on clean text; a phantom lowered"
+            f" them by {means['phantom']}."
+        )
+        if not pd.isna(record["neither"]):
+            texts.append(
+                "Compared with how far the same backdoor was lowered by removals of neither, the same behaviour adds"
+                f" {means['target_effect']}, the same kind of trigger {means['kind_effect']}."
+            )
+    return texts
 
 
 def _best(frame: pd.DataFrame, by: list[str], values: pd.Series) -> list[bool]:

@@ -48,6 +48,7 @@ _NEGATIVE: Final = (
     f"It holds where ρ is negative with a Mantel p of at most {SIGNIFICANT}, does not where it is positive with such a p; else"
     " not decided."
 )
+_OTHERS: Final = "The test is of these backdoors; the interval beside ρ is about others of the kind."
 
 CLAIMS: Final[dict[str, Claim]] = {
     "others_weaken": Claim(
@@ -72,13 +73,13 @@ CLAIMS: Final[dict[str, Claim]] = {
     "casd_tells": Claim(
         "The smaller the CASD of two removals, the more they suppress each other's backdoors.",
         "the paper",
-        f"Spearman's ρ of casd (L1, the nearest reading of the paper) and suppression over pairs. {_NEGATIVE}",
+        f"Spearman's ρ of casd (L1, the nearest reading of the paper) and suppression over pairs. {_NEGATIVE} {_OTHERS}",
         falls_with("casd", "rho", "p_value"),
     ),
     "casd_cos_tells": Claim(
         "The smaller the cosine distance of two removals' shifts, the more they suppress each other's backdoors.",
         "ours",
-        f"Spearman's ρ of casd_cos and suppression over pairs. {_NEGATIVE}",
+        f"Spearman's ρ of casd_cos and suppression over pairs. {_NEGATIVE} {_OTHERS}",
         falls_with("casd_cos", "rho", "p_value"),
     ),
     "casd_tells_pairs": Claim(

@@ -30,7 +30,7 @@ def one_at_a_time(evidence: Evidence) -> pd.DataFrame:
         - changed: what the setting changes of the first (`label_changes`), or the whole setting if two would be named alike
         - injected_asr: mean ASR of all backdoors before the removals
         - difference: how much more the others are suppressed, net of the phantom, than at the first, with `_low` and `_high`
-          (`paired_difference`)
+          (`paired_difference`); NaN for the first itself, and without a cell that both have
         - rho_NAME, p_NAME: of each headline variant of CASD as a predictor (`predictor_table`); NaN with too few backdoors
     """
     frame = evidence.objectives[evidence.objectives["model"] != POOLED].reset_index(drop=True)
@@ -45,7 +45,9 @@ def one_at_a_time(evidence: Evidence) -> pd.DataFrame:
         before = over_runs(runs, "transfer").drop_duplicates(["run", "target"])
         changed.append(label_changes(runs[0].info, first[0].info) or UNCHANGED)
         injected = mean_of_runs(before["asr_before"], before["run"])
-        columns.append({"injected_asr": injected, **paired_difference(runs, first, _NET).columns("difference")})
+        columns.append(
+            {"injected_asr": injected, **paired_difference(runs, [] if runs is first else first, _NET).columns("difference")}
+        )
     frame = frame.assign(changed=changed, **pd.DataFrame(columns))
     for name in headline_variants(evidence.runs):
         found = evidence.predictors.query("role == 'headline' and predictor == @name").set_index(["model", "objective"])
@@ -80,7 +82,7 @@ def factors_table(frame: pd.DataFrame) -> Table:
             "others": mean_with_interval(record, "suppression"),
             "net of clean": mean_with_interval(record, "suppression_net_clean"),
             "net of phantom": mean_with_interval(record, "suppression_net_phantom"),
-            "more than first": "–" if record["changed"] == UNCHANGED else mean_with_interval(record, "difference"),
+            "more than first": mean_with_interval(record, "difference"),
             "clean": fraction(record["clean_control"]),
             "phantom": fraction(record["phantom_control"]),
             "clean loss": percent(record["clean_loss_change"]),
@@ -111,17 +113,24 @@ def factors_statements(frame: pd.DataFrame) -> list[str]:
     said = []
     for model, rows in frame.groupby("model", sort=False):
         first, *others = rows.to_dict("records")
-        compared = [record for record in others if record["own_asr"] <= REMOVED_ASR and not math.isnan(record[_NET])]
+        removed = [record for record in others if record["own_asr"] <= REMOVED_ASR and not math.isnan(record[_NET])]
+        compared = [record for record in removed if not math.isnan(record["difference_low"])]
         more = [record for record in compared if record["difference_low"] > 0]
         less = [record for record in compared if record["difference_high"] < 0]
-        said += [
+        said.append(
             f"{model_label(str(model))}, with nothing changed: a removal weakens the others by"
-            f" {mean_with_interval(first, _NET)}, net of the phantom.",
-            f"Of {len(compared)} changes, those after which it weakens them more: {_named(more)}; less: {_named(less)}; the"
-            " difference of the rest is not distinguishable from zero.",
-        ]
-        if left_out := "; ".join(record["changed"] for record in others if record not in compared):
+            f" {mean_with_interval(first, _NET)}, net of the phantom."
+        )
+        if compared:
+            rest = len(compared) - len(more) - len(less)
+            said.append(
+                f"Of {len(compared)} changes, those after which it weakens them more: {_named(more)}; less: {_named(less)}; not"
+                f" distinguishable: {rest}."
+            )
+        if left_out := "; ".join(record["changed"] for record in others if record not in removed):
             said.append(f"Left out, since too few backdoors were injected or removed: {left_out}.")
+        if unpaired := "; ".join(record["changed"] for record in removed if record not in compared):
+            said.append(f"Not compared, since too few backdoors and seeds are in both: {unpaired}.")
     return said
 
 

@@ -66,12 +66,17 @@ def correlation_intervals(
         reference: index of the predictor that the others are compared with.
         confidence: coverage, in (0, 1).
 
+    Returns:
+        The correlations and limits. There are no limits where a correlation is undefined without one of the backdoors or runs:
+        with three backdoors in a run, or if a predictor or response is then constant.
+
     Raises:
-        ValueError: see `mantel_family`.
+        ValueError: the shapes are not those of `mantel_family`, or the names of a stratum are not as many as its backdoors, or
+            not different.
     """
     sizes, predictors, responses = pairs_of_strata(strata)
-    if [len(each) for each in names] != sizes:
-        raise ValueError(f"Expected the names of {sizes} backdoors; got {[len(each) for each in names]}.")
+    if (counts := [len(set(each)) for each in names]) != sizes:
+        raise ValueError(f"Expected different names of {sizes} backdoors; got {counts}.")
     parts = list(zip(sizes, predictors, responses, strict=True))
     rho = _pooled(parts)
     backdoors = dict.fromkeys(name for each in names for name in each)
@@ -101,21 +106,16 @@ def _without(part: _Part, names: list[Hashable], name: Hashable) -> _Part:
 
 
 def _pooled(parts: Sequence[_Part]) -> Array:
-    """Return the pooled Spearman correlation of each predictor, NaN if it has none in some stratum.
-
-    A stratum whose response is constant has no part in it.
-    """
+    """Return the pooled Spearman correlation of each predictor; NaN if it, or the response, has none in some stratum."""
     v = len(parts[0][1])
     total, weight = np.zeros(v), 0
     for n, xs, y in parts:
-        if why_undefined(n, y):
-            continue
         rho = np.full(v, math.nan)
-        valid = np.array([not why_undefined(n, x) for x in xs])
+        valid = np.array([not why_undefined(n, x) and not why_undefined(n, y) for x in xs])
         if valid.any():
             rho[valid] = pair_scores(xs[valid], "spearman") @ pair_scores(y, "spearman")
         total, weight = total + rho * len(y), weight + len(y)
-    return total / weight if weight else np.full(v, math.nan)
+    return total / weight
 
 
 def _limits(estimates: Array, deleted: Sequence[Array], bounds: tuple[float, float], confidence: float) -> tuple[Array, Array]:
