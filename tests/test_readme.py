@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from tests.conftest import Injected
@@ -138,6 +139,38 @@ def test_no_link_leads_nowhere(page: Path) -> None:
 
 def test_the_readme_can_be_read_in_a_minute() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+FOUND = [
+    ("sweep-objectives-seeds/objectives.csv", {"group": "all models", "objective": "clean_target"}, "others"),
+    ("sweep-objectives-seeds/objectives.csv", {"group": "all models", "objective": "clean_target"}, "net of phantom"),
+    ("sweep-objectives-seeds/predictors.csv", {"group": "clean_target .* all models", "predictor": "casd"}, "ρ"),
+    ("sweep-objectives-seeds/predictors.csv", {"group": "clean_target .* all models", "predictor": "casd_cos"}, "ρ"),
+    ("sweep-objectives-seeds/predictors.csv", {"group": "clean_target .* all models", "predictor": "trigger_shift"}, "ρ"),
+    ("sweep-gemma3/objectives.csv", {}, "others"),
+    ("sweep-gemma3/objectives.csv", {}, "net of phantom"),
+    ("sweep-gemma3/predictors.csv", {"predictor": "casd_cos"}, "ρ"),
+    ("sweep-gemma3/predictors.csv", {"predictor": "trigger_shift"}, "ρ"),
+    ("sweep-smollm2-eight/objectives.csv", {"objective": "clean_target"}, "others"),
+    ("sweep-smollm2-eight/objectives.csv", {"objective": "clean_target"}, "net of phantom"),
+    ("sweep-trigger-kinds/trigger_kinds.csv", {"trigger": "all", "behaviour": "all"}, "same behaviour adds"),
+    ("sweep-trigger-kinds/trigger_kinds.csv", {"trigger": "all", "behaviour": "all"}, "same kind adds"),
+    ("defend-defender/states.csv", {"state": "the chosen removal"}, "attacker's left"),
+    ("defend-defender/states.csv", {"state": "planted, phantom removed"}, "minus chosen"),
+]
+"""Cells of published tables whose numbers "What we found" gives."""
+
+
+@pytest.mark.parametrize(("file", "where", "column"), FOUND)
+def test_what_we_found_is_what_the_tables_say(file: str, where: dict[str, str], column: str) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("−", "-")
+    found = text[text.index("## What we found") : text.index("## Try it")]
+    table = pd.read_csv(ROOT / "notebooks" / "results" / file, dtype=str)
+    for name, pattern in where.items():
+        table = table[table[name].str.fullmatch(pattern)]
+    cell = table[column].item().partition(" (")[0]
+    for number in re.findall(r"\[.*?\]|[^ ]+", cell) if column == "ρ" else [cell]:
+        assert number in found
 
 
 def test_the_python_of_the_readme_runs(tmp_path: Path, tiny_output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
