@@ -147,16 +147,29 @@ FOUND = [
     ("sweep-objectives-seeds/predictors.csv", {"group": "clean_target .* all models", "predictor": "casd"}, "ρ"),
     ("sweep-objectives-seeds/predictors.csv", {"group": "clean_target .* all models", "predictor": "casd_cos"}, "ρ"),
     ("sweep-objectives-seeds/predictors.csv", {"group": "clean_target .* all models", "predictor": "trigger_shift"}, "ρ"),
+    *(
+        ("sweep-objectives-seeds/objectives.csv", {"group": "all models", "objective": objective}, "minus clean_target")
+        for objective in ("gradient_difference", "npo")
+    ),
+    (
+        "sweep-objectives-seeds/predictors.csv",
+        {"group": "gradient_difference .* all models", "predictor": "trigger_shift"},
+        "minus casd",
+    ),
     ("sweep-gemma3/objectives.csv", {}, "others"),
     ("sweep-gemma3/objectives.csv", {}, "net of phantom"),
     ("sweep-gemma3/predictors.csv", {"predictor": "casd_cos"}, "ρ"),
     ("sweep-gemma3/predictors.csv", {"predictor": "trigger_shift"}, "ρ"),
+    *(("sweep-smollm2-eight-casd/predictors.csv", {"predictor": name}, "ρ") for name in ("casd", "casd_cos", "trigger_shift")),
     ("sweep-smollm2-eight/objectives.csv", {"objective": "clean_target"}, "others"),
     ("sweep-smollm2-eight/objectives.csv", {"objective": "clean_target"}, "net of phantom"),
     ("sweep-trigger-kinds/trigger_kinds.csv", {"trigger": "all", "behaviour": "all"}, "same behaviour adds"),
     ("sweep-trigger-kinds/trigger_kinds.csv", {"trigger": "all", "behaviour": "all"}, "same kind adds"),
     ("defend-defender/states.csv", {"state": "the chosen removal"}, "attacker's left"),
-    ("defend-defender/states.csv", {"state": "planted, phantom removed"}, "minus chosen"),
+    *(
+        ("defend-defender/states.csv", {"state": state}, "minus chosen")
+        for state in ("CROW", "planted, then clean text", "planted, phantom removed")
+    ),
 ]
 """Cells of published tables whose numbers "What we found" gives."""
 
@@ -169,8 +182,12 @@ def test_what_we_found_is_what_the_tables_say(file: str, where: dict[str, str], 
     for name, pattern in where.items():
         table = table[table[name].str.fullmatch(pattern)]
     cell = table[column].item().partition(" (")[0]
-    for number in re.findall(r"\[.*?\]|[^ ]+", cell) if column == "ρ" else [cell]:
-        assert number in found
+    if column == "ρ":  # the value with its p; intervals of those of CASD in tiny models, in a sentence
+        value, _, interval = cell.partition(" ")
+        assert f" {value} (p {table['p'].item().replace('<', '< ')})" in found
+        assert interval in found or not ("seeds" in file and "casd" in where["predictor"])
+    else:
+        assert cell in found
 
 
 def test_the_python_of_the_readme_runs(tmp_path: Path, tiny_output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
