@@ -198,7 +198,7 @@ def test_compare_shows_the_configuration_differences_first(finished: Path, capsy
     assert re.search(r"model\.dtype +float32 +bfloat16", out)
     assert "model.name" not in out, "it is the same in both"
     assert out.index("model.dtype") < out.index("others suppressed") < out.index("b0 → b1")
-    assert re.search(r"others suppressed +1\.00 \[1\.00, 1\.00\] +0\.75 \[0\.75, 0\.75\]", out)
+    assert re.search(r"others suppressed +1\.00 \[1\.00, 1\.00\] +0\.75 \[0\.75, 0\.75\] +-0\.25 \[-0\.25, -0\.25\]", out)
     assert re.search(r"b0 → b1 +0\.00 .* 0\.25 .* \+0\.25", out)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 import pandas as pd
 from rich.console import Console
 
-from casd.analysis.comparison import compare_objectives
+from casd.analysis.comparison import MEASURES, compare_objectives, paired_difference
 from casd.analysis.conditions import differing_fields
 from casd.analysis.results import RunTables
 from casd.analysis.runs import FinishedRun, find_runs
@@ -92,16 +92,20 @@ def numbers_table(a: RunTables, b: RunTables) -> Table:
     for variant in dict.fromkeys((*a.headline, *b.headline)):
         rows[f"ρ (p): {variant}"] = [_rho(tables, variant, "rho", "p_value") for tables in (a, b)]
         rows[f"ρ (p), pairs only: {variant}"] = [_rho(tables, variant, "rho_pairs", "p_pairs") for tables in (a, b)]
+    # With one model and seed in both, cells are paired whatever these are.
+    alike = [[tables.with_info(model="", seed=0)] for tables in (b, a)]
+    differences = {MEANS[name]: paired_difference(alike[0], alike[1], name).columns("mean") for name in MEASURES}
     return _table(
         "numbers",
         "Results",
         "Own ASR: of the removed backdoors. Others: mean suppression of the other backdoors' ASR (fraction), raw, and net of"
         " the same backdoor's suppression under the clean control and under the phantom. Brackets: 95 % interval over"
-        " backdoors, not over seeds. Clean loss, steps: means over removals. ρ: Spearman correlation of a CASD and the"
-        " suppression of ASR, with the p-value of a Mantel test; pairs only: after removing the effects of single backdoors"
-        " from both.",
+        " backdoors, not over seeds; B − A: within the removed and measured backdoors that both have. Clean loss, steps: means"
+        " over removals. ρ: Spearman correlation of a CASD and the suppression of ASR, with the p-value of a Mantel test; pairs"
+        " only: after removing the effects of single backdoors from both.",
         "",
-        rows,
+        {label: [*texts, mean_with_interval(differences.get(label, {}), "mean")] for label, texts in rows.items()},
+        ("A", "B", "B − A"),
     )
 
 
