@@ -6,9 +6,9 @@ Eight backdoors unless said otherwise, 199 permutations, level 5 %. Each row dra
 of backdoors is absent (null) or present (alternative), and gives the share rejected with its 95 % Wilson interval.
 "Expected" says what that share should be: `level` 5 %, `liberal` above 5 %, up to about 10 % (a limit of the test), `inflated`
 more than 5 % (the test finds something that is not a relation between pairs; the row shows why another test is there),
-`power` as much as possible. Three small tables follow: the
-coverage of the intervals of means, that of correlations, and held-out prediction with and without a relation. The tests run
-the same cases (`tests/test_stats_simulations.py`).
+`power` as much as possible. Three small tables follow:
+the coverage of the intervals of means, that of correlations, and held-out prediction with and without a relation. The tests
+run the same cases (`tests/test_stats_simulations.py`).
 """
 
 from __future__ import annotations
@@ -439,7 +439,7 @@ CORRELATIONS: dict[str, tuple[int, int, float, float]] = {
 
 def intervals_of_correlations(
     rng: Generator, runs: int, backdoors: int, r: float, deviation: float
-) -> tuple[CorrelationIntervals, list[float]]:
+) -> tuple[CorrelationIntervals, tuple[float, float]]:
     """Intervals of two predictors over runs of the same backdoors, and naive limits of the first over runs.
 
     Half of the variance of all that varies recurs in every run. The second predictor is the first with more noise.
@@ -452,7 +452,7 @@ def intervals_of_correlations(
         strata.append((np.stack([x, x + noise(rng, backdoors)]), r * x + np.sqrt(1 - r**2) * y))
     names = [range(backdoors)] * runs
     found = [spearmanr(upper_pairs(xs[0], "x"), upper_pairs(y, "y")).statistic for xs, y in strata]
-    return correlation_intervals(strata, names), list(jackknife_interval(found, range(runs)))
+    return correlation_intervals(strata, names), jackknife_interval(found, range(runs))
 
 
 def coverage_of_correlations(rng: Generator, case: tuple[int, int, float, float], simulations: int) -> tuple[float, ...]:

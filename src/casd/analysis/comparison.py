@@ -123,26 +123,29 @@ def compare_objectives(runs: Sequence[RunTables]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def paired_difference(runs: Sequence[RunTables], others: Sequence[RunTables], column: str) -> MeanOverRuns:
+def paired_difference(
+    runs: Sequence[RunTables], others: Sequence[RunTables], column: str, *, within: Sequence[str] = ("model", "seed")
+) -> MeanOverRuns:
     """Compare two conditions within model, seed, removed and measured backdoor: `column` in `runs` minus that in `others`.
 
     What a seed and a backdoor have in common in both conditions drops out of the difference, so its interval says more than
     whether the two conditions' own intervals overlap.
 
     Args:
-        runs: the runs of a condition, of different models or seeds.
+        runs: the runs of a condition, which differ in `within`.
         others: the runs of the condition that is compared with.
         column: one of MEASURES.
+        within: entries of `info` that are equal in two runs that are paired; empty to pair one run with another, whatever they
+            are of.
 
     Returns:
-        The mean over the models and seeds that both have, with its 95 % limits over these and backdoors; NaN without a common
-        cell.
+        The mean over the paired runs, with its 95 % limits over these and backdoors; NaN without a common cell.
     """
     if not runs or not others:
         return MeanOverRuns(math.nan, math.nan, math.nan, 0)
     left, right = (
         _removal_cells(
-            pd.concat(tables.transfer.assign(run=f"{tables.info['model']} {tables.info['seed']}") for tables in members)
+            pd.concat(tables.transfer.assign(run=" ".join(str(tables.info[name]) for name in within)) for tables in members)
         )
         for members in (runs, others)
     )

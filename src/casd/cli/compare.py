@@ -92,9 +92,7 @@ def numbers_table(a: RunTables, b: RunTables) -> Table:
     for variant in dict.fromkeys((*a.headline, *b.headline)):
         rows[f"ρ (p): {variant}"] = [_rho(tables, variant, "rho", "p_value") for tables in (a, b)]
         rows[f"ρ (p), pairs only: {variant}"] = [_rho(tables, variant, "rho_pairs", "p_pairs") for tables in (a, b)]
-    # With one model and seed in both, cells are paired whatever these are.
-    alike = [[tables.with_info(model="", seed=0)] for tables in (b, a)]
-    differences = {MEANS[name]: paired_difference(alike[0], alike[1], name).columns("mean") for name in MEASURES}
+    differences = {MEANS[name]: paired_difference([b], [a], name, within=()).columns("mean") for name in MEASURES}
     return _table(
         "numbers",
         "Results",
