@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from casd.analysis.results import RunTables
 from casd.cli.publish import publish_sweep
 from casd.cli.sweep import sweep
 from casd.report.files import to_markdown
-from casd.report.results_page import FOLDER, PAGE, origin_of, section_text, sections_of, with_section
+from casd.report.markup import Table
+from casd.report.results_page import (
+    FOLDER,
+    PAGE,
+    ResultSection,
+    origin_of,
+    publish,
+    section_text,
+    sections_of,
+    with_section,
+)
 from casd.utils.errors import ConfigError, StoreError
 from report_run import compared, make_run
 
@@ -78,6 +90,33 @@ def test_few_runs_have_their_matrices(tmp_path: Path) -> None:
     assert sum(name.startswith("asr_matrix-") for name in names) == 2
     assert any(name.startswith("casd_matrix_casd-") for name in names)
     assert page.count("Attack success rate after each removal, ") == 2
+
+
+def test_what_was_injected_stands_once_for_runs_of_one_injection(tmp_path: Path) -> None:
+    first, other = make_run(objective="clean_target"), make_run(objective="npo")
+    same = RunTables(**{**other.frames, "asr": first.asr}, info=other.info)
+    publish_sweep([first, same], compared([first, same]), tmp_path / "report", ["experiment=one"], tmp_path)
+    [table] = (tmp_path / FOLDER / "sweep-one").glob("injected-*.csv")
+    rows = pd.read_csv(table, dtype=str).set_index("backdoor")
+    measured = first.asr[first.asr["state"] == "injected"].set_index(["backdoor", "prompt_set"])["rate"]
+    assert list(rows.index) == list(first.backdoors)
+    for backdoor in rows.index:
+        assert rows.loc[backdoor, "ASR"] == f"{measured[backdoor, 'triggered']:.2f}"
+        assert rows.loc[backdoor, "without a trigger"] == f"{measured[backdoor, 'clean']:.2f}"
+    publish_sweep([first, other], compared([first, other]), tmp_path / "report", ["experiment=two"], tmp_path)
+    assert len(list((tmp_path / FOLDER / "sweep-two").glob("injected-*.csv"))) == 2
+
+
+def test_a_long_table_is_folded_and_keeps_its_caption_outside(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"ASR": [f"0.{row:02}" for row in range(30)]}, index=[f"row {row}" for row in range(30)])
+    made = [Table("long", "A long one", "Thirty rows.", frame), Table("short", "A short one", "Few rows.", frame[:5])]
+    origin = {"runs": 1, "commit": "a", "torch": "2", "transformers": "5", "hours": 1.0, "machine": "one"}
+    page = publish(ResultSection("one", "One", ["sweep"], [], made, origin), tmp_path).read_text(encoding="utf-8")
+    before, _, rest = page.partition("<details>")
+    folded, _, after = rest.partition("</details>")
+    assert "Thirty rows." in before and "row 29" not in before
+    assert "<summary>30 rows</summary>\n\n|" in folded and "row 29" in folded
+    assert "Few rows." in after and "row 4" in after
 
 
 def test_publishing_again_replaces_the_section_and_keeps_the_text_around_it(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def publish_sweep(
     said = [*([" ".join(in_short(answers))] if answers else []), *kinds_statements(comparisons.kinds)]
     shown = [*([answers_table(answers)] if len(answers) > 1 else []), *comparisons.tables, *([lasting] if len(lasting) else [])]
     if len(runs) <= _FEW_RUNS:
-        shown += [table for tables in runs for table in _matrices(tables)]
+        shown = [*_injected(runs), *shown, *(table for tables in runs for table in _matrices(tables))]
     section = ResultSection(
         name=_name(f"sweep-{_chosen('name', overrides) or _experiment(overrides)}"),
         title=_title(overrides),
@@ -67,6 +67,19 @@ def publish_sweep(
         },
     )
     _publish(section, folder)
+
+
+def _injected(runs: Sequence[RunTables]) -> list[Table]:
+    """Return what was injected, once for runs that share an injection."""
+    from casd.report.matrices import of_run
+    from casd.report.tables import injected_table
+
+    found: list[Table] = []
+    for tables in runs:
+        table = of_run(injected_table(tables), tables)
+        if not any(table.frame.equals(earlier.frame) for earlier in found):
+            found.append(table)
+    return found
 
 
 def _matrices(tables: RunTables) -> Iterator[Table]:

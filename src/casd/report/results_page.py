@@ -34,6 +34,8 @@ FOLDER: Final = "results"
 INFO: Final = "section.json"
 _NO_RESULT: Final = ("runtime.", "engine.", "engine=")
 """Beginnings of overrides that change no result, and are left out of the command that a section gives."""
+_UNFOLDED_ROWS: Final = 20
+"""Tables of more rows are folded in the page."""
 _OF_INJECTION: Final = ("corpus", "base", "inject")
 """Stages that runs of one injection share."""
 
@@ -149,8 +151,17 @@ def section_text(stored: Path) -> str:
     if info["sentences"]:
         parts.append("\n".join(f"- {sentence}" for sentence in info["sentences"]))
     parts += [f"![{alt}]({FOLDER}/{stored.name}/{name})" for name, alt in info["figures"].items()]
-    parts += [to_markdown(table).strip() for table in tables]
+    parts += [_shown(table) for table in tables]
     return "\n\n".join(parts) + "\n"
+
+
+def _shown(table: Table) -> str:
+    """Return a table in Markdown: its caption, and its rows, which a reader of the page opens where there are many."""
+    text = to_markdown(table).strip()
+    if len(table) <= _UNFOLDED_ROWS:
+        return text
+    caption, _, rows = text.partition("\n\n")
+    return f"{caption}\n\n<details>\n<summary>{len(table)} rows</summary>\n\n{rows}\n\n</details>"
 
 
 def sections_of(page: str) -> dict[str, str]:
