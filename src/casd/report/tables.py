@@ -71,24 +71,26 @@ def injected_table(tables: RunTables) -> Table:
     """What the injected model's backdoors do: attack success rates, and fires where there should be none."""
     measured = tables.asr[tables.asr["state"].isin(tables.states_of("injected"))]
     records = {(record["backdoor"], record["prompt_set"]): record for record in measured.to_dict("records")}
-    without = {"clean": "without a trigger", "fake": "fake trigger", "near": "near trigger"}
+    elsewhere = {"clean": "without a trigger", "fake": "fake trigger", "near": "near trigger"}
+    elsewhere = {name: heading for name, heading in elsewhere.items() if name in set(measured["prompt_set"])}
     rows = []
     for backdoor in tables.backdoors:
         triggered = records[backdoor, "triggered"]
         digits = rate_decimals(triggered["n"])
         low, high = (fraction(triggered[end], digits) for end in ("rate_low", "rate_high"))
-        row = {"backdoor": backdoor, "ASR": fraction(triggered["rate"], digits), "95 % interval": f"{low} to {high}"}
-        for prompt_set, heading in without.items():
+        row = {"backdoor": backdoor, "behavior": tables.info.get("targets", {}).get(backdoor, "")}
+        row |= {"ASR": fraction(triggered["rate"], digits), "95 % interval": f"{low} to {high}"}
+        for prompt_set, heading in elsewhere.items():
             other = records.get((backdoor, prompt_set), {})
             row[heading] = fraction(other.get("rate"), rate_decimals(other.get("n")))
         rows.append(row)
+    near = ", and with a part of the trigger or its words in another order" if "near" in elsewhere else ""
     return table_of(
         rows,
         name="injected",
         title="What was injected",
         caption=f"Attack success rates before any removal (Wilson 95 % intervals, n = {prompts_per_cell(tables)}). Beside them"
-        " the same test on prompts without a trigger, with a fake one of about as many tokens, and with a part of the trigger"
-        " or its words in another order.",
+        f" the same test on prompts without a trigger, with a fake one of about as many tokens{near}.",
     )
 
 
