@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from casd.analysis.comparison import compare_objectives, compare_phantoms, noise_floor, variance_shares
+from casd.analysis.comparison import compare_objectives, compare_phantoms
 from casd.analysis.kinds import trigger_kinds
+from casd.analysis.noise import noise_floor, variance_shares
 from casd.analysis.predictors import predictor_table
 from casd.analysis.results import RunTables
 from casd.analysis.tables import SCHEMAS

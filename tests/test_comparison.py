@@ -14,15 +14,9 @@ import yaml  # type: ignore[import-untyped]
 from tests.synthetic import N_PROMPTS, related, run_of, symmetric
 
 from casd.analysis.collection import check_comparable, summarize
-from casd.analysis.comparison import (
-    POOLED,
-    compare_objectives,
-    compare_phantoms,
-    included_cells,
-    noise_floor,
-    paired_difference,
-    variance_shares,
-)
+from casd.analysis.comparison import compare_objectives, compare_phantoms, paired_difference
+from casd.analysis.grouping import POOLED, included_cells
+from casd.analysis.noise import noise_floor, variance_shares
 from casd.analysis.pairs import pair_table
 from casd.analysis.predictors import predictor_table
 from casd.report.comparisons import objectives_table, phantoms_table, predictors_table

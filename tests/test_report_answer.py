@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from casd.analysis.comparison import POOLED
+from casd.analysis.grouping import POOLED
 from casd.analysis.results import RunTables
 from casd.report import print_run, print_sweep
 from casd.report.answer import SHOWN, answers_table, in_short, run_answer

@@ -17,7 +17,7 @@ import pytest
 from tests.synthetic import related, run_of
 from tests.tiny import one_of, tiny
 
-from casd.analysis.comparison import POOLED
+from casd.analysis.grouping import POOLED
 from casd.analysis.relation import relate
 from casd.analysis.results import RunTables
 from casd.cli.main import main

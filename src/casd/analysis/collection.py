@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from casd.analysis.comparison import by_condition
+from casd.analysis.grouping import by_condition
 from casd.analysis.inclusion import count_exclusions
 from casd.analysis.results import RunTables
 from casd.analysis.runs import find_runs

@@ -11,8 +11,8 @@ from typing import Final
 
 import pandas as pd
 
-from casd.analysis.comparison import by_condition, included_cells, over_runs
 from casd.analysis.conditions import flatten
+from casd.analysis.grouping import by_condition, included_cells, over_runs
 from casd.analysis.results import RunTables
 from casd.config.states import INJECTED, phantom_baselines
 from casd.stats import mean_over_runs

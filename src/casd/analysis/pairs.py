@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from casd.analysis.comparison import included_matrices
+from casd.analysis.grouping import included_matrices
 from casd.analysis.inclusion import MIN_REMOVALS
 from casd.analysis.relation import RATE_DECIMALS, centered_response
 from casd.analysis.results import RunTables

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from casd.analysis.comparison import by_condition
+from casd.analysis.grouping import by_condition
 from casd.analysis.results import RunTables
 from casd.config.states import removed_backdoor
 

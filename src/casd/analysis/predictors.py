@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from casd.analysis.comparison import grouped
+from casd.analysis.grouping import grouped
 from casd.analysis.inclusion import count_exclusions
 from casd.analysis.pairs import Pairs, PairTable, pair_table, rounded
 from casd.analysis.results import RunTables

@@ -12,8 +12,10 @@ from pathlib import Path
 import pandas as pd
 
 from casd.analysis.collection import DETAILED_RUNS, check_comparable, collect, combine, mean_asr, read_runs, summary
-from casd.analysis.comparison import compare_objectives, compare_phantoms, noise_floor, relabelled, variance_shares
+from casd.analysis.comparison import compare_objectives, compare_phantoms
+from casd.analysis.grouping import relabelled
 from casd.analysis.kinds import trigger_kinds
+from casd.analysis.noise import noise_floor, variance_shares
 from casd.analysis.predictors import predictor_table
 from casd.analysis.results import RunTables
 from casd.analysis.tables import SWEEP_INFO, write_frames

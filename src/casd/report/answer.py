@@ -22,8 +22,9 @@ from typing import Any, Final
 import pandas as pd
 
 from casd.analysis.collection import without_fakes
-from casd.analysis.comparison import POOLED, by_condition, compare_objectives
+from casd.analysis.comparison import compare_objectives
 from casd.analysis.conditions import flatten
+from casd.analysis.grouping import POOLED, by_condition
 from casd.analysis.results import RunTables
 from casd.report.markup import Table, table_of
 from casd.report.wording import (

@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from casd.analysis.comparison import MEASURES, POOLED, REFERENCE
+from casd.analysis.comparison import MEASURES, REFERENCE
+from casd.analysis.grouping import POOLED
 from casd.analysis.kinds import ALL, EFFECTS, RELATIONS
 from casd.config.states import PHANTOM_CONTROL
 from casd.report.answer import Answer

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from casd.analysis.comparison import by_condition
+from casd.analysis.grouping import by_condition
 from casd.analysis.relation import relation_points
 from casd.analysis.results import RunTables
 from casd.config.states import REPEAT_CONTROL

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from casd.analysis.comparison import POOLED
+from casd.analysis.grouping import POOLED
 from casd.analysis.results import RunTables
 
 MISSING: Final = "–"

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from casd.analysis.collection import DETAILED_RUNS
-from casd.analysis.comparison import grouped, headline_variants, mean_of_runs, noise_floor, over_runs
+from casd.analysis.grouping import grouped, headline_variants, mean_of_runs, over_runs
+from casd.analysis.noise import noise_floor
 from casd.analysis.results import RunTables
 from casd.config.states import CLEAN_CONTROL
 from casd.report.comparisons import noise_table, objectives_table, predictors_table

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import pandas as pd
 
-from casd.analysis.comparison import POOLED, by_condition, headline_variants, mean_of_runs, over_runs, paired_difference
+from casd.analysis.comparison import paired_difference
 from casd.analysis.conditions import label_changes
+from casd.analysis.grouping import POOLED, by_condition, headline_variants, mean_of_runs, over_runs
 from casd.analysis.results import RunTables
 from casd.analysis.runs import by_size
 from casd.report.markup import Table, table_of

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from casd.analysis.comparison import relabelled
+from casd.analysis.grouping import relabelled
 from casd.analysis.results import RunTables
 from casd.analysis.tables import write_frames
 from casd.report.files import write_tables

@@ -11,7 +11,8 @@ from typing import Any, Final, Literal
 import numpy as np
 import pandas as pd
 
-from casd.analysis.comparison import POOLED, compare_objectives, grouped, over_runs
+from casd.analysis.comparison import compare_objectives
+from casd.analysis.grouping import POOLED, grouped, over_runs
 from casd.analysis.inclusion import MIN_REMOVALS
 from casd.analysis.predictors import predictor_table
 from casd.analysis.results import RunTables
