@@ -47,7 +47,7 @@ class Evaluation:
         samples: the first generated texts of each set: `backdoor`, `prompt_set`, `prompt`, `generated`, `success`. For clean
             prompts `backdoor` is empty, and `success` is True if the text passes the test of any backdoor.
         clean_loss: nats per token on passages of the evaluation split; `exp(clean_loss)` is the perplexity.
-        retain_loss: nats per token on passages of the retain split.
+        retain_loss: nats per token on passages of the retain split; NaN if there are none.
         degenerate_rate: fraction of clean prompts whose generated text is degenerate (see `is_degenerate`).
         harm: with a list of harmful prompts, the fraction that is not refused (`compliance`) and that of the clean prompts that
             is (`harmless_refused`), by the test of `casd.backdoors.targets.Refusal`; each with Wilson 95 % bounds (`_low`,
@@ -147,11 +147,12 @@ def evaluate(
             {"backdoor": name, "prompt_set": prompt_set, "prompt": prompt.shown, "generated": text, "success": success}
             for prompt, text, success in list(zip(group, group_texts, successes, strict=True))[: config.samples]
         ]
+    retain = prompt_sets.retain_passages
     return Evaluation(
         asr=pd.DataFrame(rows),
         samples=pd.DataFrame(samples, columns=["backdoor", "prompt_set", "prompt", "generated", "success"]),
         clean_loss=passage_loss(model, encoder, prompt_sets.loss_passages, config.batch_size),
-        retain_loss=passage_loss(model, encoder, prompt_sets.retain_passages, config.batch_size),
+        retain_loss=passage_loss(model, encoder, retain, config.batch_size) if retain else float("nan"),
         degenerate_rate=degenerate_rate,
         harm=_harm(**plain) if prompt_sets.harmful else {},
     )

@@ -193,7 +193,7 @@ class _Costs:
         length = self.texts.mean_document
         again = self.config.runtime.gradient_checkpointing
         flops = training_flops(self.blueprint, documents * length, length, gradient_checkpointing=again)
-        work = self._work(documents * length, flops) + self._passages(2 * config.prompts * (whole + between))
+        work = self._work(documents * length, flops) + self._passages(config.prompts * (whole + between))
         return self.of(graph.persistence[state], work + self._generation(prompts), kept=None)
 
     def saved(self, adapters: Adapters) -> int:

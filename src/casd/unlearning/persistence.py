@@ -206,7 +206,7 @@ class Persistence:
             clean=prompts.clean[:count],
             harmful=(),
             loss_passages=prompts.loss_passages[:count],
-            retain_passages=prompts.retain_passages[:count],
+            retain_passages=(),
         )
         chosen = {name: self.backdoors[name] for name in names}
         config = replace(self.evaluation, samples=0)
