@@ -6,6 +6,7 @@ Run: python -m pytest tests/test_tuning.py
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from casd.planning.costs import stage_costs
 from casd.planning.workload import TextLengths
 from casd.training.checkpoints import TrainingLog
 from casd.unlearning import OBJECTIVES
+from casd.unlearning.removal import unlearn
 from casd.unlearning.tuning import Setting, Trial, reached_target, settings, tune, tuning_table, with_setting
 from casd.utils.errors import ConfigError
 from casd.utils.sealed import read_json
@@ -312,6 +314,37 @@ def test_the_states_say_what_was_reached(finished: Run, tables: RunTables) -> No
     for name in set(REMOVALS) - set(validated):
         assert states.loc[name, "steps"] == len(logs[name].steps) == max(1, round(average))
         assert logs[name].validation == []
+
+
+@pytest.mark.usefixtures("process_settings")
+def test_an_interrupted_tuning_keeps_its_finished_trials(
+    finished: Run, tables: RunTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tune_stage = finished.graph.tune
+    assert tune_stage is not None
+    shutil.copytree(finished.store.root, tmp_path / "store")
+    shutil.rmtree(tmp_path / "store" / "tune")
+    done: list[str] = []
+    allowed = 2
+
+    def unlearn_some(*args: Any, **named: Any) -> TrainingLog:
+        if len(done) == allowed:
+            raise KeyboardInterrupt
+        done.append(args[3].name)
+        return unlearn(*args, **named)
+
+    monkeypatch.setattr("casd.pipeline.stages.unlearn", unlearn_some)
+    again = Run(load_config(tiny(tmp_path, *WHOLE)))
+    with pytest.raises(KeyboardInterrupt):
+        again.run_to("unlearn")
+    assert done == ["capitals", "french_a"]
+    allowed = 4
+    resumed = Run(load_config(tiny(tmp_path, *WHOLE)))
+    resumed.tune()
+    assert done == ["capitals", "french_a"] * 2, "the first two trials are not made again"
+    trials = pd.read_parquet(resumed.store.file(tune_stage, "trials.parquet"))
+    pd.testing.assert_frame_equal(trials, tables.tuning, check_exact=True)
+    assert not list((tmp_path / "store" / "tune").glob("*.checkpoint"))
 
 
 @pytest.mark.usefixtures("process_settings")

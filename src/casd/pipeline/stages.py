@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,7 @@ from casd.unlearning.controls import Removal, removals
 from casd.unlearning.removal import unlearn
 from casd.unlearning.stopping import Stopping
 from casd.unlearning.tuning import reached_target, settings, tune, tuning_table
+from casd.utils import distributed
 from casd.utils.progress import say, track
 from casd.utils.registry import build
 from casd.utils.sealed import write_json
@@ -131,19 +134,27 @@ def inject_into(run: Inputs, model: PreTrainedModel, backdoors: Mapping[str, Bac
 
 
 def make_tuning(run: Inputs, folder: Path) -> None:
-    """Try all settings of the objective on some backdoors, and choose one."""
+    """Try all settings of the objective on some backdoors, and choose one. The log of each trial is a checkpoint."""
+    assert run.graph.tune
+    checkpoint = run.store.checkpoint_folder(run.graph.tune)
     config = run.config.unlearning
     backdoors = sorted(run.removed)[: config.tuning.backdoors]
     trials = len(settings(config.tuning.grid)) * len(backdoors)
+    numbers = itertools.count()
     with track(f"tune {config.objective.name}", trials) as advance:
 
         def remove(setting: UnlearningConfig, backdoor: str) -> TrainingLog:
-            log = _unlearn(run, backdoor, setting)
-            advance()
+            file = checkpoint / f"trial{next(numbers)}.json"
+            before = TrainingLog.read(file) if distributed.is_main() and file.is_file() else None
+            log = distributed.broadcast(before)
+            if log is None:
+                log = _unlearn(run, backdoor, setting)
+                run.one_model.state = None  # the weights of a trial are no state of the run
+                distributed.make_alone(partial(log.write, file))
+            advance(reused=before is not None)
             return log
 
         chosen, tried = tune(config, backdoors, remove)
-    run.one_model.state = None  # the weights of the last trial are no state of the run
     tuning_table(chosen, tried).to_parquet(folder / "trials.parquet", index=False)
     write_json(folder / "chosen.json", chosen)
 

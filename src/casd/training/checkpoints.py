@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from casd.models.weights import Weights, restore_weights, trained_parameters
-from casd.utils.atomic import flush, flush_all, give_default_rights, remove, remove_leftovers, temporary_beside
+from casd.utils.atomic import flush, flush_all, give_default_rights, remove, remove_leftovers, temporary_beside, write_text
 from casd.utils.distributed import is_main
 from casd.utils.progress import say
 from casd.utils.sealed import CHECKSUMS, Damage, Entries, check_file, checksums, read_manifest, write_manifest
@@ -51,8 +51,8 @@ class TrainingLog:
         return next((record for record in self.validation if record["step"] == self.kept_step), {})
 
     def write(self, path: Path) -> None:
-        """Write as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=1))
+        """Write as JSON, under a temporary name first."""
+        write_text(path, json.dumps(dataclasses.asdict(self), indent=1))
 
     @classmethod
     def read(cls, path: Path) -> TrainingLog:
