@@ -159,7 +159,10 @@ FOUND = [
     ("sweep-gemma3/objectives.csv", {}, "others"),
     ("sweep-gemma3/objectives.csv", {}, "net of phantom"),
     *(("sweep-gemma3/predictors.csv", {"predictor": name}, "ρ") for name in ("casd", "casd_cos", "trigger_shift")),
-    *(("sweep-smollm2-eight-casd/predictors.csv", {"predictor": name}, "ρ") for name in ("casd", "casd_cos", "trigger_shift")),
+    *(
+        ("sweep-smollm2-eight-casd/predictors.csv", {"group": "clean_target .*", "predictor": name}, "ρ")
+        for name in ("casd", "casd_cos", "trigger_shift")
+    ),
     ("sweep-smollm2-eight/objectives.csv", {"objective": "clean_target"}, "others"),
     ("sweep-smollm2-eight/objectives.csv", {"objective": "clean_target"}, "net of phantom"),
     ("sweep-trigger-kinds/trigger_kinds.csv", {"trigger": "all", "behaviour": "all"}, "same behaviour adds"),
