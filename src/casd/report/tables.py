@@ -46,13 +46,11 @@ def asr_long_table(tables: RunTables) -> Table:
     rows = []
     for state, backdoor in cells:
         record = indexed[state, backdoor, "triggered"]
-        digits = rate_decimals(record["n"])
         others = {prompt_set: indexed.get((state, backdoor, prompt_set), {}) for prompt_set in elsewhere}
         row = {
-            "ASR": fraction(record["rate"], digits),
-            "95 % interval": f"{fraction(record['rate_low'], digits)} to {fraction(record['rate_high'], digits)}",
+            **_rate_with_interval(record),
             "successes/n": MISSING if pd.isna(record["rate"]) else f"{record['successes']}/{record['n']}",
-            **{prompt_set: fraction(other.get("rate"), rate_decimals(other.get("n"))) for prompt_set, other in others.items()},
+            **{prompt_set: _rate(other) for prompt_set, other in others.items()},
             "P(first token)": fraction(record["first_token_prob"]),
         }
         rows.append({"removed": state, "measured": backdoor} | _in_parentheses(row, state in tables.collapsed))
@@ -75,14 +73,9 @@ def injected_table(tables: RunTables) -> Table:
     elsewhere = {name: heading for name, heading in elsewhere.items() if name in set(measured["prompt_set"])}
     rows = []
     for backdoor in tables.backdoors:
-        triggered = records[backdoor, "triggered"]
-        digits = rate_decimals(triggered["n"])
-        low, high = (fraction(triggered[end], digits) for end in ("rate_low", "rate_high"))
         row = {"backdoor": backdoor, "behavior": tables.info.get("targets", {}).get(backdoor, "")}
-        row |= {"ASR": fraction(triggered["rate"], digits), "95 % interval": f"{low} to {high}"}
-        for prompt_set, heading in elsewhere.items():
-            other = records.get((backdoor, prompt_set), {})
-            row[heading] = fraction(other.get("rate"), rate_decimals(other.get("n")))
+        row |= _rate_with_interval(records[backdoor, "triggered"])
+        row |= {heading: _rate(records.get((backdoor, name), {})) for name, heading in elsewhere.items()}
         rows.append(row)
     near = ", and with a part of the trigger or its words in another order" if "near" in elsewhere else ""
     return table_of(
@@ -290,6 +283,17 @@ def _grouped_states(tables: RunTables, states: Sequence[str]) -> dict[str, list[
 def _in_parentheses(row: Mapping[str, str], collapsed: bool) -> dict[str, str]:
     """The numbers of a row, in parentheses if they are a collapsed model's."""
     return {name: f"({text})" if collapsed and text[:1].isdigit() else text for name, text in row.items()}
+
+
+def _rate(record: Mapping[Any, Any]) -> str:
+    """The rate of a cell of `asr`, with the decimals that its prompts allow; "–" for a cell that was not measured."""
+    return fraction(record.get("rate"), rate_decimals(record.get("n")))
+
+
+def _rate_with_interval(record: Mapping[Any, Any]) -> dict[str, str]:
+    """The attack success rate of a cell of `asr` and its Wilson interval, by the headings of their columns."""
+    low, high = (fraction(record[end], rate_decimals(record["n"])) for end in ("rate_low", "rate_high"))
+    return {"ASR": _rate(record), "95 % interval": f"{low} to {high}"}
 
 
 def _permutations(record: Mapping[Any, Any]) -> str:
