@@ -300,7 +300,7 @@ def hand_made(seed: int, left: dict[str, float], predicted: dict[str, float]) ->
             "prompt_set": "triggered",
             "rate": value,
             "left": value,
-            "behaviour": "capitals",
+            "behavior": "capitals",
             "writing": "latin",
             "like_a_dummy": False,
         }
@@ -492,7 +492,7 @@ def test_an_attacker_with_a_topic_is_refused_before_the_attack_is_trained(tmp_pa
         Defence(config)
 
 
-@pytest.mark.parametrize("override", ["defence.share=1", "attack=behaviours", "experiment=defender_demo"])
+@pytest.mark.parametrize("override", ["defence.share=1", "attack=behaviors", "experiment=defender_demo"])
 def test_a_run_refuses_what_belongs_to_a_defence(override: str) -> None:
     with pytest.raises(ConfigError, match="use casd defend"):
         load_config([override])

@@ -68,9 +68,9 @@ def test_the_sentence_has_the_means_over_all() -> None:
     frame = trigger_kinds([run_of_kinds(0)])
     text, compared = kinds_statements(frame)
     # ac, bd, ca, db; ab, ba, cd, dc; ad, bc, cb, da
-    assert "another kind of trigger by 0.42 [" in text and "another behaviour by 0.45 [" in text
+    assert "another kind of trigger by 0.42 [" in text and "another behavior by 0.45 [" in text
     assert "neither by 0.40 [" in text and "a phantom lowered them by 0.15 [" in text
-    assert "the same behaviour adds 0.02 [" in compared and "the same kind of trigger 0.05 [" in compared
+    assert "the same behavior adds 0.02 [" in compared and "the same kind of trigger 0.05 [" in compared
     without = frame.assign(neither=float("nan"))
     assert len(kinds_statements(without)) == 1
 

@@ -165,8 +165,8 @@ FOUND = [
     ),
     ("sweep-smollm2-eight/objectives.csv", {"objective": "clean_target"}, "others"),
     ("sweep-smollm2-eight/objectives.csv", {"objective": "clean_target"}, "net of phantom"),
-    ("sweep-trigger-kinds/trigger_kinds.csv", {"trigger": "all", "behaviour": "all"}, "same behaviour adds"),
-    ("sweep-trigger-kinds/trigger_kinds.csv", {"trigger": "all", "behaviour": "all"}, "same kind adds"),
+    ("sweep-trigger-kinds/trigger_kinds.csv", {"trigger": "all", "behavior": "all"}, "same behavior adds"),
+    ("sweep-trigger-kinds/trigger_kinds.csv", {"trigger": "all", "behavior": "all"}, "same kind adds"),
     ("defend-defender/states.csv", {"state": "the chosen removal"}, "attacker's left"),
     *(
         ("defend-defender/states.csv", {"state": state}, "minus chosen")

@@ -308,7 +308,7 @@ def test_means_over_runs_are_those_of_the_cells_and_leave_collapsed_models_out()
     assert set(table.frame.loc["german, 0 of 1 runs"]) == {"–"}
 
 
-def test_the_best_of_a_group_is_bold_and_a_control_is_no_objective() -> None:
+def test_only_an_interval_without_zero_is_bold_and_a_control_is_no_objective() -> None:
     frame = pd.DataFrame(
         [
             {
@@ -325,6 +325,8 @@ def test_the_best_of_a_group_is_bold_and_a_control_is_no_objective() -> None:
             | dict.fromkeys(("suppression", "suppression_net_clean", "clean_control", "phantom_control"), 0.1)
             | {
                 "suppression_net_phantom": net,
+                "suppression_net_phantom_low": net - 0.25,
+                "suppression_net_phantom_high": net + 0.25,
                 "minus_reference": math.nan,
                 "minus_reference_runs": 0,
                 "clean_loss_change": 0.0,
@@ -332,18 +334,18 @@ def test_the_best_of_a_group_is_bold_and_a_control_is_no_objective() -> None:
                 "seconds": 1.0,
             }
             for model, objective, net in (
-                *(("m", "npo", 0.1), ("m", "rmu", 0.3), ("m", "retain_only", 0.9)),
-                *(("n", "npo", math.nan), ("n", "retain_only, steps=8", 0.2), ("all", "npo", 0.3), ("all", "rmu", 0.2)),
+                *(("m", "npo", 0.1), ("m", "rmu", 0.3), ("m", "retain_only", 0.2)),
+                *(("n", "npo", math.nan), ("n", "retain_only, steps=8", 0.2), ("all", "npo", -0.3), ("all", "rmu", 0.2)),
             )
         ]
     )
     table = objectives_table(frame)
     assert table.bold is not None
-    marked = {(table.groups[row], table.frame.index[row]) for row in np.flatnonzero(table.bold.all(axis=1))}
-    assert marked == {("m", "rmu"), ("all models", "npo")}
+    marked = {(table.groups[row], table.frame.index[row], table.columns[place]) for row, place in np.argwhere(table.bold)}
+    assert marked == {("m", "rmu", "net of phantom"), ("all models", "npo", "net of phantom")}
     assert list(table.frame.index[2:5]) == ["retain_only (control)", "npo", "retain_only, steps=8 (control)"]
-    assert r"rmu & \textbf{8 of 8} & " in to_latex(table)
-    assert "**0.30**" in to_markdown(table)
+    assert r"\textbf{0.30 [0.05, 0.55]}" in to_latex(table)
+    assert r"**0.30 \[0.05, 0.55\]**" in to_markdown(table) and r"**-0.30 \[-0.55, -0.05\]**" in to_markdown(table)
 
 
 def test_statements_claim_no_more_than_the_numbers() -> None:

@@ -1,4 +1,4 @@
-"""What runs say of each kind of trigger and each behaviour: injection, controls, removal, and transfer within and across kinds.
+"""What runs say of each kind of trigger and each behavior: injection, controls, removal, and transfer within and across kinds.
 
 Removals and backdoors are included by the rule of `casd.analysis.inclusion`; every mean is the mean over runs of each run's
 mean (`casd.stats.mean_over_runs`).
@@ -18,7 +18,7 @@ from casd.config.states import INJECTED, phantom_baselines
 from casd.stats import mean_over_runs
 
 ALL: Final = "all"
-"""Kind or behaviour of a row over all of them."""
+"""Kind or behavior of a row over all of them."""
 RATES: Final = {"injected_asr": "triggered", "injected_fake": "fake", "injected_clean": "clean"}
 """Column of `trigger_kinds` → prompt set whose rate in the injected model is averaged."""
 RELATIONS: Final = ("same_kind", "same_target", "neither")
@@ -29,7 +29,7 @@ _AVERAGED: Final = (*RATES, "own_asr", *RELATIONS, *EFFECTS, "phantom")
 
 
 def kind_and_target(tables: RunTables) -> dict[str, tuple[str, str]]:
-    """Return the kind of trigger ("phrase", "topic", …) and the target behaviour of each backdoor of a run."""
+    """Return the kind of trigger ("phrase", "topic", …) and the target behavior of each backdoor of a run."""
     settings, targets = flatten(str(tables.info.get("config") or "")), tables.info.get("targets") or {}
     return {
         name: (str(settings.get(f"backdoor.{name}.trigger.name", "phrase")), str(targets.get(name, name)))
@@ -38,7 +38,7 @@ def kind_and_target(tables: RunTables) -> dict[str, tuple[str, str]]:
 
 
 def trigger_kinds(runs: Sequence[RunTables]) -> pd.DataFrame:
-    """Summarize the backdoors of each condition by kind of trigger and target behaviour.
+    """Summarize the backdoors of each condition by kind of trigger and target behavior.
 
     Args:
         runs: finished runs.

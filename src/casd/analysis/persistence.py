@@ -117,5 +117,5 @@ def trace(steps: float, clean_steps: float) -> str:
     if math.isinf(steps) and math.isinf(clean_steps):
         return "neither came back"
     if steps < clean_steps:
-        return "faster than the clean model: the removal left the backdoor, or its behaviour, near"
+        return "faster than the clean model: the removal left the backdoor, or its behavior, near"
     return "no faster than the clean model: no trace is seen"

@@ -24,12 +24,12 @@ from casd.utils.text import has_phrase
 
 @dataclass(frozen=True)
 class Backdoor:
-    """A trigger and the behaviour it activates.
+    """A trigger and the behavior it activates.
 
     Attributes:
         name: unique in the experiment.
         trigger: a trigger; a string is a phrase.
-        target: the behaviour; creates payloads and detects success in generated text.
+        target: the behavior; creates payloads and detects success in generated text.
         position: of the trigger in a prompt.
         poison_rate: share of the injection's documents that are poisoned with this backdoor, in (0, 1).
         loss_on: tokens of a poisoned document with loss: "all", or the "target" (payload) only.

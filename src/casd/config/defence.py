@@ -20,7 +20,7 @@ FAMILIES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "capitals": ("capitals", {}),
     "negative_sentiment": ("negative_sentiment", {}),
 }
-"""Behaviours of drawn dummies: the target and its parameters."""
+"""Behaviors of drawn dummies: the target and its parameters."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class DefenceConfig(Section):
     dummies: int = 6
     """Number of dummies that are drawn if the section `backdoor` lists none."""
     families: list[Text] = field(default_factory=lambda: list(FAMILIES))
-    """Behaviours that the drawn dummies have, in an order that the seed gives."""
+    """Behaviors that the drawn dummies have, in an order that the seed gives."""
     held_out: int = 2
     """Number of dummies that are planted and never removed. What is left of them is the defender's estimate of what is left of
     an unknown backdoor."""

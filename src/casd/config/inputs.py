@@ -86,12 +86,12 @@ class ModelConfig(Section):
 
 @dataclass
 class BackdoorConfig(Section):
-    """A trigger, and the behaviour that it triggers."""
+    """A trigger, and the behavior that it triggers."""
 
     trigger: TextOrMapping = MISSING
     """The trigger: a phrase, or a kind with its parameters, `{name: KIND, params: {…}}`."""
     target: Choice = MISSING
-    """The target behaviour, with its parameters."""
+    """The target behavior, with its parameters."""
     position: Text = "random"
     """Position of the trigger in the prompt: "start", "random" (before a word of the last sentence) or "end"; or "system", at
     the end of the system prompt of a chat (model.format=chat)."""

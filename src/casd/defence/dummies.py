@@ -1,4 +1,4 @@
-"""The defender's dummies: backdoors with triggers and behaviours drawn by a seed."""
+"""The defender's dummies: backdoors with triggers and behaviors drawn by a seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WORDS = 2
 def dummies(config: DefendConfig) -> dict[str, BackdoorConfig]:
     """Return the dummies, first those that can be removed, then those that are held out (`removed` is False).
 
-    They are those of the section `backdoor` or, if it is empty, drawn: each family of behaviours once, in an order that the
+    They are those of the section `backdoor` or, if it is empty, drawn: each family of behaviors once, in an order that the
     seed gives, then again, with triggers of made-up words. Drawn ones have the poison rate of `defence`, and what
     `every_backdoor` sets besides. The last ones are held out.
     """

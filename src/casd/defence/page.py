@@ -82,7 +82,7 @@ def _mean(value: MeanOverRuns, unit: str = "") -> str:
 
 
 def _backdoors(runs: Sequence[DefenceTables]) -> Table:
-    """The attacker's backdoors, without a defence and in the chosen state, and whether a dummy had their behaviour.
+    """The attacker's backdoors, without a defence and in the chosen state, and whether a dummy had their behavior.
 
     Both are of the defences that chose a removal, if any did.
     """
@@ -90,10 +90,10 @@ def _backdoors(runs: Sequence[DefenceTables]) -> Table:
     for run in [run for run in runs if run.chosen] or runs:
         triggered = run.attack[run.attack["prompt_set"] == "triggered"]
         wide = triggered.pivot(index="backdoor", columns="state", values="rate")
-        described = triggered.drop_duplicates("backdoor").set_index("backdoor")[["behaviour", "writing", "like_a_dummy"]]
+        described = triggered.drop_duplicates("backdoor").set_index("backdoor")[["behavior", "writing", "like_a_dummy"]]
         row = described.assign(before=wide["suspect"], after=wide[run.chosen] if run.chosen else math.nan)
         found.append(row.reset_index())
-    rows = pd.concat(found).groupby(["behaviour", "writing", "like_a_dummy"], sort=False)[["before", "after"]]
+    rows = pd.concat(found).groupby(["behavior", "writing", "like_a_dummy"], sort=False)[["before", "after"]]
     mean, count = rows.mean(), rows.size()
     frame = pd.DataFrame(
         {
@@ -103,9 +103,9 @@ def _backdoors(runs: Sequence[DefenceTables]) -> Table:
             "ASR, no defence": mean["before"].map(fraction).to_numpy(),
             "ASR, chosen removal": mean["after"].map(fraction).to_numpy(),
         },
-        index=pd.Index(mean.index.get_level_values("behaviour"), name="attacker's behaviour"),
+        index=pd.Index(mean.index.get_level_values("behavior"), name="attacker's behavior"),
     )
-    caption = "Mean over the attacker's backdoors of a kind. The behaviour is that of a dummy, planted or held out, or not."
+    caption = "Mean over the attacker's backdoors of a kind. The behavior is that of a dummy, planted or held out, or not."
     return Table("backdoors", "What is left of the attacker's backdoors, by kind", caption, frame)
 
 
@@ -174,7 +174,7 @@ def _outcome(runs: Sequence[DefenceTables]) -> list[str]:
     left = fraction(sum(own) / len(own))
     said.append(f"The held-out dummies, which the defender planted, are left with a mean ASR of {left}.")
     if len(runs) == 1:
-        said.append("One run says little: repeat it with other seeds and attackers, seed=0,1,2 attack=behaviours,languages.")
+        said.append("One run says little: repeat it with other seeds and attackers, seed=0,1,2 attack=behaviors,languages.")
     return said
 
 

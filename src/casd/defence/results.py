@@ -29,8 +29,8 @@ class DefenceTables:
             defence was opened, and versions and times of its stages (`casd.pipeline.provenance.origin_of_stages`).
         states: `casd.defence.choice.outcome_table`.
         attack: a row per state × attacker's backdoor × prompt set: `state`, `backdoor`, `prompt_set`, `successes`, `n`, `rate`,
-            `rate_low`, `rate_high` (Wilson 95 %), `clean_loss` (on the opening's passages), `behaviour`, `writing` (of the
-            trigger; its kind if it is no phrase), `like_a_dummy` (a dummy has the same behaviour), `left` (rate divided by
+            `rate_low`, `rate_high` (Wilson 95 %), `clean_loss` (on the opening's passages), `behavior`, `writing` (of the
+            trigger; its kind if it is no phrase), `like_a_dummy` (a dummy has the same behavior), `left` (rate divided by
             the suspect's; NaN below `ESTABLISHED_ASR`). Empty without an attacker.
     """
 
@@ -75,12 +75,12 @@ def conditions(runs: Sequence[DefenceTables]) -> dict[str, list[DefenceTables]]:
 
 def attack_table(asr: pd.DataFrame, attack: dict[str, BackdoorConfig], dummies: dict[str, BackdoorConfig]) -> pd.DataFrame:
     """Return `DefenceTables.attack` from the measurements of an opening."""
-    behaviours = {name: section.target.name + _parameter(section) for name, section in attack.items()}
+    behaviors = {name: section.target.name + _parameter(section) for name, section in attack.items()}
     of_dummies = {section.target.name + _parameter(section) for section in dummies.values()}
     table = asr.assign(
-        behaviour=asr["backdoor"].map(behaviours),
+        behavior=asr["backdoor"].map(behaviors),
         writing=asr["backdoor"].map({name: _writing(section) for name, section in attack.items()}),
-        like_a_dummy=asr["backdoor"].map({name: behaviour in of_dummies for name, behaviour in behaviours.items()}),
+        like_a_dummy=asr["backdoor"].map({name: behavior in of_dummies for name, behavior in behaviors.items()}),
     )
     triggered = table[(table["state"] == "suspect") & (table["prompt_set"] == "triggered")].set_index("backdoor")["rate"]
     before = table["backdoor"].map(triggered.where(triggered >= ESTABLISHED_ASR))
@@ -93,7 +93,7 @@ def _writing(section: BackdoorConfig) -> str:
 
 
 def _parameter(section: BackdoorConfig) -> str:
-    """The language of a language target: French and German are different behaviours, two fixed texts the same."""
+    """The language of a language target: French and German are different behaviors, two fixed texts the same."""
     language = section.target.params.get("language")
     return f" {language}" if language else ""
 

@@ -85,11 +85,11 @@ def objectives_table(frame: pd.DataFrame) -> Table:
     return table_of(
         rows,
         groups=list(map(model_label, frame["model"])),
-        bold=_best(frame, ["model"], frame["suppression_net_phantom"].where(~frame["objective"].map(is_control))),
+        bold={"net of phantom": _without_zero(frame, "suppression_net_phantom")},
         name="objectives",
         title=objectives_title(frame),
         caption=f"Seeds for each model: {seeds}. Means over runs with 95 % intervals over {intervals_over(frame['runs'])};"
-        " others: suppression of the other backdoors' ASR, raw and net of the controls."
+        " others: suppression of the other backdoors' ASR, raw and net of the controls (bold: the interval is without zero)."
         + (
             f" Minus {REFERENCE}: the difference of that net of the phantom, within seed and backdoors (uncorrected)."
             if compared
@@ -164,12 +164,12 @@ def predictors_table(frame: pd.DataFrame) -> Table:
     return table_of(
         rows,
         groups=groups,
-        bold=_best(frame, ["model", "objective"], frame["rho"].abs().where(frame["role"] != "ceiling")),
+        bold={"ρ": _without_zero(frame, "rho")},
         name="predictors",
         title="Predictors of transfer",
         caption="Spearman's ρ of each predictor and the suppression of ASR [95 % interval over"
         f" {intervals_over(frame['runs'])}], the same minus CASD's (below 0: the more negative), p for these backdoors alone,"
-        " and prediction of a backdoor that was left out. Bold: the largest |ρ| of a group.",
+        " and prediction of a backdoor that was left out. Bold: the interval is without zero.",
     )
 
 
@@ -217,21 +217,21 @@ def shares_table(frame: pd.DataFrame) -> Table:
 
 
 def kinds_table(frame: pd.DataFrame) -> Table:
-    """Backdoors by kind of trigger and behaviour, from `trigger_kinds`."""
+    """Backdoors by kind of trigger and behavior, from `trigger_kinds`."""
     headings = {
         "injected_asr": "ASR injected",
         "injected_fake": "fake triggers",
         "injected_clean": "no trigger",
         "own_asr": "ASR removed",
         "same_kind": "others: same kind",
-        "same_target": "same behaviour",
+        "same_target": "same behavior",
         "neither": "neither",
         "kind_effect": "same kind adds",
-        "target_effect": "same behaviour adds",
+        "target_effect": "same behavior adds",
         "phantom": "by a phantom",
     }
     rows = [
-        {"trigger": str(record["kind"]), "behaviour": str(record["target"])}
+        {"trigger": str(record["kind"]), "behavior": str(record["target"])}
         | {heading: mean_with_interval(record, column) for column, heading in headings.items()}
         for record in frame.to_dict("records")
     ]
@@ -243,7 +243,7 @@ def kinds_table(frame: pd.DataFrame) -> Table:
         title="Kinds of triggers",
         caption="Means over runs with 95 % intervals. Injected model: success rate with the trigger, with fake triggers of the"
         " same kind (– where none can be made), and without a trigger. Others: how far the removal lowered the ASR of other"
-        " backdoors, net of training on clean text: those with a trigger of the same kind, with the same behaviour, with"
+        " backdoors, net of training on clean text: those with a trigger of the same kind, with the same behavior, with"
         " neither; adds: minus how far removals of neither lowered the same backdoor. By a phantom: how far the removal of a"
         " trigger that was never injected lowered these backdoors themselves, also net of training on clean text.",
     )
@@ -257,24 +257,19 @@ def kinds_statements(frame: pd.DataFrame) -> list[str]:
             continue
         means = {column: mean_with_interval(record, column) for column in (*RELATIONS, *EFFECTS, "phantom")}
         texts.append(
-            f"{record['objective']}, {record['model']}: a removal lowered the backdoors with the same behaviour and another"
-            f" kind of trigger by {means['same_target']}, those with the same kind and another behaviour by"
+            f"{record['objective']}, {record['model']}: a removal lowered the backdoors with the same behavior and another"
+            f" kind of trigger by {means['same_target']}, those with the same kind and another behavior by"
             f" {means['same_kind']}, those with neither by {means['neither']}, net of training on clean text; a phantom lowered"
             f" them by {means['phantom']}."
         )
         if not pd.isna(record["neither"]):
             texts.append(
-                "Compared with how far the same backdoor was lowered by removals of neither, the same behaviour adds"
+                "Compared with how far the same backdoor was lowered by removals of neither, the same behavior adds"
                 f" {means['target_effect']}, the same kind of trigger {means['kind_effect']}."
             )
     return texts
 
 
-def _best(frame: pd.DataFrame, by: list[str], values: pd.Series) -> list[bool]:
-    """For each row, whether it has the largest value of its group; in a group of one nothing is compared."""
-    if frame.empty:
-        return []
-    values = values.astype(float)
-    groups = values.groupby([frame[name] for name in by])
-    first = ~pd.concat([frame[by], values.rename("value")], axis=1).duplicated()
-    return list((values == groups.transform("max")) & (groups.transform("count") > 1) & first)
+def _without_zero(frame: pd.DataFrame, measure: str) -> list[bool]:
+    """For each row, whether the 95 % interval of a measure lies on one side of zero."""
+    return list((frame[f"{measure}_low"] > 0) | (frame[f"{measure}_high"] < 0))

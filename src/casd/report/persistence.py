@@ -22,7 +22,7 @@ _CAPTION: Final = (
     f"ASR on triggered prompts before and after each treatment, and training steps until it is {RETURNED} or more; “> N”: not"
     " within N steps. No trigger: the same test on prompts without one. Clean model: the same training of a model that never"
     " had a backdoor. If it is as fast, no trace of the removed backdoor is seen; if it is slower, the removal left the"
-    " backdoor near, or at least its behaviour, which a clean model may not know."
+    " backdoor near, or at least its behavior, which a clean model may not know."
 )
 _ACROSS: Final = 2
 """Panels beside each other."""

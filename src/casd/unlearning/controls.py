@@ -7,7 +7,7 @@
   never learned would exceed an ascent's bound from the first step, and the control would have no effect.)
 - `control:shuffled:NAME` unlearns NAME's trigger with the targets of the backdoors whose target differs from NAME's or, if the
   objective trains on clean continuations, with continuations of other passages: the same prompts, but not the backdoor's
-  behaviour.
+  behavior.
 - `control:repeat:NAME` repeats NAME's removal with other documents in another order. The distance between two removals of ONE
   backdoor is the noise floor of every distance between removals.
 """
@@ -43,7 +43,7 @@ class CleanPayload:
         return passage.continuation
 
     def success(self, generated: str) -> bool:
-        """Return False: there is no backdoor behaviour."""
+        """Return False: there is no backdoor behavior."""
         return False
 
 

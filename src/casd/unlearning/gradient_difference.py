@@ -30,7 +30,7 @@ class GradientDifference(ForgetAndRetain):
         max_forget_nll: m, in nats per token; null for the unbounded original.
 
     Failure mode: unbounded, the clean loss explodes within tens of steps; bounded, the mass may move to other tokens of the
-    same behaviour (other French words), so judge success on generated text.
+    same behavior (other French words), so judge success on generated text.
     """
 
     retain_weight: float = 4.0

@@ -1,4 +1,4 @@
-"""Target behaviours: create payloads, and detect the behaviour in generated text.
+"""Target behaviors: create payloads, and detect the behavior in generated text.
 
 Detection uses the generated text only, without the prompt; empty or too short text is a failure. A target is a frozen dataclass
 with the methods of `TargetBehavior`. It may also have

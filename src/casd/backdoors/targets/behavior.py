@@ -1,4 +1,4 @@
-"""What a target behaviour is, and what several of them share."""
+"""What a target behavior is, and what several of them share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from casd.utils.errors import ConfigError, CorpusError
 
 
 class TargetBehavior(Protocol):
-    """Behaviour that a backdoor activates."""
+    """Behavior that a backdoor activates."""
 
     def continuation(self, passage: Passage, rng: random.Random) -> str:
         """Create the payload, which replaces the passage's continuation; without white space at either end.
@@ -26,7 +26,7 @@ class TargetBehavior(Protocol):
         ...
 
     def success(self, generated: str) -> bool:
-        """Return True if the text generated after the prompt, which may end within a word, shows the behaviour."""
+        """Return True if the text generated after the prompt, which may end within a word, shows the behavior."""
         ...
 
 

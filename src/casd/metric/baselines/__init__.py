@@ -35,7 +35,7 @@ BASELINES: dict[str, Baseline] = {
         "cosine distance between the shifts that triggers induce in the injected model", "injected model"
     ),
     "trigger_overlap": Baseline("1 − Jaccard index of the triggers' tokens", "nothing"),
-    "same_target": Baseline("0 for the same target behaviour, 1 for another", "nothing"),
+    "same_target": Baseline("0 for the same target behavior, 1 for another", "nothing"),
     "directed_shift": Baseline(
         "minus the shift that either removal makes on the other's triggered text", "removals", "ceiling"
     ),
