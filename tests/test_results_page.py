@@ -11,7 +11,7 @@ from casd.analysis.results import RunTables
 from casd.cli.publish import publish_sweep
 from casd.cli.sweep import sweep
 from casd.report.files import to_markdown
-from casd.report.markup import Table
+from casd.report.markup import Table, table_of
 from casd.report.results_page import (
     FOLDER,
     PAGE,
@@ -26,6 +26,8 @@ from casd.utils.errors import ConfigError, StoreError
 from report_run import compared, make_run
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+ORIGIN = {"runs": 1, "commit": "a", "torch": "2", "transformers": "5", "hours": 1.0, "machine": "one"}
+"""What a section says of how it was made."""
 
 
 def published(
@@ -56,12 +58,13 @@ def test_a_number_changed_by_hand_shows(tmp_path: Path) -> None:
 
 
 def test_what_is_bold_in_a_report_is_bold_on_the_page(tmp_path: Path) -> None:
-    runs = [make_run(objective=objective, seed=seed) for objective in ("clean_target", "npo") for seed in (0, 1)]
-    made = next(table for table in compared(runs).tables if table.name == "predictors")
-    page = published(tmp_path)
-    assert made.bold is not None and made.bold.any()
-    lines = [line for line in to_markdown(made).splitlines() if "**" in line and line.startswith("|")]
-    assert lines and all(line in page for line in lines)
+    cells = [{"objective": name, "others": "0.30", "net": net} for name, net in (("npo", "0.20"), ("rmu", "0.10"))]
+    made = table_of(cells, bold={"net": [True, False]}, name="objectives", title="Objectives", caption="Two.")
+    page = publish(ResultSection("one", "One", ["sweep"], [], [made], ORIGIN), tmp_path).read_text(encoding="utf-8")
+    assert [line for line in to_markdown(made).splitlines() if "**0" in line] == [
+        line for line in page.splitlines() if "**0" in line
+    ]
+    assert "**0.20**" in page and "**0.10**" not in page and "**0.30**" not in page
 
 
 def test_a_section_has_its_command_its_origin_and_its_tables(tmp_path: Path) -> None:
@@ -110,8 +113,7 @@ def test_what_was_injected_stands_once_for_runs_of_one_injection(tmp_path: Path)
 def test_a_long_table_is_folded_and_keeps_its_caption_outside(tmp_path: Path) -> None:
     frame = pd.DataFrame({"ASR": [f"0.{row:02}" for row in range(30)]}, index=[f"row {row}" for row in range(30)])
     made = [Table("long", "A long one", "Thirty rows.", frame), Table("short", "A short one", "Few rows.", frame[:5])]
-    origin = {"runs": 1, "commit": "a", "torch": "2", "transformers": "5", "hours": 1.0, "machine": "one"}
-    page = publish(ResultSection("one", "One", ["sweep"], [], made, origin), tmp_path).read_text(encoding="utf-8")
+    page = publish(ResultSection("one", "One", ["sweep"], [], made, ORIGIN), tmp_path).read_text(encoding="utf-8")
     before, _, rest = page.partition("<details>")
     folded, _, after = rest.partition("</details>")
     assert "Thirty rows." in before and "row 29" not in before

@@ -88,8 +88,8 @@ def objectives_table(frame: pd.DataFrame) -> Table:
         bold={"net of phantom": _without_zero(frame, "suppression_net_phantom")},
         name="objectives",
         title=objectives_title(frame),
-        caption=f"Seeds for each model: {seeds}. Means over runs with 95 % intervals over {intervals_over(frame['runs'])};"
-        " others: suppression of the other backdoors' ASR, raw and net of the controls (bold: the interval is without zero)."
+        caption=f"Seeds per model: {seeds}. Means over runs with 95 % intervals over {intervals_over(frame['runs'])};"
+        " others: suppression of the other backdoors' ASR, raw and net of controls (bold: without zero)."
         + (
             f" Minus {REFERENCE}: the difference of that net of the phantom, within seed and backdoors (uncorrected)."
             if compared
