@@ -105,6 +105,15 @@ def test_a_model_of_any_path_is_called_by_it_in_messages_and_not_in_folders(conf
     assert run_folder(run, stage_graph(config)).name.startswith("hub-gradient_difference-seed0-")
 
 
+def test_runs_of_one_model_objective_and_seed_are_told_apart_by_what_differs(config: Config) -> None:
+    longer = replace(config, unlearning=replace(config.unlearning, training=replace(config.unlearning.training, steps=99)))
+    steps = config.unlearning.training.steps
+    needs = units_of([(each, stage_graph(each)) for each in (config, longer, replace(longer, seed=1))])
+    names = {str(unit).partition(": ")[0] for unit in needs}
+    model = f"{config.model.label}, {config.unlearning.objective.name}"
+    assert names == {f"{model}, steps={steps}, seed 0", f"{model}, steps=99, seed 0", f"{model}, steps=99, seed 1"}
+
+
 def test_a_stage_of_two_units_is_made_by_the_first(config: Config) -> None:
     """The removals are the same; how they are measured is not."""
     measured = replace(config, evaluation=replace(config.evaluation, max_new_tokens=5))

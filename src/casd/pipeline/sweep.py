@@ -16,7 +16,7 @@ from casd.engines import make_engine
 from casd.engines.base import Engine
 from casd.pipeline.records import record_file, waiting
 from casd.pipeline.schedule import perform_all, seconds_left
-from casd.pipeline.units import Needs, Unit, UnitReport, run_name, units_of
+from casd.pipeline.units import Needs, Unit, UnitReport, run_name, settings_of, units_of
 from casd.utils import ending
 from casd.utils.disk import told
 from casd.utils.distributed import is_main, processes
@@ -85,9 +85,9 @@ def run_all(configs: Sequence[Config], make: Callable[[Config], Outcome], *, des
     outcomes: dict[str, Outcome] = {}
     different = {repr(config): config for config in configs}
     with _waiting(list(different.values())), track(description, len(different)) as advance:
-        for name, config in different.items():
+        for (name, config), setting in zip(different.items(), settings_of(list(different.values())), strict=True):
             outcomes[name] = make(config)
-            advance(note=run_name(config), reused=not (outcomes[name].executed or outcomes[name].error))
+            advance(note=run_name(config, setting), reused=not (outcomes[name].executed or outcomes[name].error))
     return [outcomes[repr(config)] for config in configs]
 
 

@@ -13,7 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from casd.analysis.conditions import label_settings
 from casd.config import Config
+from casd.config.compose import to_yaml
 from casd.config.states import INJECTED
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class Unit:
         end: one of `casd.pipeline.run.ENDS`.
         state: the state of the model; "" unless `kind` is "state".
         stages: keys of the stages that it makes.
+        setting: what tells the run from others of the same model, objective and seed, for messages.
     """
 
     kind: Kind
@@ -40,9 +43,10 @@ class Unit:
     end: str = "report"
     state: str = ""
     stages: tuple[str, ...] = ()
+    setting: str = ""
 
     def __str__(self) -> str:
-        return f"{run_name(self.config)}: {self.state or self.kind}"
+        return f"{run_name(self.config, self.setting)}: {self.state or self.kind}"
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,22 @@ Needs = dict[Unit, frozenset[Unit]]
 """The units that each unit waits for, which come before it."""
 
 
-def run_name(config: Config) -> str:
+def run_name(config: Config, setting: str = "") -> str:
     """Return a short name of a run for messages."""
-    return f"{config.model.label}, {config.unlearning.objective.name}, seed {config.seed}"
+    parts = (config.model.label, config.unlearning.objective.name, setting, f"seed {config.seed}")
+    return ", ".join(filter(None, parts))
+
+
+def settings_of(configs: Sequence[Config]) -> list[str]:
+    """Return for each run the settings that tell it from the others, for `run_name`; "" if the names differ without them."""
+    if len(set(map(run_name, configs))) == len(configs):
+        return [""] * len(configs)
+    return label_settings(
+        [
+            {"model": config.model.label, "objective": config.unlearning.objective.name, "config": to_yaml(config)}
+            for config in configs
+        ]
+    )
 
 
 def units_of(runs: Sequence[tuple[Config, StageGraph]], end: str = "report") -> Needs:
@@ -105,7 +122,8 @@ def units_of(runs: Sequence[tuple[Config, StageGraph]], end: str = "report") -> 
     needs: Needs = {}
     known: dict[tuple[object, ...], Unit] = {}
     makers: dict[str, Unit] = {}
-    for config, graph in runs:
+    settings = settings_of([config for config, _ in runs])
+    for (config, graph), setting in zip(runs, settings, strict=True):
         of_run: dict[Unit, None] = {}
         wanted = {stage.key for stage in graph.up_to(end, removed=keeps_removals(config, end))}
         for kind, state, stages in _parts(graph):
@@ -113,7 +131,7 @@ def units_of(runs: Sequence[tuple[Config, StageGraph]], end: str = "report") -> 
             if not made and kind != "finish":
                 continue
             identity = (kind, *(stage.key for stage in made), *_checked(config, kind))
-            unit = known.setdefault(identity, Unit(kind, config, end, state, tuple(stage.key for stage in made)))
+            unit = known.setdefault(identity, Unit(kind, config, end, state, tuple(stage.key for stage in made), setting))
             of_run[unit] = None
             if unit not in needs:
                 read = [each.key for stage in made for each in (stage, *stage.inputs)]
