@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -36,6 +37,15 @@ def published(
     runs = [make_run(objective=objective, seed=seed) for objective in ("clean_target", "npo") for seed in seeds]
     publish_sweep(runs, compared(runs), folder / "report", overrides, folder)
     return (folder / PAGE).read_text(encoding="utf-8")
+
+
+def test_the_numbers_of_the_text_between_the_sections_are_in_their_tables() -> None:
+    page = (NOTEBOOKS / PAGE).read_text(encoding="utf-8")
+    text = " ".join(re.sub(r"<!-- results: (\S+) -->.*?<!-- end: \1 -->", "", page, flags=re.DOTALL).split()).replace("−", "-")
+    stored = "\n".join(file.read_text(encoding="utf-8") for file in (NOTEBOOKS / FOLDER).glob("*/*.[cj]s*"))
+    numbers = re.findall(r"-?\d+\.\d+(?: \[-?\d+\.\d+, -?\d+\.\d+\])?", text)
+    assert sum("[" in number for number in numbers) >= 10
+    assert [number for number in numbers if not re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", stored)] == []
 
 
 def test_every_section_of_the_repository_is_what_its_stored_tables_give() -> None:
