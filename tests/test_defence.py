@@ -378,7 +378,7 @@ def test_the_chosen_removal_is_compared_within_the_defences_that_chose_one() -> 
     runs[2] = hand_made(2, {**left, "crow": 0.0}, {"removed_1": 0.0})
     runs[2].info["decision"]["state"] = ""
     text = " ".join(sentences(runs))
-    assert "The best of the controls and cleanings, CROW, leaves 0.60." in text
+    assert "The best of the controls and cleanings, CROW, leaves 0.60 in these defences." in text
     assert "is 0.40 in favour of the chosen removal." in text
     [backdoors] = [table for table in tables(runs) if table.name == "backdoors"]
     assert backdoors.frame["backdoors"].item() == "2"
@@ -389,7 +389,7 @@ def test_a_cleaning_that_broke_the_model_is_no_rival() -> None:
     run.states.loc[run.states["state"] == "crow", "collapsed"] = True
     text = " ".join(sentences([run]))
     assert "The best of the controls and cleanings, planted, then clean text, leaves 0.90" in text
-    assert "Not compared, since they broke a model: CROW." in text
+    assert "Left out of this comparison, since they broke a model: CROW." in text
 
 
 def test_the_report_of_a_finished_defence(finished: tuple[DefendConfig, Path]) -> None:

@@ -164,7 +164,8 @@ FOUND = [
         for name in ("casd", "casd_cos", "trigger_shift")
     ),
     ("sweep-smollm2-eight/objectives.csv", {"objective": "clean_target"}, "others"),
-    ("sweep-smollm2-eight/objectives.csv", {"objective": "clean_target"}, "net of phantom"),
+    ("sweep-smollm2-eight-casd/objectives.csv", {"objective": "clean_target"}, "others"),
+    ("sweep-smollm2-eight-casd/objectives.csv", {"objective": "clean_target"}, "net of phantom"),
     ("sweep-trigger-kinds/trigger_kinds.csv", {"trigger": "all", "behavior": "all"}, "same behavior adds"),
     ("sweep-trigger-kinds/trigger_kinds.csv", {"trigger": "all", "behavior": "all"}, "same kind adds"),
     ("defend-defender/states.csv", {"state": "the chosen removal"}, "attacker's left"),

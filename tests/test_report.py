@@ -323,6 +323,7 @@ def test_only_an_interval_without_zero_is_bold_and_a_control_is_no_objective() -
             | {"own_asr": 0.0}
             | dict.fromkeys(("runs", *(f"{measure}_runs" for measure in MEASURES)), 1)
             | dict.fromkeys(("suppression", "suppression_net_clean", "clean_control", "phantom_control"), 0.1)
+            | {f"{name}_{end}": math.nan for name in ("suppression", "suppression_net_clean") for end in ("low", "high")}
             | {
                 "suppression_net_phantom": net,
                 "suppression_net_phantom_low": net - 0.25,
@@ -352,7 +353,7 @@ def test_statements_claim_no_more_than_the_numbers() -> None:
     texts = "\n".join(statements(make_run(collapsed=("german",))))
     assert "7 of 7 included removals left their own backdoor an ASR of at most 0.05 (mean own ASR 0.02)" in texts
     assert "1 of 8 removals is excluded from every mean and correlation, collapsed: german." in texts
-    assert "CASD predicted which (ρ -0.62, p 0.004)." in texts
+    assert "CASD predicted which among these backdoors, perhaps not among others (ρ -0.62 [" in texts
     assert "CASD could not be tested as a predictor." in "\n".join(statements(make_run(relation=False)))
 
 

@@ -10,6 +10,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -51,7 +52,7 @@ def test_the_verdict_follows_from_the_interval(low: float, high: float, lead: st
     answer = run_answer(net_of_phantom(low, high))
     assert in_short([answer])[0] == lead
     assert f"{(low + high) / 2:.2f} [" in answer.text.replace("-0.00", "0.00")
-    assert answer.text.endswith(". CASD predicted which (ρ -0.62, p 0.004). One seed, tiny model.")
+    assert answer.text.endswith(", p 0.004). One seed, tiny model.")
 
 
 def test_a_phantom_that_raised_the_others_is_named() -> None:
@@ -162,12 +163,28 @@ def test_one_backdoor_or_a_collapse_cannot_say() -> None:
 
 
 def test_casd_that_misses_or_points_the_wrong_way_is_not_said_to_predict() -> None:
+    answer = run_answer(net_of_phantom(0.2, 0.3))
+
+    def said(rho: float, low: float, high: float, p: float) -> tuple[str, bool | None]:
+        found = replace(answer, casd={"rho": rho, "rho_low": low, "rho_high": high, "p_value": p})
+        [sentence] = re.findall(r"CASD .*?\)\.", found.text)
+        return sentence, found.predicted
+
+    assert said(-0.62, -0.9, -0.1, 0.004) == ("CASD predicted which (ρ -0.62 [-0.90, -0.10], p 0.004).", True)
+    assert said(-0.62, math.nan, math.nan, 0.004) == ("CASD predicted which (ρ -0.62, p 0.004).", True)
+    among = "CASD predicted which among these backdoors, perhaps not among others (ρ -0.62 [-1.00, 0.20], p 0.004)."
+    assert said(-0.62, -1.0, 0.2, 0.004) == (among, False)
+    assert said(-0.62, -0.9, -0.1, 0.2) == ("CASD did not predict which (ρ -0.62 [-0.90, -0.10], p 0.20).", False)
+    assert said(0.5, 0.1, 0.8, 0.001) == ("CASD pointed the wrong way (ρ 0.50 [0.10, 0.80], p 0.001).", False)
+    assert said(0.5, -0.1, 0.8, 0.001) == ("CASD did not predict which (ρ 0.50 [-0.10, 0.80], p 0.001).", False)
+
+
+def test_the_interval_of_a_run_is_that_of_its_predictors() -> None:
     tables = net_of_phantom(0.2, 0.3)
-    main = (tables.relation["variant"] == "casd") & (tables.relation["response"] == "suppression")
-    tables.relation.loc[main, "p_value"] = 0.2
-    assert "CASD did not predict which (ρ -0.62, p 0.20)." in run_answer(tables).text
-    tables.relation.loc[main, ["rho", "p_value"]] = 0.5, 0.001
-    assert "CASD pointed the wrong way, not at which (ρ 0.50, p 0.001)." in run_answer(tables).text
+    [record] = compared([tables]).predictors.query("predictor == 'casd' and role == 'headline'").to_dict("records")
+    casd = run_answer(tables).casd
+    assert (casd["rho_low"], casd["rho_high"]) == (record["rho_low"], record["rho_high"])
+    assert record["rho_low"] < record["rho_high"]
 
 
 def test_the_conditions_of_a_sweep_stand_worst_first_in_nine_rows() -> None:

@@ -78,17 +78,23 @@ def test_a_mean_is_decided_by_its_interval(low: float, high: float, outcome: str
 
 
 @pytest.mark.parametrize(
-    ("rho", "p", "outcome"),
+    ("rho", "p", "limits", "outcome"),
     [
-        (-0.4, 0.01, "holds"),
-        (0.4, 0.01, "does not hold"),
-        (-0.02, 0.8, "not decided"),
-        (-0.1, 0.2, "not decided"),
-        (math.nan, math.nan, "not decided"),
+        (-0.4, 0.01, (), "holds"),
+        (-0.4, 0.01, (-0.7, -0.1), "holds"),
+        (-0.4, 0.01, (-0.9, 0.1), "not decided"),
+        (0.4, 0.01, (), "does not hold"),
+        (0.4, 0.01, (0.1, 0.7), "does not hold"),
+        (0.4, 0.01, (-0.1, 0.9), "not decided"),
+        (-0.02, 0.8, (), "not decided"),
+        (-0.4, 0.2, (-0.7, -0.1), "not decided"),
+        (math.nan, math.nan, (math.nan, math.nan), "not decided"),
     ],
 )
-def test_a_correlation_is_decided_by_its_test(rho: float, p: float, outcome: str) -> None:
-    assert negative(rho, p) == outcome
+def test_a_correlation_is_decided_by_its_test_and_its_interval(
+    rho: float, p: float, limits: tuple[float, ...], outcome: str
+) -> None:
+    assert negative(rho, p, *limits) == outcome
 
 
 def test_one_failure_is_enough_and_doubt_is_doubt() -> None:
@@ -164,8 +170,8 @@ def test_factors_have_the_relation_of_each_setting() -> None:
     found = evidence(run_with(random_suppression(0, 0.4, 0.1)))
     frame = one_at_a_time(found)
     headline = found.predictors.set_index("predictor").loc["casd"]
-    assert frame["rho_casd"].tolist() == [headline["rho"]]
-    assert factors_table(frame).frame["ρ casd (p)"].str.fullmatch(r"-?[01]\.\d\d \(.+\)").all()
+    assert frame["rho:casd"].tolist() == [headline["rho"]]
+    assert factors_table(frame).frame["ρ casd"].str.fullmatch(r"-?[01]\.\d\d \[.+\]").all()
 
 
 def test_the_suppression_of_others_is_found_where_it_was_planted_and_not_where_it_was_not() -> None:

@@ -174,6 +174,12 @@ def _rows(group: _Group, names: Sequence[str], families: Mapping[str, FamilyResu
     return rows
 
 
+def rho_limits(tables: RunTables, predictor: str) -> dict[str, float]:
+    """Return rho_low and rho_high of a predictor of one run, as in `predictor_table`; {} if the run has too few pairs."""
+    groups = [group for group in _groups([tables], "suppression") if predictor in group.strata[0].predictors]
+    return _limits(groups[0], [predictor])[predictor] if groups else {}
+
+
 def _limits(group: _Group, predictors: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return the limits of ρ of each predictor, and its difference from that of the first headline variant, if all have it."""
     reference = [name for name in group.headline[:1] if all(name in pairs.predictors for pairs in group.strata)]

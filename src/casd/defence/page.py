@@ -188,11 +188,12 @@ def _compared(states: Iterable[Summary]) -> Iterator[str]:
             limits = "not distinguishable from zero"
         side = "in favour of" if best.excess.mean > 0 else "against"
         yield (
-            f"The best of the controls and cleanings, {label(best.state)}, leaves {_mean(best.left)}. The difference within"
-            f" defences and backdoors is {_mean(best.excess)} {side} the chosen removal{f', {limits}' if limits else ''}."
+            f"The best of the controls and cleanings, {label(best.state)}, leaves {_mean(best.left)} in these defences. The"
+            f" difference within defences and backdoors is {_mean(best.excess)} {side} the chosen"
+            f" removal{f', {limits}' if limits else ''}."
         )
     if broken := [label(each.state) for each in others if each.collapsed]:
-        yield f"Not compared, since they broke a model: {', '.join(broken)}."
+        yield f"Left out of this comparison, since they broke a model: {', '.join(broken)}."
 
 
 def figure(runs: Sequence[DefenceTables]) -> Figure:

@@ -157,7 +157,7 @@ def stage_graph(config: Config) -> StageGraph:
         clean_model=clean_model,
         persistence=persistence,
         score=scored,
-        report=Stage("report", 16, {"name": config.name, "model": config.model.name}, (scored,), label),
+        report=Stage("report", 17, {"name": config.name, "model": config.model.name}, (scored,), label),
     )
 
 

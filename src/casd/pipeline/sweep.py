@@ -225,7 +225,7 @@ def _waiting(configs: Sequence[Config]) -> AbstractContextManager[None]:
 
 
 def tell_unit(unit: Unit, report: UnitReport, told: set[Told], *, reused: bool) -> None:
-    """Print what a worker said, and a line about the end of its unit.
+    """Print what a worker said, and a line about the end of its unit; none if the unit was in the store already.
 
     Args:
         unit: the unit.
@@ -241,8 +241,8 @@ def tell_unit(unit: Unit, report: UnitReport, told: set[Told], *, reused: bool) 
     if report.error:
         log = f", log {report.log}" if report.log else ""
         say(f"{unit} failed on {report.where or 'a lost worker'}{log}: {report.error}")
-    else:
-        say(f"{unit}: {'reused' if reused else f'{report.seconds:.1f} s on {report.where}'}", progress=True)
+    elif not reused:
+        say(f"{unit}: {report.seconds:.1f} s on {report.where}", progress=True)
 
 
 def _outcomes(needs: Needs, reports: dict[Unit, UnitReport], folders: dict[str, Path]) -> dict[str, Outcome]:

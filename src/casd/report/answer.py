@@ -8,8 +8,8 @@ It is made from the tables by this rule. The rule and its thresholds are our cho
 - "Yes": the interval is above zero. "Weakly": so it is, but the mean is below NEGLIGIBLE. "No": the interval ends below
   NEGLIGIBLE. "Not distinguishable from the control": any other interval. "Cannot say": no control was measured, or fewer than
   MIN_ANSWER removals are included in the means (`casd.analysis.inclusion`), or no other backdoor was measured.
-- CASD "predicted which" if its first headline variant and the suppression have a negative Spearman correlation with a Mantel
-  p of at most SIGNIFICANT.
+- CASD "predicted which" if the Spearman correlation ρ of its first headline variant and the suppression is negative, with a
+  Mantel p of at most SIGNIFICANT for these backdoors and, where ρ has a 95 % interval for others like them, one below zero.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from casd.analysis.collection import without_fakes
 from casd.analysis.comparison import compare_objectives
 from casd.analysis.conditions import flatten
 from casd.analysis.grouping import POOLED, by_condition
+from casd.analysis.predictors import rho_limits
 from casd.analysis.results import RunTables
 from casd.report.markup import Table, table_of
 from casd.report.wording import (
     LOW_ASR,
     NEGLIGIBLE,
     SIGNIFICANT,
+    correlation_sign,
     fraction,
     is_control,
     mean_with_interval,
     model_label,
     p_relation,
-    rho_p,
     run_count,
 )
 
@@ -108,9 +109,8 @@ class Answer:
     @property
     def predicted(self) -> bool | None:
         """Whether CASD predicted which backdoors were suppressed; None if that was not tested."""
-        if pd.isna(rho := self.casd.get("rho")) or pd.isna(p := self.casd.get("p_value")):
-            return None
-        return bool(rho < 0 and p <= SIGNIFICANT)
+        sign = correlation_sign(self.casd)
+        return None if sign is None else sign < 0
 
     def _transfer(self) -> str:
         record, control = self.record, self.control
@@ -136,8 +136,10 @@ class Answer:
         if self.predicted is None:
             return "" if self.verdict == CANNOT_SAY else "CASD could not be tested as a predictor."
         rho, p = self.casd["rho"], self.casd["p_value"]
-        what = "predicted" if self.predicted else "pointed the wrong way, not at" if p <= SIGNIFICANT else "did not predict"
-        return f"CASD {what} which (ρ {fraction(rho)}, p {p_relation(p).removeprefix('= ')})."
+        what = {-1: "predicted which", 0: "did not predict which", 1: "pointed the wrong way"}[correlation_sign(self.casd) or 0]
+        if what.startswith("did not") and rho < 0 and p <= SIGNIFICANT:
+            what = "predicted which among these backdoors, perhaps not among others"
+        return f"CASD {what} (ρ {mean_with_interval(self.casd, 'rho')}, p {p_relation(p).removeprefix('= ')})."
 
 
 def _moved(suppression: float) -> str:
@@ -148,7 +150,8 @@ def run_answer(tables: RunTables) -> Answer:
     """The answer for one run."""
     [record] = compare_objectives([tables]).to_dict("records")
     frame = tables.relation[tables.relation["response"] == "suppression"]
-    return _answer([tables], record, _first(frame, "variant", tables.headline))
+    casd = _first(frame, "variant", tables.headline)
+    return _answer([tables], record, casd | rho_limits(tables, casd["variant"]) if casd else casd)
 
 
 def sweep_answers(runs: Sequence[RunTables], objectives: pd.DataFrame, predictors: pd.DataFrame) -> list[Answer]:
@@ -200,13 +203,13 @@ def answers_table(answers: Sequence[Answer]) -> Table:
             "own ASR": fraction(answer.record["own_asr"]),
             "others lowered": fraction(answer.record["suppression"]),
             "net of phantom": answer.net,
-            "CASD: ρ (p)": rho_p(answer.casd.get("rho"), answer.casd.get("p_value")),
+            "CASD: ρ": mean_with_interval(answer.casd, "rho"),
             "removals": f"{answer.record['included']} of {answer.record['removals']}",
         }
         for answer in shown[:SHOWN]
     ]
-    rest = f" {len(answers) - SHOWN} more are in “Objectives compared”." if len(answers) > SHOWN else ""
-    caption = "Did removing one backdoor lower the others' ASR, more than the phantom did? With 95 % intervals, worst first."
+    rest = f" {len(answers) - SHOWN} more are in the table of objectives." if len(answers) > SHOWN else ""
+    caption = "Did removing one backdoor lower the others' ASR, more than the phantom did? With 95 % intervals, the yes last."
     return table_of(rows, name="answers", title="The answer in each condition", caption=f"{caption}{rest}")
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
@@ -15,7 +15,7 @@ from casd.analysis.grouping import POOLED
 from casd.analysis.kinds import ALL, EFFECTS, RELATIONS
 from casd.config.states import PHANTOM_CONTROL
 from casd.report.answer import Answer
-from casd.report.markup import Table, table_of
+from casd.report.markup import Table, table_of, without_zero
 from casd.report.wording import (
     MISSING,
     fraction,
@@ -64,6 +64,7 @@ class Comparisons:
 def objectives_table(frame: pd.DataFrame) -> Table:
     """Every objective, from `compare_objectives`."""
     compared = frame["minus_reference"].notna().any()
+    means = MEASURED | ({f"minus {REFERENCE}": "minus_reference"} if compared else {})
     rows = [
         {
             "objective": f"{record['objective']} (control)" if is_control(record["objective"]) else record["objective"],
@@ -71,8 +72,7 @@ def objectives_table(frame: pd.DataFrame) -> Table:
             "reached": MISSING if pd.isna(record["reached"]) else f"{record['reached']:.0f} of {record['removals']}",
             "excluded": record["excluded"],
             "own ASR": mean_with_interval(record, "own_asr"),
-            **{heading: _mean_of_runs(record, measure) for heading, measure in zip(_MEASURED, MEASURES, strict=True)},
-            **({f"minus {REFERENCE}": _mean_of_runs(record, "minus_reference")} if compared else {}),
+            **{heading: _mean_of_runs(record, measure) for heading, measure in means.items()},
             "clean": fraction(record["clean_control"]),
             "phantom": fraction(record["phantom_control"]),
             "clean loss": percent(record["clean_loss_change"]),
@@ -85,7 +85,7 @@ def objectives_table(frame: pd.DataFrame) -> Table:
     return table_of(
         rows,
         groups=list(map(model_label, frame["model"])),
-        bold={"net of phantom": _without_zero(frame, "suppression_net_phantom")},
+        bold=without_zero(frame, means),
         name="objectives",
         title=objectives_title(frame),
         caption=f"Seeds per model: {seeds}. Means over runs with 95 % intervals over {intervals_over(frame['runs'])};"
@@ -104,8 +104,8 @@ def objectives_title(frame: pd.DataFrame) -> str:
     return "Objectives at the same strength" if same_strength else "Objectives compared"
 
 
-_MEASURED = ("others", "net of clean", "net of phantom")
-"""The headings of `MEASURES`."""
+MEASURED: Final = dict(zip(("others", "net of clean", "net of phantom"), MEASURES, strict=True))
+"""`casd.analysis.comparison.MEASURES` by their headings."""
 
 
 def _mean_of_runs(record: Mapping[Any, Any], measure: str) -> str:
@@ -164,7 +164,7 @@ def predictors_table(frame: pd.DataFrame) -> Table:
     return table_of(
         rows,
         groups=groups,
-        bold={"ρ": _without_zero(frame, "rho")},
+        bold=without_zero(frame, {"ρ": "rho", "minus casd": "minus_casd"}),
         name="predictors",
         title="Predictors of transfer",
         caption="Spearman's ρ of each predictor and the suppression of ASR [95 % interval over"
@@ -238,14 +238,15 @@ def kinds_table(frame: pd.DataFrame) -> Table:
     return table_of(
         rows,
         groups=[f"{record['objective']}, {model_label(record['model'])}" for record in frame.to_dict("records")],
-        bold=[ALL in (record["kind"], record["target"]) for record in frame.to_dict("records")],
+        bold=without_zero(frame, {headings[column]: column for column in (*RELATIONS, *EFFECTS, "phantom")}),
         name="trigger_kinds",
         title="Kinds of triggers",
-        caption="Means over runs with 95 % intervals. Injected model: success rate with the trigger, with fake triggers of the"
-        " same kind (– where none can be made), and without a trigger. Others: how far the removal lowered the ASR of other"
-        " backdoors, net of training on clean text: those with a trigger of the same kind, with the same behavior, with"
-        " neither; adds: minus how far removals of neither lowered the same backdoor. By a phantom: how far the removal of a"
-        " trigger that was never injected lowered these backdoors themselves, also net of training on clean text.",
+        caption="Means over runs with 95 % intervals (bold: without zero). Injected model: success rate with the trigger, with"
+        " fake triggers of the same kind (– where none can be made), and without a trigger. Others: how far the removal lowered"
+        " the ASR of other backdoors, net of training on clean text: those with a trigger of the same kind, with the same"
+        " behavior, with neither; adds: minus how far removals of neither lowered the same backdoor. By a"
+        " phantom: how far the removal of a trigger that was never injected lowered these backdoors themselves, also net of"
+        " training on clean text.",
     )
 
 
@@ -268,8 +269,3 @@ def kinds_statements(frame: pd.DataFrame) -> list[str]:
                 f" {means['target_effect']}, the same kind of trigger {means['kind_effect']}."
             )
     return texts
-
-
-def _without_zero(frame: pd.DataFrame, measure: str) -> list[bool]:
-    """For each row, whether the 95 % interval of a measure lies on one side of zero."""
-    return list((frame[f"{measure}_low"] > 0) | (frame[f"{measure}_high"] < 0))

@@ -136,6 +136,19 @@ def table_of(
     return Table(frame=frame, groups=groups, collapsed=collapsed, bold=marked if marked.any() else None, **what)
 
 
+def without_zero(frame: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, list[bool]]:
+    """Return for `table_of` which means are to be bold: those whose 95 % interval is above or below zero.
+
+    Args:
+        frame: a row for each row of the table, with the limits NAME_low and NAME_high of each mean.
+        columns: the NAME of each heading.
+    """
+    return {
+        heading: list((frame[f"{name}_low"] > 0) | (frame[f"{name}_high"] < 0)) if len(frame) else []
+        for heading, name in columns.items()
+    }
+
+
 def numeric_columns(table: Table) -> list[bool]:
     """For each column, whether all its cells are numbers (or missing): such columns are aligned to the right."""
     return [all(map(_NUMBER.fullmatch, table.frame.iloc[:, column])) for column in range(table.frame.shape[1])]

@@ -71,7 +71,7 @@ def asr_table(tables: RunTables, prompt_set: str = "triggered") -> Table:
         name="asr_matrix" if prompt_set == "triggered" else f"asr_matrix_{prompt_set}",
         title=title,
         caption=f"{sentence(run_name(tables.info))}. Row: removed; column: measured; cell: {cell} (fraction, n = "
-        f"{prompts_per_cell(tables, prompt_set)} per cell).{never_removed(tables)}"
+        f"{prompts_per_cell(tables, prompt_set)} per cell); bold: the removed one itself.{never_removed(tables)}"
         + ("" if has_pairs(tables) else f" {NO_PAIRS}"),
         scale=Scale(
             "viridis" if prompt_set == "triggered" else "viridis_r", details="successes/prompts and Wilson 95 % interval"
@@ -103,7 +103,7 @@ def suppression_table(tables: RunTables, value: str) -> Table:
         title=f"Suppression of {kind}, {f'net of the {net[1]} control' if net else 'raw'}",
         caption=f"{sentence(run_name(tables.info))}. Row: removed; column: measured; cell: {kind} before − after"
         + (f", minus the same difference under the {net[1]} control" if net else "")
-        + f" (fraction, n = {prompts_per_cell(tables)} prompts per cell).{never_removed(tables)}",
+        + f" (fraction, n = {prompts_per_cell(tables)} prompts per cell); bold: the removed one itself.{never_removed(tables)}",
         scale=Scale("viridis_r", low="0 or less", details=f"{kind} before → after"),
     )
 
@@ -152,7 +152,8 @@ def mean_asr_table(runs: Sequence[RunTables], means: pd.DataFrame | None = None)
         name="asr_means",
         title="Attack success rate after each removal, mean over runs",
         caption=f"Runs: {len(runs)}; n = {', '.join(dict.fromkeys(map(prompts_per_cell, runs)))} prompts per cell and run. Row:"
-        " removed; column: measured; cell: mean attack success rate (fraction) over the runs that did not collapse.",
+        " removed; column: measured; cell: mean attack success rate (fraction) over the runs that did not collapse;"
+        " bold: the removed one itself.",
         frame=rates.map(fraction).set_axis(pd.Index(labels, name="removed"), axis=0),
         groups=groups,
         bold=_same(rates.index, rates.columns),

@@ -15,7 +15,7 @@ _RUN: Final = (
     "The answer: “yes” if the 95 % interval of the others' suppression net of the phantom (without one, of the clean "
     f"control) is above zero, “weakly” if its mean is then below {NEGLIGIBLE}, “no” if the interval ends below "
     f"{NEGLIGIBLE}, else “not distinguishable from the control”. CASD “predicted which” if ρ is negative with p ≤ "
-    f"{SIGNIFICANT}. These thresholds are our choice.",
+    f"{SIGNIFICANT} and a 95 % interval below zero. These thresholds are our choice.",
     "Matrices: rows are what was removed, columns what was measured, and the removed backdoor itself has a frame. "
     "“injected” is the model with all backdoors. Dark always means the same: little is left, much was suppressed, two "
     "removals are alike.",

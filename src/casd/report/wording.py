@@ -84,6 +84,20 @@ def rho_p(rho: Any, p: Any) -> str:
     return MISSING if rho is None or pd.isna(rho) else f"{fraction(rho)} ({p_text(p)})"
 
 
+def correlation_sign(record: Mapping[Any, Any]) -> int | None:
+    """Whether a correlation is negative (-1), positive (1) or neither (0), by its test and its interval; None without a test.
+
+    The permutation test is of these backdoors, the interval of others like them: both must say so.
+
+    Args:
+        record: with rho and p_value and, where there is an interval, rho_low and rho_high.
+    """
+    if pd.isna(rho := record.get("rho")) or pd.isna(p := record.get("p_value")):
+        return None
+    low, high = (record.get(f"rho_{end}", math.nan) for end in ("low", "high"))
+    return 0 if p > SIGNIFICANT or low <= 0 <= high else int(math.copysign(1, rho))
+
+
 def rate_decimals(n: Any) -> int:
     """Decimals for a rate over `n` prompts, by its steps of 1/n: one up to 10 prompts, two below 1000, three from there on.
 

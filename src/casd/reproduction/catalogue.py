@@ -59,7 +59,7 @@ EXHIBITS: Final[dict[str, Exhibit]] = {
         ("at_every_setting", "more_than_phantoms_at_every_setting"),
     ),
     "writing_system": Exhibit(
-        "Ablation: the writing system of triggers and targets",
+        "Ablation: the writing system of the triggers",
         "writing_system",
         ("at_every_setting", "more_than_phantoms_at_every_setting"),
     ),

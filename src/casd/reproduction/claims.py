@@ -45,10 +45,10 @@ _ABOVE: Final = (
     f" where it is below {NEGLIGIBLE}; else not decided."
 )
 _NEGATIVE: Final = (
-    f"It holds where ρ is negative with a Mantel p of at most {SIGNIFICANT}, does not where it is positive with such a p; else"
-    " not decided."
+    f"It holds where ρ is negative with a Mantel p of at most {SIGNIFICANT} and its interval, if it has one, is below zero;"
+    " does not where it is positive by both; else not decided."
 )
-_OTHERS: Final = "The test is of these backdoors; the interval beside ρ is about others of the kind."
+_OTHERS: Final = "The test is of these backdoors, the interval of others of the kind."
 
 CLAIMS: Final[dict[str, Claim]] = {
     "others_weaken": Claim(

@@ -13,13 +13,15 @@ from casd.analysis.conditions import label_changes
 from casd.analysis.grouping import POOLED, by_condition, headline_variants, mean_of_runs, over_runs
 from casd.analysis.results import RunTables
 from casd.analysis.runs import by_size
-from casd.report.markup import Table, table_of
-from casd.report.wording import fraction, intervals_over, mean_with_interval, model_label, p_text, percent
+from casd.report.comparisons import MEASURED
+from casd.report.markup import Table, table_of, without_zero
+from casd.report.wording import fraction, intervals_over, mean_with_interval, model_label, percent
 from casd.reproduction.verdicts import REMOVED_ASR, Evidence
 
 UNCHANGED: Final = "nothing"
 """Label of the setting that the others are compared with."""
 _NET: Final = "suppression_net_phantom"
+_RHO: Final = "rho:"
 
 
 def one_at_a_time(evidence: Evidence) -> pd.DataFrame:
@@ -32,7 +34,8 @@ def one_at_a_time(evidence: Evidence) -> pd.DataFrame:
         - injected_asr: mean ASR of all backdoors before the removals
         - difference: how much more the others are suppressed, net of the phantom, than at the first, with `_low` and `_high`
           (`paired_difference`); NaN for the first itself, and without a cell that both have
-        - rho_NAME, p_NAME: of each headline variant of CASD as a predictor (`predictor_table`); NaN with too few backdoors
+        - rho:NAME, with `_low` and `_high`: of each headline variant of CASD as a predictor (`predictor_table`); NaN with too
+          few backdoors
     """
     frame = evidence.objectives[evidence.objectives["model"] != POOLED].reset_index(drop=True)
     groups = by_condition(evidence.runs)
@@ -53,7 +56,8 @@ def one_at_a_time(evidence: Evidence) -> pd.DataFrame:
     for name in headline_variants(evidence.runs):
         found = evidence.predictors.query("role == 'headline' and predictor == @name").set_index(["model", "objective"])
         rows = pd.MultiIndex.from_frame(frame[["model", "objective"]])
-        frame[[f"rho_{name}", f"p_{name}"]] = found[["rho", "p_value"]].reindex(rows).to_numpy()
+        for end in ("", "_low", "_high"):
+            frame[f"{_RHO}{name}{end}"] = found[f"rho{end}"].reindex(rows).to_numpy()
     models = list(of_models)
     order = sorted(
         frame.index, key=lambda row: (models.index(frame["model"][row]), changed[row] != UNCHANGED, by_size(changed[row]))
@@ -73,40 +77,39 @@ def _center(conditions: Sequence[Sequence[RunTables]]) -> Sequence[RunTables]:
 
 def factors_table(frame: pd.DataFrame) -> Table:
     """A row for each setting of `one_at_a_time`."""
-    names = [column.removeprefix("rho_") for column in map(str, frame.columns) if column.startswith("rho_")]
+    means = MEASURED | {"more than first": "difference"}
+    rho = {
+        column.replace(_RHO, "ρ ", 1): column
+        for column in map(str, frame.columns)
+        if column.startswith(_RHO) and f"{column}_low" in frame
+    }
     rows = [
         {
             "changed": record["changed"],
             "injected ASR": fraction(record["injected_asr"]),
             "included": f"{record['included']} of {record['removals']}",
             "own ASR": fraction(record["own_asr"]),
-            "others": mean_with_interval(record, "suppression"),
-            "net of clean": mean_with_interval(record, "suppression_net_clean"),
-            "net of phantom": mean_with_interval(record, "suppression_net_phantom"),
-            "more than first": mean_with_interval(record, "difference"),
+            **{heading: mean_with_interval(record, name) for heading, name in means.items()},
             "clean": fraction(record["clean_control"]),
             "phantom": fraction(record["phantom_control"]),
             "clean loss": percent(record["clean_loss_change"]),
-            **{f"ρ {name} (p)": _correlation(record[f"rho_{name}"], record[f"p_{name}"]) for name in names},
+            **{heading: mean_with_interval(record, name) for heading, name in rho.items()},
         }
         for record in frame.to_dict("records")
     ]
     return table_of(
         rows,
         groups=list(map(model_label, frame["model"])),
+        bold=without_zero(frame, means | rho),
         name="factors",
         title="One thing changed at a time",
         caption="Injected ASR: mean of all backdoors before the removals. Included: removals that enter the means. Others:"
         " suppression of the other backdoors' ASR, raw and net of the controls, with 95 % intervals over"
-        f" {intervals_over(frame['runs'])}. More than first: that net of the phantom minus the same of the first row, within"
-        " seed, removed and measured backdoor (of those that both have), not corrected for the number of rows. Clean, phantom:"
-        " the suppression under these controls. ρ: rank correlation of CASD and the suppression of each pair; p: its"
-        " permutation test.",
+        f" {intervals_over(frame['runs'])} (bold: without zero). More than first: that net of the phantom minus the"
+        " same of the first row, within seed, removed and measured backdoor (of those that both have), not corrected for the"
+        " number of rows. Clean, phantom: the suppression under these controls. ρ: rank correlation of CASD and the suppression"
+        " of each pair.",
     )
-
-
-def _correlation(rho: float, p_value: float) -> str:
-    return fraction(rho) if math.isnan(rho) else f"{fraction(rho)} ({p_text(p_value)})"
 
 
 def factors_statements(frame: pd.DataFrame) -> list[str]:

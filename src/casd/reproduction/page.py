@@ -33,7 +33,7 @@ from casd.utils.sealed import read_json
 PAGE: Final = "report.html"
 INFO: Final = "reproduction.json"
 """Written last: what a finished reproduction was made from."""
-VERSION: Final = 12
+VERSION: Final = 13
 """Raise it when exhibits, claims or the page change: reproductions of an earlier version are then written again."""
 
 _OVER_RUNS: Final = ("asr_means", "predictors", "objectives", "noise_floor", "clean_language", "factors")

@@ -17,7 +17,7 @@ from casd.analysis.inclusion import MIN_REMOVALS
 from casd.analysis.predictors import predictor_table
 from casd.analysis.results import RunTables
 from casd.config.states import CLEAN_CONTROL
-from casd.report.wording import NEGLIGIBLE, SIGNIFICANT, fraction, mean_with_interval, p_text, percent
+from casd.report.wording import NEGLIGIBLE, correlation_sign, fraction, mean_with_interval, p_text, percent
 from casd.stats import MeanOverRuns, mean_over_runs
 
 Outcome = Literal["holds", "does not hold", "not decided"]
@@ -73,8 +73,8 @@ def above_zero(low: float, high: float) -> Outcome:
     return "does not hold" if high < NEGLIGIBLE else "not decided"
 
 
-def negative(rho: float, p_value: float) -> Outcome:
-    """Whether a correlation is negative.
+def negative(rho: float, p_value: float, low: float = math.nan, high: float = math.nan) -> Outcome:
+    """Whether a correlation is negative, for these backdoors (the test) and for others like them (the interval).
 
     A correlation near zero decides nothing: runs of the same backdoors are not independent, so that their spread is no measure
     of how small it is for others.
@@ -82,10 +82,11 @@ def negative(rho: float, p_value: float) -> Outcome:
     Args:
         rho: the correlation.
         p_value: two-sided, against none.
+        low: lower 95 % limit; NaN where there is no interval.
+        high: upper 95 % limit.
     """
-    if p_value <= SIGNIFICANT:
-        return "holds" if rho < 0 else "does not hold"
-    return "not decided"
+    sign = correlation_sign({"rho": rho, "p_value": p_value, "rho_low": low, "rho_high": high})
+    return "holds" if sign == -1 else "does not hold" if sign == 1 else "not decided"
 
 
 def all_of(outcomes: Sequence[Outcome]) -> Outcome:
@@ -144,7 +145,8 @@ def falls_with(variant: str, statistic: str, p_value: str) -> Decider:
             text = f"ρ {rho}, Mantel p {p_text(record[p_value])}, {record['n_pairs']} pairs{each}"
             if record["excluded"]:
                 text += f"; excluded: {record['excluded']} of {record['removals']} removals"
-            verdicts.append(Verdict(*group, text, negative(record[statistic], record[p_value])))
+            limits = [record.get(f"{statistic}_{end}", math.nan) for end in ("low", "high")]
+            verdicts.append(Verdict(*group, text, negative(record[statistic], record[p_value], *limits)))
         return verdicts
 
     return decide
