@@ -160,7 +160,7 @@ def test_columns_are_named_as_safely(tmp_path: Path) -> None:
 
 def test_markup_has_no_control_character() -> None:
     row = {CLEAR: TITLE, C1: C1, "\ud800": f"{CLEAR}\n{REORDERED}"}
-    table = table_of([row], groups=[TITLE], bold=[True], name="name", title=TITLE, caption=REORDERED)
+    table = table_of([row], groups=[TITLE], bold={C1: [True]}, name="name", title=TITLE, caption=REORDERED)
     for text in (to_markdown(table), to_latex(table)):
         assert steering(text) == set()
         text.encode()

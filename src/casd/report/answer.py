@@ -136,9 +136,13 @@ class Answer:
         if self.predicted is None:
             return "" if self.verdict == CANNOT_SAY else "CASD could not be tested as a predictor."
         rho, p = self.casd["rho"], self.casd["p_value"]
-        what = {-1: "predicted which", 0: "did not predict which", 1: "pointed the wrong way"}[correlation_sign(self.casd) or 0]
-        if what.startswith("did not") and rho < 0 and p <= SIGNIFICANT:
+        sign = correlation_sign(self.casd)
+        if sign:
+            what = "predicted which" if sign < 0 else "pointed the wrong way"
+        elif rho < 0 and p <= SIGNIFICANT:
             what = "predicted which among these backdoors, perhaps not among others"
+        else:
+            what = "did not predict which"
         return f"CASD {what} (ρ {mean_with_interval(self.casd, 'rho')}, p {p_relation(p).removeprefix('= ')})."
 
 

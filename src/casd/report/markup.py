@@ -111,7 +111,7 @@ def table_of(
     *,
     groups: Sequence[str] = (),
     collapsed: Sequence[bool] = (),
-    bold: Sequence[bool] | Mapping[str, Sequence[bool]] = (),
+    bold: Mapping[str, Sequence[bool]] | None = None,
     **what: Any,
 ) -> Table:
     """A table of records that all have the same keys.
@@ -120,7 +120,7 @@ def table_of(
         records: a row each; the first entry is its label, the others are the cells, by their columns' headings.
         groups: see `Table`.
         collapsed: see `Table`.
-        bold: for each row, whether all its cells are emphasized, or only the cell of a column: by the columns' headings.
+        bold: by the headings of columns, whether the cell in each row is emphasized (`without_zero`).
         **what: name, title and caption of the table.
     """
     headings = list(records[0]) if records else [""]
@@ -128,11 +128,9 @@ def table_of(
     labels = pd.Index([row[0] for row in cells], dtype=object, name=headings[0])
     columns = pd.Index(headings[1:], dtype=object)
     frame = pd.DataFrame([row[1:] for row in cells], index=labels, columns=columns, dtype=object)
-    by_column = bold if isinstance(bold, Mapping) else dict.fromkeys(columns, bold)
     marked = np.zeros(frame.shape, dtype=bool)
-    for heading, rows in by_column.items():
-        if len(rows):
-            marked[:, columns.get_loc(heading)] = rows
+    for heading, rows in (bold or {}).items():
+        marked[:, columns.get_loc(heading)] = rows
     return Table(frame=frame, groups=groups, collapsed=collapsed, bold=marked if marked.any() else None, **what)
 
 
@@ -144,8 +142,9 @@ def without_zero(frame: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, l
         columns: the NAME of each heading.
     """
     return {
-        heading: list((frame[f"{name}_low"] > 0) | (frame[f"{name}_high"] < 0)) if len(frame) else []
+        heading: list((frame[f"{name}_low"] > 0) | (frame[f"{name}_high"] < 0))
         for heading, name in columns.items()
+        if len(frame)
     }
 
 

@@ -57,11 +57,12 @@ def asr_long_table(tables: RunTables) -> Table:
     return table_of(
         rows,
         **_grouped_states(tables, [state for state, _ in cells]),
-        bold=[state == backdoor and state not in tables.collapsed for state, backdoor in cells],
+        bold={"measured": [state == backdoor and state not in tables.collapsed for state, backdoor in cells]},
         name="asr_intervals",
         title="Attack success rates with intervals",
         caption=f"{sentence(run_name(tables.info))}. Wilson 95 % intervals over prompts; clean, fake, near: the same test on"
-        " prompts without a trigger, with a fake one, and with a part of the trigger or its words in another order.",
+        " prompts without a trigger, with a fake one, and with a part of the trigger or its words in another order. Bold: the"
+        " removed one itself.",
     )
 
 
@@ -271,7 +272,7 @@ def run_tables(tables: RunTables) -> list[Table]:
     return [table for table in shown if len(table)]
 
 
-def _grouped_states(tables: RunTables, states: Sequence[str]) -> dict[str, list[Any]]:
+def _grouped_states(tables: RunTables, states: Sequence[str]) -> dict[str, Any]:
     """The groups of rows about model states, and which of the states collapsed."""
     kinds = dict(tables.rows("states", "state", "kind"))
     return {

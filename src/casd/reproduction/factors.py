@@ -78,11 +78,8 @@ def _center(conditions: Sequence[Sequence[RunTables]]) -> Sequence[RunTables]:
 def factors_table(frame: pd.DataFrame) -> Table:
     """A row for each setting of `one_at_a_time`."""
     means = MEASURED | {"more than first": "difference"}
-    rho = {
-        column.replace(_RHO, "ρ ", 1): column
-        for column in map(str, frame.columns)
-        if column.startswith(_RHO) and f"{column}_low" in frame
-    }
+    limits = [column for column in map(str, frame.columns) if column.startswith(_RHO) and column.endswith("_low")]
+    rho = {f"ρ {column.removeprefix(_RHO).removesuffix('_low')}": column.removesuffix("_low") for column in limits}
     rows = [
         {
             "changed": record["changed"],
