@@ -151,11 +151,11 @@ FOUND = [
         ("sweep-objectives-seeds/objectives.csv", {"group": "all models", "objective": objective}, "minus clean_target")
         for objective in ("gradient_difference", "npo")
     ),
-    (
-        "sweep-objectives-seeds/predictors.csv",
-        {"group": "gradient_difference .* all models", "predictor": "trigger_shift"},
-        "minus casd",
+    *(
+        ("sweep-objectives-seeds/predictors.csv", {"group": f"{objective} .* all models", "predictor": "casd"}, "ρ, pairs only")
+        for objective in ("clean_target", "gradient_difference", "npo")
     ),
+    ("sweep-gemma3/predictors.csv", {"predictor": "casd"}, "ρ, pairs only"),
     ("sweep-gemma3/objectives.csv", {}, "others"),
     ("sweep-gemma3/objectives.csv", {}, "net of phantom"),
     *(("sweep-gemma3/predictors.csv", {"predictor": name}, "ρ") for name in ("casd", "casd_cos", "trigger_shift")),
