@@ -209,7 +209,7 @@ def test_a_control_of_fewer_runs_is_not_subtracted_from_all() -> None:
     runs[0].transfer["suppression_net_phantom"] = math.nan
     [answer] = compared(runs).answers
     assert "others by 0." in answer.text and "; net of the phantom, which counts in 2 of 3 runs, by 0.25 [" in answer.text
-    assert answers_table([answer]).frame["net of phantom"].item().endswith("] (2 of 3 runs)")
+    assert answers_table([answer]).frame["others, net of phantom"].item().endswith("] (2 of 3 runs)")
 
 
 def test_without_a_control_there_is_nothing_to_be_net_of() -> None:

@@ -205,8 +205,7 @@ def answers_table(answers: Sequence[Answer]) -> Table:
             "objective": str(answer.record["objective"]),
             "answer": answer.verdict,
             "own ASR": fraction(answer.record["own_asr"]),
-            "others lowered": fraction(answer.record["suppression"]),
-            "net of phantom": answer.net,
+            "others, net of phantom": answer.net,
             "CASD: ρ": mean_with_interval(answer.casd, "rho"),
             "removals": f"{answer.record['included']} of {answer.record['removals']}",
         }
