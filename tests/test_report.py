@@ -308,7 +308,7 @@ def test_means_over_runs_are_those_of_the_cells_and_leave_collapsed_models_out()
     assert set(table.frame.loc["german, 0 of 1 runs"]) == {"–"}
 
 
-def test_only_an_interval_without_zero_is_bold_and_a_control_is_no_objective() -> None:
+def test_only_an_interval_excluding_zero_is_bold_and_a_control_is_no_objective() -> None:
     frame = pd.DataFrame(
         [
             {

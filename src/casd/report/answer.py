@@ -133,10 +133,10 @@ class Answer:
         return f"{text}, {interval} more than the {name}{raised}."
 
     def _prediction(self) -> str:
-        if self.predicted is None:
+        sign = correlation_sign(self.casd)
+        if sign is None:
             return "" if self.verdict == CANNOT_SAY else "CASD could not be tested as a predictor."
         rho, p = self.casd["rho"], self.casd["p_value"]
-        sign = correlation_sign(self.casd)
         if sign:
             what = "predicted which" if sign < 0 else "pointed the wrong way"
         elif rho < 0 and p <= SIGNIFICANT:
@@ -212,7 +212,7 @@ def answers_table(answers: Sequence[Answer]) -> Table:
         for answer in shown[:SHOWN]
     ]
     rest = f" {len(answers) - SHOWN} more are in the table of objectives." if len(answers) > SHOWN else ""
-    caption = "Did removing one backdoor lower the others' ASR, more than the phantom did? With 95 % intervals, the yes last."
+    caption = "Did removing one backdoor lower the others' ASR, more than the phantom did? With 95 % intervals."
     return table_of(rows, name="answers", title="The answer in each condition", caption=f"{caption}{rest}")
 
 

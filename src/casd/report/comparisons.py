@@ -15,7 +15,7 @@ from casd.analysis.grouping import POOLED
 from casd.analysis.kinds import ALL, EFFECTS, RELATIONS
 from casd.config.states import PHANTOM_CONTROL
 from casd.report.answer import Answer
-from casd.report.markup import Table, table_of, without_zero
+from casd.report.markup import Table, excluding_zero, table_of
 from casd.report.wording import (
     MISSING,
     fraction,
@@ -85,11 +85,11 @@ def objectives_table(frame: pd.DataFrame) -> Table:
     return table_of(
         rows,
         groups=list(map(model_label, frame["model"])),
-        bold=without_zero(frame, means),
+        bold=excluding_zero(frame, means),
         name="objectives",
         title=objectives_title(frame),
-        caption=f"Seeds per model: {seeds}. Means over runs with 95 % intervals over {intervals_over(frame['runs'])};"
-        " others: suppression of the other backdoors' ASR, raw and net of controls (bold: without zero)."
+        caption=f"Seeds per model: {seeds}. Means over runs, 95 % intervals over {intervals_over(frame['runs'])};"
+        " others: suppression of the other backdoors' ASR, raw and net of controls (bold: excludes zero)."
         + (
             f" Minus {REFERENCE}: the difference of that net of the phantom, within seed and backdoors (uncorrected)."
             if compared
@@ -164,12 +164,12 @@ def predictors_table(frame: pd.DataFrame) -> Table:
     return table_of(
         rows,
         groups=groups,
-        bold=without_zero(frame, {"ρ": "rho", "minus casd": "minus_casd"}),
+        bold=excluding_zero(frame, {"ρ": "rho", "minus casd": "minus_casd"}),
         name="predictors",
         title="Predictors of transfer",
         caption="Spearman's ρ of each predictor and the suppression of ASR [95 % interval over"
         f" {intervals_over(frame['runs'])}], the same minus CASD's (below 0: the more negative), p for these backdoors alone,"
-        " and prediction of a backdoor that was left out. Bold: the interval is without zero.",
+        " and prediction of a backdoor that was left out. Bold: the interval excludes zero.",
     )
 
 
@@ -238,10 +238,10 @@ def kinds_table(frame: pd.DataFrame) -> Table:
     return table_of(
         rows,
         groups=[f"{record['objective']}, {model_label(record['model'])}" for record in frame.to_dict("records")],
-        bold=without_zero(frame, {headings[column]: column for column in (*RELATIONS, *EFFECTS, "phantom")}),
+        bold=excluding_zero(frame, {headings[column]: column for column in (*RELATIONS, *EFFECTS, "phantom")}),
         name="trigger_kinds",
         title="Kinds of triggers",
-        caption="Means over runs with 95 % intervals (bold: without zero). Injected model: success rate with the trigger, with"
+        caption="Means over runs with 95 % intervals (bold: excludes zero). Injected model: success rate with the trigger, with"
         " fake triggers of the same kind (– where none can be made), and without a trigger. Others: how far the removal lowered"
         " the ASR of other backdoors, net of training on clean text: those with a trigger of the same kind, with the same"
         " behavior, with neither; adds: minus how far removals of neither lowered the same backdoor. By a"

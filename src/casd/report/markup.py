@@ -120,7 +120,7 @@ def table_of(
         records: a row each; the first entry is its label, the others are the cells, by their columns' headings.
         groups: see `Table`.
         collapsed: see `Table`.
-        bold: by the headings of columns, whether the cell in each row is emphasized (`without_zero`).
+        bold: by the headings of columns, whether the cell in each row is emphasized (`excluding_zero`).
         **what: name, title and caption of the table.
     """
     headings = list(records[0]) if records else [""]
@@ -134,7 +134,7 @@ def table_of(
     return Table(frame=frame, groups=groups, collapsed=collapsed, bold=marked if marked.any() else None, **what)
 
 
-def without_zero(frame: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, list[bool]]:
+def excluding_zero(frame: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, list[bool]]:
     """Return for `table_of` which means are to be bold: those whose 95 % interval is above or below zero.
 
     Args:

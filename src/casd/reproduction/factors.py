@@ -14,7 +14,7 @@ from casd.analysis.grouping import POOLED, by_condition, headline_variants, mean
 from casd.analysis.results import RunTables
 from casd.analysis.runs import by_size
 from casd.report.comparisons import MEASURED
-from casd.report.markup import Table, table_of, without_zero
+from casd.report.markup import Table, excluding_zero, table_of
 from casd.report.wording import fraction, intervals_over, mean_with_interval, model_label, percent
 from casd.reproduction.verdicts import REMOVED_ASR, Evidence
 
@@ -97,12 +97,12 @@ def factors_table(frame: pd.DataFrame) -> Table:
     return table_of(
         rows,
         groups=list(map(model_label, frame["model"])),
-        bold=without_zero(frame, means | rho),
+        bold=excluding_zero(frame, means | rho),
         name="factors",
         title="One thing changed at a time",
         caption="Injected ASR: mean of all backdoors before the removals. Included: removals that enter the means. Others:"
         " suppression of the other backdoors' ASR, raw and net of the controls, with 95 % intervals over"
-        f" {intervals_over(frame['runs'])} (bold: without zero). More than first: that net of the phantom minus the"
+        f" {intervals_over(frame['runs'])} (bold: excludes zero). More than first: that net of the phantom minus the"
         " same of the first row, within seed, removed and measured backdoor (of those that both have), not corrected for the"
         " number of rows. Clean, phantom: the suppression under these controls. ρ: rank correlation of CASD and the suppression"
         " of each pair.",
